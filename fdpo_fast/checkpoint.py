@@ -1,0 +1,112 @@
+"""Checkpoints of a DeepSpeed engine, its whole state dict, and the running average of its weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fdpo_fast.data.files import replacing
+
+
+class Checkpoints:
+    """`<output_dir>/checkpoints/step-N`, written by all ranks; `latest` names the newest whole one."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def latest(self) -> str | None:
+        """Name of the newest checkpoint that was written to its end."""
+        pointer = self.folder / "latest"
+        return pointer.read_text().strip() if pointer.exists() else None
+
+    def save(self, engine, step: int, config_text: str, ema: EMA | None) -> None:
+        """Write the state after `step` optimizer steps, then point `latest` to it, then drop the oldest. Collective."""
+        tag = f"step-{step:06d}"
+        # `latest` is ours: it is renamed into place after every rank has written, so a kill leaves the previous one.
+        engine.save_checkpoint(str(self.folder), tag=tag, client_state={"step": step}, save_latest=False)
+        if ema:
+            ema.save(self.folder / tag)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            (self.folder / tag / "config.json").write_text(config_text)
+            with replacing(self.folder / "latest") as partial:
+                partial.write_text(tag + "\n")
+            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+                shutil.rmtree(old)
+        dist.barrier()
+
+    def load(self, engine, ema: EMA | None) -> int:
+        """Load the newest checkpoint; returns the number of optimizer steps it has behind it. Collective."""
+        tag = self.latest()
+        if tag is None:
+            return 0
+        path, state = engine.load_checkpoint(str(self.folder), tag=tag)
+        if path is None:
+            raise ValueError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")
+        if ema:
+            ema.load(self.folder / tag)
+        return state["step"]
+
+
+def local(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter: its ZeRO-3 shard, or the whole."""
+    return getattr(parameter, "ds_tensor", parameter).detach()
+
+
+class EMA:
+    """Exponential moving average in float32 of this rank's part of the trainable parameters, under any ZeRO stage."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.average = {name: local(parameter).float().clone() for name, parameter in self.live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, parameter in self.live.items():
+            self.average[name].lerp_(local(parameter).float(), 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model's weights are the averages."""
+        kept = {name: local(parameter).clone() for name, parameter in self.live.items()}
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(kept)
+
+    def _set(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.live.items():
+            local(parameter).copy_(values[name])
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"ema-rank{dist.get_rank():05d}.safetensors"
+
+    def save(self, folder: Path) -> None:
+        with replacing(self._file(folder)) as partial:
+            save_file(self.average, partial)
+
+    def load(self, folder: Path) -> None:
+        for name, value in load_file(self._file(folder)).items():
+            self.average[name].copy_(value)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor] | None:
+    """The state dict on the CPU, on rank 0 (None elsewhere), gathered parameter by parameter under ZeRO-3. Collective."""
+    state = {}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if dist.get_rank() == 0:
+                state[name] = parameter.detach().cpu().clone()
+    if dist.get_rank():
+        return None
+    return state | {name: buffer.detach().cpu() for name, buffer in module.state_dict().items() if name not in state}

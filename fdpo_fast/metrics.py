@@ -1,0 +1,145 @@
+"""Training statistics: gathered on the device without a wait, reduced and written every `log.every` steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fdpo_fast.config import Log
+from fdpo_fast.loss import LossStats
+
+# Sums per timestep bin; each but the count is divided by it when written.
+COLUMNS = ("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped")
+
+
+class Metrics:
+    """One row of sums per optimizer step and timestep bin, [bins, len(COLUMNS)] float64."""
+
+    def __init__(self, settings: Log, num_train_timesteps: int, device: torch.device) -> None:
+        self.bins, self.timesteps = settings.timestep_bins, num_train_timesteps
+        self.device = device
+        self.current = self._empty()
+        self.steps: list[tuple[int, float, Tensor, Tensor]] = []  # (step, lr, sums, gradient norm)
+        self.started = time.perf_counter()
+
+    def _empty(self) -> Tensor:
+        return torch.zeros(self.bins, len(COLUMNS), dtype=torch.float64, device=self.device)
+
+    def add(self, losses: Tensor, stats: LossStats, timesteps: Tensor) -> None:
+        """Count a micro-batch: `losses` [b] per pair, `timesteps` [b]."""
+        accuracy = (stats.margin > 0).double() + 0.5 * (stats.margin == 0).double()
+        delta_w, delta_l = stats.error_w - stats.ref_error_w, stats.error_l - stats.ref_error_l
+        values = (
+            torch.ones_like(accuracy), losses.detach(), accuracy, stats.margin, stats.error_w, stats.error_l,
+            delta_w, delta_l, stats.clipped,
+        )  # fmt: skip
+        rows = torch.stack([value.double() for value in values], dim=1)
+        self.current.index_add_(0, timesteps * self.bins // self.timesteps, rows)
+
+    def end_step(self, step: int, lr: float, grad_norm: Tensor | float | None) -> None:
+        """Close the optimizer step `step` (counted from 0)."""
+        norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm, device=self.device)
+        self.steps.append((step, lr, self.current, norm.double()))
+        self.current = self._empty()
+
+    def flush(self) -> list[dict]:
+        """Records of the steps since the last flush, equal on all ranks; the last one carries the timestep bins."""
+        sums = torch.stack([sums for _, _, sums, _ in self.steps])
+        dist.all_reduce(sums)
+        norms = torch.stack([norm for *_, norm in self.steps]).tolist()
+        seconds = time.perf_counter() - self.started
+        rate = 2 * sums[..., 0].sum().item() / seconds  # two images per pair
+        records = []
+        for (step, lr, *_), norm, total in zip(self.steps, norms, sums.sum(dim=1).tolist(), strict=True):
+            record = {"step": step, **_means(total), "lr": lr}
+            if norm == norm:
+                record["grad_norm"] = norm
+            records.append(record)
+        records[-1]["images_per_second"] = rate
+        records[-1]["memory_gib"] = memory_gib(self.device)
+        edges = [self.timesteps * i // self.bins for i in range(self.bins + 1)]
+        by_bin = sums.sum(dim=0).tolist()
+        records[-1]["bins"] = [
+            {"timesteps": [edges[i], edges[i + 1]], **_means(row)} for i, row in enumerate(by_bin) if row[0]
+        ]
+        self.steps.clear()
+        self.started = time.perf_counter()
+        return records
+
+
+def _means(sums: list[float]) -> dict[str, float]:
+    pairs = sums[0]
+    return {"pairs": int(pairs), **{name: total / pairs for name, total in zip(COLUMNS[1:], sums[1:], strict=True)}}
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this process in GiB: of the GPU's allocator, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class WinnerWatch:
+    """Early warning: the policy denoises the preferred images worse than the reference, and ever more so.
+
+    Looks at the mean of error_w - ref_error_w over windows of steps; warns once when `patience` windows in a row are
+    above zero and each above the one before.
+    """
+
+    def __init__(self, patience: int = 4) -> None:
+        self.recent: deque[float] = deque(maxlen=patience)
+        self.warned = False
+
+    def __call__(self, records: list[dict]) -> str | None:
+        self.recent.append(sum(record["delta_w"] for record in records) / len(records))
+        values = list(self.recent)
+        rising = all(a < b for a, b in zip(values, values[1:], strict=False))
+        if self.warned or len(values) < self.recent.maxlen or values[0] <= 0 or not rising:
+            return None
+        self.warned = True
+        return (
+            f"step {records[-1]['step']}: the error on preferred images has risen above the reference's for "
+            f"{len(values)} windows in a row (now +{values[-1]:.2e}): the margin is bought by forgetting; "
+            "lower optimizer.lr or raise loss.beta"
+        )
+
+
+class Writer:
+    """`metrics.jsonl` and TensorBoard scalars of one run, on rank 0."""
+
+    def __init__(self, folder: Path, first_step: int, tensorboard: bool, data_report: dict) -> None:
+        (folder / "data.json").write_text(json.dumps(data_report, indent=2))
+        self.path = folder / "metrics.jsonl"
+        kept = self.path.read_text().splitlines() if self.path.exists() else []
+        # steps after the checkpoint are about to be taken again
+        kept = [line for line in kept if json.loads(line)["step"] < first_step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
+
+    def write(self, records: list[dict]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        if self.board is None:
+            return
+        for record in records:
+            step = record["step"]
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, step)
+            for part in record.get("bins", []):
+                low, high = part["timesteps"]
+                for name in ("margin", "accuracy", "delta_w", "delta_l"):
+                    self.board.add_scalar(f"{name}/t{low}-{high}", part[name], step)
+        self.board.flush()

@@ -1,0 +1,274 @@
+"""The trainer: `deepspeed fdpo_fast/train.py --config configs/digits_js.json`.
+
+Also `fdpo train --config ...` and plain `python fdpo_fast/train.py ...` for one process. Reads top to bottom:
+configuration, caches, policy and engine, loop, export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A script's folder comes first on the path, where our `data`, `evaluate`, `models` would hide other packages.
+    sys.path[0:1] = []
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.distributed as dist
+
+from fdpo_fast import config as configuration
+from fdpo_fast.config import EMBEDDED, Config, ConfigError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and train; a mistake in the input ends the process with one sentence."""
+    parser = argparse.ArgumentParser(prog="fdpo train", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="JSON file of the run")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override (JSON value)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in train.output_dir")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
+    options = parser.parse_args(arguments)
+    try:
+        config = configuration.load(options.config, options.set)
+        config.accumulation(int(os.environ.get("WORLD_SIZE", 1)))  # set by the launcher
+        if options.dry_run:
+            print(config.dumps(), end="")
+            return
+        check_output(Path(config.train.output_dir), options.resume)
+        train(config, options.resume)
+    except ValueError as error:
+        if isinstance(error, ConfigError) or _ours(error):
+            sys.exit(f"fdpo train: {error}")
+        raise
+
+
+def _ours(error: ValueError) -> bool:
+    """Raised by our own check of the input, not from deep inside a library."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return Path(trace.tb_frame.f_code.co_filename).parent.is_relative_to(Path(__file__).parent)
+
+
+def check_output(folder: Path, resume: bool) -> None:
+    """Refuse to mix two runs in one folder."""
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
+
+
+def start_processes() -> torch.device:
+    """Join the launcher's process group, or be a group of one; returns this process's device."""
+    import deepspeed
+
+    cuda = torch.cuda.is_available()
+    if "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(verbose=False)
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return device
+
+
+def resolve_embedded(config: Config, rank: int) -> Config:
+    """Replace the name of the embedded default by the paths of its pipeline and pairs, made now if need be."""
+    if EMBEDDED not in (config.model.base, config.data.source):
+        return config
+    from fdpo_fast.digits import embedded
+
+    if rank == 0:
+        embedded(config.data.digits, config.data.cache_dir)
+    dist.barrier()
+    folder = embedded(config.data.digits, config.data.cache_dir)
+    model, data = config.model, config.data
+    if model.base == EMBEDDED:
+        model = model.model_copy(update={"base": str(folder / "pipeline")})
+    if data.source == EMBEDDED:
+        data = data.model_copy(update={"source": str(folder / "pairs.parquet")})
+    return config.model_copy(update={"model": model, "data": data})
+
+
+@lru_cache(maxsize=2)
+def _shuffled(pairs: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(pairs, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def order(first: int, count: int, pairs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(positions, epochs) of draws first .. first + count - 1 of an endless shuffled walk over `pairs` pairs.
+
+    A function of the global count of pairs alone: rank count, micro-batch and accumulation do not change it.
+    """
+    draws = [divmod(draw, pairs) for draw in range(first, first + count)]
+    positions = torch.tensor([int(_shuffled(pairs, seed, epoch)[at]) for epoch, at in draws])
+    return positions, torch.tensor([epoch for epoch, _ in draws])
+
+
+def train(config: Config, resume: bool) -> None:
+    """Run a configuration to its last step and export the policy. Collective over the launcher's ranks."""
+    import deepspeed
+    from tqdm import tqdm
+
+    from fdpo_fast import optim
+    from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
+    from fdpo_fast.data.caches import READERS, Rank, TrainingSet, describe, predict
+    from fdpo_fast.grids import SampleGrids
+    from fdpo_fast.loss import FDPOLoss
+    from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
+    from fdpo_fast.models import family as load_family
+    from fdpo_fast.models import quiet_libraries
+
+    quiet_libraries()
+    device = start_processes()
+    rank = Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
+    say = print if rank.index == 0 else lambda *_: None
+    config = resolve_embedded(config, rank.index)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.model.dtype]
+    settings, folder = config.train, Path(config.train.output_dir)
+
+    # Data: caches first, so that VAE, text encoder and reference UNet are gone before the policy arrives.
+    family = load_family(config.model.family, config.model.base)
+    source = READERS[config.data.format](config.data.source, config.data.ties)
+    data = TrainingSet(config, family, rank, source)
+    say(f"data: {describe(data.report)}")
+    mode = config.reference.mode
+    if mode == "cached":
+        data.cache_reference(config, family, rank, lambda: family.denoiser(dtype))
+
+    # Policy, optimizer, engine.
+    torch.manual_seed(settings.seed)  # the initial weights of an adapter
+    unet = family.denoiser(dtype)
+    unet_config = dict(unet.config)
+    lora = config.model.lora if config.model.train == "lora" else None
+    if lora:
+        family.add_lora(unet, lora)
+    if config.model.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    engine, _, _, _ = deepspeed.initialize(
+        model=unet,
+        model_parameters=trained,
+        optimizer=optim.optimizer(config.optimizer, trained),
+        lr_scheduler=optim.schedule(config.optimizer, settings.max_steps),
+        config=config.for_deepspeed(rank.count),
+        dist_init_required=False,
+    )
+    frozen = family.denoiser(dtype).to(device).requires_grad_(False).eval() if mode == "live" else None
+    ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
+
+    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
+    first_step = checkpoints.load(engine, ema) if resume else 0
+    grids = SampleGrids(config.log, family, folder / "samples", settings.seed, device)
+    if rank.index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(config.dumps())
+    writer = Writer(folder, first_step, config.log.tensorboard, data.report) if rank.index == 0 else None
+    criterion = FDPOLoss(
+        config.loss.link(),
+        beta=config.loss.beta,
+        ratio_scale=config.loss.ratio_scale,
+        loss_type=config.loss.type,
+        label_smoothing=config.loss.label_smoothing,
+        reduction="none",
+    )
+
+    def reference(batch) -> torch.Tensor:
+        """Reference errors from the cache, or predictions of the frozen model or of the policy without adapter."""
+        if mode == "cached":
+            return batch.ref_error
+        with torch.no_grad():
+            if mode == "live":
+                return predict(family, frozen, batch)[0]
+            unet.disable_adapters()
+            pred = predict(family, unet, batch)[0]
+            unet.enable_adapters()
+            return pred
+
+    # The loop. Nothing here waits for the device between flushes.
+    metrics = Metrics(config.log, data.timesteps, device)
+    watch = WinnerWatch()
+    stop = StopSignal(device)
+    micro = settings.pairs_per_micro_batch
+    accumulation = config.accumulation(rank.count)
+    bar = tqdm(range(first_step, settings.max_steps), initial=first_step, total=settings.max_steps, desc="train",
+               disable=rank.index > 0)  # fmt: skip
+    if config.log.samples_every and first_step == 0:
+        grids.write(unet, 0, rank.index)
+    unet.train()
+    for step in bar:
+        for part in range(accumulation):
+            first = step * settings.pairs_per_step + (rank.index * accumulation + part) * micro
+            positions, epochs = order(first, micro, len(data), settings.seed)
+            visits = epochs % config.reference.visits if config.reference.visits else epochs
+            batch = data.batch(positions, visits)
+            ref = reference(batch)
+            pred, target = predict(family, engine, batch)
+            losses, stats = criterion(pred, ref, target, batch.weight)
+            engine.backward(losses.mean())
+            metrics.add(losses, stats, batch.timesteps[:micro])
+            engine.step()
+        if ema:
+            ema.update()
+        done = step + 1
+        metrics.end_step(step, engine.get_lr()[0], engine.get_global_grad_norm())
+        last = done == settings.max_steps
+        if done % config.log.every == 0 or last:
+            records = metrics.flush()
+            if writer:
+                writer.write(records)
+                bar.set_postfix_str(progress(records[-1]))
+                if warning := watch(records):
+                    warnings.warn(warning, stacklevel=1)
+            if stop.requested():
+                checkpoints.save(engine, done, config.dumps(), ema)
+                say(f"stopped after step {done}: --resume goes on from there")
+                return
+        if config.log.samples_every and (done % config.log.samples_every == 0 or last):
+            grids.write(unet, done, rank.index)
+        if done % settings.checkpoint_every == 0 or last:
+            checkpoints.save(engine, done, config.dumps(), ema)
+
+    with ema.applied() if ema else nullcontext():
+        state = whole_state(unet)
+    if rank.index == 0:
+        family.export(state, unet_config, lora, folder / "export")
+        say(f"exported to {folder / 'export'}")
+    dist.barrier()
+
+
+def progress(record: dict) -> str:
+    """The progress bar's figures."""
+    return (
+        f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}, margin {record['margin']:+.3f}, "
+        f"lr {record['lr']:.1e}, {record['images_per_second']:.1f} images/s, {record['memory_gib']:.1f} GiB"
+    )
+
+
+class StopSignal:
+    """Turns Ctrl-C or SIGTERM on any rank into an orderly stop of all ranks at the next flush; a second one kills."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.flag = torch.zeros(1, device=device)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.flag.fill_(1)
+        signal.signal(number, signal.SIG_DFL)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop. Collective."""
+        dist.all_reduce(self.flag, op=dist.ReduceOp.MAX)
+        return bool(self.flag)
+
+
+if __name__ == "__main__":
+    main()
