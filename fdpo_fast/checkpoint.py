@@ -101,7 +101,7 @@ class EMA:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict on the CPU, on rank 0 (None elsewhere), gathered parameter by parameter under ZeRO-3. Collective."""
+    """The state dict on the CPU, on rank 0 (None elsewhere), gathered by parameter under ZeRO-3. Collective."""
     state = {}
     for name, parameter in module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):

@@ -105,7 +105,7 @@ class Loss(Section):
 class Optimizer(Section):
     type: Literal["adamw", "adamw8bit_bnb"] = "adamw"
     lr: float = Field(ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
     eps: float = 1e-8
     weight_decay: float = 1e-2
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -245,8 +245,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(raw, override)
     try:
-        # JSON mode: arrays may fill tuples, everything else stays strict
-        return Config.model_validate_json(json.dumps(raw))
+        return Config.model_validate(raw)
     except ValidationError as error:
         sentences = [_sentence(e) for e in error.errors()]
         raise ConfigError(f"{path}: " + "; ".join(sentences)) from None

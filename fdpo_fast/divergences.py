@@ -51,8 +51,8 @@ class Divergence:
             )
         if not (self.linear > 0 or self.logistic > 0 or (self.scale < 0 and self.rate < 0)):
             raise ValueError(
-                f"divergence '{self.name}' is not admissible for DPO: f' is finite at 0, so the optimal policy may give "
-                "an image probability zero and the preference loss cannot be written in the log-ratio"
+                f"divergence '{self.name}' is not admissible for DPO: f' is finite at 0, so the optimal policy may "
+                "give an image probability zero and the preference loss cannot be written in the log-ratio"
             )
 
     @property
@@ -72,8 +72,9 @@ class Divergence:
             terms.append(self.linear * u)
         if self.scale and self.rate:
             x = self.rate * u
-            below = x.clamp(max=EXP_CAP)
-            terms.append(self.scale * (torch.expm1(below) + math.exp(EXP_CAP) * (x - below)))
+            tangent = math.expm1(EXP_CAP) + math.exp(EXP_CAP) * (x - EXP_CAP)
+            # A selection, not a sum: two slopes of size e^cap that cancel would leave no digits of e^x.
+            terms.append(self.scale * torch.where(x > EXP_CAP, tangent, torch.expm1(x.clamp(max=EXP_CAP))))
         if self.logistic:
             terms.append(self.logistic * logsigmoid(u))
         return sum(terms[1:], terms[0])

@@ -184,8 +184,8 @@ def _check_options(
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if loss_type in _POINTWISE:
         raise ValueError(
-            f"loss_type '{loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the normaliser "
-            f"of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
+            f"loss_type '{loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the "
+            f"normaliser of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
         )
     _one_of("loss_type", loss_type, tuple(LOSS_TYPES))
     if not 0 <= label_smoothing < 0.5:

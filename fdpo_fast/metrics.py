@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ class WinnerWatch:
     def __call__(self, records: list[dict]) -> str | None:
         self.recent.append(sum(record["delta_w"] for record in records) / len(records))
         values = list(self.recent)
-        rising = all(a < b for a, b in zip(values, values[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(values))
         if self.warned or len(values) < self.recent.maxlen or values[0] <= 0 or not rising:
             return None
         self.warned = True

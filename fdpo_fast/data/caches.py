@@ -34,7 +34,7 @@ _CAPTIONS_PER_SHARD = 1024
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those of the run."""
+    """The process among those of the run."""
 
     index: int
     count: int
@@ -172,7 +172,7 @@ class TrainingSet:
         timesteps, eps = noise.pair_draw(self.seed, ids, visits, latents.shape[2:], num_train_timesteps=self.timesteps)
         dropped = noise.uniforms(self.seed, ids, visits, noise.CAPTION) < self.dropout
         captions = self.caption[positions].masked_fill(dropped, self.empty_caption)
-        condition = {key: self.text.rows(key, captions) for key in self.text.keys()}
+        condition = {key: self.text.rows(key, captions) for key in self.text.names}
         ref_error = None
         if self.reference:
             stored = self.reference.rows("error", positions)  # [b, visits, 2]

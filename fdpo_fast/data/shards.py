@@ -64,7 +64,9 @@ class Shards:
         """All rows of a (small) tensor, in memory."""
         return torch.cat([file.get_tensor(key) for file in self.files])
 
-    def keys(self) -> list[str]:
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors in every shard."""
         return sorted(self.files[0].keys())
 
     def rows(self, key: str, indices: Tensor) -> Tensor:

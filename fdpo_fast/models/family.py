@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ TARGETS: dict[str, Callable[[DDPMScheduler, Tensor, Tensor, Tensor], Tensor]] = 
 }
 
 
-class Family:
+class Family(ABC):
     """A pipeline on disk. Components are loaded when asked for and belong to the caller, who lets them go."""
 
     text_components: tuple[str, ...]
@@ -48,7 +49,7 @@ class Family:
     # --- encoders, needed only to fill caches and to draw samples ---
 
     def image_encoder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """images [n, 3, h, w] in [-1, 1] -> scaled latents [n, c, h/f, w/f], float32: the posterior's mean."""
+        """Images [n, 3, h, w] in [-1, 1] -> scaled latents [n, c, h/f, w/f], float32: the posterior's mean."""
         vae = AutoencoderKL.from_pretrained(self.base, subfolder="vae", use_safetensors=True).to(device).eval()
 
         @torch.no_grad()
@@ -58,9 +59,9 @@ class Family:
 
         return encode
 
+    @abstractmethod
     def text_encoder(self, device: torch.device) -> Callable[[list[str]], dict[str, Tensor]]:
-        """captions -> conditioning tensors, each [n, ...], float32."""
-        raise NotImplementedError
+        """Captions -> conditioning tensors, each [n, ...], float32."""
 
     # --- the denoiser ---
 
@@ -83,9 +84,9 @@ class Family:
         """What a perfect model predicts from x_t, [n, c, h, w]."""
         return self._target(self.schedule, latents, noise, timesteps)
 
+    @abstractmethod
     def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The UNet's prediction, [n, c, h, w], in the UNet's dtype."""
-        raise NotImplementedError
 
     # --- diffusers pipelines ---
 

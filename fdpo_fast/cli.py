@@ -1,0 +1,26 @@
+"""The command line: `fdpo COMMAND --config FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": ("fdpo_fast.train", "align a pipeline (one process; `deepspeed fdpo_fast/train.py` for more)"),
+    "demo": ("fdpo_fast.demo", "before and after of a finished digits run: table and pictures"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Hand the arguments behind the command's name to its module."""
+    parser = argparse.ArgumentParser(
+        prog="fdpo",
+        description="Preference alignment of diffusion models under any f-divergence.",
+        epilog="\n".join(f"  {name:8} {text}" for name, (_, text) in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parser.parse_args(arguments[:1]).command
+    import_module(COMMANDS[command][0]).main(arguments[1:])

@@ -1,0 +1,146 @@
+"""Before and after on the embedded digits: a table over the ten captions, a sample sheet and the training curves.
+
+`python -m fdpo_fast.demo --config configs/digits_js.json` reads the finished run in the config's `train.output_dir`.
+Base and policy draw the same captions from the same start latents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fdpo_fast import config as configuration
+from fdpo_fast.config import DigitsRecipe
+from fdpo_fast.data.files import replacing
+from fdpo_fast.digits import CAPTIONS, draw, embedded, ink, read_digits, score
+from fdpo_fast.grids import side_by_side
+from fdpo_fast.models import quiet_libraries
+
+SEED = 20_000  # no seed of training: the pairs were drawn with small ones
+HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "diversity", "win rate [95 %]")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare the base pipeline and the exported policy; writes report.md, report.json and two pictures."""
+    parser = argparse.ArgumentParser(prog="fdpo demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="JSON file of the finished run")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override (JSON value)")
+    parser.add_argument("--images", type=int, default=64, help="images per caption (default 64)")
+    options = parser.parse_args(arguments)
+    try:
+        config = configuration.load(options.config, options.set)
+    except configuration.ConfigError as error:
+        sys.exit(f"fdpo demo: {error}")
+    folder = Path(config.train.output_dir)
+    if not (folder / "export").is_dir():
+        sys.exit(f"fdpo demo: there is no {folder / 'export'}: run `fdpo train --config {options.config}` first")
+    quiet_libraries()
+    recipe = config.data.digits
+    base = embedded(recipe, config.data.cache_dir) / "pipeline"
+    labels = torch.arange(len(CAPTIONS)).repeat_interleave(options.images)
+    before = sample(base, labels, recipe, "drawing with the base")
+    after = sample(folder / "export", labels, recipe, "drawing with the policy")
+
+    rows = [[caption, *cells(before[part], after[part], labels[part], recipe)] for caption, part in groups(labels)]
+    rows.append(["**all**", *cells(before, after, labels, recipe)])
+    table = markdown(HEADER, rows)
+    (folder / "report.md").write_text(table)
+    low, high = interval(wins(before, after, labels, recipe))
+    numbers = {"images_per_caption": options.images, "base": measure(before, labels), "policy": measure(after, labels),
+               "win_rate": wins(before, after, labels, recipe).mean().item(), "win_rate_95": [low, high]}  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    blocks = {name: images.unflatten(0, (10, -1))[:, :8] for name, images in (("base", before), ("aligned", after))}
+    with replacing(folder / "alignment.png") as partial:
+        side_by_side(list(CAPTIONS), blocks, scale=2).save(partial, format="PNG")
+    curves(folder / "metrics.jsonl", folder / "curves.png")
+    print(table)
+    print(f"pictures: {folder / 'alignment.png'}, {folder / 'curves.png'}")
+
+
+def sample(pipeline_folder: Path, labels: Tensor, recipe: DigitsRecipe, description: str) -> Tensor:
+    """Images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
+    parts = tqdm(list(labels.split(128)), desc=description)
+    settings = {"steps": recipe.sampling_steps, "guidance": recipe.guidance}
+    return torch.cat([draw(pipeline, part, SEED + i, **settings) for i, part in enumerate(parts)])
+
+
+def groups(labels: Tensor) -> list[tuple[str, Tensor]]:
+    return [(caption, labels == label) for label, caption in enumerate(CAPTIONS)]
+
+
+def diversity(images: Tensor, labels: Tensor) -> float:
+    """Mean Euclidean distance between two images of one caption, per root of the pixel count (an RMSE in [0, 1])."""
+    distances = [torch.pdist(images[labels == label].flatten(1)).mean() for label in labels.unique()]
+    return (torch.stack(distances).mean() / images[0].numel() ** 0.5).item()
+
+
+def measure(images: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        "accuracy_judge": (read_digits(images) == labels).float().mean().item(),
+        "accuracy_unseen": (read_digits(images, "unseen") == labels).float().mean().item(),
+        "stroke_weight": ink(images).mean().item(),
+        "diversity": diversity(images, labels),
+    }
+
+
+def wins(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> Tensor:
+    """Per image: 1 where the policy's scores higher under the rule than the base's from the same latents, ties 0.5."""
+    gap = score(after, labels, recipe) - score(before, labels, recipe)
+    return (gap > 0).double() + 0.5 * (gap == 0).double()
+
+
+def interval(values: Tensor, draws: int = 10_000) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the mean."""
+    rng = np.random.default_rng(0)
+    means = values.numpy()[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def cells(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> list[str]:
+    """One row of the table: before -> after, and the win rate."""
+    pairs = zip(measure(before, labels).values(), measure(after, labels).values(), strict=True)
+    won = wins(before, after, labels, recipe)
+    low, high = interval(won)
+    return [f"{a:.3f} → {b:.3f}" for a, b in pairs] + [f"{won.mean():.1%} [{low:.1%}, {high:.1%}]"]
+
+
+def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def curves(metrics: Path, picture: Path) -> None:
+    """Loss and implicit accuracy per step, with a running mean of 10."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [record["step"] for record in records]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for axis, key, level in ((axes[0], "loss", np.log(2)), (axes[1], "accuracy", 0.5)):
+        values = np.array([record[key] for record in records])
+        axis.plot(steps, values, alpha=0.3)
+        smooth = [values[max(0, i - 9) : i + 1].mean() for i in range(len(values))]
+        axis.plot(steps, smooth, color="C0")
+        axis.axhline(level, color="gray", linewidth=0.8, linestyle="--")
+        axis.set(xlabel="step", title=key)
+    with replacing(picture) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

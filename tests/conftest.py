@@ -1,0 +1,96 @@
+"""Shared fixtures: the embedded pipeline made with a handful of steps, and a run configuration over it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECIPE = {"vae_steps": 2, "unet_steps": 2, "pairs": 30, "sampling_steps": 2, "batch": 8, "tie_below": 0.0}
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def embedded_folder(cache_dir):
+    from fdpo_fast.config import DigitsRecipe
+    from fdpo_fast.digits import embedded
+
+    return embedded(DigitsRecipe(**RECIPE), cache_dir)
+
+
+@pytest.fixture
+def raw_config(embedded_folder, cache_dir, tmp_path):
+    """A valid configuration as a dict, six steps of four pairs on the embedded pipeline."""
+    return {
+        "model": {"family": "sd", "base": "digits", "dtype": "fp32"},
+        "data": {
+            "source": "digits",
+            "resolution": 32,
+            "cache_dir": str(cache_dir),
+            "caption_dropout": 0.2,
+            "shard_rows": 16,
+            "digits": RECIPE,
+        },
+        "reference": {"visits": 2},
+        "loss": {"divergence": "jensen_shannon", "beta": 1.0, "ratio_scale": 200.0},
+        "optimizer": {"lr": 1e-4},
+        "train": {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 6,
+            "pairs_per_step": 4,
+            "pairs_per_micro_batch": 4,
+            "checkpoint_every": 3,
+        },
+        "log": {"every": 2, "tensorboard": False},
+    }
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    def write(raw):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(raw))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def launch(write_config):
+    """Run the trainer as a user would; `ranks` > 1 through the deepspeed launcher. Returns the finished process."""
+
+    def run(raw, *arguments, ranks=1, check=True):
+        command = [sys.executable, "fdpo_fast/train.py"]
+        if ranks > 1:
+            port = 20_000 + os.getpid() % 20_000
+            deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+            command = [deepspeed, "--num_gpus", str(ranks), "--master_port", str(port), "fdpo_fast/train.py"]
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        done = subprocess.run(
+            [*command, "--config", str(write_config(raw)), *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def read_metrics():
+    def read(raw):
+        lines = (Path(raw["train"]["output_dir"]) / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    return read

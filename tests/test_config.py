@@ -1,0 +1,121 @@
+"""The strict configuration: every mistake fails at once, in one sentence that names the key."""
+
+import json
+
+import pytest
+
+from fdpo_fast import config
+from fdpo_fast.config import ConfigError
+from fdpo_fast.train import main
+
+
+@pytest.fixture
+def raw():
+    return {
+        "model": {"family": "sd", "base": "some/model"},
+        "data": {"source": "pairs"},
+        "loss": {"beta": 1.0, "ratio_scale": 2500.0},
+        "optimizer": {"lr": 1e-5},
+        "train": {"output_dir": "out", "max_steps": 10, "pairs_per_step": 8, "pairs_per_micro_batch": 2},
+    }
+
+
+def test_defaults(raw, write_config):
+    loaded = config.load(write_config(raw))
+    assert (loaded.reference.mode, loaded.reference.visits) == ("cached", 4)
+    assert loaded.accumulation(2) == 2
+    raw["model"]["train"] = "lora"
+    assert config.load(write_config(raw)).reference.mode == "adapter"
+
+
+def test_resolved_config_reads_back(raw, write_config, tmp_path):
+    loaded = config.load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=0.3"])
+    path = tmp_path / "resolved.json"
+    path.write_text(loaded.dumps())
+    assert config.load(path) == loaded
+
+
+def test_overrides_are_json(raw, write_config):
+    overrides = ["optimizer.lr=2e-6", 'log.prompts=["a cat"]', "train.output_dir=elsewhere", "loss.divergence=jeffreys"]
+    loaded = config.load(write_config(raw), overrides)
+    assert loaded.optimizer.lr == 2e-6
+    assert loaded.log.prompts == ["a cat"]
+    assert loaded.train.output_dir == "elsewhere"
+    assert loaded.loss.link().name == "jeffreys"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("loss.betta=1.0", "unknown key 'loss.betta', did you mean 'loss.beta'"),
+        ("trian.seed=1", "unknown key 'trian', did you mean 'train'"),
+        ("data.digits.pears=3", "unknown key 'data.digits.pears', did you mean 'data.digits.pairs'"),
+        ("train.max_steps=ten", "'train.max_steps'"),
+        ("train.max_steps=1.5", "'train.max_steps'"),
+        ('optimizer.lr="1e-5"', "'optimizer.lr'"),
+        ("model.gradient_checkpointing=1", "'model.gradient_checkpointing'"),
+        ("model.train=half", "'model.train'"),
+        ("loss.beta=0", "'loss.beta'"),
+        ("loss.ratio_scale=-3", "'loss.ratio_scale'"),
+        ("loss.divergence=pearson_chi2", "not admissible"),
+        ("loss.divergence=kl", "unknown divergence 'kl'"),
+        ("loss.alpha=0.5", "alpha would be ignored"),
+        ("loss.type=kto", "unknown loss type"),
+        ("reference.mode=adapter", "needs model.train 'lora'"),
+        ("reference.visits=null", "needs reference.visits"),
+        ("train.pairs_per_step=9", "not a multiple"),
+        ("deepspeed.train_batch_size=8", "train.pairs_per_step"),
+        ("deepspeed.gradient_clipping=1.0", "optimizer.max_grad_norm"),
+        ("log.samples_every=5", "log.prompts is empty"),
+        ("nonsense", "section.key=value"),
+    ],
+)
+def test_mistakes(raw, write_config, override, says):
+    with pytest.raises(ConfigError) as caught:
+        config.load(write_config(raw), [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_alpha_out_of_range(raw, write_config):
+    with pytest.raises(ConfigError, match="strictly between 0 and 1"):
+        config.load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=1.5"])
+
+
+def test_missing_key_and_section(raw, write_config):
+    del raw["loss"], raw["train"]["max_steps"]
+    with pytest.raises(ConfigError, match=r"'loss' is missing.*'train.max_steps' is missing"):
+        config.load(write_config(raw))
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "not valid JSON"), ("[]", "not an object"), (None, "cannot read")])
+def test_unreadable_files(tmp_path, text, says):
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        config.load(path)
+
+
+def test_deepspeed_section_is_passed_on(raw, write_config):
+    raw["deepspeed"] = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
+    passed = config.load(write_config(raw)).for_deepspeed(world_size=2)
+    assert passed["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert passed["wall_clock_breakdown"]
+    assert passed["train_micro_batch_size_per_gpu"] * passed["gradient_accumulation_steps"] * 2 == 8
+    assert passed["bf16"] == {"enabled": True}
+
+
+def test_dry_run_prints_the_resolved_config(raw, write_config, capsys):
+    main(["--config", str(write_config(raw)), "--set", "train.seed=7", "--dry-run"])
+    assert json.loads(capsys.readouterr().out)["train"]["seed"] == 7
+
+
+def test_ranks_that_do_not_divide(raw, write_config):
+    with pytest.raises(ConfigError, match="times 3 ranks"):
+        config.load(write_config(raw)).accumulation(3)
+
+
+def test_mistake_ends_the_trainer_with_a_sentence(raw, write_config):
+    with pytest.raises(SystemExit, match=r"fdpo train: .*unknown key 'loss.betta'"):
+        main(["--config", str(write_config(raw)), "--set", "loss.betta=1"])

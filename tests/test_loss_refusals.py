@@ -1,0 +1,57 @@
+"""Every bad input of the drop-in raises one sentence."""
+
+import pytest
+import torch
+
+from fdpo_fast import FDPOLoss, fdpo_loss
+
+GOOD = {"pred": torch.zeros(4, 3), "ref": torch.zeros(4, 3), "target": torch.zeros(4, 3)} | {
+    "beta": 2.0,
+    "ratio_scale": 50.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({k: torch.zeros(3, 3) for k in ("pred", "ref", "target")}, ValueError, "even first dimension"),
+        ({"target": torch.zeros(4, 2)}, ValueError, "target has shape"),
+        ({"ref": torch.zeros(4, 2)}, ValueError, "ref has shape"),
+        ({"ref": torch.zeros(2)}, ValueError, "ref has shape"),
+        ({"ref": torch.zeros(4, dtype=torch.bfloat16)}, TypeError, "float32 or float64"),
+        ({"pred": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "floating-point"),
+        ({"pred": torch.zeros(4, 3, dtype=torch.complex64)}, TypeError, "floating-point"),
+        ({"target": [1.0]}, TypeError, "must be a tensor"),
+        ({"pred": torch.tensor(0.0)}, ValueError, "pairs"),
+        ({k: torch.zeros(4, 0) for k in ("pred", "ref", "target")}, ValueError, "without elements"),
+        ({"target": torch.zeros(4, 3, device="meta")}, ValueError, "is on meta"),
+        ({"weight": torch.zeros(3)}, ValueError, "one factor per pair"),
+        ({"divergence": "kl"}, ValueError, "unknown divergence"),
+        ({"divergence": "pearson_chi2"}, ValueError, "not admissible"),
+        ({"divergence": 0.5}, TypeError, "divergence must be"),
+        ({"beta": 0}, ValueError, "beta must be positive"),
+        ({"beta": -1.0}, ValueError, "beta must be positive"),
+        ({"beta": float("nan")}, ValueError, "beta must be positive"),
+        ({"beta": "1"}, TypeError, "beta must be a number"),
+        ({"ratio_scale": 0.0}, ValueError, "ratio_scale must be positive"),
+        ({"ratio_scale": float("inf")}, ValueError, "ratio_scale must be positive"),
+        ({"loss_type": "kto"}, ValueError, "normaliser"),
+        ({"loss_type": "sppo_hard", "divergence": "forward_kl"}, ValueError, "normaliser"),
+        ({"loss_type": "mse"}, ValueError, "unknown loss_type"),
+        ({"label_smoothing": 0.5}, ValueError, "label_smoothing"),
+        ({"label_smoothing": 0.1, "loss_type": "hinge"}, ValueError, "no meaning"),
+        ({"layout": "pairs"}, ValueError, "unknown layout"),
+        ({"reduction": "median"}, ValueError, "unknown reduction"),
+        ({"backend": "cuda"}, ValueError, "unknown backend"),
+    ],
+)
+def test_refusals(change, error, says):
+    arguments = GOOD | change
+    with pytest.raises(error, match=says) as caught:
+        fdpo_loss(arguments.pop("pred"), arguments.pop("ref"), arguments.pop("target"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_module_refuses_before_the_first_batch():
+    with pytest.raises(ValueError, match="beta must be positive"):
+        FDPOLoss(beta=-1.0, ratio_scale=1.0)

@@ -1,0 +1,118 @@
+"""The Pick-a-Pic reader on good, tied and broken rows."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from fdpo_fast.data.images import square
+from fdpo_fast.data.pairs import Pair, Rejected
+from fdpo_fast.data.pickapic import SCHEMA, PickAPic, write_pairs
+
+
+def jpeg(color, mode="RGB", size=(24, 16)):
+    buffer = io.BytesIO()
+    Image.new(mode, size, color).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+RED, BLUE = jpeg("red"), jpeg("blue")
+
+
+def write(path, rows):
+    """Rows of (caption, jpg_0, jpg_1, label_0)."""
+    captions, jpg_0, jpg_1, label_0 = (list(column) for column in zip(*rows, strict=True))
+    write_pairs(path, captions=captions, jpg_0=jpg_0, jpg_1=jpg_1, label_0=label_0)
+    return path
+
+
+def is_red(image):
+    return image.getpixel((0, 0))[0] > 200
+
+
+def test_label_names_the_preferred_image(tmp_path):
+    source = PickAPic(str(write(tmp_path / "a.parquet", [("x", RED, BLUE, 1.0), ("y", RED, BLUE, 0.0)])))
+    first, second = source.read(0, 2)
+    assert is_red(first.preferred)
+    assert not is_red(first.dispreferred)
+    assert is_red(second.dispreferred)
+    assert (first.id, second.id, second.caption) == (0, 2, "y")
+
+
+def test_ties_are_dropped_or_kept_both_ways(tmp_path):
+    path = write(tmp_path / "a.parquet", [("x", RED, BLUE, 0.5)])
+    assert [type(item) for item in PickAPic(str(path)).read(0, 1)] == [Rejected]
+    one, other = PickAPic(str(path), ties="half").read(0, 1)
+    assert is_red(one.preferred)
+    assert is_red(other.dispreferred)
+    assert (one.weight, other.weight) == (0.5, 0.5)
+    assert one.id != other.id
+
+
+def test_broken_rows_are_reported_with_their_place(tmp_path):
+    cmyk, dot = jpeg((0, 255, 255, 0), "CMYK"), jpeg("red", size=(1, 1))
+    rows = [
+        ("good", RED, BLUE, 1.0),
+        ("truncated", RED[: len(RED) // 2], BLUE, 1.0),
+        ("not an image", b"GIF? no", BLUE, 1.0),
+        ("missing", None, BLUE, 1.0),
+        ("empty", b"", BLUE, 1.0),
+        ("odd label", RED, BLUE, 0.7),
+        (None, RED, BLUE, 1.0),
+        ("cmyk", cmyk, dot, 1.0),
+        ("größe ✓", RED, BLUE, 1.0),
+        ("", RED, BLUE, 1.0),
+    ]
+    items = list(PickAPic(str(write(tmp_path / "a.parquet", rows))).read(0, len(rows)))
+    assert [item.caption for item in items if isinstance(item, Pair)] == ["good", "cmyk", "größe ✓", ""]
+    rejected = [item for item in items if isinstance(item, Rejected)]
+    assert [item.place for item in rejected] == [f"a.parquet row {i}" for i in range(1, 7)]
+    assert [item.reason for item in rejected] == ["an image does not decode"] * 4 + ["no valid label", "no caption"]
+
+
+def test_files_and_row_groups_are_one_sequence(tmp_path):
+    for name in "ab":
+        table = pq.read_table(write(tmp_path / f"{name}.parquet", [(f"{name}{i}", RED, BLUE, 1.0) for i in range(10)]))
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=3)
+    for source in (str(tmp_path), str(tmp_path / "*.parquet")):
+        reader = PickAPic(source)
+        assert len(reader) == 20
+        assert [pair.caption for pair in reader.read(8, 13)] == ["a8", "a9", "b0", "b1", "b2"]
+        assert [pair.id for pair in reader.read(8, 13)] == [16, 18, 20, 22, 24]
+
+
+def test_identity_changes_with_content(tmp_path):
+    identities = []
+    for caption in ("x", "y"):
+        reader = PickAPic(str(write(tmp_path / "a.parquet", [(caption, RED, BLUE, 1.0)])))
+        identities.append(reader.identity())
+    assert identities[0] != identities[1]
+
+
+def test_schema_is_pick_a_pics(tmp_path):
+    schema = pq.read_schema(write(tmp_path / "a.parquet", [("x", RED, BLUE, 1.0)]))
+    assert schema.equals(SCHEMA)
+    assert schema.field("jpg_0").type == pa.binary()
+    assert schema.field("label_0").type == pa.float64()
+
+
+def test_bad_sources(tmp_path):
+    with pytest.raises(ValueError, match="no parquet file"):
+        PickAPic(str(tmp_path / "nowhere"))
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ValueError, match=r"bad.parquet is not a readable parquet file"):
+        PickAPic(str(tmp_path / "bad.parquet"))
+    pq.write_table(pa.table({"caption": ["x"], "jpg_0": [RED]}), tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match="lacks the Pick-a-Pic columns jpg_1, label_0, label_1"):
+        PickAPic(str(tmp_path / "bad.parquet"))
+
+
+def test_square_crops_the_middle():
+    image = Image.new("RGB", (30, 10), "black")
+    image.paste("white", (10, 0, 20, 10))
+    tensor = square(image, 10)
+    assert tensor.shape == (3, 10, 10)
+    torch.testing.assert_close(tensor[:, :, 2:8], torch.ones(3, 10, 6))

@@ -1,0 +1,80 @@
+"""The arrows of the package: who may import whom, and at what price."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "fdpo_fast"
+
+
+def imports(path):
+    """Names of the modules a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+FILES = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob("*.py")}
+
+
+def importers(module):
+    return {
+        name for name, path in FILES.items() if any(i == module or i.startswith(module + ".") for i in imports(path))
+    }
+
+
+def test_each_library_has_its_place():
+    assert importers("deepspeed") == {"train.py", "checkpoint.py"}
+    assert {name.split("/")[0] for name in importers("diffusers")} == {
+        "models",
+        "digits.py",
+        "digits_pipeline.py",
+        "demo.py",
+    }
+    assert not importers("benchmarks") | importers("tests")
+
+
+@pytest.mark.parametrize("name", ["reference.py", "divergences.py"])
+def test_the_mathematics_stands_on_torch_alone(name):
+    assert not {module for module in imports(FILES[name]) if module.startswith("fdpo_fast")}
+
+
+def test_the_loss_needs_only_the_mathematics():
+    ours = {module.split(".")[1] for module in imports(FILES["loss.py"]) if module.startswith("fdpo_fast.")}
+    assert ours <= {"divergences", "reference", "ops"}
+
+
+def test_no_family_name_outside_models():
+    for name, path in FILES.items():
+        if not name.startswith(("models/", "digits")):
+            assert "StableDiffusion" not in path.read_text(), name
+
+
+def test_files_stay_short():
+    sources = [*FILES.values(), *(ROOT / "csrc").iterdir(), *(ROOT / "tests").glob("*.py")]
+    assert {path.name: n for path in sources if (n := len(path.read_text().splitlines())) > 300} == {}
+
+
+def test_importing_the_package_needs_torch_alone():
+    blocked = ["deepspeed", "diffusers", "transformers", "numpy", "triton", "xformers", "bitsandbytes", "pydantic"]
+    script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import fdpo_fast; fdpo_fast.FDPOLoss"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_fallback_without_the_compiled_part_warns_once():
+    script = (
+        "import importlib.util as u, warnings; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'fdpo_fast._native' else find(name, *a)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always'); import fdpo_fast\n"
+        "assert fdpo_fast.pair_draw(0, 1, 2, (5,))[1].shape == (5,)\n"
+        "ours = [w for w in caught if 'compiled part' in str(w.message)]; assert len(ours) == 1, caught"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
