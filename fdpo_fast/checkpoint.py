@@ -44,10 +44,8 @@ class Checkpoints:
         dist.barrier()
 
     def load(self, engine, ema: EMA | None) -> int:
-        """Load the newest checkpoint; returns the number of optimizer steps it has behind it. Collective."""
+        """Load the `latest` checkpoint; returns the number of optimizer steps it has behind it. Collective."""
         tag = self.latest()
-        if tag is None:
-            return 0
         path, state = engine.load_checkpoint(str(self.folder), tag=tag)
         if path is None:
             raise ValueError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")

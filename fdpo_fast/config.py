@@ -207,22 +207,28 @@ class Config(Section):
 
     def for_deepspeed(self, world_size: int) -> dict[str, Any]:
         """The dictionary for `deepspeed.initialize`: the user's section plus what our sections already say."""
-        zero = {
-            "stage": 0,
-            # torch and bitsandbytes optimizers are handed over ready-made, under offload too
-            **self.deepspeed.get("zero_optimization", {}),
-        }
         return {
+            # torch and bitsandbytes optimizers are handed over ready-made, under offload too
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": self.model.dtype == "bf16"},
             "steps_per_print": 2**31,
             **self.deepspeed,
-            "zero_optimization": zero,
+            "zero_optimization": {"stage": 0, **self.deepspeed.get("zero_optimization", {})},
             "train_micro_batch_size_per_gpu": self.train.pairs_per_micro_batch,
             "gradient_accumulation_steps": self.accumulation(world_size),
             "gradient_clipping": self.optimizer.max_grad_norm,
         }
+
+    def differences(self, other: Config) -> list[str]:
+        """`section.key: ours -> theirs` for each key that is not equal."""
+        ours, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return [
+            f"{section}.{key}: {ours[section].get(key)} -> {theirs[section].get(key)}"
+            for section in ours
+            for key in ours[section] | theirs[section]
+            if ours[section].get(key) != theirs[section].get(key)
+        ]
 
     def dumps(self) -> str:
         """The resolved configuration as JSON text that `load` reads back to an equal object."""

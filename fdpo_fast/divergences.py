@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def alpha(a: float) -> Divergence:
     a -> 0 is reverse KL, a -> 1 is forward KL. TRL >= 0.29 writes the link (x^(a-1) - 1) / (a - 1):
     alpha_TRL = 1 - alpha_here. Raises ValueError outside (0, 1), TypeError for what is not a number.
     """
-    if isinstance(a, bool) or not isinstance(a, (int, float)):
+    if isinstance(a, bool) or not isinstance(a, Real):
         raise TypeError(f"alpha must be a number between 0 and 1, got {type(a).__name__}")
     if not 0 < a < 1:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from fdpo_fast.config import Log
 from fdpo_fast.data.files import replacing
-from fdpo_fast.models import Family
+
+if TYPE_CHECKING:
+    from fdpo_fast.models.family import Family
 
 _MARGIN = 6
 _TEXT = 16
@@ -23,8 +26,11 @@ class SampleGrids:
     The first grid is the base's (the policy has not moved yet); its images stay beside the grids as the left half.
     """
 
-    def __init__(self, settings: Log, family: Family, folder: Path, seed: int, device: torch.device) -> None:
-        self.settings, self.family, self.folder, self.seed, self.device = settings, family, folder, seed, device
+    def __init__(
+        self, settings: Log, family: Family, folder: Path, resolution: int, seed: int, device: torch.device
+    ) -> None:
+        self.settings, self.family, self.folder, self.device = settings, family, folder, device
+        self.resolution, self.seed = resolution, seed
 
     @torch.no_grad()
     def images(self, unet: nn.Module) -> Tensor:
@@ -37,7 +43,7 @@ class SampleGrids:
                 part.to(self.device, unet.dtype)
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(self.seed)
-        size = unet.config.sample_size
+        size = self.resolution // pipeline.vae_scale_factor
         drawn = []
         for prompt in settings.prompts:
             latents = torch.randn(settings.images_per_prompt, unet.config.in_channels, size, size, generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ def _check_options(
     """Raise on the first option that cannot be used; return the link."""
     link = _resolve(divergence)
     for name, value in (("beta", beta), ("ratio_scale", ratio_scale), ("label_smoothing", label_smoothing)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     for name, value in (("beta", beta), ("ratio_scale", ratio_scale)):
         if not (value > 0 and math.isfinite(value)):

@@ -10,8 +10,8 @@ import argparse
 import os
 import signal
 import sys
-import warnings
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -72,7 +72,8 @@ def start_processes() -> torch.device:
     if "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(verbose=False)
+    # a rank may wait for the others' share of the caches
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(days=7))
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -117,6 +118,9 @@ def train(config: Config, resume: bool) -> None:
     import deepspeed
     from tqdm import tqdm
 
+    from fdpo_fast.models import quiet_libraries
+
+    quiet_libraries()
     from fdpo_fast import optim
     from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
     from fdpo_fast.data.caches import READERS, Rank, TrainingSet, describe, predict
@@ -124,9 +128,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.loss import FDPOLoss
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
     from fdpo_fast.models import family as load_family
-    from fdpo_fast.models import quiet_libraries
 
-    quiet_libraries()
     device = start_processes()
     rank = Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
     say = print if rank.index == 0 else lambda *_: None
@@ -165,8 +167,12 @@ def train(config: Config, resume: bool) -> None:
     ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
 
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
-    first_step = checkpoints.load(engine, ema) if resume else 0
-    grids = SampleGrids(config.log, family, folder / "samples", settings.seed, device)
+    first_step = 0
+    if resume and checkpoints.latest():
+        first_step = checkpoints.load(engine, ema)
+        for change in configuration.load(folder / "config.json").differences(config):
+            say(f"resumed with another {change}")
+    grids = SampleGrids(config.log, family, folder / "samples", config.data.resolution, settings.seed, device)
     if rank.index == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config.dumps())
@@ -222,11 +228,12 @@ def train(config: Config, resume: bool) -> None:
         last = done == settings.max_steps
         if done % config.log.every == 0 or last:
             records = metrics.flush()
+            if warning := watch(records):
+                records[-1]["warning"] = warning
+                bar.write(f"warning: {warning}")
             if writer:
                 writer.write(records)
                 bar.set_postfix_str(progress(records[-1]))
-                if warning := watch(records):
-                    warnings.warn(warning, stacklevel=1)
             if stop.requested():
                 checkpoints.save(engine, done, config.dumps(), ema)
                 say(f"stopped after step {done}: --resume goes on from there")

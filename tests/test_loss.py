@@ -88,7 +88,7 @@ def test_reference_errors_stand_for_predictions(name):
 
 def test_float64_reference_errors_are_not_rounded():
     # policy error equal to a stored one up to 1e-12: float32 could not tell them apart
-    pred, ref, target = tensors(dtype=torch.float32)
+    pred, _, target = tensors(dtype=torch.float32)
     errors = (pred.detach() - target).square().mean(dim=(1, 2, 3), dtype=torch.float64)
     _, stats = fdpo_loss(pred, errors + 1e-12, target, divergence="reverse_kl", beta=1.0, ratio_scale=1e12)
     torch.testing.assert_close(stats.log_ratio_w, torch.ones(3), rtol=1e-3, atol=0)

@@ -79,10 +79,12 @@ def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metric
     launch(two, ranks=2)
     for ours, theirs in zip(read_metrics(two), records, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert ours["accuracy"] == theirs["accuracy"]
+        assert ours["margin"] == pytest.approx(theirs["margin"], rel=1e-2, abs=1e-5)
     distributed = weights(two)
-    moved = max((trained[name] - base[name]).abs().max() for name in base)
-    assert max((distributed[name] - trained[name]).abs().max() for name in trained) < 0.05 * moved
+    # AdamW magnifies the rounding of near-zero gradients, so single elements may differ: compare the mass of movement
+    moved = sum((trained[name] - base[name]).abs().sum() for name in base)
+    apart = sum((trained[name] - distributed[name]).abs().sum() for name in base)
+    assert apart < 0.01 * moved
 
 
 def test_lora_with_the_adapter_as_reference(raw_config, launch, read_metrics, embedded_folder):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,10 @@ from fdpo_fast.data.images import square
 from fdpo_fast.data.pairs import Pair, PairSource, Rejected
 from fdpo_fast.data.pickapic import TIE, PickAPic
 from fdpo_fast.data.shards import Shards
-from fdpo_fast.models import Family
 from fdpo_fast.reference import denoising_error
+
+if TYPE_CHECKING:
+    from fdpo_fast.models.family import Family
 
 READERS: dict[str, Callable[..., PairSource]] = {"pickapic": PickAPic}
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from fdpo_fast.models.family import Family
+if TYPE_CHECKING:
+    from fdpo_fast.models.family import Family
 
 
 def quiet_libraries() -> None:
-    """Turn off the progress bars and notices of diffusers and transformers: a run has one bar of its own."""
+    """Turn off the progress bars and notices of the libraries below: a run has one bar of its own."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
 
 
 FAMILIES = {"sd": "fdpo_fast.models.sd.StableDiffusion"}
