@@ -39,7 +39,7 @@ class Checkpoints:
             (self.folder / tag / "config.json").write_text(config_text)
             with replacing(self.folder / "latest") as partial:
                 partial.write_text(tag + "\n")
-            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            for old in sorted(self.folder.glob("step-*"), key=lambda path: int(path.name[5:]))[: -self.keep]:
                 shutil.rmtree(old)
         dist.barrier()
 

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class LoRA(Section):
@@ -60,7 +60,7 @@ class DigitsRecipe(Section):
     stroke_weight: float = 4.0
     noise: float = Field(0.1, ge=0)
     tie_below: float = Field(0.02, ge=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class Data(Section):
@@ -83,8 +83,8 @@ class Reference(Section):
 class Loss(Section):
     divergence: str = "jensen_shannon"
     alpha: float | None = None
-    beta: float = Field(gt=0, allow_inf_nan=False)
-    ratio_scale: float = Field(gt=0, allow_inf_nan=False)
+    beta: float = Field(gt=0)
+    ratio_scale: float = Field(gt=0)
     type: str = "sigmoid"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
 
@@ -118,7 +118,7 @@ class Train(Section):
     max_steps: int = Field(ge=1)
     pairs_per_step: int = Field(ge=1, description="pairs per optimizer step, over all ranks")
     pairs_per_micro_batch: int = Field(ge=1, description="pairs per forward and backward of one rank")
-    seed: int = Field(0, ge=0, lt=2**64)
+    seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_every: int = Field(100, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -186,6 +186,9 @@ class Config(Section):
         for key in self.deepspeed:
             if key in _OWNED:
                 raise ValueError(f"deepspeed.{key} is not set there: {_OWNED[key]} states it once for both")
+        for key in ("bf16", "zero_optimization"):
+            if not isinstance(self.deepspeed.get(key, {}), dict):
+                raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
         if self.model.dtype == "fp32" and self.deepspeed.get("bf16", {}).get("enabled"):
             raise ValueError("deepspeed.bf16 is enabled but model.dtype is 'fp32': set model.dtype to 'bf16'")
         if self.log.samples_every and not self.log.prompts:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fdpo_fast.data.files import replacing
 from fdpo_fast.data.pairs import Pair, Rejected
@@ -105,7 +105,7 @@ class PickAPic:
         else:
             try:
                 images = decode(jpg_0), decode(jpg_1)
-            except (UnidentifiedImageError, OSError, TypeError, SyntaxError, Image.DecompressionBombError):
+            except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError):
                 yield Rejected(place, "an image does not decode")
                 return
             if label_0 != 0.0:
