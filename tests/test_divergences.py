@@ -76,11 +76,9 @@ def test_small_alpha_keeps_the_digits_of_u():
     torch.testing.assert_close(alpha(1e-4)(u), u, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", F)
+@pytest.mark.parametrize("name", [name for name in F if DIVERGENCES[name].rate])
 def test_tangent_continues_value_and_slope(name):
     row = DIVERGENCES[name]
-    if not row.rate:
-        pytest.skip("no exponential to cap")
     edge = EXP_CAP / row.rate
     u = edge + math.copysign(1, row.rate) * torch.tensor([-1e-9, 1e-9], dtype=torch.float64)
     below, above = row(u)
