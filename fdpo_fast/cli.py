@@ -23,4 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parser.parse_args(arguments[:1]).command
-    import_module(COMMANDS[command][0]).main(arguments[1:])
+    try:
+        module = import_module(COMMANDS[command][0])
+    except ModuleNotFoundError as error:
+        sys.exit(f"fdpo {command} needs the package '{error.name}': pip install 'fdpo_fast[train,eval]'")
+    module.main(arguments[1:])

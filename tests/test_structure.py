@@ -68,6 +68,15 @@ def test_importing_the_package_needs_torch_alone():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
+def test_commands_without_their_packages_say_what_to_install():
+    script = (
+        "import sys; sys.modules['pydantic'] = None; from fdpo_fast.cli import main; main(['train', '--config', 'x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "fdpo train needs the package 'pydantic': pip install 'fdpo_fast[train,eval]'" in done.stderr
+
+
 def test_fallback_without_the_compiled_part_warns_once():
     script = (
         "import importlib.util as u, warnings; find = u.find_spec\n"
