@@ -3,10 +3,15 @@
 import copy
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from fdpo_fast.train import order
@@ -86,6 +91,24 @@ def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metric
     moved = sum((trained[name] - base[name]).abs().sum() for name in base)
     apart = sum((trained[name] - distributed[name]).abs().sum() for name in base)
     assert apart < 0.01 * moved
+
+
+def test_sigterm_stops_with_a_checkpoint(raw_config, write_config, read_metrics):
+    raw = variant(raw_config, train__max_steps=100_000, train__checkpoint_every=100_000)
+    path = write_config(raw)
+    command = [sys.executable, "fdpo_fast/train.py", "--config", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    metrics = Path(raw["train"]["output_dir"]) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    done = read_metrics(raw)[-1]["step"] + 1
+    assert f"stopped after step {done}" in output
+    assert (metrics.parent / "checkpoints/latest").read_text().strip() == f"step-{done:06d}"
+    assert not (metrics.parent / "export").exists()
 
 
 def test_lora_with_the_adapter_as_reference(raw_config, launch, read_metrics, embedded_folder):
