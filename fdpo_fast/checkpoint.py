@@ -10,6 +10,7 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -39,8 +40,10 @@ class Checkpoints:
             (self.folder / tag / "config.json").write_text(config_text)
             with replacing(self.folder / "latest") as partial:
                 partial.write_text(tag + "\n")
-            for old in sorted(self.folder.glob("step-*"), key=lambda path: int(path.name[5:]))[: -self.keep]:
-                shutil.rmtree(old)
+            steps = {int(path.name[5:]): path for path in self.folder.glob("step-*")}
+            kept = sorted(number for number in steps if number <= step)[-self.keep :]
+            for number in steps.keys() - set(kept):  # later numbers are leftovers of a kill
+                shutil.rmtree(steps[number])
         dist.barrier()
 
     def load(self, engine, ema: EMA | None) -> int:
@@ -84,6 +87,8 @@ class EMA:
 
     def _set(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.live.items():
+            if getattr(parameter, "ds_status", None) is ZeroParamStatus.AVAILABLE:
+                parameter.partition()  # ZeRO-3 keeps small parameters whole: that copy would hide the new shard
             local(parameter).copy_(values[name])
 
     def _file(self, folder: Path) -> Path:
@@ -94,7 +99,10 @@ class EMA:
             save_file(self.average, partial)
 
     def load(self, folder: Path) -> None:
-        for name, value in load_file(self._file(folder)).items():
+        file = self._file(folder)
+        if not file.exists():
+            raise ValueError(f"{folder} has no average for this rank: resume with its rank count and train.ema_decay")
+        for name, value in load_file(file).items():
             self.average[name].copy_(value)
 
 

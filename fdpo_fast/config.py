@@ -21,7 +21,7 @@ EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs 
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message is one sentence per mistake."""
+    """A configuration that cannot run: one sentence per mistake."""
 
 
 class Section(BaseModel):
@@ -31,7 +31,7 @@ class Section(BaseModel):
 class LoRA(Section):
     rank: int = Field(8, ge=1)
     alpha: float = Field(8.0, gt=0)
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
 
 
 class Model(Section):
@@ -77,7 +77,9 @@ class Data(Section):
 
 class Reference(Section):
     mode: Literal["cached", "live", "adapter"]
-    visits: int | None = Field(None, ge=1, description="draws of (t, noise) per pair; null: a fresh one every epoch")
+    visits: int | None = Field(
+        None, ge=1, lt=2**32, description="draws of (t, noise) per pair; null: a fresh one every epoch"
+    )
 
 
 class Loss(Section):
@@ -106,8 +108,8 @@ class Optimizer(Section):
     type: Literal["adamw", "adamw8bit_bnb"] = "adamw"
     lr: float = Field(ge=0)
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="global norm; 0: no clipping")
@@ -144,6 +146,8 @@ _OWNED = {
     "optimizer": "the section 'optimizer'",
     "scheduler": "optimizer.schedule",
     "fp16": "model.dtype (bf16)",
+    "amp": "model.dtype (bf16)",
+    "torch_autocast": "model.dtype (bf16)",
 }
 
 
@@ -256,8 +260,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        sentences = [_sentence(e) for e in error.errors()]
-        raise ConfigError(f"{path}: " + "; ".join(sentences)) from None
+        raise ConfigError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors())) from None
 
 
 def _apply(raw: dict, override: str) -> None:
@@ -280,7 +283,7 @@ def _apply(raw: dict, override: str) -> None:
 def _sentence(error: dict) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1, cutoff=0)
+        near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1, cutoff=0.3)
         return f"unknown key '{key}'" + (f", did you mean '{'.'.join([*error['loc'][:-1], near[0]])}'?" if near else "")
     if error["type"] == "missing":
         return f"the key '{key}' is missing"

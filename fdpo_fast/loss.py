@@ -181,7 +181,7 @@ def _check_options(
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     for name, value in (("beta", beta), ("ratio_scale", ratio_scale)):
-        if not (value > 0 and math.isfinite(value)):
+        if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if loss_type in _POINTWISE:
         raise ValueError(

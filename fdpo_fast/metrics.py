@@ -121,7 +121,7 @@ class Writer:
         self.path = folder / "metrics.jsonl"
         kept = self.path.read_text().splitlines() if self.path.exists() else []
         # steps after the checkpoint are about to be taken again
-        kept = [line for line in kept if json.loads(line)["step"] < first_step]
+        kept = [line for line in kept if line.endswith("}") and json.loads(line)["step"] < first_step]
         self.path.write_text("".join(line + "\n" for line in kept))
         self.board = None
         if tensorboard:

@@ -124,6 +124,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast import optim
     from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
     from fdpo_fast.data.caches import READERS, Rank, TrainingSet, describe, predict
+    from fdpo_fast.data.files import replacing
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.loss import FDPOLoss
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
@@ -168,14 +169,18 @@ def train(config: Config, resume: bool) -> None:
 
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     first_step = 0
+    if resume and not checkpoints.latest():
+        say(f"{folder} has no checkpoint: starting at step 0")
     if resume and checkpoints.latest():
         first_step = checkpoints.load(engine, ema)
-        for change in configuration.load(folder / "config.json").differences(config):
-            say(f"resumed with another {change}")
+        if rank.index == 0:
+            for change in configuration.load(folder / "config.json").differences(config):
+                say(f"resumed with another {change}")
     grids = SampleGrids(config.log, family, folder / "samples", config.data.resolution, settings.seed, device)
     if rank.index == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(config.dumps())
+        with replacing(folder / "config.json") as partial:
+            partial.write_text(config.dumps())
     writer = Writer(folder, first_step, config.log.tensorboard, data.report) if rank.index == 0 else None
     criterion = FDPOLoss(
         config.loss.link(),
@@ -210,6 +215,7 @@ def train(config: Config, resume: bool) -> None:
         grids.write(unet, 0, rank.index)
     unet.train()
     for step in bar:
+        lr = engine.get_lr()[0]
         for part in range(accumulation):
             first = step * settings.pairs_per_step + (rank.index * accumulation + part) * micro
             positions, epochs = order(first, micro, len(data), settings.seed)
@@ -224,9 +230,10 @@ def train(config: Config, resume: bool) -> None:
         if ema:
             ema.update()
         done = step + 1
-        metrics.end_step(step, engine.get_lr()[0], engine.get_global_grad_norm())
+        metrics.end_step(step, lr, engine.get_global_grad_norm())
         last = done == settings.max_steps
-        if done % config.log.every == 0 or last:
+        checkpoint = done % settings.checkpoint_every == 0 or last
+        if done % config.log.every == 0 or checkpoint:  # a checkpoint never runs ahead of the metrics on disk
             records = metrics.flush()
             if warning := watch(records):
                 records[-1]["warning"] = warning
@@ -240,7 +247,7 @@ def train(config: Config, resume: bool) -> None:
                 return
         if config.log.samples_every and (done % config.log.samples_every == 0 or last):
             grids.write(unet, done, rank.index)
-        if done % settings.checkpoint_every == 0 or last:
+        if checkpoint:
             checkpoints.save(engine, done, config.dumps(), ema)
 
     with ema.applied() if ema else nullcontext():
@@ -263,18 +270,19 @@ class StopSignal:
     """Turns Ctrl-C or SIGTERM on any rank into an orderly stop of all ranks at the next flush; a second one kills."""
 
     def __init__(self, device: torch.device) -> None:
-        self.flag = torch.zeros(1, device=device)
+        self.device, self.asked = device, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        self.flag.fill_(1)
+        self.asked = True
         signal.signal(number, signal.SIG_DFL)
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop. Collective."""
-        dist.all_reduce(self.flag, op=dist.ReduceOp.MAX)
-        return bool(self.flag)
+        flag = torch.tensor(float(self.asked), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
 
 
 if __name__ == "__main__":

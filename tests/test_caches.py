@@ -93,6 +93,13 @@ def test_another_draw_is_another_reference_cache(training_set, tmp_path, overrid
     assert (kinds.count("reference"), kinds.count("latents"), kinds.count("text")) == (2, 1, 1)
 
 
+def test_other_labels_are_another_reference_cache(training_set, tmp_path):
+    for label in (1.0, 0.0):
+        settings, model, data = training_set([("a", RED, BLUE, label)] * 3)
+        data.cache_reference(settings, model, RANK, lambda model=model: model.denoiser(torch.float32))
+    assert len(list((tmp_path / "cache").glob("reference-*"))) == 2
+
+
 def test_a_killed_build_keeps_its_whole_shards(tmp_path):
     made = []
 

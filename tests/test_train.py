@@ -151,6 +151,16 @@ def test_every_stage_and_dtype(raw_config, launch, read_metrics, stage, dtype, o
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_slow_average_stays_at_the_base(raw_config, launch, embedded_folder, stage):
+    raw = variant(raw_config, train__ema_decay=0.999999, train__pairs_per_micro_batch=2, optimizer__lr=1e-2)
+    raw |= {"deepspeed": {"zero_optimization": {"stage": stage}}}
+    launch(raw, ranks=2)
+    base, averaged = base_weights(embedded_folder), weights(raw)
+    assert max((base[name] - averaged[name]).abs().max() for name in base) < 1e-5
+
+
+@pytest.mark.slow
 def test_live_reference_equals_cached(raw_config, launch, read_metrics, tmp_path):
     for mode in ("cached", "live"):
         raw = variant(raw_config, train__output_dir=str(tmp_path / mode))

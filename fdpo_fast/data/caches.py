@@ -195,11 +195,10 @@ class TrainingSet:
         manifest = {
             "version": _VERSION,
             "unet": family.digest("unet"),
-            "vae": family.digest("vae"),
-            "text": family.digest(*family.text_components),
+            # these names are digests: of source, labels, VAE, resolution and sharding; of captions and text encoder
+            "latents": self.latents.folder.name,
+            "text": self.text.folder.name,
             "schedule": digest(dict(family.schedule.config)),
-            "pairs": digest([self.id.tolist(), self.caption.tolist()]),
-            "resolution": config.data.resolution,
             "noise": noise.NOISE_SPEC,
             "seed": self.seed,
             "visits": visits,
@@ -227,6 +226,8 @@ class TrainingSet:
         folder = shards.build(_root(config), "reference", manifest, count, make, rank.index, rank.count)
         rank.barrier()
         self.reference = Shards(folder)
+        if len(self.reference) != len(self):
+            raise ValueError(f"the cache {folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
 
 
 def predict(family: Family, unet: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,7 @@ class Shards:
     """Rows of all shards of a folder, in order. Tensors stay on disk, memory-mapped, until a row is asked for."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
         sizes = [file.get_slice(next(iter(file.keys()))).get_shape()[0] for file in self.files]
         self.starts = list(itertools.accumulate(sizes, initial=0))
