@@ -1,8 +1,4 @@
-"""The run configuration: one strict JSON file, one pydantic model per section.
-
-Every key is declared here and nowhere else. An unknown key or a wrong type is an error that names the key and
-the nearest known one; `--set section.key=value` overrides take JSON values.
-"""
+"""The run configuration: one strict JSON file, one pydantic model per section; every key is declared here alone."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fdpo_fast.divergences import Divergence, divergence
-from fdpo_fast.reference import LOSS_TYPES
+from fdpo_fast.loss import FDPOLoss
 
 EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
 
@@ -92,16 +88,19 @@ class Loss(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Loss:
-        if self.type not in LOSS_TYPES:
-            raise ValueError(f"unknown loss type '{self.type}': use one of {', '.join(LOSS_TYPES)}")
         if self.alpha is not None and self.divergence != "alpha":
             raise ValueError(f"loss.alpha is set but loss.divergence is '{self.divergence}': alpha would be ignored")
-        self.link()
+        self.criterion()
         return self
 
     def link(self) -> Divergence:
         """The divergence this section names."""
         return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
+
+    def criterion(self) -> FDPOLoss:
+        """The loss this section describes, one value per pair."""
+        options = {"loss_type": self.type, "label_smoothing": self.label_smoothing, "reduction": "none"}
+        return FDPOLoss(self.link(), beta=self.beta, ratio_scale=self.ratio_scale, **options)
 
 
 class Optimizer(Section):

@@ -126,7 +126,6 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.data.caches import READERS, Rank, TrainingSet, describe, predict
     from fdpo_fast.data.files import replacing
     from fdpo_fast.grids import SampleGrids
-    from fdpo_fast.loss import FDPOLoss
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
     from fdpo_fast.models import family as load_family
 
@@ -182,14 +181,7 @@ def train(config: Config, resume: bool) -> None:
         with replacing(folder / "config.json") as partial:
             partial.write_text(config.dumps())
     writer = Writer(folder, first_step, config.log.tensorboard, data.report) if rank.index == 0 else None
-    criterion = FDPOLoss(
-        config.loss.link(),
-        beta=config.loss.beta,
-        ratio_scale=config.loss.ratio_scale,
-        loss_type=config.loss.type,
-        label_smoothing=config.loss.label_smoothing,
-        reduction="none",
-    )
+    criterion = config.loss.criterion()
 
     def reference(batch) -> torch.Tensor:
         """Reference errors from the cache, or predictions of the frozen model or of the policy without adapter."""

@@ -60,7 +60,8 @@ def test_overrides_are_json(raw, write_config):
         ("loss.divergence=pearson_chi2", "not admissible"),
         ("loss.divergence=kl", "unknown divergence 'kl'"),
         ("loss.alpha=0.5", "alpha would be ignored"),
-        ("loss.type=kto", "unknown loss type"),
+        ("loss.type=kto", "normaliser"),
+        ("loss.type=mse", "unknown loss_type"),
         ("reference.mode=adapter", "needs model.train 'lora'"),
         ("reference.visits=null", "needs reference.visits"),
         ("train.pairs_per_step=9", "not a multiple"),
@@ -85,6 +86,11 @@ def test_mistakes(raw, write_config, override, says):
 def test_alpha_out_of_range(raw, write_config):
     with pytest.raises(ConfigError, match="strictly between 0 and 1"):
         config.load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=1.5"])
+
+
+def test_smoothing_where_it_has_no_meaning(raw, write_config):
+    with pytest.raises(ConfigError, match="label_smoothing has no meaning for loss_type 'hinge'"):
+        config.load(write_config(raw), ["loss.type=hinge", "loss.label_smoothing=0.1"])
 
 
 def test_missing_key_and_section(raw, write_config):
