@@ -23,7 +23,6 @@ from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 EXP_CAP = 20.0
 """Above rate * u = EXP_CAP the exponential goes on as its tangent line: value and slope stay continuous and the worst
@@ -62,10 +61,10 @@ class Divergence:
         return (self.linear, self.scale, self.rate, self.logistic)
 
     def __call__(self, u: Tensor) -> Tensor:
-        """h(u) up to an additive constant; any shape, float32 or float64, differentiable.
+        """h(u) - h(0), since a constant cancels in a pair; any shape, float32 or float64, differentiable.
 
-        The exponential is evaluated as expm1 (the constant cancels in a pair): with exp, a small rate would lose the
-        digits of u near 0.
+        Every term is formed without the constant: with exp for expm1, or log sigmoid(u) for log(2 sigmoid(u)), the
+        digits of a small u would be lost, and with them the sign of a margin near the reference.
         """
         # A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
         terms = []
@@ -77,7 +76,7 @@ class Divergence:
             # A selection, not a sum: two slopes of size e^cap that cancel would leave no digits of e^x.
             terms.append(self.scale * torch.where(x > EXP_CAP, tangent, torch.expm1(x.clamp(max=EXP_CAP))))
         if self.logistic:
-            terms.append(self.logistic * logsigmoid(u))
+            terms.append(self.logistic * _log_2_sigmoid(u))
         return sum(terms[1:], terms[0])
 
     def slope(self, u: Tensor) -> Tensor:
@@ -88,6 +87,13 @@ class Divergence:
     def clipped(self, u: Tensor) -> Tensor:
         """Boolean, shape of `u`: samples past the cap, where h goes on as a tangent."""
         return self.rate * u > EXP_CAP
+
+
+def _log_2_sigmoid(u: Tensor) -> Tensor:
+    """log sigmoid(u) + log 2. The clamps keep the branch that is not taken from overflowing into the gradient."""
+    above = -torch.log1p(torch.expm1(-u.clamp(min=0)) / 2)
+    below = u - torch.log1p(torch.expm1(u.clamp(max=0)) / 2)
+    return torch.where(u >= 0, above, below)
 
 
 def alpha(a: float) -> Divergence:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from numbers import Real
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fdpo_fast.divergences import Divergence, divergence
-from fdpo_fast.reference import LAYOUTS, LOSS_TYPES, PairLosses, pair_losses, split_pairs
-
-Link = str | Divergence | Callable[[Tensor], Tensor]
-
-BACKENDS = ("eager",)
-
-_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda losses: losses.sum() / max(len(losses), 1),  # an empty batch has loss 0, not NaN
-    "sum": Tensor.sum,
-    "none": lambda losses: losses,
-}
-
-# Losses of other trainers that look at each image by itself.
-_POINTWISE = ("kto", "bco_pair", "sppo_hard", "nca_pair", "apo_zero", "apo_down", "aot", "exo_pair", "discopop")
+from fdpo_fast import noise
+from fdpo_fast.criterion import REDUCTIONS, Criterion, Link, check_tensors
+from fdpo_fast.divergences import DIVERGENCES, Divergence
+from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss, Options
+from fdpo_fast.ops.operands import STATS, is_draws
+from fdpo_fast.reference import LOSS_TYPES, denoising_errors, pair_losses, split_pairs
 
 
 class LossStats(dict[str, Tensor]):
@@ -63,7 +52,8 @@ def fdpo_loss(
         pred: policy predictions [2B, ...], float16/bfloat16/float32/float64. The only input that gets a gradient.
         ref: reference predictions of the same shape, or reference errors (means of squares) [2B] in float32/float64.
         target: what a perfect model would predict (noise, velocity or flow) [2B, ...]. Both sides of a pair share one
-            timestep and one noise.
+            timestep and one noise. Or the draws [3, B] of `noise.draws`: their noise is the target, and the fused
+            backends make it again in the kernel.
         divergence: a name of `DIVERGENCES`, a `Divergence` such as `alpha(0.3)`, or any callable u -> h(u) = f'(e^u).
         beta: strength of the regularisation, outside f'; > 0.
         ratio_scale: log-ratio per unit of error difference, inside f'; > 0. Reverse KL with
@@ -73,7 +63,8 @@ def fdpo_loss(
         layout: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...].
         weight: per-pair factors [B] on the losses; "mean" still divides by B.
         reduction: "mean", "sum" or "none".
-        backend: "eager", or None for the best one available.
+        backend: "triton" (GPU), "cpp" (CPU), "eager" (plain torch: any device, float64, torch.func), or None for the
+            first of them that takes these tensors.
 
     Returns:
         The loss (float32, or float64 for float64 predictions) and its `LossStats`.
@@ -81,23 +72,13 @@ def fdpo_loss(
     Raises:
         TypeError: a tensor that is not floating point, reference errors in half precision, a divergence of no usable
             type.
-        ValueError: an odd batch, shapes or devices that differ, an unknown name, a number out of range.
+        ValueError: an odd batch, shapes or devices that differ, an unknown name, a number out of range, a backend that
+            is not there or does not take these tensors.
     """
-    link = _check_options(divergence, beta, ratio_scale, loss_type, label_smoothing, layout, reduction, backend)
-    _check_tensors(pred, ref, target, weight)
-    result = pair_losses(
-        pred,
-        ref.detach(),
-        target.detach(),
-        link,
-        beta=beta,
-        ratio_scale=ratio_scale,
-        loss_type=loss_type,
-        label_smoothing=label_smoothing,
-        layout=layout,
+    criterion = Criterion.checked(
+        divergence, beta, ratio_scale, loss_type, label_smoothing, layout, reduction, backend
     )
-    losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
-    return _REDUCTIONS[reduction](losses), _stats(result, link, layout)
+    return _evaluate(criterion, pred, ref, target, weight)
 
 
 class FDPOLoss(nn.Module):
@@ -129,110 +110,83 @@ class FDPOLoss(nn.Module):
             "reduction": reduction,
             "backend": backend,
         }
-        _check_options(**self.options)
+        self._criterion = Criterion.checked(**self.options)
 
     def forward(
         self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, LossStats]:
-        return fdpo_loss(pred, ref, target, weight=weight, **self.options)
+        return _evaluate(self._criterion, pred, ref, target, weight)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
-def _stats(result: PairLosses, link: Callable[[Tensor], Tensor], layout: str) -> LossStats:
+def _evaluate(
+    criterion: Criterion, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, LossStats]:
+    check_tensors(pred, ref, target, weight)
+    ref, target = ref.detach(), target.detach()
+    if weight is not None:
+        weight = weight.detach()
+    backend = criterion.backend_for(pred, ref, target)
+    if backend == "eager":
+        return _eager(criterion, pred, ref, target, weight)
+    return _fused(criterion, backend, pred, ref, target, weight)
+
+
+def _eager(
+    criterion: Criterion, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, LossStats]:
+    """The formulas of `reference` in plain torch."""
+    if is_draws(target):
+        drawn = noise.eager_normals(target, pred[0].numel() if len(pred) else 0).unflatten(1, pred.shape[1:] or (1,))
+        target = torch.empty(pred.shape, dtype=drawn.dtype, device=pred.device)
+        for half in split_pairs(target, criterion.layout):
+            half.copy_(drawn.reshape(half.shape))
+    errors = denoising_errors(pred, ref, target, criterion.ratio_scale)
+    sides = split_pairs(errors.log_ratio, criterion.layout)
+    result = pair_losses(*sides, criterion.link, criterion.loss_type, criterion.beta)
+    losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
-        stats = LossStats()
-        per_sample = (result.errors.error, result.errors.ref_error, result.log_ratio)
-        for name, values in zip(("error", "ref_error", "log_ratio"), per_sample, strict=True):
-            for side, half in zip("wl", split_pairs(values.detach().float(), layout), strict=True):
-                stats[f"{name}_{side}"] = half
-        margin = result.margin.detach()
-        stats["margin"] = margin.float()
-        clipped_w, clipped_l = split_pairs(_clipped(link, result.log_ratio), layout)
-        stats["clipped"] = clipped_w.float() + clipped_l.float()
-        stats["accuracy"] = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
-        return stats
+        per_sample = [half for values in errors for half in split_pairs(values.detach().float(), criterion.layout)]
+        stats = _stats(criterion, per_sample, result.margin)
+    return REDUCTIONS[criterion.reduction](losses), stats
 
 
-def _clipped(link: Callable[[Tensor], Tensor], log_ratio: Tensor) -> Tensor:
-    """A callable of the user's has no cap that we could count."""
-    return link.clipped(log_ratio) if isinstance(link, Divergence) else torch.zeros_like(log_ratio, dtype=torch.bool)
-
-
-def _one_of(kind: str, value: str | None, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {kind} {value!r}: use one of {', '.join(known)}")
-
-
-def _check_options(
-    divergence: Link,
-    beta: float,
-    ratio_scale: float,
-    loss_type: str,
-    label_smoothing: float,
-    layout: str,
-    reduction: str,
-    backend: str | None,
-) -> Callable[[Tensor], Tensor]:
-    """Raise on the first option that cannot be used; return the link."""
-    link = _resolve(divergence)
-    for name, value in (("beta", beta), ("ratio_scale", ratio_scale), ("label_smoothing", label_smoothing)):
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    for name, value in (("beta", beta), ("ratio_scale", ratio_scale)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if loss_type in _POINTWISE:
-        raise ValueError(
-            f"loss_type '{loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the "
-            f"normaliser of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
+def _fused(
+    criterion: Criterion, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, LossStats]:
+    """One operator forward, one backward; for a link that is no row of numbers, the chain behind u in plain torch."""
+    is_row = isinstance(criterion.link, Divergence)
+    options = Options(
+        backend,
+        criterion.link.row if is_row else DIVERGENCES["reverse_kl"].row,
+        criterion.loss_type if is_row else LOSS_TYPES["sigmoid"](0.0),
+        criterion.beta,
+        criterion.ratio_scale,
+        criterion.layout == "interleaved",
+    )
+    if is_row:
+        # What torch.compile traces must not look at the upstream gradient's value.
+        form_grad = (
+            backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         )
-    _one_of("loss_type", loss_type, tuple(LOSS_TYPES))
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
-    if label_smoothing and loss_type not in ("sigmoid", "robust"):
-        raise ValueError(f"label_smoothing has no meaning for loss_type '{loss_type}': use 'sigmoid' or 'robust'")
-    _one_of("layout", layout, tuple(LAYOUTS))
-    _one_of("reduction", reduction, tuple(_REDUCTIONS))
-    if backend is not None:
-        _one_of("backend", backend, BACKENDS)
-    return link
+        weight = None if weight is None else weight.float().contiguous()
+        loss, stats, accuracy = FusedLoss.apply(pred, ref, target, weight, options, criterion.reduction, form_grad)
+        return loss, LossStats(zip(STATS, stats.unbind(), strict=True), accuracy=accuracy)
+    log_ratio, stats = FusedLogRatio.apply(pred, ref, target, options)
+    result = pair_losses(*log_ratio.unbind(), criterion.link, criterion.loss_type, criterion.beta)
+    losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
+    with torch.no_grad():
+        stats = _stats(criterion, stats.unbind()[:6], result.margin)
+    return REDUCTIONS[criterion.reduction](losses), stats
 
 
-def _resolve(link: Link) -> Callable[[Tensor], Tensor]:
-    if isinstance(link, str):
-        return divergence(link)
-    if not callable(link):
-        raise TypeError(f"divergence must be a name, a Divergence or a callable u -> h(u), got {type(link).__name__}")
-    return link
-
-
-def _check_tensors(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None) -> None:
-    for name, value in (("pred", pred), ("ref", ref), ("target", target), ("weight", weight)):
-        if value is None and name == "weight":
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
-        if value.device != pred.device:
-            raise ValueError(f"{name} is on {value.device} but pred is on {pred.device}: move them to one device")
-    if pred.ndim == 0 or len(pred) % 2:
-        raise ValueError(f"pred must hold pairs, [2B, ...] with an even first dimension, got {tuple(pred.shape)}")
-    if len(pred) and not pred.numel():
-        raise ValueError(f"pred has samples without elements, shape {tuple(pred.shape)}")
-    if target.shape != pred.shape:
-        raise ValueError(f"target has shape {tuple(target.shape)} but pred has {tuple(pred.shape)}: they must agree")
-    if ref.shape != pred.shape and ref.shape != pred.shape[:1]:
-        raise ValueError(
-            f"ref has shape {tuple(ref.shape)}: give reference predictions {tuple(pred.shape)} "
-            f"or reference errors ({len(pred)},)"
-        )
-    if ref.shape != pred.shape and ref.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"reference errors must be float32 or float64, got {ref.dtype}: "
-            "one rounding step of half precision moves the margin by as much as the signal"
-        )
-    if weight is not None and weight.shape != (len(pred) // 2,):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: give one factor per pair, ({len(pred) // 2},)")
+def _stats(criterion: Criterion, per_sample: Sequence[Tensor], margin: Tensor) -> LossStats:
+    """From `per_sample`, the first six of STATS, and the margin; all [B]."""
+    margin = margin.detach()
+    # a callable of the user's has no cap that we could count
+    clipped = getattr(criterion.link, "clipped", torch.zeros_like)
+    past = sum(clipped(log_ratio).float() for log_ratio in per_sample[4:6])
+    accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
+    return LossStats(zip(STATS, (*per_sample, margin.float(), past), strict=True), accuracy=accuracy)

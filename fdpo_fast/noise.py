@@ -14,7 +14,8 @@ Normals by Box-Muller, two from two words x, y, formed in float64 and rounded on
 
     r = sqrt(-2 log((x + 1) / 2^32)),  (r cos(2 pi y / 2^32), r sin(2 pi y / 2^32))
 
-CPU tensors are filled by csrc/noise.cpp (same words; the normals may differ from eager torch by one rounding).
+The words are the same bits on every backend, the normals the same within one backend: C++ forms them in double, Triton
+in float32 with compensation (within two units in the last place of float64).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import math
 import torch
 from torch import Tensor
 
-from fdpo_fast.ops import host
+from fdpo_fast.ops import operators
+from fdpo_fast.reference import LAYOUTS
 
 NOISE_SPEC = "philox4x32-10/box-muller/1"
 """Version of the layout above; part of every cache that depends on draws."""
@@ -36,7 +38,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]) -> tuple[Tensor, ...]:
     """Philox4x32-10: four words for each counter. Words are uint32 values in int64 tensors of any broadcast shape."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -55,37 +57,70 @@ def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def words(seed: int, pair_ids: Tensor, visits: Tensor, stream: int, blocks: int) -> Tensor:
-    """The raw stream [B, 4 * blocks], uint32 values as int64, for int64 `pair_ids` and `visits` [B]."""
-    block = torch.arange(blocks, device=pair_ids.device)
+def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torch.device | str | None = None) -> Tensor:
+    """What the draws of B pairs are functions of, [3, B] int64: seeds (the same for all), pair ids, visits.
+
+    Args:
+        seed: 0 <= seed < 2^64.
+        pair_id, visit: int64 tensors [B], or an int for all pairs; 0 <= pair_id < 2^56, 0 <= visit < 2^32.
+        device: of the result; that of the tensors by default.
+
+    Raises:
+        TypeError: an id or a visit that is not an integer.
+        ValueError: a number out of range (tensors are looked at only on the CPU: elsewhere it would wait for them).
+    """
+    for name, value in (("seed", seed), ("pair_id", pair_id), ("visit", visit)):
+        integers = not (value.is_floating_point() or value.is_complex()) if isinstance(value, Tensor) else None
+        if not (isinstance(value, int) if integers is None else integers) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got {getattr(value, 'dtype', type(value).__name__)}")
+    _check_range("seed", seed, seed, 64)
+    for name, value, bits in (("pair_id", pair_id, 56), ("visit", visit, 32)):
+        if not isinstance(value, Tensor):
+            _check_range(name, value, value, bits)
+        elif value.device.type == "cpu" and value.numel():
+            _check_range(name, int(value.min()), int(value.max()), bits)
+    if device is None:
+        device = next((value.device for value in (pair_id, visit) if isinstance(value, Tensor)), "cpu")
+    signed = seed - 2**64 if seed >> 63 else seed
+    parts = [torch.as_tensor(value, dtype=torch.int64, device=device).reshape(-1) for value in (signed, pair_id, visit)]
+    return torch.stack(torch.broadcast_tensors(*parts))
+
+
+def words(draws: Tensor, stream: int, blocks: int) -> Tensor:
+    """The raw stream [B, 4 * blocks] of `draws` [3, B], uint32 values as int64."""
+    seed, pair_id, visit = draws[:, :, None]
     counter = (
-        block[None, :],
-        visits[:, None],
-        (pair_ids & _MASK)[:, None],
-        (pair_ids >> 32 << 8 | stream)[:, None],
+        torch.arange(blocks, device=draws.device)[None, :],
+        visit,
+        pair_id & _MASK,
+        pair_id >> 32 << 8 | stream,
     )
-    return torch.stack(torch.broadcast_tensors(*philox(counter, _key(seed))), dim=-1).flatten(1)
+    return torch.stack(torch.broadcast_tensors(*philox(counter, (seed & _MASK, seed >> 32 & _MASK))), dim=-1).flatten(1)
 
 
-def normals(seed: int, pair_ids: Tensor, visits: Tensor, count: int) -> Tensor:
-    """Standard normals [B, count], float32, on the device of `pair_ids`."""
-    if pair_ids.device.type == "cpu" and host.available:
-        return host.normals(seed, pair_ids, visits, count)
-    return eager_normals(seed, pair_ids, visits, count)
-
-
-def eager_normals(seed: int, pair_ids: Tensor, visits: Tensor, count: int) -> Tensor:
-    """`normals` in plain torch."""
-    x, y = words(seed, pair_ids, visits, NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
+def eager_normals(draws: Tensor, count: int) -> Tensor:
+    """Standard normals [B, count] of `draws` [3, B], float32, in plain torch."""
+    x, y = words(draws, NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
     radius = torch.sqrt(-2 * torch.log((x + 1) * 2.0**-32))
     angle = y * (2 * math.pi * 2.0**-32)
     both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
     return both.flatten(1)[:, :count].float()
 
 
-def uniforms(seed: int, pair_ids: Tensor, visits: Tensor, stream: int) -> Tensor:
-    """One number in [0, 1) per pair and visit, [B], float64."""
-    return words(seed, pair_ids, visits, stream, 1)[:, 0] * 2.0**-32
+def normals(draws: Tensor, count: int, backend: str | None = None) -> Tensor:
+    """`eager_normals` by the best backend for the device of `draws`, or by the one that is named."""
+    backend = operators.chosen(backend, torch.empty(0, device=draws.device))
+    return eager_normals(draws, count) if backend == "eager" else operators.normals(backend, draws, count)
+
+
+def uniforms(draws: Tensor, stream: int) -> Tensor:
+    """One number in [0, 1) per draw, [B], float64."""
+    return words(draws, stream, 1)[:, 0] * 2.0**-32
+
+
+def timesteps(draws: Tensor, num_train_timesteps: int) -> Tensor:
+    """The timestep of each draw, uniform over 0 .. num_train_timesteps - 1, [B] int64."""
+    return words(draws, TIMESTEP, 1)[:, 0] * num_train_timesteps >> 32
 
 
 def pair_draw(
@@ -114,24 +149,63 @@ def pair_draw(
     Raises:
         ValueError: a negative or too large seed, pair_id or visit.
     """
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be positive, got {num_train_timesteps}")
     single = not isinstance(pair_id, Tensor) and not isinstance(visit, Tensor)
-    pair_ids, visits = torch.broadcast_tensors(
-        *(torch.as_tensor(value, dtype=torch.int64, device=device).reshape(-1) for value in (pair_id, visit))
-    )
-    _check_range("seed", seed, seed, 64)
-    if len(pair_ids) and pair_ids.device.type == "cpu":  # elsewhere the look would wait for the device
-        _check_range("pair_id", int(pair_ids.min()), int(pair_ids.max()), 56)
-        _check_range("visit", int(visits.min()), int(visits.max()), 32)
-    timestep = words(seed, pair_ids, visits, TIMESTEP, 1)[:, 0] * num_train_timesteps >> 32
-    noise = normals(seed, pair_ids, visits, math.prod(shape)).to(dtype).unflatten(1, tuple(shape) or (1,))
-    noise = noise if shape else noise[:, 0]
+    drawn = draws(seed, pair_id, visit, device=device)
+    timestep = timesteps(drawn, num_train_timesteps)
+    noise = normals(drawn, math.prod(shape)).to(dtype).reshape(-1, *shape)
     return (timestep[0], noise[0]) if single else (timestep, noise)
+
+
+def add_noise(
+    latents: Tensor,
+    draws: Tensor,
+    signal: Tensor,
+    sigma: Tensor,
+    *,
+    layout: str = "halves",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x_t = signal[t] * x_0 + sigma[t] * noise for both samples of each pair, which share the pair's draw.
+
+    Args:
+        latents: x_0 [2B, ...], float32/bfloat16/float16.
+        draws: [3, B] of `draws`.
+        signal, sigma: [T] by timestep, float32: for a DDPM schedule sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod),
+            for a flow 1 - t/T and t/T.
+        layout: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...].
+        dtype: of x_t; that of `latents` by default. Formed in float32 and rounded once.
+        backend: as for `fdpo_loss`. The fused ones make the noise in the kernel, once for both samples.
+
+    Returns:
+        (x_t [2B, ...], timesteps [B] int64): timesteps and noise are those of `pair_draw`.
+
+    Raises:
+        ValueError: shapes, devices or tables that do not fit, an unknown layout or backend.
+    """
+    if draws.shape != (3, len(latents) // 2) or len(latents) % 2:
+        raise ValueError(f"draws have shape {tuple(draws.shape)} for latents {tuple(latents.shape)}: give (3, B), (2B, ...)")
+    if signal.shape != sigma.shape or signal.ndim != 1 or not len(signal):
+        raise ValueError(f"signal and sigma must be [T], got {tuple(signal.shape)} and {tuple(sigma.shape)}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(LAYOUTS)}")
+    dtype = dtype or latents.dtype
+    signal, sigma = (table.to(latents.device, torch.float32).contiguous() for table in (signal, sigma))
+    backend = operators.chosen(backend, latents, latents.new_empty(0, dtype=dtype))
+    if backend != "eager":
+        return operators.add_noise(backend, latents, draws.contiguous(), signal, sigma, layout == "interleaved", dtype)
+    timestep = timesteps(draws, len(signal))
+    shape = (-1, *[1] * (latents.ndim - 1))
+    noise = eager_normals(draws, math.prod(latents.shape[1:])).reshape(-1, *latents.shape[1:])
+    out = torch.empty_like(latents, dtype=dtype)
+    for x, noisy in zip(LAYOUTS[layout](latents), LAYOUTS[layout](out), strict=True):
+        noisy.copy_(signal[timestep].reshape(shape) * x.float() + sigma[timestep].reshape(shape) * noise)
+    return out, timestep
 
 
 def _check_range(name: str, smallest: int, largest: int, bits: int) -> None:
     if smallest < 0 or largest >> bits:
         raise ValueError(f"{name} must lie in [0, 2^{bits}), got {smallest if smallest < 0 else largest}")
 
-
-def _key(seed: int) -> tuple[int, int]:
-    return seed & _MASK, seed >> 32

@@ -22,15 +22,15 @@ from torch.nn.functional import logsigmoid, relu
 
 
 class Errors(NamedTuple):
-    """Per-sample denoising errors, each [2B], and their difference `delta` = error - ref_error."""
+    """Per-sample denoising errors and the log-ratio u that they stand for, each [2B]."""
 
     error: Tensor
     ref_error: Tensor
-    delta: Tensor
+    log_ratio: Tensor
 
 
-def denoising_errors(pred: Tensor, ref: Tensor, target: Tensor) -> Errors:
-    """Mean squared errors of policy and reference against the target.
+def denoising_errors(pred: Tensor, ref: Tensor, target: Tensor, ratio_scale: float) -> Errors:
+    """Mean squared errors of policy and reference against the target; gradients flow to `pred`.
 
     pred, target: [2B, ...], any floating dtypes. ref: reference predictions of the same shape, or reference errors
     [2B] in float32/float64. Everything is formed in float32 (float64 where an input is) from the first subtraction on.
@@ -39,12 +39,13 @@ def denoising_errors(pred: Tensor, ref: Tensor, target: Tensor) -> Errors:
     """
     if ref.shape != pred.shape:
         error = denoising_error(pred, target, torch.float64)
-        return Errors(error, ref, error - ref)
+        # float64 sums come back to the dtype of the predictions here: exponentials of u need no more
+        return Errors(error, ref, (-ratio_scale * (error - ref)).to(_wide(pred, target)))
     wide = _wide(pred, ref, target)
     pred, ref, target = pred.to(wide), ref.to(wide), target.to(wide)
     miss, ref_miss = pred - target, ref - target
     delta = _mean((pred - ref) * (miss + ref_miss), wide)
-    return Errors(_mean(miss.square(), wide), _mean(ref_miss.square(), wide), delta)
+    return Errors(_mean(miss.square(), wide), _mean(ref_miss.square(), wide), (-ratio_scale * delta).to(_wide(pred, target)))
 
 
 def denoising_error(pred: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,68 +74,57 @@ LAYOUTS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-def sigmoid_loss(gap: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """-log sigmoid(z); with label smoothing the labels are wrong with that probability (cDPO)."""
-    loss = -logsigmoid(beta * gap)
-    if label_smoothing:  # left out, not multiplied by zero: 0 * inf is NaN
-        loss = (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-beta * gap)
-    return loss
+class LossType(NamedTuple):
+    """A loss of the pair as one row, all that a kernel sees of it; with z = beta * gap:
+
+    loss = kept * softplus(-z) + flipped * softplus(z) + hinge * max(0, 1 - z) + square * (gap - 1 / (2 beta))^2
+
+    Every one sees the pair through gap = h(u_w) - h(u_l) alone: only there does the normaliser of f cancel.
+    """
+
+    kept: float = 0.0
+    flipped: float = 0.0
+    hinge: float = 0.0
+    square: float = 0.0
+
+    def __call__(self, gap: Tensor, beta: float) -> Tensor:
+        """The loss of each pair, shape of `gap`."""
+        # A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
+        terms = []
+        if self.kept:
+            terms.append(self.kept * -logsigmoid(beta * gap))
+        if self.flipped:
+            terms.append(self.flipped * -logsigmoid(-beta * gap))
+        if self.hinge:
+            terms.append(self.hinge * relu(1 - beta * gap))
+        if self.square:
+            terms.append(self.square * (gap - 1 / (2 * beta)).square())
+        return sum(terms[1:], terms[0])
 
 
-def robust_loss(gap: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """Unbiased under labels flipped with probability `label_smoothing` (Chowdhury et al., arXiv 2403.00409)."""
-    loss = -logsigmoid(beta * gap)
-    if label_smoothing:
-        flipped = -logsigmoid(-beta * gap)
-        loss = ((1 - label_smoothing) * loss - label_smoothing * flipped) / (1 - 2 * label_smoothing)
-    return loss
-
-
-def hinge_loss(gap: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """max(0, 1 - z) (SLiC, arXiv 2305.10425)."""
-    return relu(1 - beta * gap)
-
-
-def ipo_loss(gap: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """(gap - 1 / (2 beta))^2 (Azar et al., arXiv 2310.12036)."""
-    return (gap - 1 / (2 * beta)).square()
-
-
-# All of them see the pair through h(u_w) - h(u_l) alone: only there does the normaliser of f cancel.
-LOSS_TYPES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
-    "sigmoid": sigmoid_loss,
-    "hinge": hinge_loss,
-    "ipo": ipo_loss,
-    "robust": robust_loss,
+# Each as a function of the probability e that a label is wrong.
+LOSS_TYPES: dict[str, Callable[[float], LossType]] = {
+    # -log sigmoid(z); smoothed: cDPO
+    "sigmoid": lambda e: LossType(kept=1 - e, flipped=e),
+    # unbiased under labels flipped with probability e (Chowdhury et al., arXiv 2403.00409)
+    "robust": lambda e: LossType(kept=(1 - e) / (1 - 2 * e), flipped=-e / (1 - 2 * e)),
+    # SLiC, arXiv 2305.10425
+    "hinge": lambda e: LossType(hinge=1),
+    # Azar et al., arXiv 2310.12036
+    "ipo": lambda e: LossType(square=1),
 }
 
 
 class PairLosses(NamedTuple):
-    """Per-sample errors and log-ratios [2B], per-pair margins and losses [B]."""
+    """Margins and losses of B pairs, each [B]."""
 
-    errors: Errors
-    log_ratio: Tensor
     margin: Tensor
     loss: Tensor
 
 
 def pair_losses(
-    pred: Tensor,
-    ref: Tensor,
-    target: Tensor,
-    link: Callable[[Tensor], Tensor],
-    *,
-    beta: float,
-    ratio_scale: float,
-    loss_type: str,
-    label_smoothing: float,
-    layout: str,
+    log_ratio_w: Tensor, log_ratio_l: Tensor, link: Callable[[Tensor], Tensor], loss_type: LossType, beta: float
 ) -> PairLosses:
-    """The chain of the module's docstring, one loss per pair; gradients flow to `pred`."""
-    errors = denoising_errors(pred, ref, target)
-    # float64 sums come back to the dtype of the predictions here: exponentials of u need no more
-    wide = _wide(pred, target)
-    log_ratio = (-ratio_scale * errors.delta).to(wide)
-    h_w, h_l = split_pairs(link(log_ratio), layout)
-    gap = h_w - h_l
-    return PairLosses(errors, log_ratio, beta * gap, LOSS_TYPES[loss_type](gap, beta, label_smoothing))
+    """The chain from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair."""
+    gap = link(log_ratio_w) - link(log_ratio_l)
+    return PairLosses(beta * gap, loss_type(gap, beta))

@@ -173,7 +173,7 @@ class TrainingSet:
         ids = self.id[positions]
         latents = self.latents.rows("latents", positions)  # [b, 2, c, h, w]
         timesteps, eps = noise.pair_draw(self.seed, ids, visits, latents.shape[2:], num_train_timesteps=self.timesteps)
-        dropped = noise.uniforms(self.seed, ids, visits, noise.CAPTION) < self.dropout
+        dropped = noise.uniforms(noise.draws(self.seed, ids, visits), noise.CAPTION) < self.dropout
         captions = self.caption[positions].masked_fill(dropped, self.empty_caption)
         condition = {key: self.text.rows(key, captions) for key in self.text.names}
         ref_error = None

@@ -1,0 +1,200 @@
+// The loops over elements. Compiled once per instruction set, with FDPO_ISA its name; everything here is static, so
+// that no code of a wider set can be picked by the linker for a narrower one.
+#include "kernels.h"
+
+#include "box_muller.h"
+#include "lanes.h"
+
+namespace fdpo {
+namespace {
+
+constexpr int64_t kTile = 512;  // elements; the float copies of a tile stay in the first-level cache
+using Tile = float[kTile];
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
+
+// Visits the addresses of elements [first, first + count) of a row, relative to its start.
+template <class Visit>
+inline void each_offset(const Rows& rows, int64_t first, int64_t count, Visit visit) {
+  int64_t k = first % rows.sizes[2], j = first / rows.sizes[2] % rows.sizes[1], i = first / rows.sizes[2] / rows.sizes[1];
+  for (int64_t at = 0; at < count; ++at) {
+    visit(at, i * rows.strides[0] + j * rows.strides[1] + k * rows.strides[2]);
+    if (++k == rows.sizes[2]) {
+      k = 0;
+      if (++j == rows.sizes[1]) j = 0, ++i;
+    }
+  }
+}
+
+inline void widen_all(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
+
+template <F32 (*widen)(U16)>
+inline void widen_all(const uint16_t* from, float* to, int64_t count) {
+  int64_t at = 0;
+  for (; at + kWidth <= count; at += kWidth) store(to + at, widen(load<U16>(from + at)));
+  uint16_t rest[kWidth] = {};
+  std::memcpy(rest, from + at, (count - at) * sizeof *rest);
+  F32 last = widen(load<U16>(rest));
+  std::memcpy(to + at, &last, (count - at) * sizeof(float));
+}
+
+template <U16 (*narrow)(F32)>
+inline void narrow_all(const float* from, uint16_t* to, int64_t count) {
+  int64_t at = 0;
+  for (; at + kWidth <= count; at += kWidth) store(to + at, narrow(load<F32>(from + at)));
+  float rest[kWidth] = {};
+  std::memcpy(rest, from + at, (count - at) * sizeof *rest);
+  U16 last = narrow(load<F32>(rest));
+  std::memcpy(to + at, &last, (count - at) * sizeof(uint16_t));
+}
+
+// The elements as floats: where they lie if they can be read from there, else in `buffer`, zeros up to a full vector.
+const float* read(const Rows& rows, int64_t row, int64_t first, int64_t count, Tile& buffer) {
+  const int64_t start = row * rows.row_stride;
+  const auto* floats = static_cast<const float*>(rows.data) + start;
+  const auto* halves = static_cast<const uint16_t*>(rows.data) + start;
+  const bool single = rows.dtype == Dtype::float32;
+  if (rows.dense() && single && count % kWidth == 0) return floats + first;
+  uint16_t gathered[kTile];
+  if (!rows.dense()) {
+    if (single)
+      each_offset(rows, first, count, [&](int64_t at, int64_t offset) { buffer[at] = floats[offset]; });
+    else
+      each_offset(rows, first, count, [&](int64_t at, int64_t offset) { gathered[at] = halves[offset]; });
+    halves = gathered;
+  } else {
+    if (single) widen_all(floats + first, buffer, count);
+    halves += first;
+  }
+  if (rows.dtype == Dtype::bfloat16) widen_all<from_bfloat16>(halves, buffer, count);
+  if (rows.dtype == Dtype::float16) widen_all<from_float16>(halves, buffer, count);
+  std::memset(buffer + count, 0, (padded(count) - count) * sizeof(float));
+  return buffer;
+}
+
+// Where results can be formed: in place, or in `buffer` for `write` to round and scatter.
+float* place(const Rows& rows, int64_t row, int64_t first, int64_t count, Tile& buffer) {
+  const bool direct = rows.dense() && rows.dtype == Dtype::float32 && count % kWidth == 0;
+  return direct ? static_cast<float*>(rows.data) + row * rows.row_stride + first : buffer;
+}
+
+void write(const Rows& rows, int64_t row, int64_t first, int64_t count, const float* values, const Tile& buffer) {
+  if (values != buffer) return;
+  const int64_t start = row * rows.row_stride;
+  auto* floats = static_cast<float*>(rows.data) + start;
+  auto* halves = static_cast<uint16_t*>(rows.data) + start;
+  uint16_t rounded[kTile];
+  uint16_t* to = rows.dense() ? halves + first : rounded;
+  if (rows.dtype == Dtype::bfloat16) narrow_all<to_bfloat16>(values, to, count);
+  if (rows.dtype == Dtype::float16) narrow_all<to_float16>(values, to, count);
+  const bool single = rows.dtype == Dtype::float32;
+  if (rows.dense() && single) widen_all(values, floats + first, count);
+  if (!rows.dense())
+    each_offset(rows, first, count, [&](int64_t at, int64_t offset) {
+      if (single) floats[offset] = values[at];
+      else halves[offset] = rounded[at];
+    });
+}
+
+double total(F64 lanes) {
+  double sum = 0;
+  for (int i = 0; i < kWidth; ++i) sum += lanes[i];
+  return sum;
+}
+
+Sums sums(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count) {
+  F64 delta{}, error{}, ref_error{};
+  Tile p_buffer, r_buffer, t_buffer;
+  for (int64_t at = 0; at < count; at += kTile) {
+    const int64_t size = smaller(kTile, count - at);
+    const float* p = read(pred, row, first + at, size, p_buffer);
+    const float* r = read(ref, row, first + at, size, r_buffer);
+    const float* t = read(target, row, first + at, size, t_buffer);
+    F32 delta_lanes{}, error_lanes{}, ref_lanes{};
+    for (int64_t i = 0; i < size; i += kWidth) {
+      const F32 pi = load<F32>(p + i), ri = load<F32>(r + i), ti = load<F32>(t + i);
+      const F32 miss = pi - ti, ref_miss = ri - ti;
+      delta_lanes += (pi - ri) * (miss + ref_miss);
+      error_lanes += miss * miss;
+      ref_lanes += ref_miss * ref_miss;
+    }
+    delta += widen(delta_lanes);
+    error += widen(error_lanes);
+    ref_error += widen(ref_lanes);
+  }
+  return {total(delta), total(error), total(ref_error)};
+}
+
+double error(const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count) {
+  F64 lanes{};
+  Tile p_buffer, t_buffer;
+  for (int64_t at = 0; at < count; at += kTile) {
+    const int64_t size = smaller(kTile, count - at);
+    const float* p = read(pred, row, first + at, size, p_buffer);
+    const float* t = read(target, row, first + at, size, t_buffer);
+    for (int64_t i = 0; i < size; i += kWidth) {
+      const F32 miss = load<F32>(p + i) - load<F32>(t + i);
+      lanes += widen(miss * miss);
+    }
+  }
+  return total(lanes);
+}
+
+void gradient(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, int64_t row, int64_t first,
+              int64_t count) {
+  Tile p_buffer, t_buffer, out_buffer;
+  for (int64_t at = 0; at < count; at += kTile) {
+    const int64_t size = smaller(kTile, count - at);
+    const float* p = read(pred, row, first + at, size, p_buffer);
+    const float* t = read(target, row, first + at, size, t_buffer);
+    float* out = place(grad, row, first + at, size, out_buffer);
+    for (int64_t i = 0; i < size; i += kWidth)
+      store(out + i, coefficient * (load<F32>(p + i) - load<F32>(t + i)));
+    write(grad, row, first + at, size, out, out_buffer);
+  }
+}
+
+void mix(const Rows& x, const Rows& noise, const Rows& mixed, float signal, float sigma, int64_t row, int64_t first,
+         int64_t count) {
+  Tile x_buffer, noise_buffer, out_buffer;
+  for (int64_t at = 0; at < count; at += kTile) {
+    const int64_t size = smaller(kTile, count - at);
+    const float* xs = read(x, row, first + at, size, x_buffer);
+    const float* eps = read(noise, row, first + at, size, noise_buffer);
+    float* out = place(mixed, row, first + at, size, out_buffer);
+    for (int64_t i = 0; i < size; i += kWidth) store(out + i, signal * load<F32>(xs + i) + sigma * load<F32>(eps + i));
+    write(mixed, row, first + at, size, out, out_buffer);
+  }
+}
+
+void philox_words(uint32_t* words, uint32_t k0, uint32_t k1) { philox(reinterpret_cast<Lanes*>(words), k0, k1); }
+
+void normals(uint64_t seed, uint64_t pair_id, uint32_t visit, int64_t first, int64_t count, float* out) {
+  for (int64_t at = 0; at < count; at += 4 * kLanes) {
+    Normals four;
+    box_muller(seed, pair_id, visit, uint32_t((first + at) / 4), four);
+    const int64_t size = smaller(4 * kLanes, count - at);
+    for (int64_t i = 0; i < size; ++i) out[at + i] = four[i % 4][i / 4];
+  }
+}
+
+bool supported() {
+#if defined(__x86_64__) && defined(FDPO_ARCH)
+  return __builtin_cpu_supports(FDPO_ARCH);
+#else
+  return true;
+#endif
+}
+
+}  // namespace
+
+#define FDPO_NAME2(isa) kernels_##isa
+#define FDPO_NAME(isa) FDPO_NAME2(isa)
+#define FDPO_STRING2(isa) #isa
+#define FDPO_STRING(isa) FDPO_STRING2(isa)
+extern const Kernels FDPO_NAME(FDPO_ISA);
+const Kernels FDPO_NAME(FDPO_ISA) = {FDPO_STRING(FDPO_ISA), supported, sums,         error,
+                                            gradient,               mix,       philox_words, normals};
+
+}  // namespace fdpo

@@ -1,0 +1,253 @@
+#include "loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "parallel.h"
+
+namespace fdpo {
+
+namespace {
+
+struct Value {
+  double value, slope;
+};
+
+double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
+Value link(const Link& h, double u) {
+  Value out{0, 0};
+  if (h.linear != 0) out = {h.linear * u, h.linear};
+  if (h.scale != 0) {
+    const double x = h.rate * u, below = std::min(x, h.cap), slope = std::exp(below);
+    out.value += h.scale * (x > h.cap ? std::expm1(h.cap) + slope * (x - h.cap) : std::expm1(x));
+    out.slope += h.scale * h.rate * slope;
+  }
+  if (h.logistic != 0) {
+    out.value += h.logistic * (std::min(u, 0.0) - std::log1p(std::expm1(-std::abs(u)) / 2));
+    out.slope += h.logistic * sigmoid(-u);
+  }
+  return out;
+}
+
+// The loss and its derivative by gap.
+Value loss(const LossType& type, double gap, double beta) {
+  const double z = beta * gap;
+  Value out{0, 0};
+  if (type.kept != 0) out = {type.kept * softplus(-z), -type.kept * beta * sigmoid(-z)};
+  if (type.flipped != 0) out.value += type.flipped * softplus(z), out.slope += type.flipped * beta * sigmoid(z);
+  if (type.hinge != 0 && !(z >= 1)) out.value += type.hinge * (1 - z), out.slope -= type.hinge * beta;
+  if (type.square != 0) {
+    const double miss = gap - 1 / (2 * beta);
+    out.value += type.square * miss * miss;
+    out.slope += 2 * type.square * miss;
+  }
+  return out;
+}
+
+// From the sums over both samples of a pair to its loss, statistics and coefficients of the gradient.
+void finish(const Problem& p, int64_t pair, const Sums sums[2]) {
+  const int64_t pairs = p.pairs.pairs;
+  const double n = double(p.pairs.n);
+  float u[2];
+  Value h[2];
+  for (int side = 0; side < 2; ++side) {
+    const int64_t row = p.pairs.row(pair, side);
+    const double error = sums[side].error / n;
+    double ref_error = sums[side].ref_error / n, delta = sums[side].delta / n;
+    if (!p.ref.data) {
+      ref_error = p.ref_errors[row];
+      delta = error - ref_error;
+    }
+    u[side] = float(-p.ratio_scale * delta);
+    h[side] = link(p.link, u[side]);
+    p.stats[(0 + side) * pairs + pair] = float(error);
+    p.stats[(2 + side) * pairs + pair] = float(ref_error);
+    p.stats[(4 + side) * pairs + pair] = u[side];
+  }
+  const double gap = h[0].value - h[1].value;
+  const Value out = loss(p.type, gap, p.beta);
+  const double weight = p.weight ? p.weight[pair] : 1;
+  p.losses[pair] = float(weight * out.value);
+  p.stats[6 * pairs + pair] = float(p.beta * gap);
+  p.stats[7 * pairs + pair] =
+      p.link.scale != 0 ? float((p.link.rate * u[0] > p.link.cap) + (p.link.rate * u[1] > p.link.cap)) : 0.0f;
+  for (int side = 0; side < 2; ++side) {
+    const double inner = (side ? 1 : -1) * h[side].slope * p.ratio_scale * 2 / n;
+    p.coefficients[p.pairs.row(pair, side)] = float(p.share * weight * out.slope * inner);
+  }
+}
+
+Rows dense(const float* data) {
+  Rows rows;
+  rows.data = const_cast<float*>(data);
+  rows.sizes[2] = INT64_MAX;
+  return rows;
+}
+
+// The target of a piece of work on a pair: the tensor, or the noise drawn into `buffer`, which then stands for it.
+Rows target_of(const Kernels& kernels, const Rows& target, const Draws& draws, int64_t pair, int64_t first,
+               int64_t count, float* buffer) {
+  if (target.data) return target;
+  kernels.normals(draws.seed(pair), draws.id(pair), draws.visit(pair), first, count, buffer);
+  return dense(buffer - first);
+}
+
+void add_sums(const Kernels& kernels, const Problem& p, const Rows& target, int64_t pair, int64_t first, int64_t count,
+              Sums sums[2]) {
+  for (int side = 0; side < 2; ++side) {
+    const int64_t row = p.pairs.row(pair, side);
+    Sums& to = sums[side];
+    if (p.ref.data) {
+      const Sums piece = kernels.sums(p.pred, p.ref, target, row, first, count);
+      to = {to.delta + piece.delta, to.error + piece.error, to.ref_error + piece.ref_error};
+    } else {
+      to.error += kernels.error(p.pred, target, row, first, count);
+    }
+  }
+}
+
+void form_gradient(const Kernels& kernels, const Problem& p, const Rows& target, int64_t pair, int64_t first,
+                   int64_t count) {
+  for (int side = 0; side < 2; ++side) {
+    const int64_t row = p.pairs.row(pair, side);
+    kernels.gradient(p.pred, target, p.grad, p.coefficients[row], row, first, count);
+  }
+}
+
+// Room for the noise of one pair's n elements; kept by its thread, since a fresh one costs page faults.
+float* own_noise(int64_t n) {
+  thread_local std::unique_ptr<float[]> room;
+  thread_local int64_t size = 0;
+  if (size < n) room.reset(new float[n]), size = n;
+  return room.get();
+}
+
+// Errors, losses and gradients of every pair.
+void all_pairs(const Kernels& kernels, const Problem& p, int threads) {
+  const int64_t pairs = p.pairs.pairs, n = p.pairs.n, chunks = (n + kChunk - 1) / kChunk;
+  auto length = [=](int64_t chunk) { return std::min(kChunk, n - chunk * kChunk); };
+
+  // As many whole pairs as give every thread the same number: a pair's gradient is formed while its p and t are still
+  // in the cache of the core that read them.
+  const int64_t whole = pairs / threads * threads;
+  parallel_for(whole, threads, [&](int64_t pair) {
+    float* noise = p.target.data ? nullptr : own_noise(n);
+    Sums sums[2];
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t first = chunk * kChunk;
+      const Rows target = target_of(kernels, p.target, p.draws, pair, first, length(chunk), noise + first);
+      add_sums(kernels, p, target, pair, first, length(chunk), sums);
+    }
+    finish(p, pair, sums);
+    if (!p.grad.data) return;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      form_gradient(kernels, p, p.target.data ? p.target : dense(noise), pair, chunk * kChunk, length(chunk));
+  });
+
+  // The other pairs are shared out chunk by chunk; the sums are added in the same order.
+  const int64_t rest = pairs - whole, pieces = rest * chunks;
+  if (rest == 0) return;
+  std::unique_ptr<Sums[]> sums(new Sums[2 * pieces]);
+  std::unique_ptr<float[]> noise(p.target.data ? nullptr : new float[rest * n]);
+  auto shared = [&](const auto& work) {
+    const int64_t shares = std::min<int64_t>(threads, pieces);
+    parallel_for(shares, threads, [&](int64_t share) {
+      for (int64_t piece = pieces * share / shares; piece < pieces * (share + 1) / shares; ++piece)
+        work(piece, piece / chunks, piece % chunks);
+    });
+  };
+  shared([&](int64_t piece, int64_t i, int64_t chunk) {
+    const int64_t first = chunk * kChunk;
+    const Rows target = target_of(kernels, p.target, p.draws, whole + i, first, length(chunk), noise.get() + i * n + first);
+    add_sums(kernels, p, target, whole + i, first, length(chunk), &sums[2 * piece]);
+  });
+  for (int64_t i = 0; i < rest; ++i) {
+    Sums all[2];
+    for (int64_t piece = i * chunks; piece < (i + 1) * chunks; ++piece)
+      for (int side = 0; side < 2; ++side) {
+        const Sums& from = sums[2 * piece + side];
+        all[side] = {all[side].delta + from.delta, all[side].error + from.error, all[side].ref_error + from.ref_error};
+      }
+    finish(p, whole + i, all);
+  }
+  if (!p.grad.data) return;
+  shared([&](int64_t, int64_t i, int64_t chunk) {
+    const Rows target = p.target.data ? p.target : dense(noise.get() + i * n);
+    form_gradient(kernels, p, target, whole + i, chunk * kChunk, length(chunk));
+  });
+}
+
+// body(pair, first, count) over all elements of all pairs, some chunks at a time.
+template <class Body>
+void each_chunk(const Pairs& pairs, int threads, const Body& body) {
+  const int64_t chunks = (pairs.n + kChunk - 1) / kChunk;
+  parallel_for(pairs.pairs * chunks, threads, [&](int64_t piece) {
+    const int64_t first = piece % chunks * kChunk;
+    body(piece / chunks, first, std::min(kChunk, pairs.n - first));
+  });
+}
+
+// Uniform over [0, timesteps): the first word of the stream of timesteps, by a product's high half.
+int64_t timestep(const Kernels& kernels, const Draws& draws, int64_t pair, int64_t timesteps) {
+  constexpr uint32_t kTimestepStream = 1;
+  const uint64_t id = draws.id(pair);
+  uint32_t words[4][16] = {};
+  words[1][0] = draws.visit(pair);
+  words[2][0] = uint32_t(id);
+  words[3][0] = uint32_t(id >> 32) << 8 | kTimestepStream;
+  kernels.philox(words[0], uint32_t(draws.seed(pair)), uint32_t(draws.seed(pair) >> 32));
+  return int64_t(uint64_t(words[0][0]) * uint64_t(timesteps) >> 32);
+}
+
+}  // namespace
+
+void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
+  all_pairs(kernels, p, threads);
+  double total = 0, right = 0;
+  for (int64_t pair = 0; pair < p.pairs.pairs; ++pair) {
+    const float margin = p.stats[6 * p.pairs.pairs + pair];
+    total += p.losses[pair];
+    right += margin > 0 ? 1 : margin == 0 ? 0.5 : 0;
+  }
+  *p.loss = float(p.share * total);
+  *p.accuracy = float(right / double(std::max<int64_t>(p.pairs.pairs, 1)));
+}
+
+void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Rows& target, const Draws& draws,
+                   const float* coefficients, const float* grad_loss, int64_t grad_loss_stride, const Rows& grad,
+                   int threads) {
+  each_chunk(pairs, threads, [&](int64_t pair, int64_t first, int64_t count) {
+    float noise[kChunk];
+    const Rows tensor = target_of(kernels, target, draws, pair, first, count, noise);
+    for (int side = 0; side < 2; ++side) {
+      const int64_t row = pairs.row(pair, side);
+      const float coefficient = grad_loss[pair * grad_loss_stride] * coefficients[row];
+      kernels.gradient(pred, tensor, grad, coefficient, row, first, count);
+    }
+  });
+}
+
+void add_noise(const Kernels& kernels, const Pairs& pairs, const Draws& draws, const Rows& x, const float* signal,
+               const float* sigma, int64_t timesteps, const Rows& out, int64_t* drawn, int threads) {
+  for (int64_t pair = 0; pair < pairs.pairs; ++pair) drawn[pair] = timestep(kernels, draws, pair, timesteps);
+  each_chunk(pairs, threads, [&](int64_t pair, int64_t first, int64_t count) {
+    float noise[kChunk];
+    kernels.normals(draws.seed(pair), draws.id(pair), draws.visit(pair), first, count, noise);
+    const int64_t t = drawn[pair];
+    for (int side = 0; side < 2; ++side)
+      kernels.mix(x, dense(noise - first), out, signal[t], sigma[t], pairs.row(pair, side), first, count);
+  });
+}
+
+void normals(const Kernels& kernels, const Draws& draws, int64_t rows, int64_t count, float* out, int threads) {
+  each_chunk(Pairs{rows, count, false}, threads, [&](int64_t row, int64_t first, int64_t size) {
+    kernels.normals(draws.seed(row), draws.id(row), draws.visit(row), first, size,
+                    out + row * count + first);
+  });
+}
+
+}  // namespace fdpo

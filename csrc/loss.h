@@ -1,0 +1,49 @@
+// The preference loss of B pairs on the host; what fdpo_fast/reference.py says in torch.
+#pragma once
+
+#include "kernels.h"
+
+namespace fdpo {
+
+// h(u) = linear u + scale expm1(rate u) + logistic log(2 sigmoid(u)); the exponential a tangent where rate u > cap.
+struct Link {
+  double linear, scale, rate, logistic, cap;
+};
+
+// kept softplus(-z) + flipped softplus(z) + hinge max(0, 1 - z) + square (gap - 1 / (2 beta))^2,  z = beta gap
+struct LossType {
+  double kept, flipped, hinge, square;
+};
+
+struct Problem {
+  Pairs pairs;
+  Rows pred, ref, target, grad;    // no ref.data: ref_errors; no target.data: draws; no grad.data: no gradient wanted
+  const double* ref_errors;        // [2B]
+  Draws draws;
+  const float* weight;             // [B], or nullptr for ones
+  Link link;
+  LossType type;
+  double beta, ratio_scale;
+  double share;                    // of a pair in the loss: 1 / B for a mean
+  float* losses;                   // [B], weighted
+  float* loss;                     // their sum times share
+  float* accuracy;                 // share of positive margins, a tie counting one half
+  float* stats;                    // [8, B]: error w, l; ref_error w, l; log_ratio w, l; margin; clipped
+  float* coefficients;             // [2B], by row: d loss / d pred = coefficient * (pred - target)
+};
+
+void loss_forward(const Kernels& kernels, const Problem& problem, int threads);
+
+// grad = grad_loss[pair * grad_loss_stride] * coefficient[row] * (pred - target)
+void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Rows& target, const Draws& draws,
+                   const float* coefficients, const float* grad_loss, int64_t grad_loss_stride, const Rows& grad,
+                   int threads);
+
+// drawn[pair] = timestep of its draw t; out[row] = signal[t] * x[row] + sigma[t] * noise, for both rows of the pair
+void add_noise(const Kernels& kernels, const Pairs& pairs, const Draws& draws, const Rows& x, const float* signal,
+               const float* sigma, int64_t timesteps, const Rows& out, int64_t* drawn, int threads);
+
+// out[row * count + i] = element i of the noise of draw `row`
+void normals(const Kernels& kernels, const Draws& draws, int64_t rows, int64_t count, float* out, int threads);
+
+}  // namespace fdpo

@@ -1,0 +1,131 @@
+"""A loss with its options checked and resolved, and the checks of the tensors it is called on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdpo_fast.divergences import Divergence, divergence
+from fdpo_fast.ops.operands import is_draws
+from fdpo_fast.ops.operators import NAMES, chosen
+from fdpo_fast.reference import LAYOUTS, LOSS_TYPES, LossType
+
+Link = str | Divergence | Callable[[Tensor], Tensor]
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda losses: losses.sum() / max(len(losses), 1),  # an empty batch has loss 0, not NaN
+    "sum": Tensor.sum,
+    "none": lambda losses: losses,
+}
+
+# Losses of other trainers that look at each image by itself.
+_POINTWISE = ("kto", "bco_pair", "sppo_hard", "nca_pair", "apo_zero", "apo_down", "aot", "exo_pair", "discopop")
+
+
+class Criterion(NamedTuple):
+    """The options of `fdpo_loss`, resolved."""
+
+    link: Callable[[Tensor], Tensor]
+    beta: float
+    ratio_scale: float
+    loss_type: LossType
+    layout: str
+    reduction: str
+    backend: str | None
+
+    @classmethod
+    def checked(
+        cls,
+        divergence: Link,
+        beta: float,
+        ratio_scale: float,
+        loss_type: str,
+        label_smoothing: float,
+        layout: str,
+        reduction: str,
+        backend: str | None,
+    ) -> Criterion:
+        """Raise on the first option that cannot be used: the errors of `fdpo_loss`."""
+        link = _resolve(divergence)
+        for name, value in (("beta", beta), ("ratio_scale", ratio_scale), ("label_smoothing", label_smoothing)):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        for name, value in (("beta", beta), ("ratio_scale", ratio_scale)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if loss_type in _POINTWISE:
+            raise ValueError(
+                f"loss_type '{loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the "
+                f"normaliser of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
+            )
+        _one_of("loss_type", loss_type, LOSS_TYPES)
+        if not 0 <= label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
+        if label_smoothing and loss_type not in ("sigmoid", "robust"):
+            raise ValueError(
+                f"label_smoothing has no meaning for loss_type '{loss_type}': use 'sigmoid' or 'robust'"
+            )
+        _one_of("layout", layout, LAYOUTS)
+        _one_of("reduction", reduction, REDUCTIONS)
+        if backend is not None:
+            _one_of("backend", backend, NAMES)
+        return cls(
+            link, float(beta), float(ratio_scale), LOSS_TYPES[loss_type](label_smoothing), layout, reduction, backend
+        )
+
+    def backend_for(self, pred: Tensor, ref: Tensor, target: Tensor) -> str:
+        """The backend that runs these tensors; ValueError if the one asked for cannot."""
+        tensors = [pred, *([ref] if ref.shape == pred.shape else []), *([] if is_draws(target) else [target])]
+        return chosen(self.backend, *tensors)
+
+
+def _one_of(kind: str, value: str, known) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {kind} {value!r}: use one of {', '.join(known)}")
+
+
+def _resolve(link: Link) -> Callable[[Tensor], Tensor]:
+    if isinstance(link, str):
+        return divergence(link)
+    if not callable(link):
+        raise TypeError(f"divergence must be a name, a Divergence or a callable u -> h(u), got {type(link).__name__}")
+    return link
+
+
+def check_tensors(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    """Raise on the first tensor that cannot be used: the errors of `fdpo_loss`."""
+    for name, value in (("pred", pred), ("ref", ref), ("target", target), ("weight", weight)):
+        if value is None and name == "weight":
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if not value.is_floating_point() and not (name == "target" and is_draws(value)):
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.device != pred.device:
+            raise ValueError(f"{name} is on {value.device} but pred is on {pred.device}: move them to one device")
+    if pred.ndim == 0 or len(pred) % 2:
+        raise ValueError(f"pred must hold pairs, [2B, ...] with an even first dimension, got {tuple(pred.shape)}")
+    if len(pred) and not pred.numel():
+        raise ValueError(f"pred has samples without elements, shape {tuple(pred.shape)}")
+    if is_draws(target):
+        if target.shape != (3, len(pred) // 2):
+            raise ValueError(f"draws have shape {tuple(target.shape)}: give (3, {len(pred) // 2}), see noise.draws")
+    elif target.shape != pred.shape:
+        raise ValueError(f"target has shape {tuple(target.shape)} but pred has {tuple(pred.shape)}: they must agree")
+    if ref.shape != pred.shape and ref.shape != pred.shape[:1]:
+        raise ValueError(
+            f"ref has shape {tuple(ref.shape)}: give reference predictions {tuple(pred.shape)} "
+            f"or reference errors ({len(pred)},)"
+        )
+    if ref.shape != pred.shape and ref.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"reference errors must be float32 or float64, got {ref.dtype}: "
+            "one rounding step of half precision moves the margin by as much as the signal"
+        )
+    if weight is not None and weight.shape != (len(pred) // 2,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: give one factor per pair, ({len(pred) // 2},)")
