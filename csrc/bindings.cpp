@@ -21,6 +21,10 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+Rows dense_rows(Address data, int dtype, int64_t row_stride) {
+  return {at<void>(data), Dtype(dtype), row_stride, {1, 1, INT64_MAX}, {0, 0, 1}};
+}
+
 Rows rows(Address data, int dtype, int64_t row_stride, const Triple& sizes, const Triple& strides) {
   Rows out{at<void>(data), Dtype(dtype), row_stride, {}, {}};
   std::copy(sizes.begin(), sizes.end(), out.sizes);
@@ -40,13 +44,13 @@ NB_MODULE(_native, m) {
     return out;
   }, nb::rv_policy::reference);
 
-  nb::class_<Rows>(m, "Rows").def(nb::new_(&rows));
+  nb::class_<Rows>(m, "Rows").def(nb::new_(&dense_rows)).def(nb::new_(&rows));
 
   m.def("loss_forward", [](const Kernels& kernels, int threads, int64_t pairs, int64_t n, bool interleaved,
                            const Rows& pred, const Rows& ref, Address ref_errors, const Rows& target, Address draws,
                            Address weight, std::array<double, 5> link, std::array<double, 4> type, double beta,
-                           double ratio_scale, double share, Address losses, Address loss, Address accuracy,
-                           Address stats, Address coefficients, const Rows& grad) {
+                           double ratio_scale, double share, bool reduce, Address loss, Address accuracy, Address stats,
+                           const Rows& grad) {
     nb::gil_scoped_release release;
     loss_forward(kernels,
                  {.pairs = {pairs, n, interleaved},
@@ -62,11 +66,10 @@ NB_MODULE(_native, m) {
                   .beta = beta,
                   .ratio_scale = ratio_scale,
                   .share = share,
-                  .losses = at<float>(losses),
+                  .reduce = reduce,
                   .loss = at<float>(loss),
                   .accuracy = at<float>(accuracy),
-                  .stats = at<float>(stats),
-                  .coefficients = at<float>(coefficients)},
+                  .stats = at<float>(stats)},
                  threads);
   });
 

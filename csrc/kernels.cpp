@@ -32,20 +32,20 @@ inline void widen_all(const float* from, float* to, int64_t count) { std::memcpy
 template <F32 (*widen)(U16)>
 inline void widen_all(const uint16_t* from, float* to, int64_t count) {
   int64_t at = 0;
-  for (; at + kWidth <= count; at += kWidth) store(to + at, widen(load<U16>(from + at)));
-  uint16_t rest[kWidth] = {};
+  for (; at + kFloats <= count; at += kFloats) store(to + at, widen(load<U16>(from + at)));
+  uint16_t rest[kFloats] = {};
   std::memcpy(rest, from + at, (count - at) * sizeof *rest);
-  F32 last = widen(load<U16>(rest));
+  const F32 last = widen(load<U16>(rest));
   std::memcpy(to + at, &last, (count - at) * sizeof(float));
 }
 
 template <U16 (*narrow)(F32)>
 inline void narrow_all(const float* from, uint16_t* to, int64_t count) {
   int64_t at = 0;
-  for (; at + kWidth <= count; at += kWidth) store(to + at, narrow(load<F32>(from + at)));
-  float rest[kWidth] = {};
+  for (; at + kFloats <= count; at += kFloats) store(to + at, narrow(load<F32>(from + at)));
+  float rest[kFloats] = {};
   std::memcpy(rest, from + at, (count - at) * sizeof *rest);
-  U16 last = narrow(load<F32>(rest));
+  const U16 last = narrow(load<F32>(rest));
   std::memcpy(to + at, &last, (count - at) * sizeof(uint16_t));
 }
 
@@ -97,62 +97,69 @@ void write(const Rows& rows, int64_t row, int64_t first, int64_t count, const fl
     });
 }
 
-double total(F64 lanes) {
-  double sum = 0;
-  for (int i = 0; i < kWidth; ++i) sum += lanes[i];
-  return sum;
-}
+constexpr int kParts = kWidth / kFloats;
 
 Sums sums(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count) {
-  F64 delta{}, error{}, ref_error{};
+  Totals delta, error, ref_error;
   Tile p_buffer, r_buffer, t_buffer;
   for (int64_t at = 0; at < count; at += kTile) {
     const int64_t size = smaller(kTile, count - at);
     const float* p = read(pred, row, first + at, size, p_buffer);
     const float* r = read(ref, row, first + at, size, r_buffer);
     const float* t = read(target, row, first + at, size, t_buffer);
-    F32 delta_lanes{}, error_lanes{}, ref_lanes{};
+    F32 delta_lanes[kParts]{}, error_lanes[kParts]{}, ref_lanes[kParts]{};
     for (int64_t i = 0; i < size; i += kWidth) {
-      const F32 pi = load<F32>(p + i), ri = load<F32>(r + i), ti = load<F32>(t + i);
-      const F32 miss = pi - ti, ref_miss = ri - ti;
-      delta_lanes += (pi - ri) * (miss + ref_miss);
-      error_lanes += miss * miss;
-      ref_lanes += ref_miss * ref_miss;
+      for (int k = 0; k < kParts; ++k) {
+        const int64_t j = i + k * kFloats;
+        const F32 pj = load<F32>(p + j), rj = load<F32>(r + j), tj = load<F32>(t + j);
+        const F32 miss = pj - tj, ref_miss = rj - tj;
+        delta_lanes[k] += (pj - rj) * (miss + ref_miss);
+        error_lanes[k] += miss * miss;
+        ref_lanes[k] += ref_miss * ref_miss;
+      }
     }
-    delta += widen(delta_lanes);
-    error += widen(error_lanes);
-    ref_error += widen(ref_lanes);
+    for (int k = 0; k < kParts; ++k) {
+      delta.add(k, delta_lanes[k]);
+      error.add(k, error_lanes[k]);
+      ref_error.add(k, ref_lanes[k]);
+    }
   }
-  return {total(delta), total(error), total(ref_error)};
+  return {delta.sum(), error.sum(), ref_error.sum()};
 }
 
 double error(const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count) {
-  F64 lanes{};
+  Totals error;
   Tile p_buffer, t_buffer;
   for (int64_t at = 0; at < count; at += kTile) {
     const int64_t size = smaller(kTile, count - at);
     const float* p = read(pred, row, first + at, size, p_buffer);
     const float* t = read(target, row, first + at, size, t_buffer);
-    for (int64_t i = 0; i < size; i += kWidth) {
-      const F32 miss = load<F32>(p + i) - load<F32>(t + i);
-      lanes += widen(miss * miss);
+    for (int64_t i = 0; i < padded(size); i += kWidth) {
+      for (int k = 0; k < kParts; ++k) {
+        const F32 miss = load<F32>(p + i + k * kFloats) - load<F32>(t + i + k * kFloats);
+        error.add(k, miss * miss);
+      }
     }
   }
-  return total(lanes);
+  return error.sum();
 }
 
-void gradient(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, int64_t row, int64_t first,
-              int64_t count) {
+void gradient(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, bool past_cache, int64_t row,
+              int64_t first, int64_t count) {
   Tile p_buffer, t_buffer, out_buffer;
   for (int64_t at = 0; at < count; at += kTile) {
     const int64_t size = smaller(kTile, count - at);
     const float* p = read(pred, row, first + at, size, p_buffer);
     const float* t = read(target, row, first + at, size, t_buffer);
     float* out = place(grad, row, first + at, size, out_buffer);
-    for (int64_t i = 0; i < size; i += kWidth)
-      store(out + i, coefficient * (load<F32>(p + i) - load<F32>(t + i)));
+    auto value = [=](int64_t i) { return coefficient * (load<F32>(p + i) - load<F32>(t + i)); };
+    if (past_cache && out != out_buffer && reinterpret_cast<uintptr_t>(out) % kRegister == 0)
+      for (int64_t i = 0; i < size; i += kFloats) stream(out + i, value(i));
+    else
+      for (int64_t i = 0; i < padded(size); i += kFloats) store(out + i, value(i));
     write(grad, row, first + at, size, out, out_buffer);
   }
+  if (past_cache) streamed();
 }
 
 void mix(const Rows& x, const Rows& noise, const Rows& mixed, float signal, float sigma, int64_t row, int64_t first,
@@ -163,7 +170,8 @@ void mix(const Rows& x, const Rows& noise, const Rows& mixed, float signal, floa
     const float* xs = read(x, row, first + at, size, x_buffer);
     const float* eps = read(noise, row, first + at, size, noise_buffer);
     float* out = place(mixed, row, first + at, size, out_buffer);
-    for (int64_t i = 0; i < size; i += kWidth) store(out + i, signal * load<F32>(xs + i) + sigma * load<F32>(eps + i));
+    for (int64_t i = 0; i < padded(size); i += kFloats)
+      store(out + i, signal * load<F32>(xs + i) + sigma * load<F32>(eps + i));
     write(mixed, row, first + at, size, out, out_buffer);
   }
 }
@@ -171,11 +179,11 @@ void mix(const Rows& x, const Rows& noise, const Rows& mixed, float signal, floa
 void philox_words(uint32_t* words, uint32_t k0, uint32_t k1) { philox(reinterpret_cast<Lanes*>(words), k0, k1); }
 
 void normals(uint64_t seed, uint64_t pair_id, uint32_t visit, int64_t first, int64_t count, float* out) {
-  for (int64_t at = 0; at < count; at += 4 * kLanes) {
-    Normals four;
-    box_muller(seed, pair_id, visit, uint32_t((first + at) / 4), four);
-    const int64_t size = smaller(4 * kLanes, count - at);
-    for (int64_t i = 0; i < size; ++i) out[at + i] = four[i % 4][i / 4];
+  constexpr int64_t kGroup = 4 * kLanes;
+  for (int64_t at = 0; at < count; at += kGroup) {
+    float group[kGroup];
+    box_muller(seed, pair_id, visit, uint32_t((first + at) / 4), group);
+    std::memcpy(out + at, group, smaller(kGroup, count - at) * sizeof(float));
   }
 }
 

@@ -48,9 +48,9 @@ struct Kernels {
   bool (*supported)();
   Sums (*sums)(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count);
   double (*error)(const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count);
-  // grad = coefficient * (pred - target)
-  void (*gradient)(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, int64_t row,
-                   int64_t first, int64_t count);
+  // grad = coefficient * (pred - target); past the cache, if whoever reads it next would not find it there anyway
+  void (*gradient)(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, bool past_cache,
+                   int64_t row, int64_t first, int64_t count);
   // out = signal * x + sigma * noise
   void (*mix)(const Rows& x, const Rows& noise, const Rows& out, float signal, float sigma, int64_t row, int64_t first,
               int64_t count);

@@ -1,19 +1,38 @@
-// Sixteen elements at a time, in GCC's vector extensions: one register on AVX-512, two on AVX2, four on SSE2 or NEON.
+// Vectors of one register, in GCC's vector extensions. Sums run over sixteen lanes whatever the register's width, so
+// that every instruction set gives the same bits.
 // Included by code that is compiled for several instruction sets, hence static.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace fdpo {
 
-typedef float F32 __attribute__((vector_size(64)));
-typedef uint32_t U32 __attribute__((vector_size(64)));
-typedef int32_t I32 __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
-typedef double F64 __attribute__((vector_size(128)));
+#if defined(__AVX512F__)
+constexpr int kRegister = 64;
+#elif defined(__AVX2__)
+constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16;
+#endif
 
-constexpr int64_t kWidth = 16;
+constexpr int kWidth = 16;                  // lanes
+constexpr int kFloats = kRegister / 4;      // of them in a register
+constexpr int kDoubles = kRegister / 8;
+
+typedef float F32 __attribute__((vector_size(kRegister)));
+typedef uint32_t U32 __attribute__((vector_size(kRegister)));
+typedef uint16_t U16 __attribute__((vector_size(kRegister / 2)));
+typedef double F64 __attribute__((vector_size(kRegister)));
+typedef int64_t I64 __attribute__((vector_size(kRegister)));
+// as many as there are doubles in a register
+typedef float HalfF32 __attribute__((vector_size(kRegister / 2)));
+typedef uint32_t HalfU32 __attribute__((vector_size(kRegister / 2)));
+typedef int32_t HalfI32 __attribute__((vector_size(kRegister / 2)));
 
 template <class Vector, class Element>
 static inline Vector load(const Element* from) {
@@ -27,9 +46,46 @@ static inline void store(Element* to, Vector v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// Past the cache, to an address that is a multiple of kRegister; `streamed` comes behind the last one.
+static inline void stream(float* to, F32 v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, (__m256)v);
+#elif defined(__SSE2__)
+  _mm_stream_ps(to, (__m128)v);
+#else
+  store(to, v);
+#endif
+}
+
+static inline void streamed() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 static inline U32 widen(U16 h) { return __builtin_convertvector(h, U32); }
 static inline U16 narrow(U32 u) { return __builtin_convertvector(u, U16); }
-static inline F64 widen(F32 f) { return __builtin_convertvector(f, F64); }
+
+// Sums over sixteen lanes, in double.
+struct Totals {
+  F64 part[kWidth / kDoubles]{};
+
+  // Adds lanes [kFloats * k, kFloats * (k + 1)).
+  void add(int k, F32 f) {
+    HalfF32 half[2];
+    std::memcpy(half, &f, sizeof f);
+    part[2 * k] += __builtin_convertvector(half[0], F64);
+    part[2 * k + 1] += __builtin_convertvector(half[1], F64);
+  }
+
+  double sum() const {
+    double sum = 0;
+    for (int i = 0; i < kWidth; ++i) sum += part[i / kDoubles][i % kDoubles];
+    return sum;
+  }
+};
 
 static inline F32 from_bfloat16(U16 h) { return (F32)(widen(h) << 16); }
 

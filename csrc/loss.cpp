@@ -1,5 +1,9 @@
 #include "loss.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -9,6 +13,8 @@
 namespace fdpo {
 
 namespace {
+
+constexpr int kMargin = 6, kCoefficient = 8;  // rows of stats
 
 struct Value {
   double value, slope;
@@ -49,8 +55,7 @@ Value loss(const LossType& type, double gap, double beta) {
 }
 
 // From the sums over both samples of a pair to its loss, statistics and coefficients of the gradient.
-void finish(const Problem& p, int64_t pair, const Sums sums[2]) {
-  const int64_t pairs = p.pairs.pairs;
+void finish(const Problem& p, int64_t pair, const Sums sums[2], float* losses) {
   const double n = double(p.pairs.n);
   float u[2];
   Value h[2];
@@ -64,20 +69,20 @@ void finish(const Problem& p, int64_t pair, const Sums sums[2]) {
     }
     u[side] = float(-p.ratio_scale * delta);
     h[side] = link(p.link, u[side]);
-    p.stats[(0 + side) * pairs + pair] = float(error);
-    p.stats[(2 + side) * pairs + pair] = float(ref_error);
-    p.stats[(4 + side) * pairs + pair] = u[side];
+    p.stat(0 + side, pair) = float(error);
+    p.stat(2 + side, pair) = float(ref_error);
+    p.stat(4 + side, pair) = u[side];
   }
   const double gap = h[0].value - h[1].value;
   const Value out = loss(p.type, gap, p.beta);
   const double weight = p.weight ? p.weight[pair] : 1;
-  p.losses[pair] = float(weight * out.value);
-  p.stats[6 * pairs + pair] = float(p.beta * gap);
-  p.stats[7 * pairs + pair] =
+  losses[pair] = float(weight * out.value);
+  p.stat(kMargin, pair) = float(p.beta * gap);
+  p.stat(7, pair) =
       p.link.scale != 0 ? float((p.link.rate * u[0] > p.link.cap) + (p.link.rate * u[1] > p.link.cap)) : 0.0f;
   for (int side = 0; side < 2; ++side) {
     const double inner = (side ? 1 : -1) * h[side].slope * p.ratio_scale * 2 / n;
-    p.coefficients[p.pairs.row(pair, side)] = float(p.share * weight * out.slope * inner);
+    p.stat(kCoefficient + side, pair) = float(p.share * weight * out.slope * inner);
   }
 }
 
@@ -110,11 +115,15 @@ void add_sums(const Kernels& kernels, const Problem& p, const Rows& target, int6
   }
 }
 
+// A gradient of this size will not be in the cache of the core that reads it next.
+bool past_cache(const Pairs& pairs) { return 2 * pairs.pairs * pairs.n * int64_t{sizeof(float)} >= int64_t{1} << 21; }
+
 void form_gradient(const Kernels& kernels, const Problem& p, const Rows& target, int64_t pair, int64_t first,
                    int64_t count) {
   for (int side = 0; side < 2; ++side) {
     const int64_t row = p.pairs.row(pair, side);
-    kernels.gradient(p.pred, target, p.grad, p.coefficients[row], row, first, count);
+    kernels.gradient(p.pred, target, p.grad, p.stat(kCoefficient + side, pair), past_cache(p.pairs), row,
+                     first, count);
   }
 }
 
@@ -126,8 +135,25 @@ float* own_noise(int64_t n) {
   return room.get();
 }
 
+// Threads that have enough to do to be worth waking.
+int worth(int threads, const Pairs& pairs) {
+  constexpr int64_t kElements = 1 << 16;
+  return int(std::clamp<int64_t>(2 * pairs.pairs * pairs.n / kElements, 1, threads));
+}
+
+// Fresh memory of this size comes in 4 KiB pages, whose faults cost more than the gradient: ask for larger ones.
+void in_huge_pages([[maybe_unused]] const Rows& grad, [[maybe_unused]] const Pairs& pairs) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = 1 << 21;
+  const int64_t bytes = 2 * pairs.pairs * pairs.n * (grad.dtype == Dtype::float32 ? 4 : 2);
+  const uintptr_t data = reinterpret_cast<uintptr_t>(grad.data);
+  const uintptr_t begin = (data + kHuge - 1) & -kHuge, end = (data + bytes) & -kHuge;
+  if (data && grad.dense() && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // Errors, losses and gradients of every pair.
-void all_pairs(const Kernels& kernels, const Problem& p, int threads) {
+void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int threads) {
   const int64_t pairs = p.pairs.pairs, n = p.pairs.n, chunks = (n + kChunk - 1) / kChunk;
   auto length = [=](int64_t chunk) { return std::min(kChunk, n - chunk * kChunk); };
 
@@ -142,7 +168,7 @@ void all_pairs(const Kernels& kernels, const Problem& p, int threads) {
       const Rows target = target_of(kernels, p.target, p.draws, pair, first, length(chunk), noise + first);
       add_sums(kernels, p, target, pair, first, length(chunk), sums);
     }
-    finish(p, pair, sums);
+    finish(p, pair, sums, losses);
     if (!p.grad.data) return;
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
       form_gradient(kernels, p, p.target.data ? p.target : dense(noise), pair, chunk * kChunk, length(chunk));
@@ -172,7 +198,7 @@ void all_pairs(const Kernels& kernels, const Problem& p, int threads) {
         const Sums& from = sums[2 * piece + side];
         all[side] = {all[side].delta + from.delta, all[side].error + from.error, all[side].ref_error + from.ref_error};
       }
-    finish(p, whole + i, all);
+    finish(p, whole + i, all, losses);
   }
   if (!p.grad.data) return;
   shared([&](int64_t, int64_t i, int64_t chunk) {
@@ -185,7 +211,7 @@ void all_pairs(const Kernels& kernels, const Problem& p, int threads) {
 template <class Body>
 void each_chunk(const Pairs& pairs, int threads, const Body& body) {
   const int64_t chunks = (pairs.n + kChunk - 1) / kChunk;
-  parallel_for(pairs.pairs * chunks, threads, [&](int64_t piece) {
+  parallel_for(pairs.pairs * chunks, worth(threads, pairs), [&](int64_t piece) {
     const int64_t first = piece % chunks * kChunk;
     body(piece / chunks, first, std::min(kChunk, pairs.n - first));
   });
@@ -206,27 +232,32 @@ int64_t timestep(const Kernels& kernels, const Draws& draws, int64_t pair, int64
 }  // namespace
 
 void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
-  all_pairs(kernels, p, threads);
+  const int64_t pairs = p.pairs.pairs;
+  std::unique_ptr<float[]> room(p.reduce ? new float[pairs] : nullptr);
+  float* losses = p.reduce ? room.get() : p.loss;
+  in_huge_pages(p.grad, p.pairs);
+  all_pairs(kernels, p, losses, worth(threads, p.pairs));
   double total = 0, right = 0;
-  for (int64_t pair = 0; pair < p.pairs.pairs; ++pair) {
-    const float margin = p.stats[6 * p.pairs.pairs + pair];
-    total += p.losses[pair];
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const float margin = p.stat(kMargin, pair);
+    total += losses[pair];
     right += margin > 0 ? 1 : margin == 0 ? 0.5 : 0;
   }
-  *p.loss = float(p.share * total);
-  *p.accuracy = float(right / double(std::max<int64_t>(p.pairs.pairs, 1)));
+  if (p.reduce) *p.loss = float(p.share * total);
+  *p.accuracy = float(right / double(std::max<int64_t>(pairs, 1)));
 }
 
 void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Rows& target, const Draws& draws,
                    const float* coefficients, const float* grad_loss, int64_t grad_loss_stride, const Rows& grad,
                    int threads) {
+  in_huge_pages(grad, pairs);
   each_chunk(pairs, threads, [&](int64_t pair, int64_t first, int64_t count) {
     float noise[kChunk];
     const Rows tensor = target_of(kernels, target, draws, pair, first, count, noise);
     for (int side = 0; side < 2; ++side) {
       const int64_t row = pairs.row(pair, side);
-      const float coefficient = grad_loss[pair * grad_loss_stride] * coefficients[row];
-      kernels.gradient(pred, tensor, grad, coefficient, row, first, count);
+      const float coefficient = grad_loss[pair * grad_loss_stride] * coefficients[side * pairs.pairs + pair];
+      kernels.gradient(pred, tensor, grad, coefficient, past_cache(pairs), row, first, count);
     }
   });
 }

@@ -25,16 +25,18 @@ struct Problem {
   LossType type;
   double beta, ratio_scale;
   double share;                    // of a pair in the loss: 1 / B for a mean
-  float* losses;                   // [B], weighted
-  float* loss;                     // their sum times share
+  bool reduce;
+  float* loss;                     // [B], weighted; or, reduced, their sum times share
   float* accuracy;                 // share of positive margins, a tie counting one half
-  float* stats;                    // [8, B]: error w, l; ref_error w, l; log_ratio w, l; margin; clipped
-  float* coefficients;             // [2B], by row: d loss / d pred = coefficient * (pred - target)
+  float* stats;                    // [10, B]: error w, l; ref_error w, l; log_ratio w, l; margin; clipped;
+                                   // coefficients w, l: d loss / d pred = coefficient * (pred - target)
+
+  float& stat(int kind, int64_t pair) const { return stats[kind * pairs.pairs + pair]; }
 };
 
 void loss_forward(const Kernels& kernels, const Problem& problem, int threads);
 
-// grad = grad_loss[pair * grad_loss_stride] * coefficient[row] * (pred - target)
+// grad = grad_loss[pair * grad_loss_stride] * coefficients[side, pair] * (pred - target)
 void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Rows& target, const Draws& draws,
                    const float* coefficients, const float* grad_loss, int64_t grad_loss_stride, const Rows& grad,
                    int threads);

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdpo_fast.divergences import Divergence, divergence
+from fdpo_fast.divergences import DIVERGENCES, Divergence, divergence
+from fdpo_fast.ops.autograd import Options
 from fdpo_fast.ops.operands import is_draws
 from fdpo_fast.ops.operators import NAMES, chosen
 from fdpo_fast.reference import LAYOUTS, LOSS_TYPES, LossType
@@ -37,6 +38,8 @@ class Criterion(NamedTuple):
     layout: str
     reduction: str
     backend: str | None
+    fused: Options
+    """For the fused operators; for a link that is no row of numbers only its log-ratios are of use."""
 
     @classmethod
     def checked(
@@ -67,21 +70,25 @@ class Criterion(NamedTuple):
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
         if label_smoothing and loss_type not in ("sigmoid", "robust"):
-            raise ValueError(
-                f"label_smoothing has no meaning for loss_type '{loss_type}': use 'sigmoid' or 'robust'"
-            )
+            raise ValueError(f"label_smoothing has no meaning for loss_type '{loss_type}': use 'sigmoid' or 'robust'")
         _one_of("layout", layout, LAYOUTS)
         _one_of("reduction", reduction, REDUCTIONS)
         if backend is not None:
             _one_of("backend", backend, NAMES)
-        return cls(
-            link, float(beta), float(ratio_scale), LOSS_TYPES[loss_type](label_smoothing), layout, reduction, backend
-        )
+        beta, ratio_scale = float(beta), float(ratio_scale)
+        row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
+        shape = LOSS_TYPES[loss_type](label_smoothing)
+        fused = Options(row, shape, beta, ratio_scale, layout == "interleaved")
+        return cls(link, beta, ratio_scale, shape, layout, reduction, backend, fused)
 
     def backend_for(self, pred: Tensor, ref: Tensor, target: Tensor) -> str:
         """The backend that runs these tensors; ValueError if the one asked for cannot."""
-        tensors = [pred, *([ref] if ref.shape == pred.shape else []), *([] if is_draws(target) else [target])]
-        return chosen(self.backend, *tensors)
+        dtypes = [pred.dtype]
+        if ref.shape == pred.shape:
+            dtypes.append(ref.dtype)
+        if not is_draws(target):
+            dtypes.append(target.dtype)
+        return chosen(self.backend, pred.device, *dtypes)
 
 
 def _one_of(kind: str, value: str, known) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fdpo_fast import noise
 from fdpo_fast.criterion import REDUCTIONS, Criterion, Link, check_tensors
-from fdpo_fast.divergences import DIVERGENCES, Divergence
-from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss, Options
+from fdpo_fast.divergences import Divergence
+from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss
 from fdpo_fast.ops.operands import STATS, is_draws
-from fdpo_fast.reference import LOSS_TYPES, denoising_errors, pair_losses, split_pairs
+from fdpo_fast.reference import denoising_errors, pair_losses, split_pairs
 
 
 class LossStats(dict[str, Tensor]):
@@ -75,9 +75,7 @@ def fdpo_loss(
         ValueError: an odd batch, shapes or devices that differ, an unknown name, a number out of range, a backend that
             is not there or does not take these tensors.
     """
-    criterion = Criterion.checked(
-        divergence, beta, ratio_scale, loss_type, label_smoothing, layout, reduction, backend
-    )
+    criterion = Criterion.checked(divergence, beta, ratio_scale, loss_type, label_smoothing, layout, reduction, backend)
     return _evaluate(criterion, pred, ref, target, weight)
 
 
@@ -121,13 +119,33 @@ class FDPOLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
+def log_ratio_loss(
+    log_ratio_w: Tensor,
+    log_ratio_l: Tensor,
+    *,
+    divergence: Link = "jensen_shannon",
+    beta: float,
+    loss_type: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """The loss from log p_theta / p_ref on, for trainers that have these numbers: what TRL's DPO does after its models.
+
+    log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options and errors are those of `fdpo_loss`; every
+    operation is torch's own. Returns the loss and the margins [B], detached.
+    """
+    if log_ratio_w.shape != log_ratio_l.shape or log_ratio_w.ndim != 1:
+        raise ValueError(f"log-ratios must be [B] each, got {tuple(log_ratio_w.shape)} and {tuple(log_ratio_l.shape)}")
+    criterion = Criterion.checked(divergence, beta, 1.0, loss_type, label_smoothing, "halves", reduction, None)
+    result = pair_losses(log_ratio_w, log_ratio_l, criterion.link, criterion.loss_type, criterion.beta)
+    return REDUCTIONS[reduction](result.loss), result.margin.detach()
+
+
 def _evaluate(
     criterion: Criterion, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     check_tensors(pred, ref, target, weight)
-    ref, target = ref.detach(), target.detach()
-    if weight is not None:
-        weight = weight.detach()
+    ref, target, weight = (x.detach() if x is not None and x.requires_grad else x for x in (ref, target, weight))
     backend = criterion.backend_for(pred, ref, target)
     if backend == "eager":
         return _eager(criterion, pred, ref, target, weight)
@@ -157,24 +175,17 @@ def _fused(
     criterion: Criterion, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     """One operator forward, one backward; for a link that is no row of numbers, the chain behind u in plain torch."""
-    is_row = isinstance(criterion.link, Divergence)
-    options = Options(
-        backend,
-        criterion.link.row if is_row else DIVERGENCES["reverse_kl"].row,
-        criterion.loss_type if is_row else LOSS_TYPES["sigmoid"](0.0),
-        criterion.beta,
-        criterion.ratio_scale,
-        criterion.layout == "interleaved",
-    )
-    if is_row:
+    if isinstance(criterion.link, Divergence):
         # What torch.compile traces must not look at the upstream gradient's value.
         form_grad = (
             backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         )
         weight = None if weight is None else weight.float().contiguous()
-        loss, stats, accuracy = FusedLoss.apply(pred, ref, target, weight, options, criterion.reduction, form_grad)
-        return loss, LossStats(zip(STATS, stats.unbind(), strict=True), accuracy=accuracy)
-    log_ratio, stats = FusedLogRatio.apply(pred, ref, target, options)
+        loss, stats, accuracy = FusedLoss.apply(
+            pred, ref, target, weight, backend, criterion.fused, criterion.reduction, form_grad
+        )
+        return loss, LossStats(zip(STATS, stats.unbind(), strict=False), accuracy=accuracy)
+    log_ratio, stats = FusedLogRatio.apply(pred, ref, target, backend, criterion.fused)
     result = pair_losses(*log_ratio.unbind(), criterion.link, criterion.loss_type, criterion.beta)
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():

@@ -109,7 +109,7 @@ def eager_normals(draws: Tensor, count: int) -> Tensor:
 
 def normals(draws: Tensor, count: int, backend: str | None = None) -> Tensor:
     """`eager_normals` by the best backend for the device of `draws`, or by the one that is named."""
-    backend = operators.chosen(backend, torch.empty(0, device=draws.device))
+    backend = operators.chosen(backend, draws.device)
     return eager_normals(draws, count) if backend == "eager" else operators.normals(backend, draws, count)
 
 
@@ -186,14 +186,16 @@ def add_noise(
         ValueError: shapes, devices or tables that do not fit, an unknown layout or backend.
     """
     if draws.shape != (3, len(latents) // 2) or len(latents) % 2:
-        raise ValueError(f"draws have shape {tuple(draws.shape)} for latents {tuple(latents.shape)}: give (3, B), (2B, ...)")
+        raise ValueError(
+            f"draws have shape {tuple(draws.shape)} for latents {tuple(latents.shape)}: give (3, B), (2B, ...)"
+        )
     if signal.shape != sigma.shape or signal.ndim != 1 or not len(signal):
         raise ValueError(f"signal and sigma must be [T], got {tuple(signal.shape)} and {tuple(sigma.shape)}")
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(LAYOUTS)}")
     dtype = dtype or latents.dtype
     signal, sigma = (table.to(latents.device, torch.float32).contiguous() for table in (signal, sigma))
-    backend = operators.chosen(backend, latents, latents.new_empty(0, dtype=dtype))
+    backend = operators.chosen(backend, latents.device, latents.dtype, dtype)
     if backend != "eager":
         return operators.add_noise(backend, latents, draws.contiguous(), signal, sigma, layout == "interleaved", dtype)
     timestep = timesteps(draws, len(signal))
@@ -208,4 +210,3 @@ def add_noise(
 def _check_range(name: str, smallest: int, largest: int, bits: int) -> None:
     if smallest < 0 or largest >> bits:
         raise ValueError(f"{name} must lie in [0, 2^{bits}), got {smallest if smallest < 0 else largest}")
-

@@ -45,7 +45,9 @@ def denoising_errors(pred: Tensor, ref: Tensor, target: Tensor, ratio_scale: flo
     pred, ref, target = pred.to(wide), ref.to(wide), target.to(wide)
     miss, ref_miss = pred - target, ref - target
     delta = _mean((pred - ref) * (miss + ref_miss), wide)
-    return Errors(_mean(miss.square(), wide), _mean(ref_miss.square(), wide), (-ratio_scale * delta).to(_wide(pred, target)))
+    return Errors(
+        _mean(miss.square(), wide), _mean(ref_miss.square(), wide), (-ratio_scale * delta).to(_wide(pred, target))
+    )
 
 
 def denoising_error(pred: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:

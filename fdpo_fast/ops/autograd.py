@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fdpo_fast.ops.operands import elements
 from fdpo_fast.ops.operators import loss_backward, loss_forward
 
 
 class Options(NamedTuple):
     """What a call is made with beside tensors; see `ops.operators.loss_forward`."""
 
-    backend: str
     link: tuple[float, float, float, float]
     loss_type: tuple[float, float, float, float]
     beta: float
@@ -22,10 +22,10 @@ class Options(NamedTuple):
 
 
 class FusedLoss(torch.autograd.Function):
-    """(pred, ref, target, weight, options, reduction, form_grad) -> (loss, stats [8, B], accuracy).
+    """(pred, ref, target, weight, backend, options, reduction, form_grad) -> (loss, stats, accuracy) of `Results`.
 
-    The loss is [] or, for reduction "none", [B]. With `form_grad` the gradient is formed in the forward pass, while the
-    tensors are in the cache, and is right as it stands where the upstream gradient turns out to be one.
+    With `form_grad` the gradient is formed in the forward pass, while the tensors are in the cache, and is right as it
+    stands where the upstream gradient turns out to be one.
     """
 
     @staticmethod
@@ -35,38 +35,41 @@ class FusedLoss(torch.autograd.Function):
         ref: Tensor,
         target: Tensor,
         weight: Tensor | None,
+        backend: str,
         options: Options,
         reduction: str,
         form_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        losses, loss, accuracy, stats, coefficient, grad = loss_forward(
-            options.backend, pred, ref, target, weight, *options[1:], reduction == "mean", form_grad
-        )
-        ctx.save_for_backward(coefficient, pred, target)
-        ctx.options, ctx.grad = options, grad if form_grad else None
+        loss, accuracy, stats, grad = loss_forward(backend, pred, ref, target, weight, *options, reduction, form_grad)
+        ctx.save_for_backward(stats, pred, target)
+        ctx.backend, ctx.interleaved, ctx.grad = backend, options.interleaved, grad if form_grad else None
         ctx.mark_non_differentiable(stats, accuracy)
         ctx.set_materialize_grads(False)
-        return (losses if reduction == "none" else loss), stats, accuracy
+        return loss, stats, accuracy
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        coefficient, pred, target = ctx.saved_tensors
         # handed over once: whoever gets it may write into it
         grad, ctx.grad = ctx.grad, None
-        if grad is None or not bool((grad_loss == 1).all()):
-            options = ctx.options
-            grad = loss_backward(options.backend, grad_loss, coefficient, pred, target, options.interleaved)
-        return grad, None, None, None, None, None, None
+        if grad is None or not torch.equal(grad_loss, _ONE.expand_as(grad_loss)):
+            stats, pred, target = ctx.saved_tensors
+            grad = loss_backward(ctx.backend, grad_loss, stats, pred, target, ctx.interleaved)
+        return grad, None, None, None, None, None, None, None
+
+
+_ONE = torch.ones(())  # CPU: gradients are formed ahead on the host alone
 
 
 class FusedLogRatio(torch.autograd.Function):
-    """(pred, ref, target, options) -> (log_ratio [2, B] of both sides, stats [8, B]), for links that are no row."""
+    """(pred, ref, target, backend, options) -> (log_ratio [2, B] of both sides, stats), for links that are no row."""
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-        stats = loss_forward(options.backend, pred, ref, target, None, *options[1:], False, False)[3]
-        ctx.save_for_backward(pred, target)
-        ctx.options = options
+    def forward(
+        ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, backend: str, options: Options
+    ) -> tuple[Tensor, Tensor]:
+        _, _, stats, _ = loss_forward(backend, pred, ref, target, None, *options, "sum", False)
+        ctx.save_for_backward(stats, pred, target)
+        ctx.backend, ctx.options = backend, options
         log_ratio = stats[4:6].clone()
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
@@ -74,10 +77,9 @@ class FusedLogRatio(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_log_ratio: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        pred, target = ctx.saved_tensors
-        options = ctx.options
+        stats, pred, target = ctx.saved_tensors
         # d u / d pred = -ratio_scale * 2 / N * (pred - target)
-        coefficient = grad_log_ratio * (-2 * options.ratio_scale / max(pred[0].numel(), 1))
-        coefficient = (coefficient.T if options.interleaved else coefficient).reshape(-1)
-        one = coefficient.new_ones(())
-        return loss_backward(options.backend, one, coefficient, pred, target, options.interleaved), None, None, None
+        scale = -2 * ctx.options.ratio_scale / max(elements(pred), 1)
+        stats = torch.cat([stats[:-2], grad_log_ratio * scale])
+        grad = loss_backward(ctx.backend, stats.new_ones(()), stats, pred, target, ctx.options.interleaved)
+        return grad, None, None, None, None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.divergences import EXP_CAP
-from fdpo_fast.ops.layout import Walk, walked
+from fdpo_fast.ops.layout import Walk, arrange
 from fdpo_fast.ops.operands import Results, elements, is_draws
 
 missing: str | None = None
@@ -19,7 +19,7 @@ if find_spec("fdpo_fast._native"):
     KERNELS = {kernels.name: kernels for kernels in _native.kernels()}
     """Those that this processor runs, the widest first. All give the same bits."""
     active = next(iter(KERNELS.values()))
-    _NOTHING = _native.Rows(0, 0, 0, (1, 1, 0), (0, 0, 1))
+    _NOTHING = _native.Rows(0, 0, 0)
 else:
     missing = "its compiled part (`pip install .` in the source folder builds it with a C++20 compiler)"
 
@@ -42,69 +42,72 @@ def loss_forward(
     beta: float,
     ratio_scale: float,
     interleaved: bool,
-    mean: bool,
+    reduction: str,
     form_grad: bool,
 ) -> Results:
     """See `ops.operators.loss_forward`."""
-    out, predicted, drawn = Results.empty(pred, form_grad), ref.shape == pred.shape, is_draws(target)
-    inputs = [pred, *([ref] if predicted else []), *([] if drawn else [target])]
-    errors = None if predicted else ref.double().contiguous()
-    with walked(inputs, out.grad if form_grad else None, logical=drawn) as (tensors, order):
-        rows = iter(_rows(tensors, order))
-        _native.loss_forward(
-            active,
-            torch.get_num_threads(),
-            len(pred) // 2,
-            elements(pred),
-            interleaved,
-            next(rows),
-            next(rows) if predicted else _NOTHING,
-            0 if predicted else errors.data_ptr(),
-            _NOTHING if drawn else next(rows),
-            target.data_ptr() if drawn else 0,
-            0 if weight is None else weight.data_ptr(),
-            (*link, EXP_CAP),
-            loss_type,
-            beta,
-            ratio_scale,
-            1 / max(len(pred) // 2, 1) if mean else 1.0,
-            out.losses.data_ptr(),
-            out.loss.data_ptr(),
-            out.accuracy.data_ptr(),
-            out.stats.data_ptr(),
-            out.coefficient.data_ptr(),
-            next(rows) if form_grad else _NOTHING,
-        )
+    out, predicted, drawn = Results.empty(pred, reduction, form_grad), ref.shape == pred.shape, is_draws(target)
+    tensors = [pred]
+    if predicted:
+        tensors.append(ref)
+    else:
+        ref = ref.double().contiguous()
+    if not drawn:
+        tensors.append(target)
+    if form_grad:
+        tensors.append(out.grad)
+    tensors, order = arrange(tensors, logical=drawn)
+    rows = iter(_rows(tensors, order))
+    pairs = len(pred) // 2
+    _native.loss_forward(
+        active,
+        torch.get_num_threads(),
+        pairs,
+        elements(pred),
+        interleaved,
+        next(rows),
+        next(rows) if predicted else _NOTHING,
+        0 if predicted else ref.data_ptr(),
+        _NOTHING if drawn else next(rows),
+        target.data_ptr() if drawn else 0,
+        0 if weight is None else weight.data_ptr(),
+        (*link, EXP_CAP),
+        loss_type,
+        beta,
+        ratio_scale,
+        1 / max(pairs, 1) if reduction == "mean" else 1.0,
+        reduction != "none",
+        out.loss.data_ptr(),
+        out.accuracy.data_ptr(),
+        out.stats.data_ptr(),
+        next(rows) if form_grad else _NOTHING,
+    )
+    if form_grad and tensors[-1] is not out.grad:
+        out.grad.copy_(tensors[-1])
     return out
 
 
-def loss_backward(
-    grad_loss: Tensor,
-    coefficient: Tensor,
-    pred: Tensor,
-    target: Tensor,
-    interleaved: bool,
-) -> Tensor:
+def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
     """See `ops.operators.loss_backward`."""
-    grad = torch.empty_like(pred)
-    grad_loss, drawn = grad_loss.float().expand(len(pred) // 2), is_draws(target)
-    with walked([pred, *([] if drawn else [target])], grad, logical=drawn) as (tensors, order):
-        pred_rows, *target_rows, grad_rows = _rows(tensors, order)
-        _native.loss_backward(
-            active,
-            torch.get_num_threads(),
-            len(pred) // 2,
-            elements(pred),
-            interleaved,
-            pred_rows,
-            _NOTHING if drawn else target_rows[0],
-            target.data_ptr() if drawn else 0,
-            coefficient.data_ptr(),
-            grad_loss.data_ptr(),
-            grad_loss.stride(0),
-            grad_rows,
-        )
-    return grad
+    grad, drawn, pairs = torch.empty_like(pred), is_draws(target), len(pred) // 2
+    grad_loss = grad_loss.float().expand(pairs)
+    tensors, order = arrange([pred, grad] if drawn else [pred, grad, target], logical=drawn)
+    pred_rows, grad_rows, *target_rows = _rows(tensors, order)
+    _native.loss_backward(
+        active,
+        torch.get_num_threads(),
+        pairs,
+        elements(pred),
+        interleaved,
+        pred_rows,
+        _NOTHING if drawn else target_rows[0],
+        target.data_ptr() if drawn else 0,
+        stats[-2:].data_ptr(),
+        grad_loss.data_ptr(),
+        grad_loss.stride(0),
+        grad_rows,
+    )
+    return grad if tensors[1] is grad else grad.copy_(tensors[1])
 
 
 def add_noise(
@@ -112,23 +115,23 @@ def add_noise(
 ) -> tuple[Tensor, Tensor]:
     """See `ops.operators.add_noise`."""
     out, timesteps = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1])
-    with walked([latents], out, logical=True) as (tensors, order):
-        x_rows, out_rows = _rows(tensors, order)
-        _native.add_noise(
-            active,
-            torch.get_num_threads(),
-            len(latents) // 2,
-            elements(latents),
-            interleaved,
-            draws.data_ptr(),
-            x_rows,
-            signal.data_ptr(),
-            sigma.data_ptr(),
-            len(signal),
-            out_rows,
-            timesteps.data_ptr(),
-        )
-    return out, timesteps
+    tensors, order = arrange([latents, out], logical=True)
+    x_rows, out_rows = _rows(tensors, order)
+    _native.add_noise(
+        active,
+        torch.get_num_threads(),
+        len(latents) // 2,
+        elements(latents),
+        interleaved,
+        draws.data_ptr(),
+        x_rows,
+        signal.data_ptr(),
+        sigma.data_ptr(),
+        len(signal),
+        out_rows,
+        timesteps.data_ptr(),
+    )
+    return out if tensors[1] is out else out.copy_(tensors[1]), timesteps
 
 
 def normals(draws: Tensor, count: int) -> Tensor:
@@ -138,10 +141,11 @@ def normals(draws: Tensor, count: int) -> Tensor:
     return out
 
 
-def _rows(tensors: Sequence[Tensor], order: Walk) -> list:
+def _rows(tensors: Sequence[Tensor], order: Walk | None) -> list:
     """The native view of each tensor [rows, ...]."""
+    if order is None:
+        return [_native.Rows(t.data_ptr(), DTYPES[t.dtype], t.stride(0)) for t in tensors]
     return [
-        _native.Rows(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride(0), order.sizes, strides)
-        for tensor, strides in zip(tensors, order.strides, strict=True)
+        _native.Rows(t.data_ptr(), DTYPES[t.dtype], t.stride(0), order.sizes, strides)
+        for t, strides in zip(tensors, order.strides, strict=True)
     ]
-

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,14 +12,10 @@ MAX_DIMS = 3
 
 
 class Walk(NamedTuple):
-    """One order of a sample's elements for several tensors: `sizes` (outer to inner) and each tensor's strides.
-
-    `dense`: the elements lie behind one another in every tensor.
-    """
+    """An order of the elements of a sample: sizes (outer to inner), and the strides of each tensor."""
 
     sizes: tuple[int, int, int]
     strides: list[tuple[int, int, int]]
-    dense: bool
 
 
 def walk(tensors: Sequence[Tensor], *, logical: bool) -> Walk | None:
@@ -29,9 +24,6 @@ def walk(tensors: Sequence[Tensor], *, logical: bool) -> Walk | None:
     The first tensor's order in memory, so that channels_last is walked as it lies; or, with `logical`, that of the
     indices, which noise by its element needs.
     """
-    count = tensors[0][0].numel() if len(tensors[0]) else 0
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return Walk((1, 1, count), [(0, 0, 1)] * len(tensors), True)
     dims = [d for d in range(1, tensors[0].ndim) if tensors[0].shape[d] > 1]
     if not logical:
         dims.sort(key=lambda d: -tensors[0].stride(d))
@@ -44,26 +36,25 @@ def walk(tensors: Sequence[Tensor], *, logical: bool) -> Walk | None:
             merged.append([size, strides])
     if len(merged) > MAX_DIMS:
         return None
+    if not merged:  # samples of one element
+        merged.append([1, (1,) * len(tensors)])
     merged = [[1, (0,) * len(tensors)]] * (MAX_DIMS - len(merged)) + merged
-    if merged[-1][0] == 1:  # a single element
-        merged[-1] = [1, (1,) * len(tensors)]
     sizes = tuple(size for size, _ in merged)
-    strides = [tuple(stride[i] for _, stride in merged) for i in range(len(tensors))]
-    return Walk(sizes, strides, sizes[:2] == (1, 1) and all(stride[2] == 1 for stride in strides))
+    return Walk(sizes, [tuple(strides[i] for _, strides in merged) for i in range(len(tensors))])
 
 
-@contextmanager
-def walked(inputs: Sequence[Tensor], out: Tensor | None, *, logical: bool) -> Iterator[tuple[list[Tensor], Walk]]:
-    """The inputs, and `out` behind them if there is one, with a walk over all of them.
+def arrange(tensors: Sequence[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], Walk | None]:
+    """The tensors with the walk over them; None for elements that lie behind one another in all of them.
 
-    In the rare case that strides do not merge far enough these are contiguous copies, and `out` is filled on leaving.
+    In the rare case that their strides do not merge far enough, the tensors returned are contiguous copies.
     """
-    tensors = [*inputs, *([] if out is None else [out])]
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            break
+    else:
+        return tensors, None
     order = walk(tensors, logical=logical)
-    if order is not None:
-        yield tensors, order
-        return
-    tensors = [tensor.contiguous() for tensor in tensors]
-    yield tensors, walk(tensors, logical=logical)
-    if out is not None:
-        out.copy_(tensors[-1])
+    if order is None:
+        return [tensor.contiguous() for tensor in tensors], None
+    dense = order.sizes[:2] == (1, 1) and all(strides[2] == 1 for strides in order.strides)
+    return tensors, None if dense else order

@@ -8,30 +8,26 @@ import torch
 from torch import Tensor
 
 STATS = ("error_w", "error_l", "ref_error_w", "ref_error_l", "log_ratio_w", "log_ratio_l", "margin", "clipped")
-"""Rows of `Results.stats`."""
+"""The first rows of `Results.stats`."""
 
 
 class Results(NamedTuple):
     """What the forward operator returns, all float32 but the gradient."""
 
-    losses: Tensor  # [B], weighted
-    loss: Tensor  # [], their mean or sum
+    loss: Tensor  # [], or [B] for reduction "none"
     accuracy: Tensor  # [], share of positive margins, a tie counting one half
-    stats: Tensor  # [8, B], rows STATS
-    coefficient: Tensor  # [2B]: d loss / d pred = coefficient * (pred - target), in the order of pred's rows
+    stats: Tensor  # [10, B]: rows STATS, then for w and l the c of d loss / d pred = c * (pred - target)
     grad: Tensor  # like pred, for an upstream gradient of one; or [0], where it was not asked for
 
     @classmethod
-    def empty(cls, pred: Tensor, form_grad: bool) -> Results:
+    def empty(cls, pred: Tensor, reduction: str, form_grad: bool) -> Results:
         """Memory for the results; the kernels write every element."""
-        pairs = len(pred) // 2
+        pairs, single = len(pred) // 2, {"dtype": torch.float32, "device": pred.device}
         return cls(
-            pred.new_empty(pairs, dtype=torch.float32),
-            pred.new_empty((), dtype=torch.float32),
-            pred.new_empty((), dtype=torch.float32),
-            pred.new_empty((len(STATS), pairs), dtype=torch.float32),
-            pred.new_empty(2 * pairs, dtype=torch.float32),
-            torch.empty_like(pred) if form_grad else pred.new_empty(0),
+            torch.empty(pairs if reduction == "none" else (), **single),
+            torch.empty((), **single),
+            torch.empty((len(STATS) + 2, pairs), **single),
+            torch.empty_like(pred) if form_grad else torch.empty(0, dtype=pred.dtype, device=pred.device),
         )
 
 
@@ -42,4 +38,4 @@ def is_draws(target: Tensor) -> bool:
 
 def elements(samples: Tensor) -> int:
     """Elements of one sample of [rows, ...]."""
-    return samples[0].numel() if len(samples) else 0
+    return samples.numel() // max(len(samples), 1)

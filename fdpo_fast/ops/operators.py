@@ -8,10 +8,13 @@ nothing of autograd; `ops.autograd` differentiates.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+from functools import wraps
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.library import Library, fallthrough_kernel, register_fake
 
 from fdpo_fast.ops import gpu, host
@@ -28,32 +31,42 @@ for _backend, _wanted in ((host, True), (gpu, torch.version.cuda or torch.versio
         warnings.warn(f"fdpo_fast runs without {_backend.missing}, in eager torch", stacklevel=2)
 
 
-def chosen(backend: str | None, *tensors: Tensor) -> str:
-    """The backend to run these floating-point tensors with: the first that takes them, or the one that is named.
+def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> str:
+    """The backend to run floating-point tensors with: the best one that takes them, or the one that is named.
 
     Raises ValueError for one that is unknown, is not there, or does not take them.
     """
     if backend is None:
-        return next((name for name in BACKENDS if _obstacle(name, *tensors) is None), "eager")
+        name = _BEST.get(device.type, "eager")
+        return name if name == "eager" or _refused(name, dtypes) is None else "eager"
     if backend not in NAMES:
         raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(NAMES)}")
-    if backend in BACKENDS and (reason := _obstacle(backend, *tensors)):
+    if backend == "eager":
+        return backend
+    module, reason = BACKENDS[backend], None
+    if module.missing:
+        reason = f"needs {module.missing}"
+    elif device.type not in module.devices():
+        reason = f"runs on {' and '.join(module.devices())} tensors, not on {device.type}"
+    elif refused := _refused(backend, dtypes):
+        reason = f"takes float32, bfloat16 and float16 tensors, not {str(refused).removeprefix('torch.')}"
+    if reason:
         raise ValueError(f"backend '{backend}' {reason}: use another, or None for the best there is")
     return backend
 
 
-def _obstacle(backend: str, *tensors: Tensor) -> str | None:
-    """Why a backend cannot take these tensors, as the end of a sentence; None if it can."""
-    module = BACKENDS[backend]
-    if module.missing:
-        return f"needs {module.missing}"
-    for tensor in tensors:
-        if tensor.device.type not in module.devices():
-            return f"runs on {' and '.join(module.devices())} tensors, not on {tensor.device.type}"
-        if tensor.dtype not in module.DTYPES:
-            return f"takes float32, bfloat16 and float16 tensors, not {str(tensor.dtype).removeprefix('torch.')}"
+def _refused(backend: str, dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
+    known = BACKENDS[backend].DTYPES
+    for dtype in dtypes:
+        if dtype not in known:
+            return dtype
     return None
 
+
+# A device's first backend in the order of BACKENDS.
+_BEST = {
+    device: name for name, module in reversed(BACKENDS.items()) if not module.missing for device in module.devices()
+}
 
 _library = Library("fdpo_fast", "DEF")
 
@@ -70,7 +83,14 @@ def _define(schema: str):
         _library.impl(name, run, "CompositeExplicitAutograd")
         _library.impl(name, fallthrough_kernel, "Autograd")
         register_fake(f"fdpo_fast::{name}", fake, lib=_library)
-        return getattr(torch.ops.fdpo_fast, name).default
+        operator = getattr(torch.ops.fdpo_fast, name).default
+
+        def call(backend: str, first: Tensor, *arguments):
+            # The dispatcher's way through costs 10 us, a tenth of a call on small latents, and serves tracers alone.
+            plain = type(first) in (Tensor, Parameter) and not torch.compiler.is_compiling()
+            return (run if plain else operator)(backend, first, *arguments)
+
+        return wraps(fake)(call)
 
     return decorate
 
@@ -79,21 +99,21 @@ def _define(schema: str):
 # weight [B] float32; link, loss_type: rows of four numbers. Returns the fields of `operands.Results`.
 @_define(
     "loss_forward(str backend, Tensor pred, Tensor ref, Tensor target, Tensor? weight, float[] link, "
-    "float[] loss_type, float beta, float ratio_scale, bool interleaved, bool mean, bool form_grad) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, bool form_grad) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def loss_forward(
-    backend, pred, ref, target, weight, link, loss_type, beta, ratio_scale, interleaved, mean, form_grad
+    backend, pred, ref, target, weight, link, loss_type, beta, ratio_scale, interleaved, reduction, form_grad
 ) -> Results:
-    return Results.empty(pred, form_grad)
+    return Results.empty(pred, reduction, form_grad)
 
 
-# grad_loss [B], or [] for all pairs; coefficient [2B]. Returns grad_loss * coefficient * (pred - target), like pred.
+# grad_loss [B], or [] for all pairs; stats of `Results`, of which the last two rows are read. Returns
+# grad_loss * c * (pred - target), like pred.
 @_define(
-    "loss_backward(str backend, Tensor grad_loss, Tensor coefficient, Tensor pred, Tensor target, bool interleaved) "
-    "-> Tensor"
+    "loss_backward(str backend, Tensor grad_loss, Tensor stats, Tensor pred, Tensor target, bool interleaved) -> Tensor"
 )
-def loss_backward(backend, grad_loss, coefficient, pred, target, interleaved) -> Tensor:
+def loss_backward(backend, grad_loss, stats, pred, target, interleaved) -> Tensor:
     return torch.empty_like(pred)
 
 

@@ -1,0 +1,1 @@
+"""Strengths of the preference loss in the conventions of other trainers."""
