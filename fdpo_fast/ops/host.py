@@ -23,13 +23,14 @@ if find_spec("fdpo_fast._native"):
 else:
     missing = "its compiled part (`pip install .` in the source folder builds it with a C++20 compiler)"
 
+DEVICE = "cpu"
 # The order of csrc/kernels.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def devices() -> tuple[str, ...]:
     """Types of device whose tensors it takes."""
-    return ("cpu",)
+    return (DEVICE,)
 
 
 def loss_forward(

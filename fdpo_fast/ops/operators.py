@@ -14,14 +14,14 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.library import Library, fallthrough_kernel, register_fake
+from torch.nn import Parameter
 
 from fdpo_fast.ops import gpu, host
 from fdpo_fast.ops.operands import Results
 
 BACKENDS: dict[str, ModuleType] = {"cpp": host, "triton": gpu}
-"""Each has `missing`, `DTYPES`, `devices()` and a function per operator."""
+"""Each has `missing`, `DEVICE` (its own), `devices()` (all it can take), `DTYPES` and a function per operator."""
 
 NAMES = ("eager", *BACKENDS)
 """"eager" is plain torch, for any tensor."""
@@ -63,10 +63,7 @@ def _refused(backend: str, dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
     return None
 
 
-# A device's first backend in the order of BACKENDS.
-_BEST = {
-    device: name for name, module in reversed(BACKENDS.items()) if not module.missing for device in module.devices()
-}
+_BEST = {module.DEVICE: name for name, module in BACKENDS.items() if not module.missing}
 
 _library = Library("fdpo_fast", "DEF")
 
