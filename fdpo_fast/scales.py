@@ -32,7 +32,7 @@ CONVENTIONS: dict[str, Convention] = {
     # diffusers, examples/research_projects/diffusion_dpo: train_diffusion_dpo_sdxl.py and train_diffusion_dpo.py
     "diffusers_sdxl": Convention(factor=0.5, sums=False, default=5000.0),
     "diffusers_sd15": Convention(factor=1.0, sums=False, default=2500.0),
-    # The pseudo-code in the appendix of arXiv 2311.12908; T * omega(lambda_t) is part of its beta.
+    # The pseudo-code in the appendix of arXiv 2311.12908; it leaves T * omega(lambda_t) to beta.
     "paper": Convention(factor=1.0, sums=True, default=None),
     # Recipes for flow-matching models, on velocity errors; betas of 100 to 2000 are in use.
     "flow": Convention(factor=0.5, sums=False, default=None),

@@ -33,11 +33,11 @@ missing: str | None = None if find_spec("triton") else "Triton (`pip install tri
 DEVICE = "cuda"
 DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
-BLOCK, TILES = 1024, 4
-"""Elements of a tile, and tiles of a program where there are enough of them to fill a GPU."""
-_PROGRAMS = 512
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-"""Of every launch: contraction of products and sums is the kernels' choice, not the compiler's."""
+BLOCK = 1024
+"""Elements of each sample that a program takes."""
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg": 128})
+"""Of every launch: contraction of products and sums is the kernels' choice, not the compiler's; and without a word on
+registers ptxas takes 48 of them and spills, on sm_120."""
 
 
 def devices() -> tuple[str, ...]:
@@ -50,12 +50,10 @@ def devices() -> tuple[str, ...]:
 class _Pairs:
     """How a launch goes over samples [2B, ...]: `tensors` as the kernels take them, one program per pair and chunk."""
 
-    def __init__(self, tensors: Sequence[Tensor], *, logical: bool, tiles: int | None = None) -> None:
+    def __init__(self, tensors: Sequence[Tensor], *, logical: bool) -> None:
         self.tensors, order = arrange(tensors, logical=logical)
         self.pairs, self.n = len(tensors[0]) // 2, elements(tensors[0])
-        if tiles is None:
-            tiles = TILES if self.pairs * self.n >= _PROGRAMS * BLOCK * TILES else 1
-        self.chunks = -(-self.n // (BLOCK * tiles))
+        self.chunks = -(-self.n // BLOCK)
         self.grid = (self.pairs * self.chunks,)
         self.sizes = order.sizes[1:] if order else (0, 0)
         self._strides = iter(order.strides if order else [(0, 0, 0)] * len(tensors))
@@ -65,8 +63,7 @@ class _Pairs:
             spans += [
                 sum((size - 1) * stride for size, stride in zip(order.sizes, s, strict=True)) for s in order.strides
             ]
-        self.switches = {"DENSE": order is None, "WIDE": max(spans) + BLOCK * tiles >= 2**31, "BLOCK": BLOCK}
-        self.tiles = {"TILES": tiles}
+        self.switches = {"DENSE": order is None, "WIDE": max(spans) + BLOCK >= 2**31, "BLOCK": BLOCK}
 
     def take(self) -> tuple[Tensor, int, tuple[int, int, int]]:
         """The next tensor, how far its rows are apart, and the strides within a row."""
@@ -118,7 +115,8 @@ def loss_forward(
     p, p_row, p_strides = over.take()
     r, r_row, r_strides = over.take() if predicted else _other(ref)
     t, t_row, t_strides = _other(target) if drawn else over.take()
-    room = torch.empty(over.pairs * (6 * over.chunks + 1), dtype=torch.float64, device=pred.device)
+    sums = 6 if predicted else 2  # of a program, see the kernel
+    room = torch.empty(over.pairs * (sums * over.chunks + 1), dtype=torch.float64, device=pred.device)
     losses = out.loss if reduction == "none" else room[-over.pairs :].view(torch.float32)
     with _on(pred):
         _loss.loss_forward_kernel[over.grid](
@@ -126,7 +124,7 @@ def loss_forward(
             over.pairs, over.n, over.chunks, (p_row, r_row, t_row), over.sizes, p_strides, r_strides, t_strides,
             tuple(link), tuple(loss_type), beta, ratio_scale, 1 / over.pairs if reduction == "mean" else 1.0,
             INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
-            REDUCE=reduction != "none", **over.switches, **over.tiles, **OPTIONS,
+            REDUCE=reduction != "none", **over.switches, **OPTIONS,
         )  # fmt: skip
     if form_grad:
         return out._replace(grad=loss_backward(torch.ones_like(out.loss), out.stats, pred, target, interleaved))
@@ -147,7 +145,7 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
         _loss.loss_backward_kernel[over.grid](
             grad_loss, stats[-2:], p, t, g, over.pairs, over.n, over.chunks, grad_loss.stride(0),
             (p_row, t_row, g_row), over.sizes, p_strides, t_strides, g_strides,
-            INTERLEAVED=interleaved, DRAWN=drawn, **over.switches, **over.tiles, **OPTIONS,
+            INTERLEAVED=interleaved, DRAWN=drawn, **over.switches, **OPTIONS,
         )  # fmt: skip
     return grad if g is grad else grad.copy_(g)
 
@@ -159,7 +157,7 @@ def add_noise(
     out, timesteps = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1])
     if len(latents) == 0:
         return out, timesteps
-    over = _Pairs([latents, out], logical=True, tiles=1)
+    over = _Pairs([latents, out], logical=True)
     x, x_row, x_strides = over.take()
     noisy, o_row, o_strides = over.take()
     with _on(latents):

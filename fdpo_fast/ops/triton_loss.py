@@ -1,6 +1,6 @@
 """The Triton kernels of the loss: one launch forward, one backward.
 
-A program takes TILES tiles of BLOCK elements of both samples of a pair. Forward, it leaves its sums in `partials`; the
+A program takes BLOCK elements of both samples of a pair. Forward, it leaves its sums in `partials`; the
 last program of a pair to arrive adds them up, always in the order of the chunks, and finishes the pair; whoever
 finishes the last pair reduces the batch. The counters of arrivals are zero between launches.
 
@@ -103,7 +103,7 @@ def loss_forward_kernel(
     losses,  # [B]: room, or `loss` itself
     accuracy,  # []
     stats,  # [10, B], see ops.operands
-    partials,  # [B, 2, 3, chunks] float64: room
+    partials,  # [B, 2, 3 or 1 if REF_ERRORS, chunks] float64: room
     counters,  # [1 + B] int32: of finished pairs, and of each pair's programs
     pairs,
     n,
@@ -126,7 +126,6 @@ def loss_forward_kernel(
     DENSE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILES: tl.constexpr,
 ):
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
@@ -136,25 +135,25 @@ def loss_forward_kernel(
     draw = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
     zero = tl.zeros([BLOCK], tl.float32)
     sums_w, sums_l = (zero, zero, zero), (zero, zero, zero)
-    for tile in tl.static_range(TILES):
-        first = (chunk.to(tl.int64) if WIDE else chunk) * (BLOCK * TILES) + tile * BLOCK
-        at = first + tl.arange(0, BLOCK)
-        inside = at < n
-        p_at = offsets(at, sizes, p_strides, DENSE)
-        r_at = offsets(at, sizes, r_strides, DENSE)
-        t_at = offsets(at, sizes, t_strides, DENSE)
-        target_w = _target(t_w, draw, at, t_at, inside, first, DRAWN, BLOCK)
-        target_l = target_w if DRAWN else _target(t_l, draw, at, t_at, inside, first, DRAWN, BLOCK)
-        sums_w = _accumulate(sums_w, load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS)
-        sums_l = _accumulate(sums_l, load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS)
-    start = partials + pair.to(tl.int64) * 6 * chunks
+    first = (chunk.to(tl.int64) if WIDE else chunk) * BLOCK
+    at = first + tl.arange(0, BLOCK)
+    inside = at < n
+    p_at = offsets(at, sizes, p_strides, DENSE)
+    r_at = offsets(at, sizes, r_strides, DENSE)
+    t_at = offsets(at, sizes, t_strides, DENSE)
+    target_w = _target(t_w, draw, at, t_at, inside, first, DRAWN, BLOCK)
+    target_l = target_w if DRAWN else _target(t_l, draw, at, t_at, inside, first, DRAWN, BLOCK)
+    sums_w = _accumulate(sums_w, load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS)
+    sums_l = _accumulate(sums_l, load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS)
+    SUMS: tl.constexpr = 1 if REF_ERRORS else 3  # noqa: N806
+    start = partials + pair.to(tl.int64) * (2 * SUMS) * chunks
     _store_sums(start + chunk, sums_w, chunks, REF_ERRORS)
-    _store_sums(start + 3 * chunks + chunk, sums_l, chunks, REF_ERRORS)
+    _store_sums(start + SUMS * chunks + chunk, sums_l, chunks, REF_ERRORS)
 
     if _arrive(counters + 1 + pair) == chunks - 1:
         tl.store(counters + 1 + pair, 0)
         error_w, ref_error_w, u_w = _side(start, ref, row_w, n, chunks, ratio_scale, REF_ERRORS)
-        error_l, ref_error_l, u_l = _side(start + 3 * chunks, ref, row_l, n, chunks, ratio_scale, REF_ERRORS)
+        error_l, ref_error_l, u_l = _side(start + SUMS * chunks, ref, row_l, n, chunks, ratio_scale, REF_ERRORS)
         h_w, slope_w = link(u_w, row[0], row[1], row[2], row[3])
         h_l, slope_l = link(u_l, row[0], row[1], row[2], row[3])
         gap = h_w - h_l
@@ -215,7 +214,6 @@ def loss_backward_kernel(
     DENSE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILES: tl.constexpr,
 ):
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
@@ -225,14 +223,13 @@ def loss_backward_kernel(
     upstream = tl.load(grad_loss + pair * grad_loss_stride)
     c_w, c_l = upstream * tl.load(coefficients + pair), upstream * tl.load(coefficients + pairs + pair)
     draw = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
-    for tile in tl.static_range(TILES):
-        first = (chunk.to(tl.int64) if WIDE else chunk) * (BLOCK * TILES) + tile * BLOCK
-        at = first + tl.arange(0, BLOCK)
-        inside = at < n
-        p_at = offsets(at, sizes, p_strides, DENSE)
-        t_at = offsets(at, sizes, t_strides, DENSE)
-        g_at = offsets(at, sizes, g_strides, DENSE)
-        target_w = _target(t_w, draw, at, t_at, inside, first, DRAWN, BLOCK)
-        target_l = target_w if DRAWN else _target(t_l, draw, at, t_at, inside, first, DRAWN, BLOCK)
-        tl.store(g_w + g_at, (c_w * (load(p_w, p_at, inside) - target_w)).to(grad.dtype.element_ty), mask=inside)
-        tl.store(g_l + g_at, (c_l * (load(p_l, p_at, inside) - target_l)).to(grad.dtype.element_ty), mask=inside)
+    first = (chunk.to(tl.int64) if WIDE else chunk) * BLOCK
+    at = first + tl.arange(0, BLOCK)
+    inside = at < n
+    p_at = offsets(at, sizes, p_strides, DENSE)
+    t_at = offsets(at, sizes, t_strides, DENSE)
+    g_at = offsets(at, sizes, g_strides, DENSE)
+    target_w = _target(t_w, draw, at, t_at, inside, first, DRAWN, BLOCK)
+    target_l = target_w if DRAWN else _target(t_l, draw, at, t_at, inside, first, DRAWN, BLOCK)
+    tl.store(g_w + g_at, (c_w * (load(p_w, p_at, inside) - target_w)).to(grad.dtype.element_ty), mask=inside)
+    tl.store(g_l + g_at, (c_l * (load(p_l, p_at, inside) - target_l)).to(grad.dtype.element_ty), mask=inside)

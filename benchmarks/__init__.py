@@ -1,0 +1,1 @@
+"""What the kernels are worth: speed, memory and exactness, measured."""

@@ -1,0 +1,267 @@
+"""What the GPU kernels are made of, without a GPU: `python -m benchmarks.static_gpu`.
+
+The launches of `fdpo_fast.ops.gpu` are run with a driver that compiles for a target and launches nothing, so what is
+inspected is what a GPU of that target would be given. From the SASS: registers, spills, shared memory, global accesses
+by width. Bytes moved are those of the 128-bit accesses times threads and programs, plus the small tensors; the minimum
+is every sample read, and every gradient written, once. Exit status 1 on spills, on accesses to samples below 128 bits,
+on more than one launch, or on more than 1.02 times the minimum.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from fdpo_fast import draws, fdpo_loss
+from fdpo_fast.divergences import DIVERGENCES
+from fdpo_fast.ops import gpu
+from fdpo_fast.reference import LOSS_TYPES
+
+TARGETS = (80, 86, 89, 90, 100, 120)
+MOST_BYTES = 1.02
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_OPTIONS = (DIVERGENCES["jensen_shannon"].row, LOSS_TYPES["sigmoid"](0.0), 1.0, 2500.0, False)
+
+
+class CompileOnly:
+    """In place of Triton's driver: the device's number is the compute capability to compile for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@dataclass
+class Launch:
+    """A launch that was asked for: its kernel, compiled, its programs, and the bytes of its arguments by name."""
+
+    kernel: triton.compiler.CompiledKernel
+    programs: int
+    bytes: dict[str, int]
+
+
+@contextmanager
+def compiling(capability: int):
+    """Launches compile for sm_<capability>, and are listed instead of made."""
+    launches: list[Launch] = []
+    run, active = JITFunction.run, triton.runtime.driver._active
+
+    def record(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        tensors = {name: x for name, x in zip(self.arg_names, args, strict=False) if isinstance(x, Tensor)}
+        sizes = {name: x.numel() * x.element_size() for name, x in tensors.items()}
+        launches.append(Launch(kernel, grid[0], sizes))
+        return kernel
+
+    triton.runtime.driver.set_active(CompileOnly(capability))
+    JITFunction.run = record
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+        triton.runtime.driver._active = active
+
+
+@dataclass
+class Sass:
+    """What a cubin holds."""
+
+    registers: int
+    spills: int  # local loads and stores
+    shared: int  # bytes
+    loads: Counter = field(default_factory=Counter)  # global, by bits
+    stores: Counter = field(default_factory=Counter)
+
+
+def disassemble(cubin: bytes) -> Sass:
+    """Read a cubin with the tools that come with Triton."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [_TOOLS / "cuobjdump", "-res-usage", file.name], check=True, capture_output=True, text=True
+        )
+        code = subprocess.run([_TOOLS / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|SHARED|STACK|LOCAL):(\d+)", usage.stdout)}
+    sass = Sass(numbers["REG"], len(re.findall(r"\b(?:STL|LDL)\b", code)) + numbers["LOCAL"], numbers["SHARED"])
+    for kind, modifiers in re.findall(r"\b(LDG|STG)((?:\.\w+)+)", code):
+        width = next((int(part) for part in modifiers.split(".") if part in ("64", "128", "256")), 32)
+        (sass.loads if kind == "LDG" else sass.stores)[width] += 1
+    return sass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of calling the operators: dtypes of pred and of ref and target, errors or predictions, draws or tensors."""
+
+    name: str
+    pred: torch.dtype
+    other: torch.dtype
+    errors: bool = False
+    drawn: bool = False
+    pairs: int = 16
+    shape: tuple[int, ...] = (4, 128, 128)  # SDXL
+    strided: bool = False  # pred channels_last, the others not: no vectors, and more traffic than the minimum
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        rows = 2 * self.pairs
+        pred, target = (torch.empty(rows, *self.shape, dtype=dtype) for dtype in (self.pred, self.other))
+        ref = torch.empty(rows, dtype=torch.float64) if self.errors else torch.empty_like(target)
+        if self.strided:
+            pred = pred.to(memory_format=torch.channels_last)
+        return pred, ref, draws(0, torch.arange(self.pairs), 0) if self.drawn else target
+
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+CASES = (
+    Case("fp32", F32, F32),
+    Case("bf16", BF16, BF16),
+    Case("fp16", F16, F16),
+    Case("fp32 beside bf16", F32, BF16),
+    Case("fp32, ref errors", F32, F32, errors=True),
+    Case("bf16, ref errors", BF16, BF16, errors=True),
+    Case("fp32, ref errors, drawn", F32, F32, errors=True, drawn=True),
+    Case("bf16, ref errors, drawn", BF16, BF16, errors=True, drawn=True),
+    Case("bf16, drawn", BF16, BF16, drawn=True),
+    Case("fp32, 1 pair of SD1.5", F32, F32, pairs=1, shape=(4, 64, 64)),
+    Case("bf16, 1 pair of SD1.5", BF16, BF16, pairs=1, shape=(4, 64, 64)),
+    Case("fp32, SD3", F32, F32, shape=(16, 128, 128)),
+    Case("bf16, SD3", BF16, BF16, shape=(16, 128, 128)),
+    Case("bf16, SD3, ref errors, drawn", BF16, BF16, errors=True, drawn=True, shape=(16, 128, 128)),
+    Case("bf16, pred channels_last", BF16, BF16, strided=True),
+    Case("bf16, pred channels_last, drawn", BF16, BF16, strided=True, drawn=True),
+)
+
+
+def forward(case: Case) -> None:
+    pred, ref, target = case.tensors()
+    gpu.loss_forward(pred, ref, target, None, *_OPTIONS, "mean", False)
+
+
+def backward(case: Case) -> None:
+    pred, _, target = case.tensors()
+    gpu.loss_backward(torch.ones(()), torch.empty(10, case.pairs), pred, target, False)
+
+
+def add_noise(case: Case) -> None:
+    pred, _, _ = case.tensors()
+    table = torch.empty(1000)
+    gpu.add_noise(pred, draws(0, torch.arange(case.pairs), 0), table, table, False, case.other)
+
+
+def noise(case: Case) -> None:
+    gpu.normals(draws(0, torch.arange(case.pairs), 0), case.tensors()[0][0].numel())
+
+
+# What is read or written once, by the kernel's names; the rest is room, or no larger than a number per pair.
+_SAMPLES: dict[Callable[[Case], None], tuple[str, ...]] = {
+    forward: ("pred", "ref", "target"),
+    backward: ("pred", "target", "grad"),
+    add_noise: ("latents", "out"),
+    noise: ("out",),
+}
+_TWICE = ("partials", "losses")  # written by one program, read by another
+_LOOKED_UP = ("signal", "sigma", "counters")  # an element per program
+
+
+def check(what: Callable[[Case], None], case: Case, capability: int) -> tuple[str, list[str]]:
+    """A row of the table, and what is wrong with it."""
+    with compiling(capability) as launches:
+        what(case)
+    launch = launches[0]
+    sass = disassemble(launch.kernel.asm["cubin"])
+    samples = sum(launch.bytes[name] for name in _SAMPLES[what])
+    small = sum(size for name, size in launch.bytes.items() if name not in (*_SAMPLES[what], *_TWICE, *_LOOKED_UP))
+    threads = 32 * launch.kernel.metadata.num_warps * launch.programs
+    streamed = 16 * threads * (sass.loads[128] + sass.stores[128])
+    few = sum(launch.bytes[name] for name in _SAMPLES[what] if launch.bytes[name] <= 64 * case.pairs)  # errors, draws
+    moved = streamed + few + small + 2 * sum(launch.bytes.get(name, 0) for name in _TWICE)
+    ratio = moved / (samples + small)
+    wrong = []
+    if len(launches) != 1:
+        wrong.append(f"{len(launches)} launches")
+    if sass.spills:
+        wrong.append(f"{sass.spills} spills")
+    if not case.strided and streamed < samples - few:
+        wrong.append("accesses below 128 bits")
+    if not case.strided and ratio > MOST_BYTES:
+        wrong.append(f"{ratio:.4f} times the minimum of bytes")
+    widths = [f"{counts[128]} / {counts[64]} / {counts[32]}" for counts in (sass.loads, sass.stores)]
+    name = what.__name__
+    return (
+        f"| {name} | {case.name} | sm_{capability} | {sass.registers} | {sass.spills} | {sass.shared} | {widths[0]} | "
+        f"{widths[1]} | {len(launches)} | {'-' if case.strided else f'{ratio:.4f}'} |",
+        [f"{name}, {case.name}, sm_{capability}: {reason}" for reason in wrong],
+    )
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts the operations that would each be a launch: all but views and allocations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if not function.is_view and "empty" not in str(function) and "detach" not in str(function):
+            self.count += 1
+        return out
+
+
+def eager_launches() -> tuple[int, int]:
+    """Operations of the eager loss, forward and backward."""
+    pred, ref, target = (torch.randn(4, 4, 8, 8, requires_grad=i == 0) for i in range(3))
+    with _Kernels() as there:
+        loss, _ = fdpo_loss(pred, ref, target, beta=1.0, ratio_scale=2500.0, backend="eager")
+    with _Kernels() as back:
+        loss.backward()
+    return there.count, back.count
+
+
+def main() -> None:
+    print(
+        "| kernel | case | target | registers | spills | shared bytes | loads 128/64/32 bit | stores | launches | bytes |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    wrong = []
+    for what, cases in (
+        (forward, CASES),
+        (backward, [case for case in CASES if not case.errors or case.drawn]),
+        (add_noise, [case for case in CASES if not case.errors and not case.drawn]),
+        (noise, CASES[:1]),
+    ):
+        for case in cases:
+            for capability in TARGETS:
+                row, reasons = check(what, case, capability)
+                print(row, flush=True)
+                wrong += reasons
+    print("\nloads and stores: instructions per thread; bytes: moved, over the minimum.")
+    print("Eager torch: {} launches forward, {} backward.".format(*eager_launches()))
+    for line in wrong:
+        print("WRONG:", line)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
