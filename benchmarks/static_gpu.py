@@ -241,7 +241,8 @@ def eager_launches() -> tuple[int, int]:
 
 def main() -> None:
     print(
-        "| kernel | case | target | registers | spills | shared bytes | loads 128/64/32 bit | stores | launches | bytes |"
+        "| kernel | case | target | registers | spills | shared bytes | loads of 128 / 64 / 32 bit | stores | launches | "
+        "bytes |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     wrong = []

@@ -98,82 +98,128 @@ void write(const Rows& rows, int64_t row, int64_t first, int64_t count, const fl
 }
 
 constexpr int kParts = kWidth / kFloats;
+constexpr int64_t kRun = 128;  // elements whose sums stay in float lanes, eight to a lane
 
-Sums sums(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count) {
+// Floats, and bfloat16 that need no copy on the way.
+struct Floats {
+  const float* data;
+  F32 at(int64_t i) const { return load<F32>(data + i); }
+};
+struct Halves {
+  const uint16_t* data;
+  F32 at(int64_t i) const { return from_bfloat16(load<U16>(data + i)); }
+};
+
+bool straight(const Rows& rows, int64_t size) {
+  return rows.dense() && rows.dtype == Dtype::bfloat16 && size % kWidth == 0;
+}
+
+Halves halves(const Rows& rows, int64_t row, int64_t first) {
+  return {static_cast<const uint16_t*>(rows.data) + row * rows.row_stride + first};
+}
+
+struct Lanes3 {
   Totals delta, error, ref_error;
-  Tile p_buffer, r_buffer, t_buffer;
-  for (int64_t at = 0; at < count; at += kTile) {
-    const int64_t size = smaller(kTile, count - at);
-    const float* p = read(pred, row, first + at, size, p_buffer);
-    const float* r = read(ref, row, first + at, size, r_buffer);
-    const float* t = read(target, row, first + at, size, t_buffer);
-    F32 delta_lanes[kParts]{}, error_lanes[kParts]{}, ref_lanes[kParts]{};
-    for (int64_t i = 0; i < size; i += kWidth) {
+
+  template <class From>
+  void add(From p, From r, From t, int64_t size) {
+    for (int64_t run = 0; run < size; run += kRun) {
+      F32 delta_lanes[kParts]{}, error_lanes[kParts]{}, ref_lanes[kParts]{};
+      for (int64_t i = run; i < smaller(run + kRun, size); i += kWidth) {
+        for (int k = 0; k < kParts; ++k) {
+          const int64_t j = i + k * kFloats;
+          const F32 pj = p.at(j), rj = r.at(j), tj = t.at(j), miss = pj - tj, ref_miss = rj - tj;
+          delta_lanes[k] += (pj - rj) * (miss + ref_miss);
+          error_lanes[k] += miss * miss;
+          ref_lanes[k] += ref_miss * ref_miss;
+        }
+      }
       for (int k = 0; k < kParts; ++k) {
-        const int64_t j = i + k * kFloats;
-        const F32 pj = load<F32>(p + j), rj = load<F32>(r + j), tj = load<F32>(t + j);
-        const F32 miss = pj - tj, ref_miss = rj - tj;
-        delta_lanes[k] += (pj - rj) * (miss + ref_miss);
-        error_lanes[k] += miss * miss;
-        ref_lanes[k] += ref_miss * ref_miss;
+        delta.add(k, delta_lanes[k]);
+        error.add(k, error_lanes[k]);
+        ref_error.add(k, ref_lanes[k]);
       }
     }
+  }
+};
+
+// use(at, size) for each tile of `count` elements.
+template <class Use>
+inline void each_tile(int64_t count, Use use) {
+  for (int64_t at = 0; at < count; at += kTile) use(at, smaller(kTile, count - at));
+}
+
+Sums sums(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count) {
+  Lanes3 lanes;
+  Tile p, r, t;
+  each_tile(count, [&](int64_t at, int64_t size) {
+    const int64_t from = first + at;
+    if (straight(pred, size) && straight(ref, size) && straight(target, size))
+      lanes.add(halves(pred, row, from), halves(ref, row, from), halves(target, row, from), size);
+    else
+      lanes.add(Floats{read(pred, row, from, size, p)}, Floats{read(ref, row, from, size, r)},
+                Floats{read(target, row, from, size, t)}, size);
+  });
+  return {lanes.delta.sum(), lanes.error.sum(), lanes.ref_error.sum()};
+}
+
+template <class From>
+inline void add_squares(Totals& error, From p, From t, int64_t size) {
+  for (int64_t i = 0; i < size; i += kWidth) {
     for (int k = 0; k < kParts; ++k) {
-      delta.add(k, delta_lanes[k]);
-      error.add(k, error_lanes[k]);
-      ref_error.add(k, ref_lanes[k]);
+      const F32 miss = p.at(i + k * kFloats) - t.at(i + k * kFloats);
+      error.add(k, miss * miss);  // a stored error will be subtracted: every sum is in double
     }
   }
-  return {delta.sum(), error.sum(), ref_error.sum()};
 }
 
 double error(const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count) {
   Totals error;
-  Tile p_buffer, t_buffer;
-  for (int64_t at = 0; at < count; at += kTile) {
-    const int64_t size = smaller(kTile, count - at);
-    const float* p = read(pred, row, first + at, size, p_buffer);
-    const float* t = read(target, row, first + at, size, t_buffer);
-    for (int64_t i = 0; i < padded(size); i += kWidth) {
-      for (int k = 0; k < kParts; ++k) {
-        const F32 miss = load<F32>(p + i + k * kFloats) - load<F32>(t + i + k * kFloats);
-        error.add(k, miss * miss);
-      }
-    }
-  }
+  Tile p, t;
+  each_tile(count, [&](int64_t at, int64_t size) {
+    const int64_t from = first + at;
+    if (straight(pred, size) && straight(target, size))
+      add_squares(error, halves(pred, row, from), halves(target, row, from), size);
+    else
+      add_squares(error, Floats{read(pred, row, from, size, p)}, Floats{read(target, row, from, size, t)}, size);
+  });
   return error.sum();
 }
 
 void gradient(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, bool past_cache, int64_t row,
               int64_t first, int64_t count) {
   Tile p_buffer, t_buffer, out_buffer;
-  for (int64_t at = 0; at < count; at += kTile) {
-    const int64_t size = smaller(kTile, count - at);
-    const float* p = read(pred, row, first + at, size, p_buffer);
-    const float* t = read(target, row, first + at, size, t_buffer);
-    float* out = place(grad, row, first + at, size, out_buffer);
-    auto value = [=](int64_t i) { return coefficient * (load<F32>(p + i) - load<F32>(t + i)); };
+  each_tile(count, [&](int64_t at, int64_t size) {
+    const int64_t from = first + at;
+    if (straight(pred, size) && straight(target, size) && straight(grad, size)) {
+      const Halves p = halves(pred, row, from), t = halves(target, row, from);
+      auto* out = const_cast<uint16_t*>(halves(grad, row, from).data);
+      for (int64_t i = 0; i < size; i += kFloats) store(out + i, to_bfloat16(coefficient * (p.at(i) - t.at(i))));
+      return;
+    }
+    const Floats p{read(pred, row, from, size, p_buffer)}, t{read(target, row, from, size, t_buffer)};
+    float* out = place(grad, row, from, size, out_buffer);
+    auto value = [=](int64_t i) { return coefficient * (p.at(i) - t.at(i)); };
     if (past_cache && out != out_buffer && reinterpret_cast<uintptr_t>(out) % kRegister == 0)
       for (int64_t i = 0; i < size; i += kFloats) stream(out + i, value(i));
     else
       for (int64_t i = 0; i < padded(size); i += kFloats) store(out + i, value(i));
-    write(grad, row, first + at, size, out, out_buffer);
-  }
+    write(grad, row, from, size, out, out_buffer);
+  });
   if (past_cache) streamed();
 }
 
 void mix(const Rows& x, const Rows& noise, const Rows& mixed, float signal, float sigma, int64_t row, int64_t first,
          int64_t count) {
   Tile x_buffer, noise_buffer, out_buffer;
-  for (int64_t at = 0; at < count; at += kTile) {
-    const int64_t size = smaller(kTile, count - at);
+  each_tile(count, [&](int64_t at, int64_t size) {
     const float* xs = read(x, row, first + at, size, x_buffer);
     const float* eps = read(noise, row, first + at, size, noise_buffer);
     float* out = place(mixed, row, first + at, size, out_buffer);
     for (int64_t i = 0; i < padded(size); i += kFloats)
       store(out + i, signal * load<F32>(xs + i) + sigma * load<F32>(eps + i));
     write(mixed, row, first + at, size, out, out_buffer);
-  }
+  });
 }
 
 void philox_words(uint32_t* words, uint32_t k0, uint32_t k1) { philox(reinterpret_cast<Lanes*>(words), k0, k1); }

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from fdpo_fast import noise
 from fdpo_fast.criterion import REDUCTIONS, Criterion, Link, check_tensors
 from fdpo_fast.divergences import Divergence
 from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss
-from fdpo_fast.ops.operands import STATS, is_draws
+from fdpo_fast.ops.operands import STATS, elements, is_draws
+from fdpo_fast.ops.operators import traced
 from fdpo_fast.reference import denoising_errors, pair_losses, split_pairs
 
 
@@ -29,6 +31,14 @@ class LossStats(dict[str, Tensor]):
             return self[key]
         except KeyError:
             raise AttributeError(key) from None
+
+
+register_pytree_node(
+    LossStats,
+    lambda stats: (list(stats.values()), list(stats)),
+    lambda values, keys: LossStats(zip(keys, values, strict=True)),
+    serialized_type_name="fdpo_fast.LossStats",
+)
 
 
 def fdpo_loss(
@@ -157,7 +167,7 @@ def _eager(
 ) -> tuple[Tensor, LossStats]:
     """The formulas of `reference` in plain torch."""
     if is_draws(target):
-        drawn = noise.eager_normals(target, pred[0].numel() if len(pred) else 0).unflatten(1, pred.shape[1:] or (1,))
+        drawn = noise.eager_normals(target, elements(pred))
         target = torch.empty(pred.shape, dtype=drawn.dtype, device=pred.device)
         for half in split_pairs(target, criterion.layout):
             half.copy_(drawn.reshape(half.shape))
@@ -176,10 +186,7 @@ def _fused(
 ) -> tuple[Tensor, LossStats]:
     """One operator forward, one backward; for a link that is no row of numbers, the chain behind u in plain torch."""
     if isinstance(criterion.link, Divergence):
-        # What torch.compile traces must not look at the upstream gradient's value.
-        form_grad = (
-            backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        )
+        form_grad = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not traced(pred)
         weight = None if weight is None else weight.float().contiguous()
         loss, stats, accuracy = FusedLoss.apply(
             pred, ref, target, weight, backend, criterion.fused, criterion.reduction, form_grad

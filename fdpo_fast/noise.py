@@ -77,7 +77,7 @@ def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torc
     for name, value, bits in (("pair_id", pair_id, 56), ("visit", visit, 32)):
         if not isinstance(value, Tensor):
             _check_range(name, value, value, bits)
-        elif value.device.type == "cpu" and value.numel():
+        elif value.device.type == "cpu" and value.numel() and not operators.traced(value):
             _check_range(name, int(value.min()), int(value.max()), bits)
     if device is None:
         device = next((value.device for value in (pair_id, visit) if isinstance(value, Tensor)), "cpu")

@@ -7,9 +7,26 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
+
+FUSED = [
+    ("cpp", "cpu"),
+    pytest.param("triton", "cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted")),
+    pytest.param("triton", "cuda", marks=pytest.mark.gpu),
+]
+"""The fused backends, each on the device it is tested on."""
 
 ROOT = Path(__file__).parent.parent
 RECIPE = {"vae_steps": 2, "unet_steps": 2, "pairs": 30, "sampling_steps": 2, "batch": 8, "tie_below": 0.0}
+
+
+@pytest.fixture
+def triton_device():
+    """Where Triton kernels run: a GPU, or the CPU under the interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
 """The counter-based draws: published vectors, the C++ path, statistics, and what they must not depend on."""
 
+import math
+
 import pytest
 import torch
+from conftest import FUSED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fdpo_fast import noise, pair_draw
-from fdpo_fast.noise import eager_normals, normals, philox, uniforms
+from fdpo_fast import add_noise, draws, noise, pair_draw
+from fdpo_fast.noise import normals, philox, uniforms, words
 from fdpo_fast.ops import host
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, output.
@@ -27,36 +30,140 @@ def test_philox_known_answers(counter, key, output):
     assert tuple(int(word) for word in got) == output
 
 
-@pytest.mark.skipif(not host.available, reason="the package runs without its compiled part")
+@pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
+@pytest.mark.parametrize("isa", list(host.KERNELS))
+def test_philox_known_answers_in_cpp(isa, counter, key, output):
+    words = torch.tensor(counter).to(torch.uint32)[:, None].expand(4, 16).contiguous()
+    host._native.philox(host.KERNELS[isa], words.data_ptr(), *key)
+    assert words[:, 0].tolist() == words[:, 15].tolist() == list(output)
+
+
+@pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
+def test_philox_known_answers_in_triton(counter, key, output, triton_device):
+    # the counter is (block, visit, pair_id low, pair_id high << 8 | stream)
+    block, visit, low, high = counter
+    seed = key[0] | key[1] << 32
+    drawn = draws(seed, torch.tensor([low | high >> 8 << 32]), torch.tensor([visit]), device=triton_device)
+    stream = high & 0xFF
+    if block == 0:
+        assert pytest.importorskip("triton_probes").words(drawn, stream, 1)[0].tolist() == list(output)
+    assert words(drawn, stream, 1).tolist() == pytest.importorskip("triton_probes").words(drawn, stream, 1).tolist()
+
+
+def test_words_are_the_same_in_triton(triton_device):
+    probes = pytest.importorskip("triton_probes")
+    drawn = draws(2**64 - 2, torch.tensor([0, 2**56 - 1, 12345678901234]), torch.tensor([1, 0, 2**32 - 1]))
+    for stream in (noise.NOISE, noise.TIMESTEP, noise.CAPTION):
+        assert torch.equal(probes.words(drawn.to(triton_device), stream, 64).cpu(), words(drawn, stream, 64))
+
+
+def ulps(got, exact):
+    """Distance of float32 numbers from float64 ones in units in the last place of the latter."""
+    exponent = torch.frexp(exact.abs().clamp(min=2.0**-126))[1] - 24
+    return (got.double() - exact).abs() / torch.ldexp(torch.ones_like(exact), exponent)
+
+
+def exact_normals(drawn, count):
+    x, y = words(drawn, noise.NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
+    radius, angle = (-2 * ((x + 1) / 2**32).log()).sqrt(), y * (2 * math.pi / 2**32)
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(1)[:, :count]
+
+
+@pytest.mark.parametrize(("backend", "device"), [*FUSED, ("eager", "cpu")])
 @given(
     seed=st.integers(0, 2**64 - 1),
-    pairs=st.lists(st.tuples(st.integers(0, 2**56 - 1), st.integers(0, 2**32 - 1)), max_size=5),
-    count=st.integers(0, 40),
+    pairs=st.lists(st.tuples(st.integers(0, 2**56 - 1), st.integers(0, 2**32 - 1)), max_size=3),
+    count=st.integers(1, 3000),
 )
-@settings(max_examples=50, deadline=None)
-def test_host_normals_follow_eager(seed, pairs, count):
+@settings(max_examples=25, deadline=None)
+def test_normals_are_within_two_ulp_of_float64(backend, device, seed, pairs, count):
     ids, visits = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
-    got, want = normals(seed, ids, visits, count), eager_normals(seed, ids, visits, count)
-    # both round one float64 value: at most one unit in the last place apart
-    torch.testing.assert_close(got, want, rtol=2**-23, atol=0)
+    drawn = draws(seed, ids, visits)
+    got = normals(drawn.to(device), count, backend)
+    assert got.shape == (len(pairs), count)
+    if pairs:
+        assert ulps(got.cpu(), exact_normals(drawn, count)).max() <= 2
+        assert torch.equal(normals(drawn.to(device), count, backend), got)
 
 
-def test_host_normals_do_not_depend_on_threads():
-    ids, visits = torch.arange(5), torch.zeros(5, dtype=torch.int64)
+def test_triton_normals_of_the_rarest_words(triton_device):
+    # the radius near 0 and at its largest, the angle around every eighth of a turn
+    edges = torch.tensor([0, 1, 2, 3, 2**31 - 1, 2**31, 3037000499, 3037000500, 2**32 - 2**8, 2**32 - 2, 2**32 - 1])
+    angles = torch.tensor([e + d for e in range(0, 2**32, 2**29) for d in (-1, 0, 1) if e + d >= 0])
+    x, y = torch.cartesian_prod(edges, angles).T.contiguous()
+    radius, turn = (-2 * ((x.double() + 1) / 2**32).log()).sqrt(), y.double() * (2 * math.pi / 2**32)
+    probes = pytest.importorskip("triton_probes")
+    normals_of_words = probes.box_muller(x.to(triton_device), y.to(triton_device)).cpu()
+    for got, exact in zip(normals_of_words, (radius * turn.cos(), radius * turn.sin()), strict=True):
+        # next to a zero of sine or cosine float64 itself has no digits: the angle is rounded
+        close = exact.abs() < 1e-9
+        assert ulps(got, exact)[~close].max() <= 2
+        assert got[close].abs().max() < 1e-8
+
+
+def test_host_normals_depend_on_neither_threads_nor_instruction_set(monkeypatch):
+    drawn = draws(3, torch.arange(5), 0)
     threads = torch.get_num_threads()
+    results = []
     try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(normals(3, ids, visits, 20_001))
+        for kernels in host.KERNELS.values():
+            monkeypatch.setattr(host, "active", kernels)
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(normals(drawn, 20_001, "cpp"))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+@pytest.mark.parametrize(
+    ("dtype", "out"), [(torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.float16)]
+)
+def test_add_noise(backend, device, layout, dtype, out):
+    schedule = torch.linspace(0.99, 0.01, 50)
+    signal, sigma = schedule.sqrt(), (1 - schedule).sqrt()
+    latents = torch.randn(6, 4, 9, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ids, visits = torch.tensor([5, 2**40, 7]), torch.tensor([0, 1, 2])
+    drawn = draws(11, ids, visits)
+    options = {"layout": layout, "dtype": out, "backend": backend}
+    arguments = (drawn.to(device), signal.to(device), sigma.to(device))
+    noisy, timesteps = add_noise(latents.to(device), *arguments, **options)
+    want_timesteps, eps = pair_draw(11, ids, visits, (4, 9, 9), num_train_timesteps=50)
+    assert torch.equal(timesteps.cpu(), want_timesteps)
+    assert noisy.dtype == (out or dtype)
+    rows = {"halves": [0, 1, 2, 0, 1, 2], "interleaved": [0, 0, 1, 1, 2, 2]}[layout]
+    a, s = (table[want_timesteps][rows, None, None, None].double() for table in (signal, sigma))
+    exact = a * latents.double() + s * eps[rows].double()
+    eps_out = torch.finfo(out or dtype).eps
+    torch.testing.assert_close(noisy.cpu().double(), exact, rtol=eps_out, atol=4e-7)
+    last = latents.to(device, memory_format=torch.channels_last)
+    assert torch.equal(add_noise(last, *arguments, **options)[0], noisy)
+    eager = add_noise(latents, drawn, signal, sigma, layout=layout, dtype=out, backend="eager")
+    torch.testing.assert_close(noisy.cpu(), eager[0], rtol=eps_out, atol=4e-7)
+    assert torch.equal(eager[1], want_timesteps)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"latents": torch.zeros(3, 2)}, "draws have shape"),
+        ({"draws": torch.zeros(3, 3, dtype=torch.int64)}, "draws have shape"),
+        ({"signal": torch.zeros(3)}, "signal and sigma"),
+        ({"layout": "pairs"}, "unknown layout"),
+        ({"backend": "cuda"}, "unknown backend"),
+    ],
+)
+def test_add_noise_refusals(change, says):
+    given = {"latents": torch.zeros(4, 2), "draws": draws(0, torch.arange(2), 0)}
+    given |= {"signal": torch.ones(5), "sigma": torch.ones(5)} | change
+    with pytest.raises(ValueError, match=says):
+        add_noise(**given)
 
 
 def test_normals_are_normal():
-    x = normals(11, torch.arange(64), torch.zeros(64, dtype=torch.int64), 16_384).double()
+    x = normals(draws(11, torch.arange(64), 0), 16_384).double()
     n = x.numel()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((x**power).mean().item() - moment) < 5 * (variance / n) ** 0.5
@@ -81,8 +188,8 @@ def test_a_draw_belongs_to_its_pair():
 
 
 def test_streams_are_apart():
-    ids, visits = torch.arange(1000), torch.zeros(1000, dtype=torch.int64)
-    streams = [uniforms(0, ids, visits, stream) for stream in (noise.NOISE, noise.TIMESTEP, noise.CAPTION)]
+    drawn = draws(0, torch.arange(1000), 0)
+    streams = [uniforms(drawn, stream) for stream in (noise.NOISE, noise.TIMESTEP, noise.CAPTION)]
     correlations = torch.corrcoef(torch.stack(streams)) - torch.eye(3)
     assert correlations.abs().max() < 0.15
 
@@ -105,3 +212,10 @@ def test_dtype_and_scalar_shape():
 def test_out_of_range(seed, pair, visit):
     with pytest.raises(ValueError, match="must lie in"):
         pair_draw(seed, pair, visit, (4,))
+
+
+@pytest.mark.parametrize(("change", "error"), [({"pair_id": 0.5}, TypeError), ({"visit": torch.ones(2)}, TypeError),
+                                               ({"num_train_timesteps": 0}, ValueError)])  # fmt: skip
+def test_draws_are_of_integers(change, error):
+    with pytest.raises(error):
+        pair_draw(**({"seed": 0, "pair_id": 1, "visit": 2, "shape": (3,)} | change))

@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from fdpo_fast import DIVERGENCES
+
 PACKAGE = ROOT / "fdpo_fast"
 
 
@@ -48,7 +50,17 @@ def test_the_mathematics_stands_on_torch_alone(name):
 
 def test_the_loss_needs_only_the_mathematics():
     ours = {module.split(".")[1] for module in imports(FILES["loss.py"]) if module.startswith("fdpo_fast.")}
-    assert ours <= {"divergences", "reference", "ops"}
+    assert ours <= {"criterion", "divergences", "noise", "ops", "reference"}
+
+
+def test_no_kernel_knows_a_divergence_by_name():
+    kernels = [path for name, path in FILES.items() if name.startswith("ops/triton")] + list((ROOT / "csrc").iterdir())
+    for path in kernels:
+        assert not [name for name in [*DIVERGENCES, "robust", "ipo"] if f'"{name}"' in path.read_text()], path
+
+
+def test_only_the_kernels_import_triton():
+    assert importers("triton") <= {"ops/gpu.py", *(name for name in FILES if name.startswith("ops/triton"))}
 
 
 def test_no_family_name_outside_models():

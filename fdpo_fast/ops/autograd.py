@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -51,13 +52,29 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         # handed over once: whoever gets it may write into it
         grad, ctx.grad = ctx.grad, None
-        if grad is None or not torch.equal(grad_loss, _ONE.expand_as(grad_loss)):
+        if grad is not None:
+            grad = _scaled(grad, grad_loss)
+        if grad is None:
             stats, pred, target = ctx.saved_tensors
             grad = loss_backward(ctx.backend, grad_loss, stats, pred, target, ctx.interleaved)
         return grad, None, None, None, None, None, None, None
 
 
-_ONE = torch.ones(())  # CPU: gradients are formed ahead on the host alone
+def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor | None:
+    """`grad`, which was formed ahead on the host, times an upstream gradient that is the same for all pairs.
+
+    None if it differs, or if scaling would round once more: all but powers of two, in a dtype with their range.
+    """
+    if grad_loss.numel() == 0:
+        return grad
+    first = grad_loss.reshape(-1)[0]
+    if not torch.equal(grad_loss, first.expand_as(grad_loss)):
+        return None
+    factor = float(first)
+    if factor == 1:
+        return grad
+    exact = abs(math.frexp(factor)[0]) == 0.5 and grad.dtype != torch.float16
+    return grad.mul_(factor) if exact else None
 
 
 class FusedLogRatio(torch.autograd.Function):

@@ -145,7 +145,7 @@ def loss_forward_kernel(
     target_l = target_w if DRAWN else _target(t_l, draw, at, t_at, inside, first, DRAWN, BLOCK)
     sums_w = _accumulate(sums_w, load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS)
     sums_l = _accumulate(sums_l, load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS)
-    SUMS: tl.constexpr = 1 if REF_ERRORS else 3  # noqa: N806
+    SUMS: tl.constexpr = 1 if REF_ERRORS else 3
     start = partials + pair.to(tl.int64) * (2 * SUMS) * chunks
     _store_sums(start + chunk, sums_w, chunks, REF_ERRORS)
     _store_sums(start + SUMS * chunks + chunk, sums_l, chunks, REF_ERRORS)

@@ -45,14 +45,17 @@ def expm1(x):
 
 @triton.jit
 def log1p(y):
-    """log(1 + y) for -1/2 <= y <= 1: twice the artanh of s = f / (2 + f) after a step of ln 2 up or down."""
+    """log(1 + y) for -1/2 <= y <= 1: a step of ln 2 up or down, and f - (f^2/2 - s (f^2/2 + R)) for the rest.
+
+    s = f / (2 + f), and R is what 2 artanh(s) has beyond 2 s: fdlibm's arrangement, whose roundings are small beside f.
+    """
     up, down = y > 0.41421356, y < -0.29289322
     f = tl.where(up, (y - 1) * 0.5, tl.where(down, 2 * y + 1, y))
     s = tl.div_rn(f, 2 + f)
     z = s * s
-    p = tl.fma(z, tl.fma(z, 0.147916064, 0.199943498), 0.333333433)
-    series = tl.fma(2 * s * z, p, 2 * s)
-    return tl.where(up, _LN2, tl.where(down, -_LN2, 0.0)) + series
+    rest = z * tl.fma(z, tl.fma(z, 0.295832128, 0.399886996), 0.666666866)
+    half_square = 0.5 * f * f
+    return tl.where(up, _LN2, tl.where(down, -_LN2, 0.0)) + (f - (half_square - s * (half_square + rest)))
 
 
 @triton.jit

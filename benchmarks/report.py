@@ -1,0 +1,175 @@
+"""`python -m benchmarks.report [JSON]`: what a run of `benchmarks/test_loss.py` says, as tables, CSV and one plot.
+
+Prints GitHub-flavoured markdown; writes the CSV and the plot beside the JSON, under its name. A run with a failed
+test, or one that was broken off, is refused: no speed-up is reported on a red test.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from statistics import geometric_mean
+
+from benchmarks.plot import bars
+
+RESULTS = Path(__file__).parent / "results" / "loss.json"
+
+TITLES = {
+    ("predictions", "fwd"): "Forward",
+    ("predictions", "bwd"): "Backward",
+    ("predictions", "fwd+bwd"): "Forward and backward",
+    ("predictions", "fwd+bwd/2"): "Forward and backward, upstream gradient 1/2",
+    ("errors", "fwd+bwd"): "Forward and backward, against stored reference errors",
+    ("draws", "fwd+bwd"): "Forward and backward, against stored reference errors and regenerated noise",
+}
+FWD_BWD = ("predictions", "fwd+bwd")
+COLUMNS = ("latents", "pairs", "dtype", "eager us", "compile us", "ours us", "eager / ours", "compile / ours")
+COLUMNS += ("ours GB/s", "share of copy", "peak MB: eager", "compile", "ours")
+
+Row = dict
+"""`extra_info` of a case."""
+
+
+def load(path: Path) -> dict:
+    """The run; SystemExit with a sentence for one that is not good."""
+    if not path.is_file():
+        sys.exit(f"there is no {path.name}: run pytest benchmarks/ --benchmark-json {path.name} first")
+    run = json.loads(path.read_text() or "{}")
+    if run.get("exit_status") != 0:
+        sys.exit(
+            f"{path.name} comes from a run with failed tests, or one that was broken off: there is no report on it"
+        )
+    run["rows"] = [b["extra_info"] for b in run["benchmarks"] if "providers" in b["extra_info"]]
+    if not run["rows"]:
+        sys.exit(f"{path.name} holds no benchmark of the loss")
+    return run
+
+
+def markdown(run: dict) -> Iterator[str]:
+    """The lines of the report."""
+    machine = ", ".join(f"{key} {value}" for key, value in run["machine_info"].items() if value is not None)
+    yield f"Machine: {machine}. Backend of ours: {', '.join(sorted({row['backend'] for row in run['rows']}))}."
+    yield ""
+    yield "Medians; us = microseconds per call; eager / ours: how many times faster ours is. GB/s: what must be read"
+    yield "and written at least, by the time; share of copy: by the speed of a memory copy of as many bytes, timed in"
+    yield "the same rounds."
+    if run["quick"]:
+        yield "A quick look with few rounds, not a measurement."
+    if disturbed := ["-".join(map(str, row["case"].values())) for row in run["rows"] if row["disturbed"]]:
+        yield "Other programs took the cores during these cases, of which no speed-up is reported:"
+        yield f"{', '.join(disturbed)}."
+    for kind, rows in groupby(sorted(run["rows"], key=lambda row: list(TITLES).index(_kind(row))), _kind):
+        rows = list(rows)
+        yield from ("", f"### {TITLES[kind]}", "")
+        yield from _table(COLUMNS, map(_cells, sorted(rows, key=lambda row: row["case"]["dtype"], reverse=True)))
+        if any(row["gradient_formed_ahead"] for row in rows):
+            yield from (
+                "",
+                "On the host ours has formed the gradient in the forward pass: only handing it over is left.",
+            )
+    yield from ("", *speed_ups(run["rows"]))
+
+
+def speed_ups(rows: Iterable[Row]) -> Iterator[str]:
+    """The figures to quote: forward and backward of SD1.5 and SDXL latents, all pairs and dtypes of the run."""
+    rows = [row for row in rows if row["case"]["size"] in ("SD1.5", "SDXL") and _kind(row) == FWD_BWD]
+    total, rows = len(rows), _fwd_bwd(rows)
+    for rival in ("eager", "compile") if rows else ():
+        times = [row["providers"]["ours"][f"times_faster_than_{rival}"] for row in rows]
+        yield (
+            f"Forward and backward, SD1.5 and SDXL, {len(rows)} of {total} cases: **{geometric_mean(times):.2f} times "
+            f"faster than {rival}** (geometric mean; least {min(times):.2f}, most {max(times):.2f})."
+        )
+        yield ""
+
+
+def _kind(row: Row) -> tuple[str, str]:
+    return row["case"]["form"], row["case"]["passes"]
+
+
+def _fwd_bwd(rows: Iterable[Row]) -> list[Row]:
+    """What the speed-ups stand on."""
+    return [row for row in rows if _kind(row) == FWD_BWD and not row["disturbed"]]
+
+
+def _cells(row: Row) -> list[str]:
+    case, providers, ours = row["case"], row["providers"], row["providers"]["ours"]
+
+    def of(name: str, key: str, form: str, scale: float = 1.0) -> str:
+        value = providers.get(name, {}).get(key)
+        return "" if value is None else format(value * scale, form)
+
+    speeds = (f"{ours['gb_per_s']:.1f}", f"{ours['share_of_copy']:.0%}")
+    return [
+        *(case["size"], str(case["pairs"]), case["dtype"]),
+        *(of(name, "median_us", ",.0f") for name in ("eager", "compile", "ours")),
+        *(
+            "" if row["disturbed"] else of("ours", f"times_faster_than_{rival}", ".2f")
+            for rival in ("eager", "compile")
+        ),
+        *("" if row["disturbed"] or row["gradient_formed_ahead"] else text for text in speeds),
+        *(of(name, "peak_bytes", ".2f", 1e-6) for name in ("eager", "compile", "ours")),
+    ]
+
+
+def _table(columns: Iterable[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    columns = list(columns)
+    yield f"| {' | '.join(columns)} |"
+    yield f"|---|---:|---|{'---:|' * (len(columns) - 3)}"
+    for cells in rows:
+        yield f"| {' | '.join(cells)} |"
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """One line for each case and provider."""
+    flat = [
+        {
+            **row["case"],
+            "provider": name,
+            **{
+                key: row[key]
+                for key in (
+                    "device",
+                    "calls_per_round",
+                    "rounds",
+                    "quiet_rounds",
+                    "disturbed",
+                    "minimal_bytes",
+                    "copy_us",
+                )
+            },
+            **{key: value for key, value in measured.items() if key != "quartiles_us"},
+            **dict(zip(("q1_us", "q3_us"), measured["quartiles_us"], strict=True)),
+        }
+        for row in rows
+        for name, measured in row["providers"].items()
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in flat for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    _replace(path, text.getvalue().encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Under a temporary name first: a reader finds the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def main(path: Path = RESULTS) -> None:
+    run = load(path)
+    print("\n".join(markdown(run)))
+    write_csv(run["rows"], path.with_suffix(".csv"))
+    if rows := _fwd_bwd(run["rows"]):
+        _replace(path.with_suffix(".png"), bars(rows))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))
