@@ -240,11 +240,18 @@ def eager_launches() -> tuple[int, int]:
 
 
 def main() -> None:
-    print(
-        "| kernel | case | target | registers | spills | shared bytes | loads of 128 / 64 / 32 bit | stores | launches | "
-        "bytes |"
+    columns = (
+        "kernel",
+        "case",
+        "target",
+        "registers",
+        "spills",
+        "shared bytes",
+        "loads of 128 / 64 / 32 bit",
+        "stores",
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|", " | ".join((*columns, "launches", "bytes")), "|")
+    print("|" + "---|" * (len(columns) + 2))
     wrong = []
     for what, cases in (
         (forward, CASES),

@@ -96,9 +96,9 @@ def test_triton_normals_of_the_rarest_words(triton_device):
     normals_of_words = probes.box_muller(x.to(triton_device), y.to(triton_device)).cpu()
     for got, exact in zip(normals_of_words, (radius * turn.cos(), radius * turn.sin()), strict=True):
         # next to a zero of sine or cosine float64 itself has no digits: the angle is rounded
-        close = exact.abs() < 1e-9
+        close = exact.abs() < 1e-7
         assert ulps(got, exact)[~close].max() <= 2
-        assert got[close].abs().max() < 1e-8
+        assert (got.double() - exact)[close].abs().max() < 1e-14
 
 
 def test_host_normals_depend_on_neither_threads_nor_instruction_set(monkeypatch):
