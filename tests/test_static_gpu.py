@@ -49,3 +49,19 @@ def test_every_kernel_on_every_target():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     for capability in (80, 86, 89, 90, 100, 120):
         assert f"sm_{capability}" in done.stdout
+
+
+def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
+    script = (
+        "from benchmarks.static_gpu import *\n"
+        "pred = torch.empty(32, 4, 64, 64)\n"
+        "with compiling(90) as launches:\n"
+        "    for name, kind, beta, pairs in (('reverse_kl', 'sigmoid', 1.0, 2), ('jeffreys', 'robust', 0.1, 1),\n"
+        "                                    ('alpha', 'ipo', 2500.0, 16)):\n"
+        "        x = pred[: 2 * pairs]\n"
+        "        row, loss_type = DIVERGENCES[name].row, LOSS_TYPES[kind](0.1)\n"
+        "        gpu.loss_forward(x, x, x, None, row, loss_type, beta, 1.0, False, 'mean', False)\n"
+        "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
+    )
+    done = run("-c", script)
+    assert done.stdout.split() == ["1", "3"], done.stderr

@@ -118,11 +118,12 @@ def loss_forward(
     sums = 6 if predicted else 2  # of a program, see the kernel
     room = torch.empty(over.pairs * (sums * over.chunks + 1), dtype=torch.float64, device=pred.device)
     losses = out.loss if reduction == "none" else room[-over.pairs :].view(torch.float32)
+    row, kind = (tuple(map(float, numbers)) for numbers in (link, loss_type))  # an integer would be compiled in
     with _on(pred):
         _loss.loss_forward_kernel[over.grid](
             p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, _counters(pred, over.pairs + 1),
             over.pairs, over.n, over.chunks, (p_row, r_row, t_row), over.sizes, p_strides, r_strides, t_strides,
-            tuple(link), tuple(loss_type), beta, ratio_scale, 1 / over.pairs if reduction == "mean" else 1.0,
+            row, kind, beta, ratio_scale, 1 / over.pairs if reduction == "mean" else 1.0,
             INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
             REDUCE=reduction != "none", **over.switches, **OPTIONS,
         )  # fmt: skip
