@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import NamedTuple
@@ -59,9 +59,9 @@ class Criterion(NamedTuple):
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         for name, value in (("beta", beta), ("ratio_scale", ratio_scale)):
-            if not 0 < value < math.inf:
+            if not 0 < value <= sys.float_info.max:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        if loss_type in _POINTWISE:
+        if isinstance(loss_type, str) and loss_type in _POINTWISE:
             raise ValueError(
                 f"loss_type '{loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the "
                 f"normaliser of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
@@ -92,7 +92,7 @@ class Criterion(NamedTuple):
 
 
 def _one_of(kind: str, value: str, known) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"unknown {kind} {value!r}: use one of {', '.join(known)}")
 
 
@@ -113,6 +113,8 @@ def check_tensors(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | No
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if not value.is_floating_point() and not (name == "target" and is_draws(value)):
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}")
         if value.device != pred.device:
             raise ValueError(f"{name} is on {value.device} but pred is on {pred.device}: move them to one device")
     if pred.ndim == 0 or len(pred) % 2:

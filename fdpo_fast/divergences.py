@@ -33,7 +33,8 @@ samples keep their gradient. e^20 leaves room in float32 for |u| = 1e6, beta = 1
 class Divergence:
     """The link h of one f-divergence: `h(u)` by calling it, h'(u) by `slope`.
 
-    Raises ValueError when the four numbers are not finite, not convex, or not admissible for DPO.
+    Raises ValueError when the four numbers are not finite, not convex, or not admissible for DPO, TypeError when one is
+    no number.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Divergence:
     logistic: float = 0.0
 
     def __post_init__(self) -> None:
+        if not all(isinstance(number, Real) for number in self.row):
+            raise TypeError(f"divergence '{self.name}' must be a row of four numbers, got {self.row}")
         if not all(math.isfinite(number) for number in self.row):
             raise ValueError(f"divergence '{self.name}' has a number that is not finite: {self.row}")
         if self.linear < 0 or self.scale * self.rate < 0 or self.logistic < 0:

@@ -142,12 +142,18 @@ def log_ratio_loss(
     """The loss from log p_theta / p_ref on, for trainers that have these numbers: what TRL's DPO does after its models.
 
     log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options and errors are those of `fdpo_loss`; every
-    operation is torch's own. Returns the loss and the margins [B], detached.
+    operation is torch's own, in float32 for half-precision inputs. Returns the loss and the margins [B], detached.
     """
+    for name, value in (("log_ratio_w", log_ratio_w), ("log_ratio_l", log_ratio_l)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(
+                f"{name} must be a floating-point tensor [B], got {getattr(value, 'dtype', type(value).__name__)}"
+            )
     if log_ratio_w.shape != log_ratio_l.shape or log_ratio_w.ndim != 1:
         raise ValueError(f"log-ratios must be [B] each, got {tuple(log_ratio_w.shape)} and {tuple(log_ratio_l.shape)}")
     criterion = Criterion.checked(divergence, beta, 1.0, loss_type, label_smoothing, "halves", reduction, None)
-    result = pair_losses(log_ratio_w, log_ratio_l, criterion.link, criterion.loss_type, criterion.beta)
+    wide = [u.float() if u.dtype in (torch.float16, torch.bfloat16) else u for u in (log_ratio_w, log_ratio_l)]
+    result = pair_losses(*wide, criterion.link, criterion.loss_type, criterion.beta)
     return REDUCTIONS[reduction](result.loss), result.margin.detach()
 
 
@@ -185,9 +191,14 @@ def _fused(
     criterion: Criterion, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     """One operator forward, one backward; for a link that is no row of numbers, the chain behind u in plain torch."""
+    if not traced(pred):
+        # what a kernel finds at an address lacks the lazy sign of a complex number's conjugate
+        pred, ref, target = (x.resolve_neg() if x.is_neg() else x for x in (pred, ref, target))
+        if target.is_inference() and pred.requires_grad and not torch.is_inference_mode_enabled():
+            target = target.clone()  # autograd keeps no tensor of torch.inference_mode
     if isinstance(criterion.link, Divergence):
         form_grad = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not traced(pred)
-        weight = None if weight is None else weight.float().contiguous()
+        weight = None if weight is None else weight.resolve_neg().float().contiguous()
         loss, stats, accuracy = FusedLoss.apply(
             pred, ref, target, weight, backend, criterion.fused, criterion.reduction, form_grad
         )

@@ -21,6 +21,8 @@ in float32 with compensation (within two units in the last place of float64).
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,16 +71,19 @@ def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torc
         TypeError: an id or a visit that is not an integer.
         ValueError: a number out of range (tensors are looked at only on the CPU: elsewhere it would wait for them).
     """
-    for name, value in (("seed", seed), ("pair_id", pair_id), ("visit", visit)):
-        integers = not (value.is_floating_point() or value.is_complex()) if isinstance(value, Tensor) else None
-        if not (isinstance(value, int) if integers is None else integers) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer, got {getattr(value, 'dtype', type(value).__name__)}")
+    seed, pair_id, visit = (_integer(*item) for item in (("seed", seed), ("pair_id", pair_id), ("visit", visit)))
+    if isinstance(seed, Tensor):
+        raise TypeError("seed must be one integer for all pairs, got a tensor")
     _check_range("seed", seed, seed, 64)
     for name, value, bits in (("pair_id", pair_id, 56), ("visit", visit, 32)):
         if not isinstance(value, Tensor):
             _check_range(name, value, value, bits)
         elif value.device.type == "cpu" and value.numel() and not operators.traced(value):
             _check_range(name, int(value.min()), int(value.max()), bits)
+    rows = [value for value in (pair_id, visit) if isinstance(value, Tensor) and value.ndim]
+    if len({value.shape for value in rows}) > 1 or any(value.ndim > 1 for value in rows):
+        shapes = [tuple(getattr(value, "shape", ())) for value in (pair_id, visit)]
+        raise ValueError(f"pair_id and visit must be [B] both, or one number for all, got shapes {shapes}")
     if device is None:
         device = next((value.device for value in (pair_id, visit) if isinstance(value, Tensor)), "cpu")
     signed = seed - 2**64 if seed >> 63 else seed
@@ -86,14 +91,27 @@ def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torc
     return torch.stack(torch.broadcast_tensors(*parts))
 
 
+def _integer(name: str, value: int | Tensor) -> int | Tensor:
+    """The value as an int, or the tensor of integers; TypeError for anything else."""
+    if isinstance(value, Tensor):
+        kind = value.dtype
+        if not (kind.is_floating_point or kind.is_complex or kind == torch.bool):
+            return value
+    else:
+        kind = type(value).__name__
+        if hasattr(value, "__index__") and not isinstance(value, bool):
+            return operator.index(value)
+    raise TypeError(f"{name} must be an integer, got {kind}")
+
+
 def words(draws: Tensor, stream: int, blocks: int) -> Tensor:
     """The raw stream [B, 4 * blocks] of `draws` [3, B], uint32 values as int64."""
     seed, pair_id, visit = draws[:, :, None]
     counter = (
         torch.arange(blocks, device=draws.device)[None, :],
-        visit,
+        visit & _MASK,
         pair_id & _MASK,
-        pair_id >> 32 << 8 | stream,
+        (pair_id >> 32 << 8 | stream) & _MASK,
     )
     return torch.stack(torch.broadcast_tensors(*philox(counter, (seed & _MASK, seed >> 32 & _MASK))), dim=-1).flatten(1)
 
@@ -147,14 +165,19 @@ def pair_draw(
         (timestep, noise): int64 scalar and `shape`, or [B] and [B, *shape] for tensors.
 
     Raises:
-        ValueError: a negative or too large seed, pair_id or visit.
+        TypeError: what should be an integer and is not, a dtype that is not floating-point.
+        ValueError: a negative or too large seed, pair_id, visit, num_train_timesteps or shape.
     """
-    if num_train_timesteps < 1:
-        raise ValueError(f"num_train_timesteps must be positive, got {num_train_timesteps}")
+    if not 1 <= _integer("num_train_timesteps", num_train_timesteps) < 2**31:
+        raise ValueError(f"num_train_timesteps must lie in [1, 2^31), got {num_train_timesteps}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"noise must be of a floating-point dtype, got {dtype}")
+    if not isinstance(shape, Sequence) or any(_integer("shape", size) < 0 for size in shape):
+        raise ValueError(f"shape must be the sizes of one sample, got {shape}")
     single = not isinstance(pair_id, Tensor) and not isinstance(visit, Tensor)
     drawn = draws(seed, pair_id, visit, device=device)
     timestep = timesteps(drawn, num_train_timesteps)
-    noise = normals(drawn, math.prod(shape)).to(dtype).reshape(-1, *shape)
+    noise = normals(drawn, math.prod(shape)).to(dtype).reshape(drawn.shape[1], *shape)
     return (timestep[0], noise[0]) if single else (timestep, noise)
 
 
@@ -180,24 +203,37 @@ def add_noise(
         backend: as for `fdpo_loss`. The fused ones make the noise in the kernel, once for both samples.
 
     Returns:
-        (x_t [2B, ...], timesteps [B] int64): timesteps and noise are those of `pair_draw`.
+        (x_t [2B, ...], timesteps [B] int64): timesteps and noise are those of `pair_draw`. No gradient flows.
 
     Raises:
-        ValueError: shapes, devices or tables that do not fit, an unknown layout or backend.
+        TypeError: what should be a tensor, or floating-point, and is not.
+        ValueError: shapes, dtypes or devices that do not fit, an unknown layout or backend.
     """
-    if draws.shape != (3, len(latents) // 2) or len(latents) % 2:
+    for name, value in (("latents", latents), ("draws", draws), ("signal", signal), ("sigma", sigma)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.device != latents.device:
+            raise ValueError(
+                f"{name} is on {value.device} but latents are on {latents.device}: move them to one device"
+            )
+    for what in (latents.dtype, dtype or latents.dtype):
+        if not what.is_floating_point:
+            raise TypeError(f"latents and dtype must be floating-point, got {what}")
+    if draws.dtype != torch.int64 or latents.ndim == 0 or len(latents) % 2 or draws.shape != (3, len(latents) // 2):
         raise ValueError(
-            f"draws have shape {tuple(draws.shape)} for latents {tuple(latents.shape)}: give (3, B), (2B, ...)"
+            f"draws are {draws.dtype} {tuple(draws.shape)} for latents {tuple(latents.shape)}: give int64 (3, B), as "
+            "noise.draws makes them, for (2B, ...)"
         )
     if signal.shape != sigma.shape or signal.ndim != 1 or not len(signal):
         raise ValueError(f"signal and sigma must be [T], got {tuple(signal.shape)} and {tuple(sigma.shape)}")
-    if layout not in LAYOUTS:
+    if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(LAYOUTS)}")
+    latents = latents.detach().resolve_neg()
     dtype = dtype or latents.dtype
-    signal, sigma = (table.to(latents.device, torch.float32).contiguous() for table in (signal, sigma))
+    signal, sigma = (table.detach().float().resolve_neg().contiguous() for table in (signal, sigma))
     backend = operators.chosen(backend, latents.device, latents.dtype, dtype)
     if backend != "eager":
-        return operators.add_noise(backend, latents, draws.contiguous(), signal, sigma, layout == "interleaved", dtype)
+        return operators.add_noise(backend, latents, draws, signal, sigma, layout == "interleaved", dtype)
     timestep = timesteps(draws, len(signal))
     shape = (-1, *[1] * (latents.ndim - 1))
     noise = eager_normals(draws, math.prod(latents.shape[1:])).reshape(-1, *latents.shape[1:])

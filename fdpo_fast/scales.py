@@ -107,6 +107,6 @@ def _positive(name: str, value: float) -> float:
 
 
 def _convention(name: str, key: str) -> Convention:
-    if key not in CONVENTIONS:
+    if not isinstance(key, str) or key not in CONVENTIONS:
         raise ValueError(f"{name} is an unknown convention {key!r}: use one of {', '.join(CONVENTIONS)}")
     return CONVENTIONS[key]

@@ -32,6 +32,7 @@ def test_any_call(backend, device, data):
     )
     if drawn:
         target = draws(data.draw(st.integers(0, 2**64 - 1)), torch.arange(pairs), 2)
+        target = data.draw(st.sampled_from([target, target.t().contiguous().t(), target.repeat(1, 2)[:, :pairs]]))
     options = {"layout": data.draw(st.sampled_from(["halves", "interleaved"]), "layout")}
     options["reduction"] = data.draw(st.sampled_from(["mean", "sum", "none"]), "reduction")
     if data.draw(st.booleans(), "weighted"):
@@ -182,3 +183,20 @@ def test_best_available():
     assert fdpo_loss(pred.requires_grad_(), ref, target, **KNOBS)[0].grad_fn.name() == "FusedLossBackward"
     double, _ = fdpo_loss(pred.double(), ref, target, **KNOBS)
     assert double.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+def test_lazy_signs_are_seen(backend, device):
+    pred, ref, target = tensors(2, (4, 5))
+    signed = torch.complex(torch.zeros_like(pred), -pred).conj().imag
+    assert signed.is_neg()
+    want, got = (evaluate(p, ref, target, backend, device) for p in (pred, signed))
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+
+
+def test_targets_of_inference_mode():
+    with torch.inference_mode():
+        pred, ref, target = tensors(1, (4,))
+    loss, _ = fdpo_loss(pred.clone().requires_grad_(), ref, target, **KNOBS)
+    loss.backward()

@@ -43,6 +43,9 @@ GOOD = {"pred": torch.zeros(4, 3), "ref": torch.zeros(4, 3), "target": torch.zer
         ({"layout": "pairs"}, ValueError, "unknown layout"),
         ({"reduction": "median"}, ValueError, "unknown reduction"),
         ({"backend": "cuda"}, ValueError, "unknown backend"),
+        ({"layout": ["halves"]}, ValueError, "unknown layout"),
+        ({"beta": 10**400}, ValueError, "beta must be positive and finite"),
+        ({"target": torch.zeros(4, 3).to_sparse()}, TypeError, "strided"),
     ],
 )
 def test_refusals(change, error, says):

@@ -1,5 +1,6 @@
 """The counter-based draws: published vectors, the C++ path, statistics, and what they must not depend on."""
 
+import importlib.util
 import math
 
 import pytest
@@ -148,17 +149,23 @@ def test_add_noise(backend, device, layout, dtype, out):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"latents": torch.zeros(3, 2)}, "draws have shape"),
-        ({"draws": torch.zeros(3, 3, dtype=torch.int64)}, "draws have shape"),
+        ({"latents": torch.zeros(3, 2)}, "draws are"),
+        ({"draws": torch.zeros(3, 3, dtype=torch.int64)}, "draws are"),
         ({"signal": torch.zeros(3)}, "signal and sigma"),
         ({"layout": "pairs"}, "unknown layout"),
         ({"backend": "cuda"}, "unknown backend"),
+        ({"draws": torch.zeros(3, 2, dtype=torch.int32)}, "draws are torch.int32"),
+        ({"draws": torch.zeros(3, 2, dtype=torch.int64, device="meta")}, "draws is on meta"),
+        ({"draws": [1]}, "draws must be a tensor"),
+        ({"latents": torch.tensor(0.0)}, "draws are"),
+        ({"latents": torch.zeros(4, 2, dtype=torch.int64)}, "floating-point"),
+        ({"dtype": torch.int32}, "floating-point"),
     ],
 )
 def test_add_noise_refusals(change, says):
     given = {"latents": torch.zeros(4, 2), "draws": draws(0, torch.arange(2), 0)}
     given |= {"signal": torch.ones(5), "sigma": torch.ones(5)} | change
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         add_noise(**given)
 
 
@@ -214,8 +221,29 @@ def test_out_of_range(seed, pair, visit):
         pair_draw(seed, pair, visit, (4,))
 
 
-@pytest.mark.parametrize(("change", "error"), [({"pair_id": 0.5}, TypeError), ({"visit": torch.ones(2)}, TypeError),
-                                               ({"num_train_timesteps": 0}, ValueError)])  # fmt: skip
-def test_draws_are_of_integers(change, error):
-    with pytest.raises(error):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pair_id": 0.5}, "pair_id must be an integer, got float"),
+        ({"visit": torch.ones(2)}, "visit must be an integer, got torch.float32"),
+        ({"pair_id": torch.ones(2, dtype=torch.bool)}, "pair_id must be an integer, got torch.bool"),
+        ({"seed": torch.tensor(3)}, "seed must be one integer for all pairs"),
+        ({"pair_id": torch.zeros(2, 2, dtype=torch.int64)}, "must be \\[B\\] both"),
+        ({"pair_id": torch.arange(2), "visit": torch.arange(3)}, "must be \\[B\\] both"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must lie in"),
+        ({"num_train_timesteps": 2**40}, "num_train_timesteps must lie in"),
+        ({"num_train_timesteps": 2.5}, "num_train_timesteps must be an integer"),
+        ({"shape": 4}, "sizes of one sample"),
+        ({"shape": (-2,)}, "sizes of one sample"),
+        ({"dtype": torch.int32}, "floating-point dtype"),
+    ],
+)
+def test_pair_draw_refusals(change, says):
+    with pytest.raises((ValueError, TypeError), match=says):
         pair_draw(**({"seed": 0, "pair_id": 1, "visit": 2, "shape": (3,)} | change))
+
+
+def test_empty_samples_and_other_integers():
+    assert pair_draw(0, torch.arange(3), 0, (0, 2))[1].shape == (3, 0, 2)
+    np_like = torch.arange(3).numpy()[1] if importlib.util.find_spec("numpy") else 1
+    assert torch.equal(pair_draw(np_like, np_like, 0, (4,))[1], pair_draw(1, 1, 0, (4,))[1])

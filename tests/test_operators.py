@@ -155,3 +155,37 @@ def test_fake_tensors_go_through():
             target, draws(0, torch.arange(4), 0), torch.ones(10), torch.ones(10), backend="cpp"
         )
     assert (loss.shape, stats.margin.shape, noisy.dtype, timesteps.shape) == ((), (4,), torch.bfloat16, (4,))
+
+
+@pytest.mark.parametrize("what", ["predictions", "draws", "callable", "none, weighted"])
+def test_compile_traces_triton(what):
+    # the operators are opaque to the tracer: what runs behind them is not compiled here
+    pred, ref, target = tensors()
+    options = KNOBS | ({"divergence": lambda u: u + u.tanh()} if what == "callable" else {})
+    weight = torch.rand(2) if "weighted" in what else None
+    loss = FDPOLoss(backend="triton", reduction="none" if "none" in what else "mean", **options)
+    target = draws(0, torch.arange(2), 0) if what == "draws" else target
+    pred.requires_grad_()
+    compiled, _ = torch.compile(loss, fullgraph=True, backend="aot_eager")(pred, ref, target, weight)
+    want, _ = loss(pred, ref, target, weight)
+    torch.testing.assert_close(compiled, want)
+    got, exact = (torch.autograd.grad(value.sum(), pred)[0] for value in (compiled, want))
+    torch.testing.assert_close(got, exact)
+
+
+def test_func_takes_the_eager_backend_or_says_so():
+    pred, ref, target = tensors()
+    grad = torch.func.grad(lambda p: fdpo_loss(p, ref, target, **KNOBS)[0])(pred)
+    (want,) = torch.autograd.grad(fdpo_loss(pred.requires_grad_(), ref, target, **KNOBS)[0], pred)
+    torch.testing.assert_close(grad, want)
+    with pytest.raises(ValueError, match=r"backend 'cpp' is not differentiable by torch.func, but backend 'eager' is"):
+        torch.func.grad(lambda p: fdpo_loss(p, ref, target, backend="cpp", **KNOBS)[0])(pred.detach())
+
+
+def test_second_derivatives_are_refused():
+    pred, ref, target = tensors()
+    pred.requires_grad_()
+    for divergence in ("jensen_shannon", lambda u: u):
+        loss, _ = fdpo_loss(pred, ref, target, **KNOBS | {"divergence": divergence})
+        with pytest.raises(RuntimeError, match="first derivatives only"):
+            torch.autograd.grad(loss, pred, create_graph=True)

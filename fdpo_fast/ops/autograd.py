@@ -50,14 +50,21 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         # handed over once: whoever gets it may write into it
         grad, ctx.grad = ctx.grad, None
         if grad is not None:
             grad = _scaled(grad, grad_loss)
         if grad is None:
             stats, pred, target = ctx.saved_tensors
-            grad = loss_backward(ctx.backend, grad_loss, stats, pred, target, ctx.interleaved)
+            grad = loss_backward(ctx.backend, grad_loss.resolve_neg(), stats, pred, target, ctx.interleaved)
         return grad, None, None, None, None, None, None, None
+
+
+def _refuse_second_derivatives() -> None:
+    """A gradient made with create_graph=True would silently lack its own: the kernels' backward is no graph."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("the fused loss has first derivatives only: without create_graph=True, or backend='eager'")
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor | None:
@@ -94,6 +101,7 @@ class FusedLogRatio(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_log_ratio: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         stats, pred, target = ctx.saved_tensors
         # d u / d pred = -ratio_scale * 2 / N * (pred - target)
         scale = -2 * ctx.options.ratio_scale / max(elements(pred), 1)

@@ -40,6 +40,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False} | ({} if torch.version.hip
 registers ptxas takes 48 of them and spills, on sm_120."""
 
 
+@torch.compiler.assume_constant_result
 def devices() -> tuple[str, ...]:
     """Types of device whose tensors it takes; the CPU's only by Triton's interpreter, where that is on."""
     import triton
@@ -82,14 +83,19 @@ def _on(tensor: Tensor):
 
 
 @cache
-def _room_for_counters(device: torch.device, stream: int, size: int) -> Tensor:
+def _kept_counters(device: torch.device, stream: int, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.int32, device=device)
 
 
 def _counters(like: Tensor, count: int) -> Tensor:
-    """Zeros, which every launch leaves as zeros: kept for each stream, since filling them would be a launch."""
+    """Zeros, which every launch leaves as zeros: kept for each stream, since filling them would be a launch.
+
+    A CUDA graph, which may be replayed on any stream, gets its own, filled at each replay.
+    """
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=like.device)
     stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
-    return _room_for_counters(like.device, stream, max(1024, 1 << count.bit_length()))
+    return _kept_counters(like.device, stream, max(1024, 1 << count.bit_length()))
 
 
 def loss_forward(
@@ -155,7 +161,7 @@ def add_noise(
     latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """See `ops.operators.add_noise`."""
-    out, timesteps = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1])
+    out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
     if len(latents) == 0:
         return out, timesteps
     over = _Pairs([latents, out], logical=True)
@@ -172,7 +178,7 @@ def add_noise(
 
 def normals(draws: Tensor, count: int) -> Tensor:
     """See `ops.operators.normals`."""
-    out = torch.empty((draws.shape[1], count), device=draws.device)
+    out, draws = torch.empty((draws.shape[1], count), device=draws.device), draws.contiguous()
     chunks = -(-count // BLOCK)
     if out.numel():
         with _on(draws):

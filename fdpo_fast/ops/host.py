@@ -53,7 +53,9 @@ def loss_forward(
         tensors.append(ref)
     else:
         ref = ref.double().contiguous()
-    if not drawn:
+    if drawn:
+        target = target.contiguous()
+    else:
         tensors.append(target)
     if form_grad:
         tensors.append(out.grad)
@@ -91,6 +93,7 @@ def loss_forward(
 def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
     """See `ops.operators.loss_backward`."""
     grad, drawn, pairs = torch.empty_like(pred), is_draws(target), len(pred) // 2
+    target = target.contiguous() if drawn else target
     grad_loss = grad_loss.float().expand(pairs)
     tensors, order = arrange([pred, grad] if drawn else [pred, grad, target], logical=drawn)
     pred_rows, grad_rows, *target_rows = _rows(tensors, order)
@@ -115,7 +118,7 @@ def add_noise(
     latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """See `ops.operators.add_noise`."""
-    out, timesteps = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1])
+    out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
     tensors, order = arrange([latents, out], logical=True)
     x_rows, out_rows = _rows(tensors, order)
     _native.add_noise(
@@ -137,7 +140,7 @@ def add_noise(
 
 def normals(draws: Tensor, count: int) -> Tensor:
     """See `ops.operators.normals`."""
-    out = torch.empty(draws.shape[1], count)
+    out, draws = torch.empty(draws.shape[1], count), draws.contiguous()
     _native.normals(active, torch.get_num_threads(), draws.shape[1], count, draws.data_ptr(), out.data_ptr())
     return out
 

@@ -28,7 +28,8 @@ NAMES = ("eager", *BACKENDS)
 
 for _backend, _wanted in ((host, True), (gpu, torch.version.cuda or torch.version.hip)):
     if _backend.missing and _wanted:
-        warnings.warn(f"fdpo_fast runs without {_backend.missing}, in eager torch", stacklevel=2)
+        # the fifth frame is the user's `import fdpo_fast`: this module, noise, loss, and the package lie between
+        warnings.warn(f"fdpo_fast runs without {_backend.missing}, in eager torch", stacklevel=5)
 
 
 def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> str:
@@ -37,7 +38,7 @@ def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> s
     Raises ValueError for one that is unknown, is not there, or does not take them.
     """
     if backend is None:
-        name = _BEST.get(device.type, "eager")
+        name = "eager" if transformed() else _BEST.get(device.type, "eager")
         return name if name == "eager" or _refused(name, dtypes) is None else "eager"
     if backend not in NAMES:
         raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(NAMES)}")
@@ -46,7 +47,9 @@ def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> s
     module, reason = BACKENDS[backend], None
     if module.missing:
         reason = f"needs {module.missing}"
-    elif device.type not in module.devices():
+    elif transformed():
+        reason = "is not differentiable by torch.func, but backend 'eager' is"
+    elif device.type != module.DEVICE and device.type not in module.devices():
         reason = f"runs on {' and '.join(module.devices())} tensors, not on {device.type}"
     elif refused := _refused(backend, dtypes):
         reason = f"takes float32, bfloat16 and float16 tensors, not {str(refused).removeprefix('torch.')}"
@@ -64,6 +67,11 @@ def _refused(backend: str, dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
 
 
 _BEST = {module.DEVICE: name for name, module in BACKENDS.items() if not module.missing}
+
+
+def transformed() -> bool:
+    """Whether torch.func's grad, vmap or jvp is at work, which want operations that they can see into."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def traced(tensor: Tensor) -> bool:
