@@ -50,7 +50,7 @@ NB_MODULE(_native, m) {
                            const Rows& pred, const Rows& ref, Address ref_errors, const Rows& target, Address draws,
                            Address weight, std::array<double, 5> link, std::array<double, 4> type, double beta,
                            double ratio_scale, double share, bool reduce, Address loss, Address accuracy, Address stats,
-                           const Rows& grad) {
+                           const Rows& grad, float upstream) {
     nb::gil_scoped_release release;
     loss_forward(kernels,
                  {.pairs = {pairs, n, interleaved},
@@ -66,6 +66,7 @@ NB_MODULE(_native, m) {
                   .beta = beta,
                   .ratio_scale = ratio_scale,
                   .share = share,
+                  .upstream = upstream,
                   .reduce = reduce,
                   .loss = at<float>(loss),
                   .accuracy = at<float>(accuracy),

@@ -122,7 +122,7 @@ void form_gradient(const Kernels& kernels, const Problem& p, const Rows& target,
                    int64_t count) {
   for (int side = 0; side < 2; ++side) {
     const int64_t row = p.pairs.row(pair, side);
-    kernels.gradient(p.pred, target, p.grad, p.stat(kCoefficient + side, pair), past_cache(p.pairs), row,
+    kernels.gradient(p.pred, target, p.grad, p.upstream * p.stat(kCoefficient + side, pair), past_cache(p.pairs), row,
                      first, count);
   }
 }

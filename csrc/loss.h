@@ -25,6 +25,7 @@ struct Problem {
   LossType type;
   double beta, ratio_scale;
   double share;                    // of a pair in the loss: 1 / B for a mean
+  float upstream;                  // of each loss, in grad
   bool reduce;
   float* loss;                     // [B], weighted; or, reduced, their sum times share
   float* accuracy;                 // share of positive margins, a tie counting one half

@@ -197,10 +197,10 @@ def _fused(
         if target.is_inference() and pred.requires_grad and not torch.is_inference_mode_enabled():
             target = target.clone()  # autograd keeps no tensor of torch.inference_mode
     if isinstance(criterion.link, Divergence):
-        form_grad = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not traced(pred)
+        ahead = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not traced(pred)
         weight = None if weight is None else weight.resolve_neg().float().contiguous()
         loss, stats, accuracy = FusedLoss.apply(
-            pred, ref, target, weight, backend, criterion.fused, criterion.reduction, form_grad
+            pred, ref, target, weight, backend, criterion.fused, criterion.reduction, ahead
         )
         return loss, LossStats(zip(STATS, stats.unbind(), strict=False), accuracy=accuracy)
     log_ratio, stats = FusedLogRatio.apply(pred, ref, target, backend, criterion.fused)

@@ -21,16 +21,16 @@ def tensors(pairs=2, shape=(4, 6, 6), device="cpu"):
 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
-@pytest.mark.parametrize("form_grad", [False, True])
+@pytest.mark.parametrize("upstream", [None, 0.25])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_opcheck_of_the_loss(backend, device, reduction, form_grad):
+def test_opcheck_of_the_loss(backend, device, reduction, upstream):
     pred, ref, target = tensors(device=device)
     pred.requires_grad_()
     errors, drawn = torch.rand(4, dtype=torch.float64, device=device), draws(0, torch.arange(2), 0, device=device)
     last = pred.detach().to(memory_format=torch.channels_last).requires_grad_()
     for arguments in ((pred, ref, target, None), (last, errors, target, torch.ones(2, device=device)),
                       (pred, errors, drawn, None)):  # fmt: skip
-        options = (*ROWS, 2.0, 50.0, True, reduction, form_grad)
+        options = (*ROWS, 2.0, 50.0, True, reduction, upstream)
         torch.library.opcheck(OPERATORS.loss_forward.default, (backend, *arguments, *options))
 
 

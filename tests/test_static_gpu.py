@@ -60,7 +60,7 @@ def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
         "                                    ('alpha', 'ipo', 2500.0, 16)):\n"
         "        x = pred[: 2 * pairs]\n"
         "        row, loss_type = DIVERGENCES[name].row, LOSS_TYPES[kind](0.1)\n"
-        "        gpu.loss_forward(x, x, x, None, row, loss_type, beta, 1.0, False, 'mean', False)\n"
+        "        gpu.loss_forward(x, x, x, None, row, loss_type, beta, 1.0, False, 'mean', None)\n"
         "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
     )
     done = run("-c", script)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +23,14 @@ class Options(NamedTuple):
 
 
 class FusedLoss(torch.autograd.Function):
-    """(pred, ref, target, weight, backend, options, reduction, form_grad) -> (loss, stats, accuracy) of `Results`.
+    """(pred, ref, target, weight, backend, options, reduction, ahead) -> (loss, stats, accuracy) of `Results`.
 
-    With `form_grad` the gradient is formed in the forward pass, while the tensors are in the cache, and is right as it
-    stands where the upstream gradient turns out to be one.
+    With `ahead` the gradient is formed in the forward pass, while the tensors are in the cache, for the upstream
+    gradient that the last call with this reduction saw: one, or what a trainer's mean or accumulation makes of it. A
+    wrong guess costs a pass over memory; the bits are the same.
     """
+
+    upstream: ClassVar[dict[str, float]] = dict.fromkeys(("mean", "sum", "none"), 1.0)
 
     @staticmethod
     def forward(
@@ -39,11 +42,13 @@ class FusedLoss(torch.autograd.Function):
         backend: str,
         options: Options,
         reduction: str,
-        form_grad: bool,
+        ahead: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, accuracy, stats, grad = loss_forward(backend, pred, ref, target, weight, *options, reduction, form_grad)
+        guess = FusedLoss.upstream[reduction] if ahead else None
+        loss, accuracy, stats, grad = loss_forward(backend, pred, ref, target, weight, *options, reduction, guess)
         ctx.save_for_backward(stats, pred, target)
-        ctx.backend, ctx.interleaved, ctx.grad = backend, options.interleaved, grad if form_grad else None
+        ctx.backend, ctx.interleaved, ctx.reduction = backend, options.interleaved, reduction
+        ctx.grad, ctx.guess = grad, guess
         ctx.mark_non_differentiable(stats, accuracy)
         ctx.set_materialize_grads(False)
         return loss, stats, accuracy
@@ -52,12 +57,16 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
         # handed over once: whoever gets it may write into it
-        grad, ctx.grad = ctx.grad, None
-        if grad is not None:
-            grad = _scaled(grad, grad_loss)
-        if grad is None:
-            stats, pred, target = ctx.saved_tensors
-            grad = loss_backward(ctx.backend, grad_loss.resolve_neg(), stats, pred, target, ctx.interleaved)
+        grad, guess, ctx.grad, ctx.guess = ctx.grad, ctx.guess, None, None
+        if guess is not None:
+            upstream = _common(grad_loss)
+            if upstream == guess:
+                return grad, None, None, None, None, None, None, None
+            if upstream is not None:
+                FusedLoss.upstream[ctx.reduction] = upstream
+            del grad  # its memory serves the next one
+        stats, pred, target = ctx.saved_tensors
+        grad = loss_backward(ctx.backend, grad_loss.resolve_neg(), stats, pred, target, ctx.interleaved)
         return grad, None, None, None, None, None, None, None
 
 
@@ -67,21 +76,13 @@ def _refuse_second_derivatives() -> None:
         raise RuntimeError("the fused loss has first derivatives only: without create_graph=True, or backend='eager'")
 
 
-def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor | None:
-    """`grad`, which was formed ahead on the host, times an upstream gradient that is the same for all pairs.
-
-    None if it differs, or if scaling would round once more: all but powers of two, in a dtype with their range.
-    """
+def _common(grad_loss: Tensor) -> float | None:
+    """The upstream gradient, on the CPU, if it is finite and the same for all pairs."""
     if grad_loss.numel() == 0:
-        return grad
-    first = grad_loss.reshape(-1)[0]
-    if not torch.equal(grad_loss, first.expand_as(grad_loss)):
         return None
-    factor = float(first)
-    if factor == 1:
-        return grad
-    exact = abs(math.frexp(factor)[0]) == 0.5 and grad.dtype != torch.float16
-    return grad.mul_(factor) if exact else None
+    first = grad_loss.reshape(-1)[0]
+    value = float(first)
+    return value if math.isfinite(value) and torch.equal(grad_loss, first.expand_as(grad_loss)) else None
 
 
 class FusedLogRatio(torch.autograd.Function):
@@ -91,7 +92,7 @@ class FusedLogRatio(torch.autograd.Function):
     def forward(
         ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, backend: str, options: Options
     ) -> tuple[Tensor, Tensor]:
-        _, _, stats, _ = loss_forward(backend, pred, ref, target, None, *options, "sum", False)
+        _, _, stats, _ = loss_forward(backend, pred, ref, target, None, *options, "sum", None)
         ctx.save_for_backward(stats, pred, target)
         ctx.backend, ctx.options = backend, options
         log_ratio = stats[4:6].clone()

@@ -109,14 +109,14 @@ def loss_forward(
     ratio_scale: float,
     interleaved: bool,
     reduction: str,
-    form_grad: bool,
+    upstream: float | None,
 ) -> Results:
-    """See `ops.operators.loss_forward`. With `form_grad` the gradient takes a launch of its own."""
+    """See `ops.operators.loss_forward`. A gradient asked for takes a launch of its own."""
     out, predicted, drawn = Results.empty(pred, reduction, False), ref.shape == pred.shape, is_draws(target)
     if len(pred) == 0:
         out.loss.zero_()
         out.accuracy.zero_()
-        return out._replace(grad=torch.empty_like(pred)) if form_grad else out
+        return out._replace(grad=torch.empty_like(pred)) if upstream is not None else out
     over = _Pairs([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
     p, p_row, p_strides = over.take()
     r, r_row, r_strides = over.take() if predicted else _other(ref)
@@ -133,8 +133,10 @@ def loss_forward(
             INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
             REDUCE=reduction != "none", **over.switches, **OPTIONS,
         )  # fmt: skip
-    if form_grad:
-        return out._replace(grad=loss_backward(torch.ones_like(out.loss), out.stats, pred, target, interleaved))
+    if upstream is not None:
+        return out._replace(
+            grad=loss_backward(torch.full_like(out.loss, upstream), out.stats, pred, target, interleaved)
+        )
     return out
 
 

@@ -44,9 +44,10 @@ def loss_forward(
     ratio_scale: float,
     interleaved: bool,
     reduction: str,
-    form_grad: bool,
+    upstream: float | None,
 ) -> Results:
     """See `ops.operators.loss_forward`."""
+    form_grad = upstream is not None
     out, predicted, drawn = Results.empty(pred, reduction, form_grad), ref.shape == pred.shape, is_draws(target)
     tensors = [pred]
     if predicted:
@@ -84,6 +85,7 @@ def loss_forward(
         out.accuracy.data_ptr(),
         out.stats.data_ptr(),
         next(rows) if form_grad else _NOTHING,
+        upstream if form_grad else 0.0,
     )
     if form_grad and tensors[-1] is not out.grad:
         out.grad.copy_(tensors[-1])

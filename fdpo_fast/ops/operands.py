@@ -17,17 +17,17 @@ class Results(NamedTuple):
     loss: Tensor  # [], or [B] for reduction "none"
     accuracy: Tensor  # [], share of positive margins, a tie counting one half
     stats: Tensor  # [10, B]: rows STATS, then for w and l the c of d loss / d pred = c * (pred - target)
-    grad: Tensor  # like pred, for an upstream gradient of one; or [0], where it was not asked for
+    grad: Tensor  # like pred, for the upstream gradient that was named; or [0]
 
     @classmethod
-    def empty(cls, pred: Tensor, reduction: str, form_grad: bool) -> Results:
+    def empty(cls, pred: Tensor, reduction: str, with_grad: bool) -> Results:
         """Memory for the results; the kernels write every element."""
         pairs, single = len(pred) // 2, {"dtype": torch.float32, "device": pred.device}
         return cls(
             torch.empty(pairs if reduction == "none" else (), **single),
             torch.empty((), **single),
             torch.empty((len(STATS) + 2, pairs), **single),
-            torch.empty_like(pred) if form_grad else torch.empty(0, dtype=pred.dtype, device=pred.device),
+            torch.empty_like(pred) if with_grad else torch.empty(0, dtype=pred.dtype, device=pred.device),
         )
 
 

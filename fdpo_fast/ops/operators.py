@@ -108,16 +108,17 @@ def _define(schema: str):
 
 
 # pred [2B, ...]; ref: predictions like pred, or errors [2B]; target: like pred, or the draws [3, B] int64 of its noise;
-# weight [B] float32; link, loss_type: rows of four numbers. Returns the fields of `operands.Results`.
+# weight [B] float32; link, loss_type: rows of four numbers; upstream: gradient of each loss, for which to form that of
+# pred in the same pass. Returns the fields of `operands.Results`.
 @_define(
     "loss_forward(str backend, Tensor pred, Tensor ref, Tensor target, Tensor? weight, float[] link, "
-    "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, bool form_grad) "
+    "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, float? upstream) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def loss_forward(
-    backend, pred, ref, target, weight, link, loss_type, beta, ratio_scale, interleaved, reduction, form_grad
+    backend, pred, ref, target, weight, link, loss_type, beta, ratio_scale, interleaved, reduction, upstream
 ) -> Results:
-    return Results.empty(pred, reduction, form_grad)
+    return Results.empty(pred, reduction, upstream is not None)
 
 
 # grad_loss [B], or [] for all pairs; stats of `Results`, of which the last two rows are read. Returns
