@@ -1,9 +1,5 @@
 #include "loss.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -141,17 +137,6 @@ int worth(int threads, const Pairs& pairs) {
   return int(std::clamp<int64_t>(2 * pairs.pairs * pairs.n / kElements, 1, threads));
 }
 
-// Fresh memory of this size comes in 4 KiB pages, whose faults cost more than the gradient: ask for larger ones.
-void in_huge_pages([[maybe_unused]] const Rows& grad, [[maybe_unused]] const Pairs& pairs) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = 1 << 21;
-  const int64_t bytes = 2 * pairs.pairs * pairs.n * (grad.dtype == Dtype::float32 ? 4 : 2);
-  const uintptr_t data = reinterpret_cast<uintptr_t>(grad.data);
-  const uintptr_t begin = (data + kHuge - 1) & -kHuge, end = (data + bytes) & -kHuge;
-  if (data && grad.dense() && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 // Errors, losses and gradients of every pair.
 void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int threads) {
   const int64_t pairs = p.pairs.pairs, n = p.pairs.n, chunks = (n + kChunk - 1) / kChunk;
@@ -235,7 +220,6 @@ void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
   const int64_t pairs = p.pairs.pairs;
   std::unique_ptr<float[]> room(p.reduce ? new float[pairs] : nullptr);
   float* losses = p.reduce ? room.get() : p.loss;
-  in_huge_pages(p.grad, p.pairs);
   all_pairs(kernels, p, losses, worth(threads, p.pairs));
   double total = 0, right = 0;
   for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -250,7 +234,6 @@ void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
 void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Rows& target, const Draws& draws,
                    const float* coefficients, const float* grad_loss, int64_t grad_loss_stride, const Rows& grad,
                    int threads) {
-  in_huge_pages(grad, pairs);
   each_chunk(pairs, threads, [&](int64_t pair, int64_t first, int64_t count) {
     float noise[kChunk];
     const Rows tensor = target_of(kernels, target, draws, pair, first, count, noise);

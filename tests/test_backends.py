@@ -212,3 +212,23 @@ def test_targets_of_inference_mode():
         pred, ref, target = tensors(1, (4,))
     loss, _ = fdpo_loss(pred.clone().requires_grad_(), ref, target, **KNOBS)
     loss.backward()
+
+
+def test_a_large_gradient_reuses_memory_that_nobody_holds():
+    pred, ref, target = tensors(8, (4, 64, 128))  # 2 MiB
+    pred.requires_grad_()
+
+    def grad():
+        return torch.autograd.grad(fdpo_loss(pred, ref, target, backend="cpp", **KNOBS)[0], pred)[0]
+
+    first = grad()
+    exact, address, kept = first.clone(), first.data_ptr(), first[3]
+    del first
+    second = grad()  # a view of the first is alive
+    assert second.data_ptr() != address
+    assert torch.equal(kept, exact[3])
+    address = second.data_ptr()
+    del second
+    third = grad()
+    assert third.data_ptr() == address
+    assert torch.equal(third, exact)

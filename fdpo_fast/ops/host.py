@@ -47,8 +47,10 @@ def loss_forward(
     upstream: float | None,
 ) -> Results:
     """See `ops.operators.loss_forward`."""
-    form_grad = upstream is not None
-    out, predicted, drawn = Results.empty(pred, reduction, form_grad), ref.shape == pred.shape, is_draws(target)
+    form_grad, predicted, drawn = upstream is not None, ref.shape == pred.shape, is_draws(target)
+    out = Results.empty(pred, reduction, False)
+    if form_grad:
+        out = out._replace(grad=_gradient_like(pred))
     tensors = [pred]
     if predicted:
         tensors.append(ref)
@@ -94,7 +96,7 @@ def loss_forward(
 
 def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
     """See `ops.operators.loss_backward`."""
-    grad, drawn, pairs = torch.empty_like(pred), is_draws(target), len(pred) // 2
+    grad, drawn, pairs = _gradient_like(pred), is_draws(target), len(pred) // 2
     target = target.contiguous() if drawn else target
     grad_loss = grad_loss.float().expand(pairs)
     tensors, order = arrange([pred, grad] if drawn else [pred, grad, target], logical=drawn)
@@ -145,6 +147,28 @@ def normals(draws: Tensor, count: int) -> Tensor:
     out, draws = torch.empty(draws.shape[1], count), draws.contiguous()
     _native.normals(active, torch.get_num_threads(), draws.shape[1], count, draws.data_ptr(), out.data_ptr())
     return out
+
+
+def _gradient_like(pred: Tensor) -> Tensor:
+    """`torch.empty_like`; a large gradient gets the memory of the last one, once nobody holds that any longer.
+
+    The allocator would give the memory back to the system at every step, and take fresh pages, whose first touches cost
+    as much as the loss.
+    """
+    global _room
+    size = pred.numel() * pred.element_size()
+    if size < _LARGE or not pred.is_contiguous():
+        return torch.empty_like(pred)
+    if _room is None or _room.nbytes() != size or torch._C._storage_Use_Count(_room._cdata) > 1:
+        grad = torch.empty_like(pred)
+        _room = grad.untyped_storage()
+        return grad
+    return torch.empty(0, dtype=pred.dtype).set_(_room, 0, pred.shape, pred.stride())
+
+
+_LARGE = 1 << 20  # bytes
+_room: torch.UntypedStorage | None = None
+"""Of the last large gradient."""
 
 
 def _rows(tensors: Sequence[Tensor], order: Walk | None) -> list:
