@@ -57,8 +57,8 @@ def markdown(run: dict) -> Iterator[str]:
     yield ""
     yield "Medians; us = microseconds per call; eager / ours: how many times faster ours is. GB/s: what must be read"
     yield "and written at least, by the time; share of copy: by the speed of a memory copy of as many bytes, timed in"
-    yield "the same rounds. Peak: what a call allocates; on the host ours keeps the memory of its last gradient above 1 MiB"
-    yield "for the next one."
+    yield "the same rounds. Peak: what a call allocates; on the host ours keeps the memory of its last gradient above"
+    yield "1 MiB for the next one."
     if run["quick"]:
         yield "A quick look with few rounds, not a measurement."
     if disturbed := ["-".join(map(str, row["case"].values())) for row in run["rows"] if row["disturbed"]]:
