@@ -80,10 +80,12 @@ def fdpo_loss(
         The loss (float32, or float64 for float64 predictions) and its `LossStats`.
 
     Raises:
-        TypeError: a tensor that is not floating point, reference errors in half precision, a divergence of no usable
-            type.
+        TypeError: a tensor that is not floating point or not strided, reference errors in half precision, a divergence
+            of no usable type.
         ValueError: an odd batch, shapes or devices that differ, an unknown name, a number out of range, a backend that
             is not there or does not take these tensors.
+        RuntimeError: from a backward with create_graph=True, but for the eager backend: the fused ones have no second
+            derivatives.
     """
     criterion = Criterion.checked(divergence, beta, ratio_scale, loss_type, label_smoothing, layout, reduction, backend)
     return _evaluate(criterion, pred, ref, target, weight)

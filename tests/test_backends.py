@@ -232,3 +232,22 @@ def test_a_large_gradient_reuses_memory_that_nobody_holds():
     third = grad()
     assert third.data_ptr() == address
     assert torch.equal(third, exact)
+    storage = third.untyped_storage()  # held as Python's object alone
+    del third
+    fourth = grad()
+    assert fourth.data_ptr() != address
+    assert torch.equal(torch.empty(0).set_(storage, 0, exact.shape), exact)
+    address = fourth.share_memory_().data_ptr()  # another process may have it
+    del fourth
+    assert grad().data_ptr() != address
+
+
+def test_threads_of_python_do_not_share_that_memory():
+    from concurrent.futures import ThreadPoolExecutor
+
+    calls = [tensors(8, (4, 64, 128), seed=seed) for seed in range(4)]
+    want = [evaluate(*arguments, "cpp")[1] for arguments in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            got = list(pool.map(lambda arguments: evaluate(*arguments, "cpp")[1], calls))
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -156,8 +156,7 @@ def test_instruction_sets_give_the_same_bits(shape, dtypes, monkeypatch):
 def test_conversions_of_every_half(isa, dtype, monkeypatch):
     # a single element per sample: error is the square of what was read, the gradient a rounding of the same number
     monkeypatch.setattr(host, "active", host.KERNELS[isa])
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(2, -1, 16)
-    every = every[:, torch.arange(every.shape[1])]
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     x = every.reshape(-1, 1)
     pred = x.clone().requires_grad_()
     loss, stats = fdpo_loss(pred, torch.zeros(len(x)), torch.zeros_like(x), backend="cpp", reduction="none", **KNOBS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -150,25 +152,44 @@ def normals(draws: Tensor, count: int) -> Tensor:
 
 
 def _gradient_like(pred: Tensor) -> Tensor:
-    """`torch.empty_like`; a large gradient gets the memory of the last one, once nobody holds that any longer.
+    """`torch.empty_like`; a large gradient gets the memory of its thread's last one, once nobody holds that any longer.
 
     The allocator would give the memory back to the system at every step, and take fresh pages, whose first touches cost
     as much as the loss.
     """
-    global _room
     size = pred.numel() * pred.element_size()
     if size < _LARGE or not pred.is_contiguous():
         return torch.empty_like(pred)
-    if _room is None or _room.nbytes() != size or torch._C._storage_Use_Count(_room._cdata) > 1:
+    if _kept.room.nbytes() != size or _held_elsewhere():
         grad = torch.empty_like(pred)
-        _room = grad.untyped_storage()
+        _kept.room = grad.untyped_storage()
         return grad
-    return torch.empty(0, dtype=pred.dtype).set_(_room, 0, pred.shape, pred.stride())
+    return torch.empty(0, dtype=pred.dtype).set_(_kept.room, 0, pred.shape, pred.stride())
+
+
+class _Kept(threading.local):
+    """The storage of a thread's last large gradient."""
+
+    def __init__(self) -> None:
+        self.room = torch.UntypedStorage(0)
+
+
+def _references() -> int:
+    """Of Python to the kept storage, as they are counted here."""
+    return sys.getrefcount(_kept.room)
+
+
+def _held_elsewhere() -> bool:
+    """Whether a tensor has the storage, Python code has its object, or another process may have mapped it."""
+    room = _kept.room
+    shared = torch._C._storage_Use_Count(room._cdata) > 1 or room.is_shared()
+    del room
+    return shared or _references() > _OURS
 
 
 _LARGE = 1 << 20  # bytes
-_room: torch.UntypedStorage | None = None
-"""Of the last large gradient."""
+_kept = _Kept()
+_OURS = _references()
 
 
 def _rows(tensors: Sequence[Tensor], order: Walk | None) -> list:
