@@ -7,6 +7,7 @@
 
 #include <array>
 
+#include "adamw8bit.h"
 #include "loss.h"
 
 namespace nb = nanobind;
@@ -93,6 +94,37 @@ NB_MODULE(_native, m) {
   m.def("normals", [](const Kernels& kernels, int threads, int64_t rows, int64_t count, Address draws, Address out) {
     nb::gil_scoped_release release;
     normals(kernels, {at<const int64_t>(draws), rows}, rows, count, at<float>(out), threads);
+  });
+
+  nb::class_<Maps>(m, "Maps").def(nb::new_([](Address m, Address v) {
+    return Maps{*at<const Map>(m), *at<const Map>(v)};
+  }));
+  nb::class_<Parameter>(m, "Parameter")
+      .def(nb::new_([](Address data, int dtype, Address grad, int grad_dtype, std::array<Address, 2> states,
+                       std::array<Address, 2> absmax, Address copy, int64_t count, bool stochastic, uint64_t seed,
+                       uint64_t index, uint32_t step, uint32_t stream, uint64_t first, std::array<float, 7> rates) {
+        return Parameter{.data = at<void>(data),
+                         .dtype = Dtype(dtype),
+                         .grad = at<const void>(grad),
+                         .grad_dtype = Dtype(grad_dtype),
+                         .m = at<void>(states[0]),
+                         .v = at<void>(states[1]),
+                         .absmax_m = at<float>(absmax[0]),
+                         .absmax_v = at<float>(absmax[1]),
+                         .copy = at<uint16_t>(copy),
+                         .count = count,
+                         .stochastic = stochastic,
+                         .seed = seed,
+                         .index = index,
+                         .step = step,
+                         .stream = stream,
+                         .first = first,
+                         .rates = {rates[0], rates[1], rates[2], rates[3], rates[4], rates[5], rates[6]}};
+      }));
+  m.def("adamw8bit", [](const Kernels& kernels, const Maps& maps, const std::vector<Parameter>& parameters,
+                        int threads) {
+    nb::gil_scoped_release release;
+    adamw8bit(kernels, maps, parameters.data(), int64_t(parameters.size()), threads);
   });
 
   // Words of Philox4x32-10 at 16 counters, [4, 16] in place: for its known answers.

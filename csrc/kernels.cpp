@@ -3,6 +3,8 @@
 #include "kernels.h"
 
 #include "box_muller.h"
+#include "half.h"
+#include "isa.h"
 #include "lanes.h"
 
 namespace fdpo {
@@ -25,28 +27,6 @@ inline void each_offset(const Rows& rows, int64_t first, int64_t count, Visit vi
       if (++j == rows.sizes[1]) j = 0, ++i;
     }
   }
-}
-
-inline void widen_all(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
-
-template <F32 (*widen)(U16)>
-inline void widen_all(const uint16_t* from, float* to, int64_t count) {
-  int64_t at = 0;
-  for (; at + kFloats <= count; at += kFloats) store(to + at, widen(load<U16>(from + at)));
-  uint16_t rest[kFloats] = {};
-  std::memcpy(rest, from + at, (count - at) * sizeof *rest);
-  const F32 last = widen(load<U16>(rest));
-  std::memcpy(to + at, &last, (count - at) * sizeof(float));
-}
-
-template <U16 (*narrow)(F32)>
-inline void narrow_all(const float* from, uint16_t* to, int64_t count) {
-  int64_t at = 0;
-  for (; at + kFloats <= count; at += kFloats) store(to + at, narrow(load<F32>(from + at)));
-  float rest[kFloats] = {};
-  std::memcpy(rest, from + at, (count - at) * sizeof *rest);
-  const U16 last = narrow(load<F32>(rest));
-  std::memcpy(to + at, &last, (count - at) * sizeof(uint16_t));
 }
 
 // The elements as floats: where they lie if they can be read from there, else in `buffer`, zeros up to a full vector.
@@ -243,12 +223,8 @@ bool supported() {
 
 }  // namespace
 
-#define FDPO_NAME2(isa) kernels_##isa
-#define FDPO_NAME(isa) FDPO_NAME2(isa)
-#define FDPO_STRING2(isa) #isa
-#define FDPO_STRING(isa) FDPO_STRING2(isa)
-extern const Kernels FDPO_NAME(FDPO_ISA);
-const Kernels FDPO_NAME(FDPO_ISA) = {FDPO_STRING(FDPO_ISA), supported, sums,         error,
-                                            gradient,               mix,       philox_words, normals};
+extern const Kernels FDPO_KERNELS;
+const Kernels FDPO_KERNELS = {FDPO_STRING(FDPO_ISA), supported, sums,         error,   gradient,
+                              mix,                   philox_words, normals, FDPO_STEP_BLOCKS};
 
 }  // namespace fdpo

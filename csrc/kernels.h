@@ -42,6 +42,9 @@ struct Sums {
   double delta = 0, error = 0, ref_error = 0;
 };
 
+struct Maps;
+struct Parameter;
+
 // The loops over elements [first, first + count) of one row.
 struct Kernels {
   const char* name;
@@ -58,6 +61,8 @@ struct Kernels {
   void (*philox)(uint32_t* words, uint32_t k0, uint32_t k1);
   // Noise of (seed, pair_id, visit) into out[0 .. count); `first` is a multiple of 4.
   void (*normals)(uint64_t seed, uint64_t pair_id, uint32_t visit, int64_t first, int64_t count, float* out);
+  // A step of the optimizer on blocks [first, end) of a parameter.
+  void (*step_blocks)(const Maps& maps, const Parameter& parameter, int64_t first, int64_t end);
 };
 
 // Those compiled in, the widest first, the portable one last.

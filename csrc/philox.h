@@ -1,26 +1,48 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), `kLanes` counters at once.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a register of counters at once.
 // Included by code that is compiled for several instruction sets, hence static.
 #pragma once
 
 #include <cstdint>
 
+#include "lanes.h"
+
 namespace fdpo {
+
+// The lower halves' product; what the upper halves hold does not matter.
+static inline U64 multiply_halves(U64 a, uint32_t b) {
+#if defined(__AVX512F__)
+  return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+  return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__SSE2__)
+  return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
+  return (a & 0xFFFFFFFF) * b;
+#endif
+}
+
+// Words in the lower halves; the upper ones are left with anything.
+static inline void philox(U64 c[4], uint32_t k0, uint32_t k1) {
+  for (int round = 0; round < 10; ++round) {
+    const U64 p0 = multiply_halves(c[0], 0xD2511F53u), p1 = multiply_halves(c[2], 0xCD9E8D57u);
+    c[0] = (p1 >> 32) ^ c[1] ^ uint64_t{k0};
+    c[1] = p1;
+    c[2] = (p0 >> 32) ^ c[3] ^ uint64_t{k1};
+    c[3] = p0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
 
 constexpr int kLanes = 16;
 using Lanes = uint32_t[kLanes];
 
 static inline void philox(Lanes c[4], uint32_t k0, uint32_t k1) {
-  for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kLanes; ++i) {
-      const uint64_t p0 = uint64_t{0xD2511F53u} * c[0][i];
-      const uint64_t p1 = uint64_t{0xCD9E8D57u} * c[2][i];
-      c[0][i] = uint32_t(p1 >> 32) ^ c[1][i] ^ k0;
-      c[1][i] = uint32_t(p1);
-      c[2][i] = uint32_t(p0 >> 32) ^ c[3][i] ^ k1;
-      c[3][i] = uint32_t(p0);
-    }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+  for (int i = 0; i < kLanes; i += kDoubles) {
+    U64 words[4];
+    for (int j = 0; j < 4; ++j) words[j] = __builtin_convertvector(load<HalfU32>(c[j] + i), U64);
+    philox(words, k0, k1);
+    for (int j = 0; j < 4; ++j) store(c[j] + i, __builtin_convertvector(words[j], HalfU32));
   }
 }
 

@@ -121,13 +121,13 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.models import quiet_libraries
 
     quiet_libraries()
-    from fdpo_fast import optim
     from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
     from fdpo_fast.data.caches import READERS, Rank, TrainingSet, describe, predict
     from fdpo_fast.data.files import replacing
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
     from fdpo_fast.models import family as load_family
+    from fdpo_fast.optim import factory
 
     device = start_processes()
     rank = Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
@@ -158,8 +158,8 @@ def train(config: Config, resume: bool) -> None:
     engine, _, _, _ = deepspeed.initialize(
         model=unet,
         model_parameters=trained,
-        optimizer=optim.optimizer(config.optimizer, trained),
-        lr_scheduler=optim.schedule(config.optimizer, settings.max_steps),
+        optimizer=factory.optimizer(config.optimizer, trained),
+        lr_scheduler=factory.schedule(config.optimizer, settings.max_steps),
         config=config.for_deepspeed(rank.count),
         dist_init_required=False,
     )

@@ -16,7 +16,7 @@ from fdpo_fast.ops.layout import arrange
 from fdpo_fast.ops.operands import Results, elements, is_draws
 
 
-class _Lazy:
+class Lazy:
     """A module of kernels, imported at the first launch: Triton takes a while and is not everywhere."""
 
     def __init__(self, name: str) -> None:
@@ -26,7 +26,7 @@ class _Lazy:
         return getattr(import_module(self.name), kernel)
 
 
-_loss, _noise = _Lazy("fdpo_fast.ops.triton_loss"), _Lazy("fdpo_fast.ops.triton_noise")
+_loss, _noise = Lazy("fdpo_fast.ops.triton_loss"), Lazy("fdpo_fast.ops.triton_noise")
 
 missing: str | None = None if find_spec("triton") else "Triton (`pip install triton`)"
 
@@ -77,7 +77,7 @@ def _other(tensor: Tensor) -> tuple[Tensor, int, tuple[int, int, int]]:
     return tensor.contiguous(), 0, (0, 0, 0)
 
 
-def _on(tensor: Tensor):
+def on(tensor: Tensor):
     """Triton launches on the current device; an interpreted kernel needs none."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
@@ -125,7 +125,7 @@ def loss_forward(
     room = torch.empty(over.pairs * (sums * over.chunks + 1), dtype=torch.float64, device=pred.device)
     losses = out.loss if reduction == "none" else room[-over.pairs :].view(torch.float32)
     row, kind = (tuple(map(float, numbers)) for numbers in (link, loss_type))  # an integer would be compiled in
-    with _on(pred):
+    with on(pred):
         _loss.loss_forward_kernel[over.grid](
             p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, _counters(pred, over.pairs + 1),
             over.pairs, over.n, over.chunks, (p_row, r_row, t_row), over.sizes, p_strides, r_strides, t_strides,
@@ -150,7 +150,7 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
     g, g_row, g_strides = over.take()
     t, t_row, t_strides = _other(target) if drawn else over.take()
     grad_loss = grad_loss.float().expand(over.pairs)
-    with _on(pred):
+    with on(pred):
         _loss.loss_backward_kernel[over.grid](
             grad_loss, stats[-2:], p, t, g, over.pairs, over.n, over.chunks, grad_loss.stride(0),
             (p_row, t_row, g_row), over.sizes, p_strides, t_strides, g_strides,
@@ -169,7 +169,7 @@ def add_noise(
     over = _Pairs([latents, out], logical=True)
     x, x_row, x_strides = over.take()
     noisy, o_row, o_strides = over.take()
-    with _on(latents):
+    with on(latents):
         _noise.add_noise_kernel[over.grid](
             x, draws, signal, sigma, noisy, timesteps, over.pairs, over.n, over.chunks, len(signal),
             (x_row, o_row), over.sizes, x_strides, o_strides,
@@ -183,6 +183,6 @@ def normals(draws: Tensor, count: int) -> Tensor:
     out, draws = torch.empty((draws.shape[1], count), device=draws.device), draws.contiguous()
     chunks = -(-count // BLOCK)
     if out.numel():
-        with _on(draws):
+        with on(draws):
             _noise.normals_kernel[(len(out) * chunks,)](draws, out, len(out), count, chunks, BLOCK=BLOCK, **OPTIONS)
     return out

@@ -1,0 +1,49 @@
+// AdamW with blockwise 8-bit states, in bitsandbytes' format; the formulas are those of fdpo_fast/optim/reference.py.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace fdpo {
+
+constexpr int64_t kBlock = 256;  // elements that share an absmax
+
+// A dynamic map as lines, rows of the table in fdpo_fast/optim/dynamic_map.py.
+struct Map {
+  float offset[8], slope[8], threshold[8], start[8], rise[8], last[8];
+};
+struct Maps {
+  Map m, v;
+};
+
+// What one step does to every element of a tensor.
+struct AdamW {
+  float beta1, one_minus_beta1, beta2, one_minus_beta2;
+  float decay;      // 1 - lr * weight_decay
+  float step_size;  // lr sqrt(1 - beta2^t) / (1 - beta1^t)
+  float eps;        // times sqrt(1 - beta2^t)
+};
+
+// A parameter with its gradient and states. Half-precision parameters are rounded to nearest, or with the random
+// words of (seed, index, step).
+struct Parameter {
+  void* data;
+  Dtype dtype;
+  const void* grad;
+  Dtype grad_dtype;
+  void *m, *v;                   // codes, or floats where there is no absmax
+  float *absmax_m, *absmax_v;
+  uint16_t* copy;                // bfloat16 of a float parameter, or nothing
+  int64_t count;
+  bool stochastic;
+  uint64_t seed, index;
+  uint32_t step, stream;
+  uint64_t first;                // of the random words: the first element's place in a larger tensor, a multiple of 8
+  AdamW rates;
+};
+
+// One step of each parameter.
+void adamw8bit(const Kernels& kernels, const Maps& maps, const Parameter* parameters, int64_t count, int threads);
+
+}  // namespace fdpo

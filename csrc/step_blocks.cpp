@@ -1,0 +1,277 @@
+// One block of the optimizer, compiled once per instruction set like kernels.cpp.
+//
+// Two passes, the second while everything is in the first-level cache: states are decoded, moved and kept as floats
+// until the block's largest magnitudes are known; then they are coded.
+#include "adamw8bit.h"
+#include "half.h"
+#include "isa.h"
+#include "lanes.h"
+#include "philox.h"
+
+namespace fdpo {
+namespace {
+
+struct alignas(64) Values {
+  float at[kBlock];
+  operator float*() { return at; }
+  operator const float*() const { return at; }
+};
+constexpr uint32_t kSign = 0x80000000u;
+constexpr int64_t kAhead = 3;  // blocks
+constexpr uint8_t kZero = 127;  // the code of m = 0
+
+// SEGMENTS_PER_BIT and LOWEST of fdpo_fast/optim/dynamic_map.py, which has the formulas.
+constexpr uint16_t kSegmentsPerBit = 154;
+constexpr float kLowest = 0x1.8p-21f;
+
+// A map's values times `scale`, by rank.
+struct Line {
+  Table offset, slope;
+  Line(const Map& map, float scale) : offset(table(map.offset, scale)), slope(table(map.slope, scale)) {}
+
+  F32 operator()(F32 rank) const {
+    const U32 exponent = (U32)rank >> 23;
+    return look_up(offset, exponent) + look_up(slope, exponent) * rank;
+  }
+};
+
+// The ranks, before truncation, of values between 0 and 1.
+struct Ranks {
+  Table threshold, start, rise, last;
+  explicit Ranks(const Map& map)
+      : threshold(table(map.threshold)), start(table(map.start)), rise(table(map.rise)), last(table(map.last)) {}
+
+  F32 operator()(F32 x) const {
+    const U32 before = multiply_high((U32)larger(x, F32{} + kLowest) >> 16, kSegmentsPerBit);
+    const U32 segment = add_where_not_less(before, x, look_up(threshold, before));
+    return smaller(look_up(last, segment), look_up(start, segment) + look_up(rise, segment) * x);
+  }
+};
+
+// A block's states as floats, until its largest magnitudes are known.
+struct States {
+  Values m, v;
+  float most_m, most_v;
+};
+
+// The factor that brings a block's states into [-1, 1]. What no code can hold is brought to where one can.
+float normalise(Values& states, float& absmax) {
+  constexpr float kSmallestNormal = 0x1p-126f, kLargest = 0x1.fffffep127f;
+  if (absmax < kSmallestNormal) return absmax = 0;  // its reciprocal overflows; eps outweighs such states by far
+  if (absmax > kLargest) {
+    absmax = kLargest;
+    for (float& state : states.at) state = state > kLargest ? kLargest : state < -kLargest ? -kLargest : state;
+  }
+  return 1 / absmax;
+}
+
+// Codes of states and back. One that is not a number is coded as zero.
+struct Coder {
+  const Maps& maps;
+
+  // use(i, to_m * m, to_v * v) of the elements i .. i + kFloats
+  template <class Use>
+  void decode(const uint8_t* m, const uint8_t* v, float to_m, float to_v, Use use) const {
+    const Line line_m(maps.m, to_m), line_v(maps.v, to_v);
+    for (int64_t i = 0; i < kBlock; i += kFloats) {
+      const F32 rank = __builtin_convertvector(load_bytes(m + i) - kZero, F32);
+      const F32 magnitude = line_m((F32)((U32)rank & ~kSign) + 0.5f);
+      const F32 above = __builtin_convertvector(load_bytes(v + i) + 1, F32);
+      use(i, (F32)((U32)magnitude | ((U32)rank & kSign)), line_v(above));
+    }
+  }
+
+  // `between(i)` is called ahead of the elements i .. i + kRegister.
+  template <class Between>
+  void encode(States& states, uint8_t* m, uint8_t* v, float& absmax_m, float& absmax_v, Between between) const {
+    absmax_m = states.most_m;
+    absmax_v = states.most_v;
+    const float to_m = normalise(states.m, absmax_m), to_v = normalise(states.v, absmax_v);
+    const Ranks rank_m(maps.m), rank_v(maps.v);
+    for (int64_t i = 0; i < kBlock; i += kRegister) {
+      between(i);
+      I32 signs[4], ranks_m[4], ranks_v[4];
+      for (int k = 0; k < 4; ++k) {
+        const int64_t at = i + k * kFloats;
+        signs[k] = (I32)(load<F32>(states.m + at) * to_m);
+        ranks_m[k] = __builtin_convertvector(rank_m((F32)((U32)signs[k] & ~kSign)), I32);
+        ranks_v[k] = __builtin_convertvector(rank_v(load<F32>(states.v + at) * to_v), I32);
+      }
+      const U8 rank = pack(ranks_m);
+      const U8 below = rank > kZero ? U8{} + kZero : rank;  // -1 has no code
+      store(m + i, pack_signs(signs) < 0 ? kZero - below : kZero + rank);
+      store(v + i, pack(ranks_v));
+    }
+  }
+};
+
+// 16 random bits for each element: the half-words of the stream that fdpo_fast/optim/reference.py describes.
+void random_bits(const Parameter& parameter, int64_t first, uint16_t (&bits)[kBlock]) {
+  constexpr int kOfCounter = 8;
+  // The counters lie in the lanes such that interleaving two registers of words leaves them in order.
+  static constexpr int64_t kLane[] = {0, 4, 1, 5, 2, 6, 3, 7}, kLane4[] = {0, 2, 1, 3}, kLane2[] = {0, 1};
+  const I64 lanes = load<I64>(kDoubles == 8 ? kLane : kDoubles == 4 ? kLane4 : kLane2);
+  uint64_t counter = (parameter.first + uint64_t(first)) / kOfCounter;
+  for (int64_t at = 0; at < kBlock; at += kOfCounter * kDoubles, counter += kDoubles) {
+    U64 words[4] = {(U64)lanes + counter, U64{} + parameter.step, U64{} + (parameter.index & 0xFFFFFFFF),
+                    U64{} + (parameter.index >> 32 << 8 | parameter.stream)};
+    philox(words, uint32_t(parameter.seed), uint32_t(parameter.seed >> 32));
+    const U64 first_half = (words[0] & 0xFFFFFFFF) | words[1] << 32, second_half = (words[2] & 0xFFFFFFFF) | words[3] << 32;
+    store(bits + at, interleave_low(first_half, second_half));
+    store(bits + at + kOfCounter * kDoubles / 2, interleave_high(first_half, second_half));
+  }
+}
+
+const float* floats(const void* from, Dtype dtype, Values& buffer) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(from);
+  const auto* halves = static_cast<const uint16_t*>(from);
+  if (dtype == Dtype::bfloat16) widen_all<from_bfloat16>(halves, buffer, kBlock);
+  else widen_all<from_float16>(halves, buffer, kBlock);
+  return buffer;
+}
+
+template <U16 (*narrow)(F32, U32)>
+void narrow_randomly(const Values& from, const uint16_t (&bits)[kBlock], uint16_t* to) {
+  for (int64_t i = 0; i < kBlock; i += kFloats) store(to + i, narrow(load<F32>(from + i), widen(load<U16>(bits + i))));
+}
+
+void round_into(const Values& from, const Parameter& parameter, int64_t first, uint16_t* to) {
+  const bool wide = parameter.dtype == Dtype::bfloat16;
+  if (parameter.stochastic) {
+    uint16_t bits[kBlock];
+    random_bits(parameter, first, bits);
+    if (wide) narrow_randomly<to_bfloat16>(from, bits, to);
+    else narrow_randomly<to_float16>(from, bits, to);
+  } else if (wide) {
+    narrow_all<to_bfloat16>(from, to, kBlock);
+  } else {
+    narrow_all<to_float16>(from, to, kBlock);
+  }
+}
+
+// Where a block's elements lie.
+struct Place {
+  char *data, *grad;
+  char *m, *v;
+  float *absmax_m, *absmax_v;
+  uint16_t* copy;
+};
+
+int64_t width(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+Place place(const Parameter& parameter, int64_t block) {
+  const int64_t first = block * kBlock, coded = parameter.absmax_m != nullptr, state_width = coded ? 1 : 4;
+  return {static_cast<char*>(parameter.data) + first * width(parameter.dtype),
+          static_cast<char*>(const_cast<void*>(parameter.grad)) + first * width(parameter.grad_dtype),
+          static_cast<char*>(parameter.m) + first * state_width,
+          static_cast<char*>(parameter.v) + first * state_width,
+          parameter.absmax_m + coded * block,
+          parameter.absmax_v + coded * block,
+          parameter.copy ? parameter.copy + first : nullptr};
+}
+
+class Stepper {
+ public:
+  Stepper(const Maps& maps, const Parameter& parameter) : coder_{maps}, parameter_(parameter) {}
+
+  // Moves a parameter's block, and leaves its new states in `states` where they are to be coded.
+  void move(const Place& at, int64_t block, States& states) const {
+    const AdamW rates = parameter_.rates;
+    const bool single = parameter_.dtype == Dtype::float32;
+    Values p_buffer, g_buffer;
+    const float* g = floats(at.grad, parameter_.grad_dtype, g_buffer);
+    const float* p = floats(at.data, parameter_.dtype, p_buffer);
+    float* moved = single ? reinterpret_cast<float*>(at.data) : p_buffer;
+    float* ms = coded() ? states.m : reinterpret_cast<float*>(at.m);
+    float* vs = coded() ? states.v : reinterpret_cast<float*>(at.v);
+    F32 most_m{}, most_v{};
+    auto step = [&](int64_t i, F32 kept_m, F32 kept_v) {
+      const F32 gi = load<F32>(g + i);
+      const F32 m = kept_m + rates.one_minus_beta1 * gi, v = kept_v + rates.one_minus_beta2 * gi * gi;
+      store(moved + i, rates.decay * load<F32>(p + i) - rates.step_size * m / (square_root(v) + rates.eps));
+      store(ms + i, m);
+      store(vs + i, v);
+      most_m = larger((F32)((U32)m & ~kSign), most_m);
+      most_v = larger(v, most_v);
+    };
+    if (coded()) {
+      coder_.decode(codes(at.m), codes(at.v), *at.absmax_m * rates.beta1, *at.absmax_v * rates.beta2, step);
+      states.most_m = highest(most_m);
+      states.most_v = highest(most_v);
+    } else {
+      for (int64_t i = 0; i < kBlock; i += kFloats)
+        step(i, rates.beta1 * load<F32>(ms + i), rates.beta2 * load<F32>(vs + i));
+    }
+    if (!single) round_into(p_buffer, parameter_, block * kBlock, reinterpret_cast<uint16_t*>(at.data));
+    if (at.copy) narrow_all<to_bfloat16>(moved, at.copy, kBlock);
+  }
+
+  // Codes a block that was moved. Meanwhile asks for one that will be: of so many streams the hardware fetches too
+  // little ahead, and a block's lines all at once are more than it can wait for.
+  void code(const Place& at, States& states, const Place& ahead) const {
+    if (!coded()) return;
+    const int64_t wide = width(parameter_.dtype), grad_wide = width(parameter_.grad_dtype);
+    coder_.encode(states, codes(at.m), codes(at.v), *at.absmax_m, *at.absmax_v, [&](int64_t i) {
+      prefetch(ahead.data + i * wide, kRegister * wide);
+      prefetch(ahead.grad + i * grad_wide, kRegister * grad_wide);
+      prefetch(ahead.m + i, kRegister);
+      prefetch(ahead.v + i, kRegister);
+    });
+  }
+
+ private:
+  static uint8_t* codes(char* address) { return reinterpret_cast<uint8_t*>(address); }
+  bool coded() const { return parameter_.absmax_m; }
+
+  Coder coder_;
+  const Parameter& parameter_;
+};
+
+// Elements of a last block in a room as large as a whole one, zeros behind them.
+class Room {
+ public:
+  template <class T>
+  Room(T*& address, int64_t size) : home_(reinterpret_cast<char*>(address)), size_(size) {
+    if (!home_) return;
+    std::memcpy(bytes_, home_, size);
+    address = reinterpret_cast<T*>(bytes_);
+  }
+  void leave() const {
+    if (home_) std::memcpy(home_, bytes_, size_);
+  }
+
+ private:
+  alignas(64) char bytes_[kBlock * sizeof(float)] = {};
+  char* home_;
+  int64_t size_;
+};
+
+void step_part(const Stepper& stepper, const Parameter& parameter, int64_t block) {
+  const int64_t count = parameter.count - block * kBlock, state_size = parameter.absmax_m ? count : 4 * count;
+  Place at = place(parameter, block);
+  const Room data(at.data, count * width(parameter.dtype)), grad(at.grad, count * width(parameter.grad_dtype)),
+      m(at.m, state_size), v(at.v, state_size), copy(at.copy, count * 2);
+  // the code 0 is not the value 0: what stands behind the last element could be the largest
+  if (parameter.absmax_m) std::memset(at.m + count, kZero, kBlock - count);
+  States states;
+  stepper.move(at, block, states);
+  stepper.code(at, states, at);
+  data.leave(), m.leave(), v.leave(), copy.leave();
+}
+
+}  // namespace
+
+void FDPO_STEP_BLOCKS(const Maps& maps, const Parameter& parameter, int64_t first, int64_t end) {
+  const Stepper stepper(maps, parameter);
+  const int64_t whole = end < parameter.count / kBlock ? end : parameter.count / kBlock;
+  // A block is coded behind the next one's move: the latency of its largest magnitudes is not waited for.
+  States states[2];
+  for (int64_t block = first; block <= whole; ++block) {
+    if (block < whole) stepper.move(place(parameter, block), block, states[block % 2]);
+    const int64_t ahead = block + kAhead < whole ? block + kAhead : first;
+    if (block > first) stepper.code(place(parameter, block - 1), states[(block - 1) % 2], place(parameter, ahead));
+  }
+  if (whole < end) step_part(stepper, parameter, whole);
+}
+
+}  // namespace fdpo

@@ -1,0 +1,206 @@
+"""AdamW with blockwise 8-bit states and stochastic rounding: the optimizer that users construct."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fdpo_fast.ops import operators
+from fdpo_fast.optim import gpu, host, reference
+from fdpo_fast.optim.dynamic_map import BLOCK, dynamic_map
+from fdpo_fast.optim.update import ROUNDINGS, Rates, Update
+
+BACKENDS: dict[str, Callable[[list[Update]], None]] = {"cpp": host.step, "triton": gpu.step, "eager": reference.step}
+
+_WRAPPED = "__bnb_optimizer_quant_state__"  # bitsandbytes hides its states there from FSDP
+_TENSORS = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
+
+
+class AdamW8bit(Optimizer):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) whose moments take one byte each.
+
+    The states have bitsandbytes' format and names: codes of the dynamic map (signed m, unsigned v), with an absmax per
+    block of 256 elements, 2.03 bytes a parameter. `state_dict()` can be loaded by `bitsandbytes.optim.AdamW8bit`, and the
+    other way. Tensors below `min_8bit_size` elements keep float32 states.
+
+    float32, bfloat16 and float16 parameters, with gradients of any of these. Half-precision parameters are rounded
+    stochastically: a weight cannot take an update below 2^-9 of itself to nearest, and those of fine-tuning are smaller.
+    The random bits are a pure function of (seed, step, parameter's number, element), so that a run repeats bit for bit,
+    resumed or not, on any number of threads.
+
+    Args:
+        params: parameters or groups. A group may set any of the options below, and `first_element`: the place of its
+            parameters' first element in a larger tensor that was split over ranks (a multiple of 8).
+        lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
+        rounding: "stochastic" or "nearest", of half-precision parameters.
+        seed: of the stochastic rounding, 0 <= seed < 2^64.
+        min_8bit_size: elements.
+        backend: "cpp" | "triton" | "eager"; None takes the best for each parameter's device.
+
+    Raises:
+        TypeError: a parameter or gradient of another dtype, or sparse.
+        ValueError: a number out of range, an unknown rounding or backend; states that do not fit, in `load_state_dict`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        rounding: str = "stochastic",
+        seed: int = 0,
+        min_8bit_size: int = 4096,
+        backend: str | None = None,
+    ) -> None:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {seed}")
+        if backend is not None and backend not in BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
+        self._backend, self._min_8bit_size = backend, min_8bit_size
+        self._copies: dict[Tensor, Tensor] = {}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"rounding": rounding, "seed": seed, "first_element": 0})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; checks the group's options and the parameters' dtypes."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for name in ("lr", "eps", "weight_decay"):
+            if not group[name] >= 0:
+                raise ValueError(f"{name} must not be negative, got {group[name]}")
+        if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
+        if group["rounding"] not in ROUNDINGS:
+            raise ValueError(f"unknown rounding {group['rounding']!r}: use one of {', '.join(ROUNDINGS)}")
+        if group["first_element"] % 8:
+            raise ValueError(f"first_element must be a multiple of 8, got {group['first_element']}")
+        for parameter in group["params"]:
+            if parameter.dtype not in reference.DTYPES:
+                raise TypeError(f"parameters must be float32, bfloat16 or float16, got {parameter.dtype}")
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        self._numbers = {parameter: number for number, parameter in enumerate(parameters)}
+
+    def keep_copy(self, parameter: Tensor, copy: Tensor) -> None:
+        """Write a float32 parameter's values, rounded to nearest, into the bfloat16 tensor `copy` at every step.
+
+        For masters in float32 whose model is bfloat16; the copy is made in the same pass over memory.
+        """
+        fits = copy.dtype == torch.bfloat16 and copy.shape == parameter.shape and copy.device == parameter.device
+        if parameter.dtype != torch.float32 or not fits or not copy.is_contiguous():
+            raise ValueError(
+                f"a copy must be bfloat16, contiguous and shaped like its float32 parameter, got {copy.dtype} "
+                f"{tuple(copy.shape)} on {copy.device} for {parameter.dtype} {tuple(parameter.shape)} on {parameter.device}"
+            )
+        self._copies[parameter] = copy
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Step every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.step_parameters(self._numbers)
+        return loss
+
+    @torch.no_grad()
+    def step_parameters(self, parameters: Iterable[Tensor]) -> None:
+        """Step those of `parameters` that have a gradient; to be called inside backward, for one of them at a time."""
+        wanted = {parameter for parameter in parameters if parameter.grad is not None}
+        updates: dict[str, list[Update]] = defaultdict(list)
+        strided = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter not in wanted or not parameter.numel():
+                    continue
+                if parameter.grad.is_sparse or parameter.grad.dtype not in reference.DTYPES:
+                    raise TypeError(
+                        f"gradients must be dense float32, bfloat16 or float16, got {parameter.grad.dtype} "
+                        f"{parameter.grad.layout}"
+                    )
+                update = self._update(group, parameter)
+                if not parameter.is_contiguous():
+                    strided.append((parameter, update.data))
+                kinds = (parameter.dtype, parameter.grad.dtype)
+                updates[operators.chosen(self._backend, parameter.device, *kinds)].append(update)
+        for backend, of_backend in updates.items():
+            BACKENDS[backend](of_backend)
+        for parameter, moved in strided:
+            parameter.copy_(moved)
+
+    def _update(self, group: dict[str, Any], parameter: Tensor) -> Update:
+        state = self.state[parameter]
+        if not state:
+            self._start(state, parameter)
+        state["step"] += 1
+        return Update(
+            parameter.detach().contiguous(),
+            parameter.grad.contiguous(),
+            state["state1"],
+            state["state2"],
+            state.get("absmax1"),
+            state.get("absmax2"),
+            self._copies.get(parameter),
+            Rates.of(group, state["step"]),
+            group["rounding"] == "stochastic",
+            group["seed"],
+            self._numbers[parameter],
+            state["step"],
+            group["first_element"],
+        )
+
+    def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
+        """States of nothing seen yet, as bitsandbytes has them."""
+        coded = parameter.numel() >= self._min_8bit_size
+        dtype, shape, device = torch.uint8 if coded else torch.float32, parameter.shape, parameter.device
+        state["step"] = 0
+        for number in ("1", "2"):
+            state["state" + number] = torch.zeros(shape, dtype=dtype, device=device)
+            if coded:
+                state["qmap" + number] = dynamic_map(number == "1").values.to(device)
+                state["absmax" + number] = torch.zeros(-(-parameter.numel() // BLOCK), device=device)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` gave, here or in bitsandbytes.
+
+        The moments keep their dtypes; options that the saved groups lack keep their values.
+        """
+        saved = [
+            {**group, **{name: value for name, value in ours.items() if name not in group and name != "params"}}
+            for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False)
+        ]
+        saved += state_dict["param_groups"][len(saved) :]  # a wrong number of groups is torch's to refuse
+        # torch would cast the states to the parameters' dtypes
+        super().load_state_dict({"state": {}, "param_groups": saved})
+        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
+        for number, parameter in zip(numbers, self._numbers, strict=True):
+            if state := state_dict["state"].get(number):
+                flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
+                self.state[parameter] = _placed(flat, parameter, number)
+
+
+def _placed(state: dict[str, Any], parameter: Tensor, number: int) -> dict[str, Any]:
+    """Copies of a saved state's tensors on the parameter's device."""
+    blocks = {"absmax1", "absmax2"} if state["state1"].dtype == torch.uint8 else set()
+    for name in ("state1", "state2", *blocks):
+        expected = -(-parameter.numel() // BLOCK) if name in blocks else parameter.numel()
+        if name not in state or state[name].numel() != expected:
+            raise ValueError(
+                f"the saved {name} of parameter {number} does not fit a tensor of shape {tuple(parameter.shape)}: "
+                "load the states of the same model"
+            )
+    placed = {"step": int(state["step"])}
+    for name in _TENSORS:
+        if name in state:
+            placed[name] = state[name].detach().to(parameter.device, copy=not name.startswith("qmap")).contiguous()
+    for name in ("state1", "state2"):
+        placed[name] = placed[name].reshape(parameter.shape)
+    return placed

@@ -1,0 +1,92 @@
+r"""bitsandbytes' dynamic map of 8-bit states, and the same as lines over its decades.
+
+The map (Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", arXiv 1511.04561) has seven decades below 1;
+decade i has n_i values, the middles of n_i equal parts of 10^(i-6) [0.1, 1]: n_i = 2^i of each sign where it is signed,
+2^(i+1) where it is not. With 0 and 1 these are 256 values, coded by rank. A state is code and largest magnitude of its
+block of 256, `state = map[code] * absmax`.
+
+Within a decade the map is a line, and the first codes of the decades are powers of two. So with k the rank among
+values >= 0 and K = k + 1/2 (signed) or k + 1 (unsigned), whose exponent is the decade,
+
+    map[k] = offset[e] + slope[e] K,        e = (exponent of K) mod 8,
+
+where 0 and 1, which share an exponent modulo 8, lie on one line too. Back, for x in [0, 1], which lies between the
+thresholds s - 1 and s of the eight segments (seven decades and the value 1):
+
+    k = min(floor(start[s] + rise[s] x), last[s]),
+
+the nearest value: within a decade the cells are equal parts, and the thresholds are the middles between decades. A float's
+bits, read as an integer, are its logarithm to within 0.09 binades, so that they give s or s - 1 by a product and a shift:
+
+    ((bits of max(x, LOWEST) >> 16) * SEGMENTS_PER_BIT >> 16) mod 8,
+
+and one comparison says which.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+"""Elements that share an absmax."""
+SEGMENTS_PER_BIT = 154
+"""log10(2) / 128 * 2^16: the upper half of a float counts in 128ths of a binade; that of 1.0 gives 38 = 6 modulo 8."""
+LOWEST = 1.5 * 2.0**-21
+"""In the first segment, and the least that is not taken for one of the last."""
+
+
+class DynamicMap(NamedTuple):
+    """One of the two maps. float32; `values` [256], the others [8]."""
+
+    signed: bool
+    values: Tensor
+    offset: Tensor  # decoding, by exponent modulo 8
+    slope: Tensor
+    threshold: Tensor  # encoding, by segment: where the next one begins
+    start: Tensor
+    rise: Tensor
+    last: Tensor
+
+    @property
+    def table(self) -> Tensor:
+        """The lines [6, 8] as the kernels read them: offset, slope, threshold, start, rise, last."""
+        return torch.stack(self[2:])
+
+
+@cache
+def dynamic_map(signed: bool) -> DynamicMap:
+    """The map of m (signed) or of v (unsigned)."""
+    counts = [2 ** (i if signed else i + 1) for i in range(7)]
+    tens = [10.0 ** (i - 6) for i in range(7)]
+    edges = [torch.linspace(0.1, 1, n + 1) for n in counts]  # in float32, as the format has them
+    positive = [ten * x for ten, at in zip(tens, edges, strict=True) for x in ((at[1:] + at[:-1]) / 2).tolist()]
+    negative = [-value for value in reversed(positive)] if signed else []
+    values = torch.tensor([*negative, 0.0, *positive, 1.0], dtype=torch.float64)
+
+    # Rank k of the decade's first value is n - k_0 with K = k + half; its exponent is i or i + 1.
+    k_0, shift, half = (0, 0, 0.5) if signed else (1, 1, 1.0)
+    offset, slope = torch.zeros(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    for i, (ten, n) in enumerate(zip(tens, counts, strict=True)):
+        e = (127 + i + shift) % 8
+        slope[e] = 0.9 * ten / n
+        offset[e] = 0.1 * ten + slope[e] * (k_0 - n + 0.5 - half)
+    e = (127 + 7 + shift) % 8  # 0 and 1
+    ranks = len(positive) + 1
+    slope[e], offset[e] = 1.0 / ranks, -half / ranks
+
+    # Cells: decade i from 10^(i-6) 0.1 on, each 0.9 10^(i-6) / n wide; its last one reaches one width into the next.
+    threshold = torch.tensor([ten * (1 + 0.9 / n) for ten, n in zip(tens, counts, strict=True)] + [float("inf")])
+    threshold = threshold.double()
+    threshold[6] = (1 + positive[-1]) / 2
+    rise = torch.tensor([n / (0.9 * ten) for ten, n in zip(tens, counts, strict=True)] + [0.0]).double()
+    start = torch.tensor([n - k_0 - n / 9 for n in counts] + [float(ranks)]).double()
+    last = torch.tensor([2.0 * n - k_0 - 1 for n in counts] + [float(ranks)]).double()
+    # the first decade's first cell begins halfway to zero
+    lowest, second = positive[0] / 2, (positive[0] + positive[1]) / 2 if not signed else positive[0]
+    rise[0] = 1 / (second - lowest)
+    start[0] = 1 - rise[0] * lowest
+    return DynamicMap(signed, *(table.float() for table in (values, offset, slope, threshold, start, rise, last)))

@@ -1,0 +1,52 @@
+"""Optimizers by the name the configuration gives them, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from fdpo_fast import config
+
+
+def _bitsandbytes(parameters: Iterable[Parameter], **options) -> Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adamw8bit_bnb": _bitsandbytes,
+}
+
+
+def optimizer(settings: config.Optimizer, parameters: Iterable[Parameter]) -> Optimizer:
+    """The optimizer of the configuration's section over `parameters`."""
+    return OPTIMIZERS[settings.type](
+        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+
+# Share of the peak rate after warm-up, by progress in [0, 1].
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+
+
+def schedule(settings: config.Optimizer, max_steps: int) -> Callable[[Optimizer], LambdaLR]:
+    """Linear warm-up from lr / warmup_steps, then the named decay to `max_steps`. The rate is never scaled by batch."""
+    warmup, decay = settings.warmup_steps, SCHEDULES[settings.schedule]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return decay(min((step - warmup) / max(max_steps - warmup, 1), 1.0))
+
+    return lambda optimizer: LambdaLR(optimizer, factor)

@@ -1,0 +1,90 @@
+"""The optimizer in plain torch: what every kernel must compute, and the backend for devices without one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fdpo_fast.noise import ROUNDING, draws, words
+from fdpo_fast.optim.dynamic_map import BLOCK, dynamic_map
+from fdpo_fast.optim.update import Update
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
+    """States in float32 of uint8 codes of any shape; absmax [blocks]."""
+    values = dynamic_map(signed).values.to(codes.device)[codes.flatten().int()]
+    return (values * absmax.repeat_interleave(BLOCK)[: codes.numel()]).reshape(codes.shape)
+
+
+def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """(codes, absmax [blocks]) of states; the nearest values of the map.
+
+    A state that is not a number gets the code of 0, one beyond float32's range that of the largest; blocks whose largest
+    magnitude is denormal are zeros.
+    """
+    largest = torch.finfo(torch.float32).max
+    flat = states.float().flatten().nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
+    blocks = F.pad(flat, (0, -flat.numel() % BLOCK)).reshape(-1, BLOCK)
+    absmax = blocks.abs().amax(1)
+    absmax = torch.where(absmax < torch.finfo(torch.float32).tiny, 0.0, absmax)
+    x = torch.where(absmax[:, None] > 0, blocks / absmax[:, None], 0.0).flatten()[: flat.numel()]
+    values = dynamic_map(signed).values.to(x.device)
+    codes = torch.bucketize(x, (values[1:] + values[:-1]) / 2, right=True)
+    return codes.to(torch.uint8).reshape(states.shape), absmax
+
+
+def random_bits(seed: int, index: int, step: int, first: int, count: int, device: torch.device) -> Tensor:
+    """16 random bits for each of `count` elements from `first` on (a multiple of 8), as int32.
+
+    Words of the counter-based stream ROUNDING (`noise`) with the parameter's index for pair_id and the optimizer's step
+    for visit; each gives two elements their bits, the lower half first.
+    """
+    blocks = (first + count + 7) // 8 * 2
+    stream = words(draws(seed, index, step, device=device), ROUNDING, blocks // 2)[0]
+    return torch.stack((stream & 0xFFFF, stream >> 16), 1).flatten()[first : first + count].int()
+
+
+def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 values to one of the two neighbours in bfloat16 or float16, the nearer one the more probably.
+
+    bits: 16 random ones each, int32. What has no two neighbours (infinities, NaN, beyond float16) is rounded to nearest.
+    """
+    if dtype == torch.bfloat16:
+        special = ~values.isfinite()
+        moved = values.view(torch.int32) + torch.where(special, 0, bits)
+        return (moved & -65536).view(torch.float32).to(dtype)
+    magnitude = values.abs()
+    small = magnitude < 2.0**-14  # whose step is 2^-24
+    fixed = torch.where(small, magnitude * 2.0**40, 0.0).to(torch.int32) + bits >> 16
+    kept = (magnitude.view(torch.int32) + (bits >> 3) & -8192).view(torch.float32)
+    rounded = torch.where(small, fixed * 2.0**-24, kept).to(dtype).copysign(values)
+    return torch.where(magnitude < 65536, rounded, values.to(dtype))
+
+
+def step(updates: list[Update]) -> None:
+    """One step of each parameter, in place."""
+    for u in updates:
+        rates, g = u.rates, u.grad.float()
+        coded = u.absmax_m is not None
+        m = decode(u.m, u.absmax_m, True) if coded else u.m
+        v = decode(u.v, u.absmax_v, False) if coded else u.v
+        m = rates.beta1 * m + rates.one_minus_beta1 * g
+        v = rates.beta2 * v + rates.one_minus_beta2 * g * g
+        moved = rates.decay * u.data.float() - rates.step_size * m / (v.sqrt() + rates.eps)
+        if u.stochastic and u.data.dtype != torch.float32:
+            bits = random_bits(u.seed, u.index, u.step, u.first, u.data.numel(), u.data.device)
+            u.data.copy_(round_randomly(moved, bits.reshape(moved.shape), u.data.dtype))
+        else:
+            u.data.copy_(moved)
+        if u.copy is not None:
+            u.copy.copy_(moved)
+        for state, absmax, new, signed in ((u.m, u.absmax_m, m, True), (u.v, u.absmax_v, v, False)):
+            if coded:
+                codes, largest = encode(new, signed)
+                state.copy_(codes)
+                absmax.copy_(largest)
+            else:
+                state.copy_(new)

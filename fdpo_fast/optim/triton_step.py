@@ -1,0 +1,149 @@
+"""The optimizer's step in Triton: many tensors in one launch, a block of 256 elements to each warp.
+
+The formulas are those of `optim.reference`, the lines of the maps those of `optim.dynamic_map`.
+"""
+
+import triton
+import triton.language as tl
+
+from fdpo_fast.optim.dynamic_map import LOWEST, SEGMENTS_PER_BIT
+from fdpo_fast.ops.triton_noise import philox_words
+
+_LOWEST, _SEGMENTS_PER_BIT = tl.constexpr(LOWEST), tl.constexpr(SEGMENTS_PER_BIT)
+_ROUNDING = tl.constexpr(3)  # the stream, as in noise.py
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+_SMALLEST = tl.constexpr(1.1754943508222875e-38)
+_COLUMNS = tl.constexpr(12)  # of the table, see optim.gpu
+_RATES = tl.constexpr(7)
+
+
+@triton.jit
+def _line(lines, rank):
+    """The map's values at ranks, which carry 1/2 or 1: offset + slope * rank, by the rank's exponent."""
+    at = (rank.to(tl.int32, bitcast=True) >> 23) & 7
+    return tl.load(lines + at) + tl.load(lines + 8 + at) * rank
+
+
+@triton.jit
+def _rank(lines, x):
+    """Ranks of values in [0, 1]; 0 for what is not a number."""
+    bits = tl.maximum(x, _LOWEST).to(tl.int32, bitcast=True)
+    before = ((bits >> 16) * _SEGMENTS_PER_BIT >> 16) & 7
+    at = before + (x >= tl.load(lines + 16 + before)).to(tl.int32)
+    rank = tl.minimum(tl.load(lines + 24 + at) + tl.load(lines + 32 + at) * x, tl.load(lines + 40 + at))
+    return tl.where(x == x, rank, 0.0).to(tl.int32)
+
+
+@triton.jit
+def _normalised(state):
+    """(state / absmax, absmax) of rows. What no code can hold is brought to where one can."""
+    bounded = tl.minimum(tl.maximum(state, -_LARGEST), _LARGEST)
+    magnitude = tl.where(state == state, tl.abs(bounded), 0.0)
+    absmax = tl.max(magnitude, 1)
+    absmax = tl.where(absmax < _SMALLEST, 0.0, absmax)
+    scale = tl.where(absmax > 0, tl.div_rn(tl.full(absmax.shape, 1.0, tl.float32), absmax), 0.0)
+    return tl.where(state == state, bounded, state) * scale[:, None], absmax
+
+
+@triton.jit
+def _random_bits(seed, index, step, first, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """16 bits for each of [ROWS, BLOCK] elements from `first` on."""
+    counter = tl.arange(0, ROWS)[:, None] * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
+    w0, w1, w2, w3 = philox_words(seed, index, step, _ROUNDING, (first // 8).to(tl.uint32) + counter.to(tl.uint32))
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    return tl.interleave(words & 0xFFFF, words >> 16).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _rounded(values, bits, dtype: tl.constexpr):
+    """To one of the two neighbours: see reference.round_randomly."""
+    u = values.to(tl.int32, bitcast=True)
+    if dtype == tl.bfloat16:
+        moved = u + tl.where((u & 0x7F800000) == 0x7F800000, 0, bits)
+        return (moved & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    magnitude = u & 0x7FFFFFFF
+    size = magnitude.to(tl.float32, bitcast=True)
+    small = magnitude < (113 << 23)
+    fixed = (tl.where(small, size, 0.0) * 1099511627776.0).to(tl.int32) + bits >> 16
+    kept = (magnitude + (bits >> 3) & -8192).to(tl.float32, bitcast=True)
+    out = tl.where(small, fixed.to(tl.float32) * 5.960464477539063e-08, kept)
+    out = tl.where(u < 0, -out, out)
+    return tl.where(magnitude < (143 << 23), out, values).to(tl.float16)
+
+
+@triton.jit
+def _address(row, column: tl.constexpr, like, ALIGNED: tl.constexpr):
+    address = tl.load(row + column)
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address.to(like.dtype)
+
+
+@triton.jit(do_not_specialize=["seed", "tensors"])
+def step_kernel(
+    table,  # [tensors, 12] int64: addresses of data, grad, m, v, absmax_m, absmax_v, copy; count, first, index, step, end
+    rates,  # [tensors, 7]
+    lines,  # [2, 6, 8]
+    seed,
+    tensors,
+    data_like,
+    grad_like,
+    state_like,
+    COPIED: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    program = tl.program_id(0)
+    low, high = 0, tensors  # the tensor is the first whose end lies beyond the program
+    for _ in tl.static_range(SEARCH):
+        middle = (low + high) // 2
+        beyond = tl.load(table + middle * _COLUMNS + 11, low < high, 0) > program
+        high = tl.where(beyond, middle, high)
+        low = tl.where(beyond | (low >= high), low, middle + 1)
+    before = tl.load(table + (low - 1) * _COLUMNS + 11, low > 0, 0)
+    row, rate = table + low * _COLUMNS, rates + low * _RATES
+    data, grad = _address(row, 0, data_like, ALIGNED), _address(row, 1, grad_like, ALIGNED)
+    m_at, v_at = _address(row, 2, state_like, ALIGNED), _address(row, 3, state_like, ALIGNED)
+    absmax_m, absmax_v = _address(row, 4, lines, False), _address(row, 5, lines, False)
+    count = tl.load(row + 7)
+    if ALIGNED:
+        count = tl.multiple_of(count, 16)
+
+    block = (program - before) * ROWS
+    at = block * BLOCK + tl.arange(0, ROWS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = at < count
+    blocks = block + tl.arange(0, ROWS)
+    there = blocks * BLOCK < count
+    g = tl.load(grad + at, inside, 0.0).to(tl.float32)
+    p = tl.load(data + at, inside, 0.0).to(tl.float32)
+    CODED: tl.constexpr = state_like.dtype.element_ty == tl.uint8
+    m, v = tl.load(m_at + at, inside, 0), tl.load(v_at + at, inside, 0)
+    if CODED:
+        signed = m.to(tl.int32) - 127
+        size = _line(lines, tl.abs(signed).to(tl.float32) + 0.5)
+        m = tl.where(signed < 0, -size, size) * tl.load(absmax_m + blocks, there, 0.0)[:, None]
+        v = _line(lines + 48, (v.to(tl.int32) + 1).to(tl.float32)) * tl.load(absmax_v + blocks, there, 0.0)[:, None]
+    m = tl.load(rate) * m + tl.load(rate + 1) * g
+    v = tl.load(rate + 2) * v + tl.load(rate + 3) * g * g
+    moved = tl.load(rate + 4) * p - tl.div_rn(tl.load(rate + 5) * m, tl.sqrt_rn(v) + tl.load(rate + 6))
+    if STOCHASTIC:
+        bits = _random_bits(seed, tl.load(row + 9), tl.load(row + 10), tl.load(row + 8) + block * BLOCK, ROWS, BLOCK)
+        tl.store(data + at, _rounded(moved, bits, data_like.dtype.element_ty), inside)
+    else:
+        tl.store(data + at, moved.to(data_like.dtype.element_ty), inside)
+    if COPIED:
+        tl.store(tl.load(row + 6).to(tl.pointer_type(tl.bfloat16)) + at, moved.to(tl.bfloat16), inside)
+    if CODED:
+        x, largest_m = _normalised(tl.where(inside, m, 0.0))
+        y, largest_v = _normalised(tl.where(inside, v, 0.0))
+        rank = _rank(lines, tl.abs(x))
+        tl.store(m_at + at, tl.maximum(tl.where(x < 0, 127 - rank, 127 + rank), 0).to(tl.uint8), inside)
+        tl.store(v_at + at, _rank(lines + 48, y).to(tl.uint8), inside)
+        tl.store(absmax_m + blocks, largest_m, there)
+        tl.store(absmax_v + blocks, largest_v, there)
+    else:
+        tl.store(m_at + at, m, inside)
+        tl.store(v_at + at, v, inside)

@@ -1,0 +1,392 @@
+"""AdamW8bit against bitsandbytes, against float64 formulas, and against itself on other backends."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import FUSED
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fdpo_fast import AdamW8bit
+from fdpo_fast.ops import host
+from fdpo_fast.optim import reference
+from fdpo_fast.optim.dynamic_map import BLOCK, dynamic_map
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+BACKENDS = [("eager", "cpu"), *FUSED]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def parameter(values, grad_dtype=None):
+    out = torch.nn.Parameter(values.clone())
+    out.grad_dtype = grad_dtype or values.dtype
+    return out
+
+
+def stepped(optimizer, p, *grads):
+    for grad in grads:
+        p.grad = grad.to(p.device, p.grad_dtype)
+        optimizer.step()
+    return p
+
+
+def start(n, dtype=torch.float32, device="cpu", seed=0):
+    """A parameter behind three steps of eager AdamW8bit, its state_dict, and a fresh gradient."""
+    torch.manual_seed(seed)
+    p = parameter(torch.randn(n).to(dtype))
+    optimizer = AdamW8bit([p], **OPTIONS, backend="eager")
+    scales = 10.0 ** torch.empty(n).uniform_(-4, 0)
+    stepped(optimizer, p, *(torch.randn(n) * scales for _ in range(3)))
+    return p.detach().to(device), optimizer.state_dict(), torch.randn(n) * scales
+
+
+def resumed(state_dict, p, **options):
+    optimizer = AdamW8bit([p], **(OPTIONS | options))
+    optimizer.load_state_dict(copy.deepcopy(state_dict))
+    return optimizer
+
+
+def test_the_map_is_that_of_bitsandbytes():
+    from bitsandbytes.functional import create_dynamic_map
+
+    for signed in (True, False):
+        assert torch.equal(dynamic_map(signed).values, create_dynamic_map(signed=signed))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_reference_codes_are_the_nearest_values(signed):
+    values = dynamic_map(signed).values.double()
+    x = torch.cat([10.0 ** -(torch.rand(20_000) * 8), torch.rand(20_000)])[: 156 * BLOCK]
+    x = x * torch.where(torch.rand(x.shape) < 0.5, -1, 1) if signed else x
+    x[::BLOCK] = 1.0
+    codes, absmax = reference.encode(x, signed)
+    assert torch.equal(absmax, torch.ones_like(absmax))
+    nearest = (x.double()[:, None] - values).abs().amin(1)
+    assert torch.allclose((x.double() - values[codes.int()]).abs(), nearest, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+@pytest.mark.parametrize("signed", [True, False])
+def test_lines_give_the_maps_values(backend, device, signed):
+    """A step that keeps the states as they are (beta = 1 would be refused, so a gradient of 0 and beta near 1)."""
+    codes = torch.arange(256, dtype=torch.uint8).repeat(16)
+    p = parameter(torch.zeros(4096, device=device))
+    optimizer = AdamW8bit([p], backend=backend, betas=(1 - 1e-7, 1 - 1e-7))
+    stepped(optimizer, p, torch.zeros(4096))
+    state = optimizer.state[p]
+    name, other = ("state1", "state2") if signed else ("state2", "state1")
+    state[name].copy_(codes)
+    state[other].fill_(0)
+    for which in ("absmax1", "absmax2"):
+        state[which].fill_(1.0)
+    stepped(optimizer, p, torch.zeros(4096))
+    assert torch.equal(state[name].cpu(), codes)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_step_agrees_with_bitsandbytes(backend, device, dtype):
+    start_at, state_dict, grad = start(50_000, dtype)
+    ours = parameter(start_at.to(device))
+    optimizer = resumed(state_dict, ours, backend=backend, rounding="nearest")
+    stepped(optimizer, ours, grad)
+    theirs = parameter(start_at)
+    rival = bitsandbytes.optim.AdamW8bit([theirs], **OPTIONS)
+    rival.load_state_dict(copy.deepcopy(state_dict))
+    stepped(rival, theirs, grad)
+    for name in ("state1", "state2"):
+        apart = (optimizer.state[ours][name].cpu().int() - rival.state[theirs][name].int()).abs()
+        assert (apart <= 1).float().mean() >= 0.999
+        assert apart.max() <= 2
+    for name in ("absmax1", "absmax2"):
+        torch.testing.assert_close(optimizer.state[ours][name].cpu(), rival.state[theirs][name], rtol=1e-6, atol=0)
+    step = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+    torch.testing.assert_close(ours.cpu().float(), theirs.float(), rtol=step, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [100, 5000])
+def test_states_go_to_bitsandbytes_and_back(dtype, n):
+    torch.manual_seed(0)
+    initial, grads = torch.randn(n).to(dtype), [torch.randn(n) for _ in range(9)]
+    makers = {
+        "ours": lambda p: AdamW8bit([p], **OPTIONS, rounding="nearest"),
+        "theirs": lambda p: bitsandbytes.optim.AdamW8bit([p], **OPTIONS),
+    }
+    ends = {}
+    for order in (("ours",) * 3, ("theirs",) * 3, ("ours", "theirs", "ours"), ("theirs", "ours", "theirs")):
+        p, states = parameter(initial), None
+        for part, name in enumerate(order):
+            optimizer = makers[name](p)
+            if states:
+                optimizer.load_state_dict(copy.deepcopy(states))
+            stepped(optimizer, p, *grads[3 * part : 3 * part + 3])
+            states = optimizer.state_dict()
+        assert optimizer.state[p]["step"] == 9
+        assert optimizer.state[p]["state1"].dtype == (torch.uint8 if n >= 4096 else torch.float32)
+        ends[order] = p.detach().float()
+    want = ends["theirs", "theirs", "theirs"]
+    moved = (want - initial.float()).abs().mean()
+    for end in ends.values():
+        assert (end - want).abs().mean() < 0.02 * moved
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("grad_dtype", DTYPES)
+@pytest.mark.parametrize("n", [300, 5000])
+def test_error_against_float64(backend, device, dtype, grad_dtype, n):
+    start_at, state_dict, grad = start(n, dtype)
+    state = state_dict["state"][0]
+    m, v = state["state1"].double(), state["state2"].double()
+    if "absmax1" in state:
+        m = reference.decode(state["state1"], state["absmax1"], True).double()
+        v = reference.decode(state["state2"], state["absmax2"], False).double()
+    g, (b1, b2), t = grad.to(grad_dtype).double(), OPTIONS["betas"], state["step"] + 1
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    update = (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + OPTIONS["eps"])
+    want = start_at.double() * (1 - OPTIONS["lr"] * OPTIONS["weight_decay"]) - OPTIONS["lr"] * update
+    errors = {}
+    for name, where in ((backend, device), ("eager", "cpu")):
+        p = parameter(start_at.to(where), grad_dtype)
+        stepped(resumed(state_dict, p, backend=name, rounding="nearest"), p, grad)
+        errors[name] = (p.detach().cpu().double() - want).abs().max().item()
+    assert errors[backend] <= 2 * errors["eager"]
+
+
+@pytest.mark.parametrize("kernels", [k for k in host.KERNELS])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_instruction_set_gives_the_same_bits(kernels, dtype, monkeypatch):
+    start_at, state_dict, grad = start(10_007, dtype)
+    results = []
+    for name in ("portable", kernels):
+        monkeypatch.setattr(host, "active", host.KERNELS[name])
+        p = parameter(start_at)
+        optimizer = resumed(state_dict, p, backend="cpp")
+        stepped(optimizer, p, grad, -grad)
+        results.append([p.detach(), *(optimizer.state[p][s] for s in ("state1", "state2", "absmax1", "absmax2"))])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_rounding_is_that_of_the_reference(backend, device, dtype):
+    """Exact inputs, so that all backends have the same numbers to round: eager's random bits, element by element."""
+    torch.manual_seed(0)
+    values = torch.cat([torch.randn(3000), torch.randn(3000) * 1e-5]).to(dtype)
+    ends = []
+    for name, where in ((backend, device), ("eager", "cpu")):
+        p = parameter(values.to(where))
+        options = {"lr": 2.0**-12, "betas": (0.0, 0.0), "eps": 1.0, "weight_decay": 0.0, "seed": 2**63 + 5}
+        optimizer = AdamW8bit([parameter(torch.zeros(8, device=where)), p], **options, backend=name)
+        ends.append(stepped(optimizer, p, torch.ones(6000)).detach().cpu())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize(("dtype", "at"), [(torch.bfloat16, 1.0), (torch.float16, -0.75), (torch.float16, 3e-5)])
+def test_stochastic_rounding_is_unbiased(backend, device, dtype, at):
+    n, step = 40_000, {torch.bfloat16: 2**-7, torch.float16: 2**-10 if abs(at) > 0.01 else 2**-24}[dtype]
+    start_at = torch.full((n,), at).to(dtype).to(device)
+    lr = 0.3 * step * (1 if at > 0 else 0.5)
+    p = parameter(start_at)
+    optimizer = AdamW8bit([p], lr=lr, betas=(0.0, 0.0), eps=1e-30, weight_decay=0.0, backend=backend)
+    stepped(optimizer, p, torch.full((n,), -1.0))
+    moved = (p.detach().double() - start_at.double()).cpu()
+    assert len(moved.unique()) == 2  # the two neighbours
+    jump = moved.abs().max()
+    share = lr / jump
+    sigma = jump * math.sqrt(share * (1 - share) / n)
+    assert abs(moved.mean() - lr) < 5 * sigma
+    assert abs(moved[::8].mean() - lr) < 5 * sigma * math.sqrt(8)
+    still = parameter(start_at)
+    options = {"lr": lr, "betas": (0.0, 0.0), "eps": 1e-30, "weight_decay": 0.0, "rounding": "nearest"}
+    stepped(AdamW8bit([still], **options, backend=backend), still, torch.full((n,), -1.0))
+    assert torch.equal(still, start_at)
+
+
+def test_rounding_depends_on_seed_step_and_number_alone():
+    start_at, state_dict, grad = start(200_000, torch.bfloat16)
+
+    def end(threads=1, **options):
+        torch.set_num_threads(threads)
+        p = parameter(start_at)
+        stepped(resumed(state_dict, p, **options), p, grad)
+        return p.detach()
+
+    threads = torch.get_num_threads()
+    want = end()
+    assert torch.equal(end(2), want)
+    torch.set_num_threads(threads)
+    state_dict["param_groups"][0]["seed"] = 1
+    assert not torch.equal(end(), want)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_a_split_tensor_is_rounded_like_the_whole(backend, device):
+    torch.manual_seed(0)
+    values, grad, cut = torch.randn(16_384).bfloat16(), torch.randn(16_384), 8192
+    whole = parameter(values.to(device))
+    stepped(AdamW8bit([whole], backend=backend), whole, grad)
+    parts = []
+    for first, part in ((0, slice(None, cut)), (cut, slice(cut, None))):
+        p = parameter(values[part].to(device))
+        parts.append(stepped(AdamW8bit([{"params": [p], "first_element": first}], backend=backend), p, grad[part]))
+    assert torch.equal(torch.cat([p.detach() for p in parts]), whole)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_a_resumed_run_is_the_same_run(backend, device):
+    torch.manual_seed(0)
+    shapes = [(70, 70), (33,), (5, 1001)]
+    initial = [torch.randn(shape).bfloat16().to(device) for shape in shapes]
+    grads = [[torch.randn(shape, device=device).bfloat16() for shape in shapes] for _ in range(4)]
+
+    def run(parameters, optimizer, grads):
+        for of_step in grads:
+            for p, grad in zip(parameters, of_step, strict=True):
+                p.grad = grad
+            optimizer.step()
+
+    whole = [parameter(p) for p in initial]
+    optimizer = AdamW8bit(whole, seed=3, backend=backend)
+    run(whole, optimizer, grads)
+    parts = [parameter(p) for p in initial]
+    first = AdamW8bit(parts, seed=3, backend=backend)
+    run(parts, first, grads[:2])
+    second = AdamW8bit(parts, backend=backend)  # the seed is in the state dict
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    run(parts, second, grads[2:])
+    assert all(torch.equal(*pair) for pair in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_a_copy_is_written_beside_the_master(backend, device):
+    torch.manual_seed(0)
+    p, small = parameter(torch.randn(5003, device=device)), parameter(torch.randn(17, device=device))
+    optimizer = AdamW8bit([p, small], backend=backend)
+    copies = [torch.empty_like(x, dtype=torch.bfloat16) for x in (p, small)]
+    for x, mirrored in zip((p, small), copies, strict=True):
+        optimizer.keep_copy(x, mirrored)
+        x.grad = torch.randn_like(x)
+    optimizer.step()
+    assert torch.equal(copies[0], p.bfloat16())
+    assert torch.equal(copies[1], small.bfloat16())
+    with pytest.raises(ValueError, match="a copy must be bfloat16"):
+        optimizer.keep_copy(p, torch.empty(5003))
+
+
+def test_channels_last_parameters_keep_their_layout():
+    torch.manual_seed(0)
+    values, grad = torch.randn(16, 32, 3, 3), torch.randn(16, 32, 3, 3)
+    plain = parameter(values)
+    strided = parameter(values.to(memory_format=torch.channels_last))
+    stepped(AdamW8bit([plain]), plain, grad)
+    optimizer = AdamW8bit([strided])
+    stepped(optimizer, strided, grad.to(memory_format=torch.channels_last))
+    assert torch.equal(plain, strided)
+    assert strided.is_contiguous(memory_format=torch.channels_last)
+
+
+SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, math.inf, -math.inf, math.nan, 1e-20, 1e19, 1.0]
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.sampled_from([1, 2, 255, 256, 257, 511, 1023, 4096, 4097]),
+    specials=st.lists(st.tuples(st.integers(0, 300), st.sampled_from(SPECIAL)), max_size=4),
+    dtype=st.sampled_from(DTYPES),
+    lr=st.sampled_from([0.0, 1e-8, 1e-3, 1e30]),
+)
+def test_odd_values_stay_in_their_block(backend, device, n, specials, dtype, lr):
+    torch.manual_seed(n)
+    values, plain = torch.randn(n).to(dtype), torch.randn(n)
+    odd = plain.clone()
+    places = {at % n for at, _ in specials}
+    for at, value in specials:
+        odd[at % n] = value
+    ends = []
+    for grad in (plain, odd):
+        p = parameter(values.to(device), torch.float32)
+        optimizer = AdamW8bit([p], lr=lr, min_8bit_size=0, backend=backend, rounding="nearest")
+        stepped(optimizer, p, grad, grad, grad)
+        state = optimizer.state[p]
+        assert state["absmax1"].isfinite().all()
+        assert state["absmax2"].isfinite().all()
+        ends.append((p.detach().cpu(), state["state1"].cpu(), state["state2"].cpu()))
+    elsewhere = torch.ones(n, dtype=torch.bool)
+    for at in places:
+        elsewhere[at // BLOCK * BLOCK : at // BLOCK * BLOCK + BLOCK] = False
+    for ours, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(ours[elsewhere], theirs[elsewhere], rtol=0, atol=0, equal_nan=True)
+    if 0 < lr < 1:
+        keeps = torch.tensor([at not in places for at in range(n)])
+        assert ends[1][0][keeps].isfinite().all()
+
+
+def test_least_squares_ends_where_adamw_ends():
+    torch.manual_seed(0)
+    a, b = torch.randn(512, 8192) / 90, torch.randn(512)
+    losses = {}
+    for make in (torch.optim.AdamW, AdamW8bit):
+        x = parameter(torch.zeros(8192))
+        optimizer = make([x], lr=1e-3, weight_decay=0.3)
+        for _ in range(1000):
+            loss = (a @ x - b).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses[make] = (a @ x - b).square().mean().item()
+    assert losses[AdamW8bit] == pytest.approx(losses[torch.optim.AdamW], rel=0.02)
+
+
+def test_small_updates_of_bfloat16_follow_float32():
+    """Updates of 1e-4 of a bfloat16 step: stochastic rounding follows float32, nearest stands still."""
+    n, steps = 65_536, 1000
+    lr = 1e-4 * 2**-8  # a step below 1 is 2^-8
+    ends = {}
+    for name, dtype, rounding in (("fp32", torch.float32, "nearest"), ("bf16", torch.bfloat16, "stochastic"),
+                                  ("nearest", torch.bfloat16, "nearest")):  # fmt: skip
+        p = parameter(torch.full((n,), 0.75).to(dtype))
+        optimizer = AdamW8bit([p], lr=lr, weight_decay=0.0, rounding=rounding)
+        stepped(optimizer, p, *(torch.ones(n) for _ in range(steps)))
+        ends[name] = p.detach().double().mean().item() - 0.75
+    assert ends["nearest"] == 0
+    assert ends["bf16"] == pytest.approx(ends["fp32"], rel=0.05)
+
+
+def test_state_is_two_bytes_and_a_bit():
+    p = parameter(torch.zeros(1 << 20))
+    optimizer = AdamW8bit([p])
+    stepped(optimizer, p, torch.ones(1 << 20))
+    tensors = [value for value in optimizer.state[p].values() if isinstance(value, torch.Tensor)]
+    assert sum(t.numel() * t.element_size() for t in tensors) <= 2.04 * p.numel()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lr": -1.0}, "lr must not be negative"),
+        ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
+        ({"rounding": "up"}, "unknown rounding 'up'"),
+        ({"backend": "cuda"}, "unknown backend 'cuda'"),
+        ({"seed": -1}, "seed must lie in"),
+    ],
+)
+def test_refusals(options, says):
+    with pytest.raises(ValueError, match=says):
+        AdamW8bit([parameter(torch.zeros(3))], **options)
+
+
+def test_refused_tensors_and_states():
+    with pytest.raises(TypeError, match="parameters must be float32, bfloat16 or float16"):
+        AdamW8bit([parameter(torch.zeros(3, dtype=torch.float64))])
+    _, states, _ = start(5000)
+    other = AdamW8bit([parameter(torch.zeros(6000))])
+    with pytest.raises(ValueError, match="does not fit a tensor of shape"):
+        other.load_state_dict(states)
