@@ -17,6 +17,7 @@ struct alignas(64) Values {
   operator const float*() const { return at; }
 };
 constexpr uint32_t kSign = 0x80000000u;
+constexpr float kSmallestNormal = 0x1p-126f, kLargest = 0x1.fffffep127f;
 constexpr int64_t kAhead = 3;  // blocks
 constexpr uint8_t kZero = 127;  // the code of m = 0
 
@@ -54,14 +55,21 @@ struct States {
   float most_m, most_v;
 };
 
-// The factor that brings a block's states into [-1, 1]. What no code can hold is brought to where one can.
-float normalise(Values& states, float& absmax) {
-  constexpr float kSmallestNormal = 0x1p-126f, kLargest = 0x1.fffffep127f;
-  if (absmax < kSmallestNormal) return absmax = 0;  // its reciprocal overflows; eps outweighs such states by far
-  if (absmax > kLargest) {
-    absmax = kLargest;
-    for (float& state : states.at) state = state > kLargest ? kLargest : state < -kLargest ? -kLargest : state;
+// Forgets what float32 cannot hold: an element whose v overflowed. Its neighbours' codes are then not lost beside it.
+void mend(States& states) {
+  states.most_m = states.most_v = 0;
+  for (int64_t i = 0; i < kBlock; ++i) {
+    float &m = states.m[i], &v = states.v[i];
+    if (!(v <= kLargest)) m = v = 0;
+    const float size = m < 0 ? -m : m;
+    if (size > states.most_m) states.most_m = size;
+    if (v > states.most_v) states.most_v = v;
   }
+}
+
+// The factor that brings a block's states into [-1, 1].
+float normalise(float& absmax) {
+  if (absmax < kSmallestNormal) return absmax = 0;  // its reciprocal overflows; eps outweighs such states by far
   return 1 / absmax;
 }
 
@@ -84,9 +92,10 @@ struct Coder {
   // `between(i)` is called ahead of the elements i .. i + kRegister.
   template <class Between>
   void encode(States& states, uint8_t* m, uint8_t* v, float& absmax_m, float& absmax_v, Between between) const {
+    if (states.most_v > kLargest) mend(states);
     absmax_m = states.most_m;
     absmax_v = states.most_v;
-    const float to_m = normalise(states.m, absmax_m), to_v = normalise(states.v, absmax_v);
+    const float to_m = normalise(absmax_m), to_v = normalise(absmax_v);
     const Ranks rank_m(maps.m), rank_v(maps.v);
     for (int64_t i = 0; i < kBlock; i += kRegister) {
       between(i);

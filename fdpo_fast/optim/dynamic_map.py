@@ -21,6 +21,10 @@ bits, read as an integer, are its logarithm to within 0.09 binades, so that they
     ((bits of max(x, LOWEST) >> 16) * SEGMENTS_PER_BIT >> 16) mod 8,
 
 and one comparison says which.
+
+At its lower end we leave the nearest value, as bitsandbytes does on CPUs (whose 2^16 cells have middles of 2^-16): a v is at
+least map[LEAST_V] = 1.6e-5 of its block's largest, since an update divides by its root, and an m that is not 0 at least
+map[LEAST_M] = 3e-6. So nothing is divided by a v that was lost, and every code is within two ranks of bitsandbytes'.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from torch import Tensor
 
 BLOCK = 256
 """Elements that share an absmax."""
+LEAST_M, LEAST_V = 2, 7
+"""Least ranks of an m that is not 0, and of any v."""
 SEGMENTS_PER_BIT = 154
 """log10(2) / 128 * 2^16: the upper half of a float counts in 128ths of a binade; that of 1.0 gives 38 = 6 modulo 8."""
 LOWEST = 1.5 * 2.0**-21
@@ -63,7 +69,7 @@ def dynamic_map(signed: bool) -> DynamicMap:
     counts = [2 ** (i if signed else i + 1) for i in range(7)]
     tens = [10.0 ** (i - 6) for i in range(7)]
     edges = [torch.linspace(0.1, 1, n + 1) for n in counts]  # in float32, as the format has them
-    positive = [ten * x for ten, at in zip(tens, edges, strict=True) for x in ((at[1:] + at[:-1]) / 2).tolist()]
+    positive = [float(ten * x) for ten, at in zip(tens, edges, strict=True) for x in (at[1:] + at[:-1]) / 2]
     negative = [-value for value in reversed(positive)] if signed else []
     values = torch.tensor([*negative, 0.0, *positive, 1.0], dtype=torch.float64)
 
@@ -85,8 +91,9 @@ def dynamic_map(signed: bool) -> DynamicMap:
     rise = torch.tensor([n / (0.9 * ten) for ten, n in zip(tens, counts, strict=True)] + [0.0]).double()
     start = torch.tensor([n - k_0 - n / 9 for n in counts] + [float(ranks)]).double()
     last = torch.tensor([2.0 * n - k_0 - 1 for n in counts] + [float(ranks)]).double()
-    # the first decade's first cell begins halfway to zero
-    lowest, second = positive[0] / 2, (positive[0] + positive[1]) / 2 if not signed else positive[0]
-    rise[0] = 1 / (second - lowest)
-    start[0] = 1 - rise[0] * lowest
+    # The ends of the map, see above: 0 stays 0, anything else is at least LEAST_M; v is LEAST_V from 0 on.
+    if signed:
+        start[0], rise[0], last[0] = 0.0, 1e30, LEAST_M
+    else:
+        start[:2], rise[:2], last[:2] = LEAST_V, 0.0, LEAST_V
     return DynamicMap(signed, *(table.float() for table in (values, offset, slope, threshold, start, rise, last)))

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdpo_fast.noise import ROUNDING, draws, words
-from fdpo_fast.optim.dynamic_map import BLOCK, dynamic_map
+from fdpo_fast.optim.dynamic_map import BLOCK, LEAST_M, LEAST_V, dynamic_map
 from fdpo_fast.optim.update import Update
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_ZERO = 127  # the code of m = 0
 
 
 def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
@@ -20,19 +22,22 @@ def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
 
 
 def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """(codes, absmax [blocks]) of states; the nearest values of the map.
+    """(codes, absmax [blocks]) of states; the nearest values of the map, but for its lower end (`dynamic_map`).
 
-    A state that is not a number gets the code of 0, one beyond float32's range that of the largest; blocks whose largest
-    magnitude is denormal are zeros.
+    What is not a number gets the code of 0; blocks whose largest magnitude is denormal are zeros.
     """
-    largest = torch.finfo(torch.float32).max
-    flat = states.float().flatten().nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
+    flat = states.float().flatten().nan_to_num(nan=0.0)
     blocks = F.pad(flat, (0, -flat.numel() % BLOCK)).reshape(-1, BLOCK)
     absmax = blocks.abs().amax(1)
     absmax = torch.where(absmax < torch.finfo(torch.float32).tiny, 0.0, absmax)
     x = torch.where(absmax[:, None] > 0, blocks / absmax[:, None], 0.0).flatten()[: flat.numel()]
     values = dynamic_map(signed).values.to(x.device)
     codes = torch.bucketize(x, (values[1:] + values[:-1]) / 2, right=True)
+    if signed:
+        rank = (codes - _ZERO).abs().clamp_min(LEAST_M)
+        codes = torch.where(x > 0, _ZERO + rank, torch.where(x < 0, _ZERO - rank, _ZERO)).clamp(max=255)
+    else:
+        codes = codes.clamp_min(LEAST_V)
     return codes.to(torch.uint8).reshape(states.shape), absmax
 
 
@@ -81,6 +86,9 @@ def step(updates: list[Update]) -> None:
             u.data.copy_(moved)
         if u.copy is not None:
             u.copy.copy_(moved)
+        if coded:  # what float32 cannot hold is forgotten, so that the block's other codes are not lost beside it
+            held = v <= torch.finfo(torch.float32).max
+            m, v = torch.where(held, m, 0.0), torch.where(held, v, 0.0)
         for state, absmax, new, signed in ((u.m, u.absmax_m, m, True), (u.v, u.absmax_v, v, False)):
             if coded:
                 codes, largest = encode(new, signed)

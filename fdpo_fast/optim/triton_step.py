@@ -26,23 +26,21 @@ def _line(lines, rank):
 
 @triton.jit
 def _rank(lines, x):
-    """Ranks of values in [0, 1]; 0 for what is not a number."""
+    """Ranks of values in [0, 1]."""
     bits = tl.maximum(x, _LOWEST).to(tl.int32, bitcast=True)
     before = ((bits >> 16) * _SEGMENTS_PER_BIT >> 16) & 7
     at = before + (x >= tl.load(lines + 16 + before)).to(tl.int32)
     rank = tl.minimum(tl.load(lines + 24 + at) + tl.load(lines + 32 + at) * x, tl.load(lines + 40 + at))
-    return tl.where(x == x, rank, 0.0).to(tl.int32)
+    return rank.to(tl.int32)
 
 
 @triton.jit
 def _normalised(state):
-    """(state / absmax, absmax) of rows. What no code can hold is brought to where one can."""
-    bounded = tl.minimum(tl.maximum(state, -_LARGEST), _LARGEST)
-    magnitude = tl.where(state == state, tl.abs(bounded), 0.0)
-    absmax = tl.max(magnitude, 1)
+    """(state / absmax, absmax) of rows."""
+    absmax = tl.max(tl.abs(state), 1)
     absmax = tl.where(absmax < _SMALLEST, 0.0, absmax)
     scale = tl.where(absmax > 0, tl.div_rn(tl.full(absmax.shape, 1.0, tl.float32), absmax), 0.0)
-    return tl.where(state == state, bounded, state) * scale[:, None], absmax
+    return state * scale[:, None], absmax
 
 
 @triton.jit
@@ -69,6 +67,13 @@ def _rounded(values, bits, dtype: tl.constexpr):
     out = tl.where(small, fixed.to(tl.float32) * 5.960464477539063e-08, kept)
     out = tl.where(u < 0, -out, out)
     return tl.where(magnitude < (143 << 23), out, values).to(tl.float16)
+
+
+@triton.jit
+def _nearest(values, dtype: tl.constexpr):
+    if dtype == tl.bfloat16:  # in so many words: the interpreter truncates
+        return _rounded(values, 0x7FFF + ((values.to(tl.int32, bitcast=True) >> 16) & 1), dtype)
+    return values.to(dtype)
 
 
 @triton.jit
@@ -133,12 +138,13 @@ def step_kernel(
         bits = _random_bits(seed, tl.load(row + 9), tl.load(row + 10), tl.load(row + 8) + block * BLOCK, ROWS, BLOCK)
         tl.store(data + at, _rounded(moved, bits, data_like.dtype.element_ty), inside)
     else:
-        tl.store(data + at, moved.to(data_like.dtype.element_ty), inside)
+        tl.store(data + at, _nearest(moved, data_like.dtype.element_ty), inside)
     if COPIED:
-        tl.store(tl.load(row + 6).to(tl.pointer_type(tl.bfloat16)) + at, moved.to(tl.bfloat16), inside)
+        tl.store(tl.load(row + 6).to(tl.pointer_type(tl.bfloat16)) + at, _nearest(moved, tl.bfloat16), inside)
     if CODED:
-        x, largest_m = _normalised(tl.where(inside, m, 0.0))
-        y, largest_v = _normalised(tl.where(inside, v, 0.0))
+        held = inside & (v <= _LARGEST)  # what float32 cannot hold is forgotten
+        x, largest_m = _normalised(tl.where(held, m, 0.0))
+        y, largest_v = _normalised(tl.where(held, v, 0.0))
         rank = _rank(lines, tl.abs(x))
         tl.store(m_at + at, tl.maximum(tl.where(x < 0, 127 - rank, 127 + rank), 0).to(tl.uint8), inside)
         tl.store(v_at + at, _rank(lines + 48, y).to(tl.uint8), inside)
