@@ -16,6 +16,7 @@ _kernels = Lazy("fdpo_fast.optim.triton_step")
 
 ROWS = 4
 """Blocks of a program: one for each of its warps."""
+_OPTIONS = OPTIONS | ({"maxnreg": 160} if "maxnreg" in OPTIONS else {})  # with fewer it spills on sm_100
 
 
 @cache
@@ -71,11 +72,12 @@ def _launch(bucket: list[Update]) -> None:
             like.data[:0],  # their dtypes
             like.grad[:0],
             like.m[:0],
+            None if like.copy is None else like.copy[:0],
             COPIED=like.copy is not None,
             STOCHASTIC=like.stochastic and like.data.dtype != torch.float32,
             ALIGNED=_aligned(like),
             ROWS=ROWS,
             BLOCK=BLOCK,
             SEARCH=len(bucket).bit_length(),
-            **OPTIONS,
+            **_OPTIONS,
         )

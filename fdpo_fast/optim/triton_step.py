@@ -53,16 +53,19 @@ def _random_bits(seed, index, step, first, ROWS: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def _rounded(values, bits, dtype: tl.constexpr):
-    """To one of the two neighbours: see reference.round_randomly."""
+def _to_bfloat16(values, bits):
     u = values.to(tl.int32, bitcast=True)
-    if dtype == tl.bfloat16:
-        moved = u + tl.where((u & 0x7F800000) == 0x7F800000, 0, bits)
-        return (moved & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    moved = u + tl.where((u & 0x7F800000) == 0x7F800000, 0, bits)
+    return (moved & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+@triton.jit
+def _to_float16(values, bits):
+    u = values.to(tl.int32, bitcast=True)
     magnitude = u & 0x7FFFFFFF
-    size = magnitude.to(tl.float32, bitcast=True)
-    small = magnitude < (113 << 23)
-    fixed = (tl.where(small, size, 0.0) * 1099511627776.0).to(tl.int32) + bits >> 16
+    small = magnitude < (113 << 23)  # whose step is 2^-24
+    size = tl.where(small, magnitude.to(tl.float32, bitcast=True), 0.0)
+    fixed = (size * 1099511627776.0).to(tl.int32) + bits >> 16
     kept = (magnitude + (bits >> 3) & -8192).to(tl.float32, bitcast=True)
     out = tl.where(small, fixed.to(tl.float32) * 5.960464477539063e-08, kept)
     out = tl.where(u < 0, -out, out)
@@ -70,18 +73,28 @@ def _rounded(values, bits, dtype: tl.constexpr):
 
 
 @triton.jit
+def _randomly(values, bits, dtype: tl.constexpr):
+    """To one of the two neighbours: see reference.round_randomly."""
+    if dtype == tl.bfloat16:
+        out = _to_bfloat16(values, bits)
+    else:
+        out = _to_float16(values, bits)
+    return out
+
+
+@triton.jit
 def _nearest(values, dtype: tl.constexpr):
     if dtype == tl.bfloat16:  # in so many words: the interpreter truncates
-        return _rounded(values, 0x7FFF + ((values.to(tl.int32, bitcast=True) >> 16) & 1), dtype)
-    return values.to(dtype)
+        out = _to_bfloat16(values, 0x7FFF + ((values.to(tl.int32, bitcast=True) >> 16) & 1))
+    else:
+        out = values.to(dtype)
+    return out
 
 
 @triton.jit
 def _address(row, column: tl.constexpr, like, ALIGNED: tl.constexpr):
-    address = tl.load(row + column)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(like.dtype)
+    address = tl.load(row + column).to(like.dtype)
+    return tl.multiple_of(address, 16) if ALIGNED else address
 
 
 @triton.jit(do_not_specialize=["seed", "tensors"])
@@ -94,6 +107,7 @@ def step_kernel(
     data_like,
     grad_like,
     state_like,
+    copy_like,
     COPIED: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -136,11 +150,11 @@ def step_kernel(
     moved = tl.load(rate + 4) * p - tl.div_rn(tl.load(rate + 5) * m, tl.sqrt_rn(v) + tl.load(rate + 6))
     if STOCHASTIC:
         bits = _random_bits(seed, tl.load(row + 9), tl.load(row + 10), tl.load(row + 8) + block * BLOCK, ROWS, BLOCK)
-        tl.store(data + at, _rounded(moved, bits, data_like.dtype.element_ty), inside)
+        tl.store(data + at, _randomly(moved, bits, data_like.dtype.element_ty), inside)
     else:
         tl.store(data + at, _nearest(moved, data_like.dtype.element_ty), inside)
     if COPIED:
-        tl.store(tl.load(row + 6).to(tl.pointer_type(tl.bfloat16)) + at, _nearest(moved, tl.bfloat16), inside)
+        tl.store(_address(row, 6, copy_like, ALIGNED) + at, _nearest(moved, tl.bfloat16), inside)
     if CODED:
         held = inside & (v <= _LARGEST)  # what float32 cannot hold is forgotten
         x, largest_m = _normalised(tl.where(held, m, 0.0))
