@@ -1,4 +1,4 @@
-"""The run configuration: one strict JSON file, one pydantic model per section; every key is declared here alone."""
+"""The run configuration: one strict JSON file, read and checked as a whole. Its keys are those of `sections`."""
 
 from __future__ import annotations
 
@@ -6,134 +6,24 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fdpo_fast.divergences import Divergence, divergence
-from fdpo_fast.loss import FDPOLoss
-
-EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
+from fdpo_fast.sections import (
+    Data,
+    Log,
+    Loss,
+    Model,
+    Optimizer,
+    Reference,
+    Section,
+    Train,
+)
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run: one sentence per mistake."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class LoRA(Section):
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(8.0, gt=0)
-    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
-
-
-class Model(Section):
-    family: str
-    base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
-    train: Literal["full", "lora"] = "full"
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    lora: LoRA = LoRA()
-    gradient_checkpointing: bool = False
-
-
-class DigitsRecipe(Section):
-    """What the embedded default is made with: the base pipeline, and the stated rule that ranks its pairs.
-
-    score = correct_weight * [the judge reads the digit asked for] + stroke_weight * mean ink;
-    the image with the larger score + N(0, noise^2) is preferred; a gap below `tie_below` is a tie.
-    """
-
-    vae_steps: int = Field(400, ge=1)
-    unet_steps: int = Field(1000, ge=1)
-    batch: int = Field(64, ge=1)
-    pairs: int = Field(1280, ge=1)
-    sampling_steps: int = Field(15, ge=1)
-    guidance: float = Field(2.0, ge=0)
-    correct_weight: float = 1.0
-    stroke_weight: float = 4.0
-    noise: float = Field(0.1, ge=0)
-    tie_below: float = Field(0.02, ge=0)
-    seed: int = Field(0, ge=0, lt=2**32)
-
-
-class Data(Section):
-    source: str = Field(description=f"parquet file, folder or glob; '{EMBEDDED}' is the embedded set of pairs")
-    format: Literal["pickapic"] = "pickapic"
-    resolution: int = Field(512, ge=8)
-    ties: Literal["drop", "half"] = "drop"
-    caption_dropout: float = Field(0.0, ge=0, lt=1)
-    cache_dir: str = "~/.cache/fdpo_fast"
-    encode_batch: int = Field(16, ge=1)
-    shard_rows: int = Field(1024, ge=1)
-    digits: DigitsRecipe = DigitsRecipe()
-
-
-class Reference(Section):
-    mode: Literal["cached", "live", "adapter"]
-    visits: int | None = Field(
-        None, ge=1, lt=2**32, description="draws of (t, noise) per pair; null: a fresh one every epoch"
-    )
-
-
-class Loss(Section):
-    divergence: str = "jensen_shannon"
-    alpha: float | None = None
-    beta: float = Field(gt=0)
-    ratio_scale: float = Field(gt=0)
-    type: str = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-
-    @model_validator(mode="after")
-    def _known(self) -> Loss:
-        if self.alpha is not None and self.divergence != "alpha":
-            raise ValueError(f"loss.alpha is set but loss.divergence is '{self.divergence}': alpha would be ignored")
-        self.criterion()
-        return self
-
-    def link(self) -> Divergence:
-        """The divergence this section names."""
-        return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
-
-    def criterion(self) -> FDPOLoss:
-        """The loss this section describes, one value per pair."""
-        options = {"loss_type": self.type, "label_smoothing": self.label_smoothing, "reduction": "none"}
-        return FDPOLoss(self.link(), beta=self.beta, ratio_scale=self.ratio_scale, **options)
-
-
-class Optimizer(Section):
-    type: Literal["adamw", "adamw8bit_bnb"] = "adamw"
-    lr: float = Field(ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="global norm; 0: no clipping")
-
-
-class Train(Section):
-    output_dir: str
-    max_steps: int = Field(ge=1)
-    pairs_per_step: int = Field(ge=1, description="pairs per optimizer step, over all ranks")
-    pairs_per_micro_batch: int = Field(ge=1, description="pairs per forward and backward of one rank")
-    seed: int = Field(0, ge=0, lt=2**32)
-    checkpoint_every: int = Field(100, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    ema_decay: float | None = Field(None, gt=0, lt=1)
-
-
-class Log(Section):
-    every: int = Field(10, ge=1)
-    timestep_bins: int = Field(5, ge=1)
-    tensorboard: bool = True
-    samples_every: int = Field(0, ge=0, description="steps between sample grids; 0: none")
-    prompts: list[str] = []
-    images_per_prompt: int = Field(4, ge=1)
-    sampling_steps: int = Field(20, ge=1)
-    guidance: float = Field(7.5, ge=0)
 
 
 # DeepSpeed keys that restate one of ours: a second copy could only contradict the first.
@@ -158,7 +48,7 @@ class Config(Section):
     optimizer: Optimizer
     train: Train
     log: Log = Log()
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -194,9 +84,40 @@ class Config(Section):
                 raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
         if self.model.dtype == "fp32" and self.deepspeed.get("bf16", {}).get("enabled"):
             raise ValueError("deepspeed.bf16 is enabled but model.dtype is 'fp32': set model.dtype to 'bf16'")
+        self._check_optimizer()
         if self.log.samples_every and not self.log.prompts:
             raise ValueError("log.samples_every is set but log.prompts is empty: give the captions to draw")
         return self
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        return self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+
+    @property
+    def master(self) -> bool:
+        """Whether bf16 weights have an fp32 master, in DeepSpeed."""
+        bf16 = self.model.dtype == "bf16" and not self.train.step_in_backward
+        return self.deepspeed.get("bf16", {}).get("enabled", bf16)
+
+    def _check_optimizer(self) -> None:
+        """Refuse what an optimizer would ignore, or cannot do inside backward."""
+        optimizer, inside = self.optimizer, self.train.step_in_backward
+        if optimizer.clipping == "per_parameter" and not inside:
+            raise ValueError("optimizer.clipping 'per_parameter' needs train.step_in_backward: use 'global' without it")
+        if not inside:
+            return
+        if optimizer.type != "adamw8bit":
+            raise ValueError(f"train.step_in_backward needs optimizer.type 'adamw8bit', got '{optimizer.type}'")
+        if self.stage:
+            raise ValueError(f"train.step_in_backward needs ZeRO stage 0, got {self.stage}: ZeRO keeps the gradients")
+        if self.master:
+            raise ValueError("train.step_in_backward has no fp32 master: leave out deepspeed.bf16")
+        if optimizer.clipping == "global" and optimizer.max_grad_norm:
+            raise ValueError(
+                "train.step_in_backward cannot clip the global norm, which is known after the last gradient only: set "
+                "optimizer.clipping to 'per_parameter', or optimizer.max_grad_norm to 0"
+            )
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per optimizer step on each of `world_size` ranks.
@@ -209,7 +130,14 @@ class Config(Section):
                 f"train.pairs_per_step {self.train.pairs_per_step} is not a multiple of train.pairs_per_micro_batch "
                 f"{self.train.pairs_per_micro_batch} times {world_size} ranks"
             )
-        return self.train.pairs_per_step // per_round
+        micro_batches = self.train.pairs_per_step // per_round
+        if self.train.step_in_backward and micro_batches > 1:
+            raise ConfigError(
+                f"train.step_in_backward cannot accumulate: train.pairs_per_step {self.train.pairs_per_step} would be "
+                f"{micro_batches} micro-batches; make train.pairs_per_micro_batch "
+                f"{self.train.pairs_per_step // world_size}"
+            )
+        return micro_batches
 
     def for_deepspeed(self, world_size: int) -> dict[str, Any]:
         """The dictionary for `deepspeed.initialize`: the user's section plus what our sections already say."""
@@ -217,13 +145,13 @@ class Config(Section):
             # torch and bitsandbytes optimizers are handed over ready-made, under offload too
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": self.model.dtype == "bf16"},
+            "bf16": {"enabled": self.master},
             "steps_per_print": 2**31,
             **self.deepspeed,
             "zero_optimization": {"stage": 0, **self.deepspeed.get("zero_optimization", {})},
             "train_micro_batch_size_per_gpu": self.train.pairs_per_micro_batch,
             "gradient_accumulation_steps": self.accumulation(world_size),
-            "gradient_clipping": self.optimizer.max_grad_norm,
+            "gradient_clipping": 0.0 if self.train.step_in_backward else self.optimizer.max_grad_norm,
         }
 
     def differences(self, other: Config) -> list[str]:

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdpo_fast import config as configuration
-from fdpo_fast.config import DigitsRecipe
 from fdpo_fast.data.files import replacing
 from fdpo_fast.digits import CAPTIONS, draw, embedded, ink, read_digits, score
 from fdpo_fast.grids import side_by_side
 from fdpo_fast.models import quiet_libraries
+from fdpo_fast.sections import DigitsRecipe
 
 SEED = 20_000  # no seed of training: the pairs were drawn with small ones
 HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "diversity", "win rate [95 %]")

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from fdpo_fast.config import DigitsRecipe
 from fdpo_fast.data.files import digest, replacing
 from fdpo_fast.data.pickapic import write_pairs
 from fdpo_fast.digits_pipeline import build_pipeline
+from fdpo_fast.sections import DigitsRecipe
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = tuple(f"a handwritten {word}" for word in WORDS)

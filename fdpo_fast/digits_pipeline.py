@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
-from fdpo_fast.config import DigitsRecipe
 from fdpo_fast.data.files import replacing
+from fdpo_fast.sections import DigitsRecipe
 
 CHECKPOINT = 100  # steps
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fdpo_fast.config import Log
 from fdpo_fast.data.files import replacing
+from fdpo_fast.sections import Log
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family

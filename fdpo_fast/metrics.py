@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fdpo_fast.config import Log
 from fdpo_fast.loss import LossStats
+from fdpo_fast.sections import Log
 
 # Sums per timestep bin; each but the count is divided by it when written.
 COLUMNS = ("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped")

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from contextlib import nullcontext
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +22,8 @@ import torch
 import torch.distributed as dist
 
 from fdpo_fast import config as configuration
-from fdpo_fast.config import EMBEDDED, Config, ConfigError
+from fdpo_fast.config import Config, ConfigError
+from fdpo_fast.sections import EMBEDDED
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,22 +61,6 @@ def check_output(folder: Path, resume: bool) -> None:
     """Refuse to mix two runs in one folder."""
     if not resume and folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
-
-
-def start_processes() -> torch.device:
-    """Join the launcher's process group, or be a group of one; returns this process's device."""
-    import deepspeed
-
-    cuda = torch.cuda.is_available()
-    if "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    # a rank may wait for the others' share of the caches
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(days=7))
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    return device
 
 
 def resolve_embedded(config: Config, rank: int) -> Config:
@@ -128,6 +111,9 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
     from fdpo_fast.models import family as load_family
     from fdpo_fast.optim import factory
+    from fdpo_fast.optim.guard import StepGuard
+    from fdpo_fast.optim.in_backward import StepInBackward
+    from fdpo_fast.processes import StopSignal, largest_over_ranks, mean_over_ranks, start_processes
 
     device = start_processes()
     rank = Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
@@ -155,14 +141,20 @@ def train(config: Config, resume: bool) -> None:
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
+    guard = StepGuard(optimizer, largest_over_ranks)
     engine, _, _, _ = deepspeed.initialize(
         model=unet,
         model_parameters=trained,
-        optimizer=factory.optimizer(config.optimizer, trained),
+        optimizer=optimizer,
         lr_scheduler=factory.schedule(config.optimizer, settings.max_steps),
         config=config.for_deepspeed(rank.count),
         dist_init_required=False,
     )
+    inside = None
+    if settings.step_in_backward:
+        inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, mean_over_ranks)
+        engine.enable_backward_allreduce = False  # the gradients are averaged, and gone, before it would be its turn
     frozen = family.denoiser(dtype).to(device).requires_grad_(False).eval() if mode == "live" else None
     ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
 
@@ -201,6 +193,7 @@ def train(config: Config, resume: bool) -> None:
     stop = StopSignal(device)
     micro = settings.pairs_per_micro_batch
     accumulation = config.accumulation(rank.count)
+    reported = 0  # skipped steps
     bar = tqdm(range(first_step, settings.max_steps), initial=first_step, total=settings.max_steps, desc="train",
                disable=rank.index > 0)  # fmt: skip
     if config.log.samples_every and first_step == 0:
@@ -218,7 +211,17 @@ def train(config: Config, resume: bool) -> None:
             losses, stats = criterion(pred, ref, target, batch.weight)
             engine.backward(losses.mean())
             metrics.add(losses, stats, batch.timesteps[:micro])
+            if inside:
+                guard.found(inside.bad())
             engine.step()
+        guard.end_step(engine.skipped_steps)
+        if guard.in_a_row == guard.LIMIT:
+            good = checkpoints.latest()
+            raise ConfigError(
+                f"step {step}: gradients were not finite for {guard.LIMIT} steps in a row; the last good checkpoint is "
+                f"{checkpoints.folder / good if good else 'none: the run had not written one'}; lower optimizer.lr or "
+                "loss.beta, and --resume goes on from there"
+            )
         if ema:
             ema.update()
         done = step + 1
@@ -230,6 +233,9 @@ def train(config: Config, resume: bool) -> None:
             if warning := watch(records):
                 records[-1]["warning"] = warning
                 bar.write(f"warning: {warning}")
+            if guard.skipped > reported:
+                reported = guard.skipped
+                say(f"warning: {reported} steps skipped so far, their gradients were not finite")
             if writer:
                 writer.write(records)
                 bar.set_postfix_str(progress(records[-1]))
@@ -256,25 +262,6 @@ def progress(record: dict) -> str:
         f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}, margin {record['margin']:+.3f}, "
         f"lr {record['lr']:.1e}, {record['images_per_second']:.1f} images/s, {record['memory_gib']:.1f} GiB"
     )
-
-
-class StopSignal:
-    """Turns Ctrl-C or SIGTERM on any rank into an orderly stop of all ranks at the next flush; a second one kills."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.asked = device, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def requested(self) -> bool:
-        """Whether any rank was asked to stop. Collective."""
-        flag = torch.tensor(float(self.asked), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import torch
 from conftest import RECIPE
 
 from fdpo_fast import digits, digits_pipeline
-from fdpo_fast.config import DigitsRecipe
 from fdpo_fast.data.pickapic import SCHEMA, PickAPic
 from fdpo_fast.demo import diversity, interval, wins
+from fdpo_fast.sections import DigitsRecipe
 
 
 @pytest.mark.parametrize(("judge", "other_half"), [("judge", slice(900, None)), ("unseen", slice(0, 900))])

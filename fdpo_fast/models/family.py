@@ -13,8 +13,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from fdpo_fast.config import LoRA
 from fdpo_fast.data.files import digest, file_digest, replacing
+from fdpo_fast.sections import LoRA
 
 # What a perfect model predicts, by the scheduler's own name for it.
 TARGETS: dict[str, Callable[[DDPMScheduler, Tensor, Tensor, Tensor], Tensor]] = {

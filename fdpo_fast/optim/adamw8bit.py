@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -25,11 +26,11 @@ class AdamW8bit(Optimizer):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) whose moments take one byte each.
 
     The states have bitsandbytes' format and names: codes of the dynamic map (signed m, unsigned v), with an absmax per
-    block of 256 elements, 2.03 bytes a parameter. `state_dict()` can be loaded by `bitsandbytes.optim.AdamW8bit`, and the
+    block of 256 elements: 2.03 bytes a parameter. `bitsandbytes.optim.AdamW8bit` loads what `state_dict()` gives, and the
     other way. Tensors below `min_8bit_size` elements keep float32 states.
 
     float32, bfloat16 and float16 parameters, with gradients of any of these. Half-precision parameters are rounded
-    stochastically: a weight cannot take an update below 2^-9 of itself to nearest, and those of fine-tuning are smaller.
+    stochastically: to nearest, a weight takes no update below 2^-9 of itself, and those of fine-tuning are smaller.
     The random bits are a pure function of (seed, step, parameter's number, element), so that a run repeats bit for bit,
     resumed or not, on any number of threads.
 
@@ -66,6 +67,7 @@ class AdamW8bit(Optimizer):
             raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
         self._backend, self._min_8bit_size = backend, min_8bit_size
         self._copies: dict[Tensor, Tensor] = {}
+        self._in_backward: dict[Tensor, tuple[dict[str, Any], int]] | None = None
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"rounding": rounding, "seed": seed, "first_element": 0})
 
@@ -85,8 +87,6 @@ class AdamW8bit(Optimizer):
         for parameter in group["params"]:
             if parameter.dtype not in reference.DTYPES:
                 raise TypeError(f"parameters must be float32, bfloat16 or float16, got {parameter.dtype}")
-        parameters = (parameter for group in self.param_groups for parameter in group["params"])
-        self._numbers = {parameter: number for number, parameter in enumerate(parameters)}
 
     def keep_copy(self, parameter: Tensor, copy: Tensor) -> None:
         """Write a float32 parameter's values, rounded to nearest, into the bfloat16 tensor `copy` at every step.
@@ -97,7 +97,8 @@ class AdamW8bit(Optimizer):
         if parameter.dtype != torch.float32 or not fits or not copy.is_contiguous():
             raise ValueError(
                 f"a copy must be bfloat16, contiguous and shaped like its float32 parameter, got {copy.dtype} "
-                f"{tuple(copy.shape)} on {copy.device} for {parameter.dtype} {tuple(parameter.shape)} on {parameter.device}"
+                f"{tuple(copy.shape)} on {copy.device} for {parameter.dtype} {tuple(parameter.shape)} on "
+                f"{parameter.device}"
             )
         self._copies[parameter] = copy
 
@@ -108,35 +109,43 @@ class AdamW8bit(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.step_parameters(self._numbers)
+        self._step(self._places())
         return loss
 
     @torch.no_grad()
-    def step_parameters(self, parameters: Iterable[Tensor]) -> None:
-        """Step those of `parameters` that have a gradient; to be called inside backward, for one of them at a time."""
-        wanted = {parameter for parameter in parameters if parameter.grad is not None}
+    def step_parameter(self, parameter: Tensor) -> None:
+        """Step one parameter, which has a gradient; to be called from inside backward."""
+        if self._in_backward is None or parameter not in self._in_backward:
+            self._in_backward = {parameter: (group, number) for parameter, group, number in self._places()}
+        self._step([(parameter, *self._in_backward[parameter])])
+
+    def _places(self) -> Iterator[tuple[Tensor, dict[str, Any], int]]:
+        """(parameter, its group, its number). Anew at every step: ZeRO puts other tensors into the groups."""
+        numbers = count()
+        return ((p, group, next(numbers)) for group in self.param_groups for p in group["params"])
+
+    def _step(self, places: Iterable[tuple[Tensor, dict[str, Any], int]]) -> None:
         updates: dict[str, list[Update]] = defaultdict(list)
         strided = []
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter not in wanted or not parameter.numel():
-                    continue
-                if parameter.grad.is_sparse or parameter.grad.dtype not in reference.DTYPES:
-                    raise TypeError(
-                        f"gradients must be dense float32, bfloat16 or float16, got {parameter.grad.dtype} "
-                        f"{parameter.grad.layout}"
-                    )
-                update = self._update(group, parameter)
-                if not parameter.is_contiguous():
-                    strided.append((parameter, update.data))
-                kinds = (parameter.dtype, parameter.grad.dtype)
-                updates[operators.chosen(self._backend, parameter.device, *kinds)].append(update)
+        for parameter, group, number in places:
+            grad = parameter.grad
+            if grad is None or not parameter.numel():
+                continue
+            if grad.layout != torch.strided or grad.dtype not in reference.DTYPES:
+                raise TypeError(
+                    f"gradients must be dense float32, bfloat16 or float16, got {grad.dtype}, {grad.layout}"
+                )
+            update = self._update(group, parameter, number)
+            if not parameter.is_contiguous():
+                strided.append((parameter, update.data))
+            backend = operators.chosen(self._backend, parameter.device, parameter.dtype, grad.dtype)
+            updates[backend].append(update)
         for backend, of_backend in updates.items():
             BACKENDS[backend](of_backend)
         for parameter, moved in strided:
             parameter.copy_(moved)
 
-    def _update(self, group: dict[str, Any], parameter: Tensor) -> Update:
+    def _update(self, group: dict[str, Any], parameter: Tensor, number: int) -> Update:
         state = self.state[parameter]
         if not state:
             self._start(state, parameter)
@@ -152,7 +161,7 @@ class AdamW8bit(Optimizer):
             Rates.of(group, state["step"]),
             group["rounding"] == "stochastic",
             group["seed"],
-            self._numbers[parameter],
+            number,
             state["step"],
             group["first_element"],
         )
@@ -181,7 +190,7 @@ class AdamW8bit(Optimizer):
         # torch would cast the states to the parameters' dtypes
         super().load_state_dict({"state": {}, "param_groups": saved})
         numbers = (number for group in state_dict["param_groups"] for number in group["params"])
-        for number, parameter in zip(numbers, self._numbers, strict=True):
+        for number, (parameter, _, _) in zip(numbers, self._places(), strict=True):
             if state := state_dict["state"].get(number):
                 flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
                 self.state[parameter] = _placed(flat, parameter, number)

@@ -10,7 +10,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fdpo_fast import config
+from fdpo_fast import sections
+from fdpo_fast.optim.adamw8bit import AdamW8bit
 
 
 def _bitsandbytes(parameters: Iterable[Parameter], **options) -> Optimizer:
@@ -19,16 +20,30 @@ def _bitsandbytes(parameters: Iterable[Parameter], **options) -> Optimizer:
     return AdamW8bit(parameters, **options)
 
 
+def _cpu_adam(parameters: Iterable[Parameter], **options) -> Optimizer:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+
+
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": torch.optim.AdamW,
+    "adamw8bit": AdamW8bit,
     "adamw8bit_bnb": _bitsandbytes,
+    "cpu_adam": _cpu_adam,
 }
 
 
-def optimizer(settings: config.Optimizer, parameters: Iterable[Parameter]) -> Optimizer:
-    """The optimizer of the configuration's section over `parameters`."""
+def optimizer(settings: sections.Optimizer, parameters: Iterable[Parameter], seed: int) -> Optimizer:
+    """The optimizer of the configuration's section over `parameters`; `seed` is that of stochastic rounding."""
+    rounding = {"rounding": settings.rounding, "seed": seed} if settings.type == "adamw8bit" else {}
     return OPTIMIZERS[settings.type](
-        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+        parameters,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        **rounding,
     )
 
 
@@ -40,7 +55,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def schedule(settings: config.Optimizer, max_steps: int) -> Callable[[Optimizer], LambdaLR]:
+def schedule(settings: sections.Optimizer, max_steps: int) -> Callable[[Optimizer], LambdaLR]:
     """Linear warm-up from lr / warmup_steps, then the named decay to `max_steps`. The rate is never scaled by batch."""
     warmup, decay = settings.warmup_steps, SCHEDULES[settings.schedule]
 

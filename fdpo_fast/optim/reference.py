@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fdpo_fast.noise import ROUNDING, draws, words
 from fdpo_fast.optim.dynamic_map import BLOCK, LEAST_M, LEAST_V, dynamic_map
@@ -27,7 +27,7 @@ def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     What is not a number gets the code of 0; blocks whose largest magnitude is denormal are zeros.
     """
     flat = states.float().flatten().nan_to_num(nan=0.0)
-    blocks = F.pad(flat, (0, -flat.numel() % BLOCK)).reshape(-1, BLOCK)
+    blocks = pad(flat, (0, -flat.numel() % BLOCK)).reshape(-1, BLOCK)
     absmax = blocks.abs().amax(1)
     absmax = torch.where(absmax < torch.finfo(torch.float32).tiny, 0.0, absmax)
     x = torch.where(absmax[:, None] > 0, blocks / absmax[:, None], 0.0).flatten()[: flat.numel()]
@@ -55,7 +55,7 @@ def random_bits(seed: int, index: int, step: int, first: int, count: int, device
 def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 values to one of the two neighbours in bfloat16 or float16, the nearer one the more probably.
 
-    bits: 16 random ones each, int32. What has no two neighbours (infinities, NaN, beyond float16) is rounded to nearest.
+    bits: 16 random ones each, int32. What has no neighbours (infinities, NaN, beyond float16) is rounded to nearest.
     """
     if dtype == torch.bfloat16:
         special = ~values.isfinite()

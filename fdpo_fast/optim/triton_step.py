@@ -6,8 +6,8 @@ The formulas are those of `optim.reference`, the lines of the maps those of `opt
 import triton
 import triton.language as tl
 
-from fdpo_fast.optim.dynamic_map import LOWEST, SEGMENTS_PER_BIT
 from fdpo_fast.ops.triton_noise import philox_words
+from fdpo_fast.optim.dynamic_map import LOWEST, SEGMENTS_PER_BIT
 
 _LOWEST, _SEGMENTS_PER_BIT = tl.constexpr(LOWEST), tl.constexpr(SEGMENTS_PER_BIT)
 _ROUNDING = tl.constexpr(3)  # the stream, as in noise.py
@@ -75,11 +75,7 @@ def _to_float16(values, bits):
 @triton.jit
 def _randomly(values, bits, dtype: tl.constexpr):
     """To one of the two neighbours: see reference.round_randomly."""
-    if dtype == tl.bfloat16:
-        out = _to_bfloat16(values, bits)
-    else:
-        out = _to_float16(values, bits)
-    return out
+    return _to_bfloat16(values, bits) if dtype == tl.bfloat16 else _to_float16(values, bits)
 
 
 @triton.jit
@@ -99,7 +95,7 @@ def _address(row, column: tl.constexpr, like, ALIGNED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["seed", "tensors"])
 def step_kernel(
-    table,  # [tensors, 12] int64: addresses of data, grad, m, v, absmax_m, absmax_v, copy; count, first, index, step, end
+    table,  # [tensors, 12] int64: addresses (data, grad, m, v, absmax_m, absmax_v, copy), count, first, index, step, end
     rates,  # [tensors, 7]
     lines,  # [2, 6, 8]
     seed,

@@ -1,0 +1,59 @@
+"""Steps whose gradients are not finite: skipped, counted, and the run stopped when they do not end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class StepGuard:
+    """Makes an optimizer leave everything as it is where a gradient is not finite, on any rank.
+
+    It does so by hiding the gradients while `step` runs. The verdict is waited for, once for each call of `step`.
+
+    Args:
+        optimizer: the one that is handed to DeepSpeed; under ZeRO it sees the partitions.
+        agree: makes the largest value of a tensor that of every rank, in place.
+    """
+
+    LIMIT = 10
+    """Skipped steps in a row that end a run."""
+
+    def __init__(self, optimizer: Optimizer, agree: Callable[[Tensor], Any]) -> None:
+        self.skipped = self.in_a_row = 0
+        self._agree, self._found, self._elsewhere = agree, False, 0
+        self._hidden: list[tuple[Tensor, Tensor]] = []
+        optimizer.register_step_pre_hook(self._hide)
+        optimizer.register_step_post_hook(self._show)
+
+    def _hide(self, optimizer: Optimizer, *_: Any) -> None:
+        held = [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        device = held[0][1].device if held else torch.device("cpu")
+        norms = torch._foreach_norm([grad for _, grad in held]) if held else []
+        bad = sum(((~norm.isfinite()).float() for norm in norms), torch.zeros((), device=device))
+        self.found(bad)
+        if self._found:
+            self._hidden = held
+            for parameter, _ in held:
+                parameter.grad = None
+
+    def _show(self, *_: Any) -> None:
+        for parameter, grad in self._hidden:  # offloading keeps its buffers there
+            parameter.grad = grad
+        self._hidden = []
+
+    def found(self, bad: Tensor) -> None:
+        """Take note of a number of gradients that are not finite; all ranks see the largest."""
+        self._agree(bad)
+        self._found |= bool(bad > 0)
+
+    def end_step(self, skipped_elsewhere: int) -> None:
+        """Count the step that has ended. `skipped_elsewhere`: how many DeepSpeed itself has skipped so far."""
+        skipped = self._found or skipped_elsewhere > self._elsewhere
+        self.skipped += skipped
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        self._found, self._elsewhere = False, skipped_elsewhere

@@ -1,0 +1,57 @@
+"""The processes of a run: their group, and what they agree on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def start_processes() -> torch.device:
+    """Join the launcher's process group, or be a group of one; returns this process's device."""
+    import deepspeed
+
+    cuda = torch.cuda.is_available()
+    if "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    # a rank may wait for the others' share of the caches
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(days=7))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return device
+
+
+def mean_over_ranks(tensor: torch.Tensor) -> None:
+    """In place. Collective."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+
+
+def largest_over_ranks(tensor: torch.Tensor) -> None:
+    """In place. Collective."""
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+
+class StopSignal:
+    """Turns Ctrl-C or SIGTERM on any rank into an orderly stop of all ranks at the next flush; a second one kills."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.asked = device, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop. Collective."""
+        flag = torch.tensor(float(self.asked), device=self.device)
+        largest_over_ranks(flag)
+        return bool(flag)

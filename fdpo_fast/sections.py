@@ -1,0 +1,137 @@
+"""The sections of the run configuration, one pydantic model each; every key is declared here alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fdpo_fast.divergences import Divergence, divergence
+from fdpo_fast.loss import FDPOLoss
+
+EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class LoRA(Section):
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+
+
+class Model(Section):
+    family: str
+    base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
+    train: Literal["full", "lora"] = "full"
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    lora: LoRA = LoRA()
+    gradient_checkpointing: bool = False
+
+
+class DigitsRecipe(Section):
+    """What the embedded default is made with: the base pipeline, and the stated rule that ranks its pairs.
+
+    score = correct_weight * [the judge reads the digit asked for] + stroke_weight * mean ink;
+    the image with the larger score + N(0, noise^2) is preferred; a gap below `tie_below` is a tie.
+    """
+
+    vae_steps: int = Field(400, ge=1)
+    unet_steps: int = Field(1000, ge=1)
+    batch: int = Field(64, ge=1)
+    pairs: int = Field(1280, ge=1)
+    sampling_steps: int = Field(15, ge=1)
+    guidance: float = Field(2.0, ge=0)
+    correct_weight: float = 1.0
+    stroke_weight: float = 4.0
+    noise: float = Field(0.1, ge=0)
+    tie_below: float = Field(0.02, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class Data(Section):
+    source: str = Field(description=f"parquet file, folder or glob; '{EMBEDDED}' is the embedded set of pairs")
+    format: Literal["pickapic"] = "pickapic"
+    resolution: int = Field(512, ge=8)
+    ties: Literal["drop", "half"] = "drop"
+    caption_dropout: float = Field(0.0, ge=0, lt=1)
+    cache_dir: str = "~/.cache/fdpo_fast"
+    encode_batch: int = Field(16, ge=1)
+    shard_rows: int = Field(1024, ge=1)
+    digits: DigitsRecipe = DigitsRecipe()
+
+
+class Reference(Section):
+    mode: Literal["cached", "live", "adapter"]
+    visits: int | None = Field(
+        None, ge=1, lt=2**32, description="draws of (t, noise) per pair; null: a fresh one every epoch"
+    )
+
+
+class Loss(Section):
+    divergence: str = "jensen_shannon"
+    alpha: float | None = None
+    beta: float = Field(gt=0)
+    ratio_scale: float = Field(gt=0)
+    type: str = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _known(self) -> Loss:
+        if self.alpha is not None and self.divergence != "alpha":
+            raise ValueError(f"loss.alpha is set but loss.divergence is '{self.divergence}': alpha would be ignored")
+        self.criterion()
+        return self
+
+    def link(self) -> Divergence:
+        """The divergence this section names."""
+        return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
+
+    def criterion(self) -> FDPOLoss:
+        """The loss this section describes, one value per pair."""
+        options = {"loss_type": self.type, "label_smoothing": self.label_smoothing, "reduction": "none"}
+        return FDPOLoss(self.link(), beta=self.beta, ratio_scale=self.ratio_scale, **options)
+
+
+class Optimizer(Section):
+    type: Literal["adamw", "adamw8bit", "adamw8bit_bnb", "cpu_adam"] = "adamw"
+    lr: float = Field(ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    clipping: Literal["global", "per_parameter"] = Field(
+        "global", description="whose norm is clipped; per_parameter goes with train.step_in_backward"
+    )
+    rounding: Literal["stochastic", "nearest"] = Field(
+        "stochastic", description="of bf16 weights without an fp32 master, by adamw8bit"
+    )
+
+
+class Train(Section):
+    output_dir: str
+    max_steps: int = Field(ge=1)
+    pairs_per_step: int = Field(ge=1, description="pairs per optimizer step, over all ranks")
+    pairs_per_micro_batch: int = Field(ge=1, description="pairs per forward and backward of one rank")
+    seed: int = Field(0, ge=0, lt=2**32)
+    checkpoint_every: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    step_in_backward: bool = Field(
+        False, description="adamw8bit steps each parameter as soon as its gradient is there, and frees it"
+    )
+
+
+class Log(Section):
+    every: int = Field(10, ge=1)
+    timestep_bins: int = Field(5, ge=1)
+    tensorboard: bool = True
+    samples_every: int = Field(0, ge=0, description="steps between sample grids; 0: none")
+    prompts: list[str] = []
+    images_per_prompt: int = Field(4, ge=1)
+    sampling_steps: int = Field(20, ge=1)
+    guidance: float = Field(7.5, ge=0)
