@@ -28,6 +28,18 @@ class Checkpoints:
         pointer = self.folder / "latest"
         return pointer.read_text().strip() if pointer.exists() else None
 
+    def fall_back(self, step: int) -> Path | None:
+        """Make the newest checkpoint behind at most `step` steps the one that a resumed run loads. Collective."""
+        sound = [path for path in sorted(self.folder.glob("step-*")) if int(path.name[5:]) <= step]
+        dist.barrier()
+        if sound and dist.get_rank() == 0:
+            self._point_to(sound[-1].name)
+        return sound[-1] if sound else None
+
+    def _point_to(self, tag: str) -> None:
+        with replacing(self.folder / "latest") as partial:
+            partial.write_text(tag + "\n")
+
     def save(self, engine, step: int, config_text: str, ema: EMA | None) -> None:
         """Write the state after `step` optimizer steps, then point `latest` to it, then drop the oldest. Collective."""
         tag = f"step-{step:06d}"
@@ -38,8 +50,7 @@ class Checkpoints:
         dist.barrier()
         if dist.get_rank() == 0:
             (self.folder / tag / "config.json").write_text(config_text)
-            with replacing(self.folder / "latest") as partial:
-                partial.write_text(tag + "\n")
+            self._point_to(tag)
             steps = {int(path.name[5:]): path for path in self.folder.glob("step-*")}
             kept = sorted(number for number in steps if number <= step)[-self.keep :]
             for number in steps.keys() - set(kept):  # later numbers are leftovers of a kill

@@ -164,6 +164,7 @@ def train(config: Config, resume: bool) -> None:
         say(f"{folder} has no checkpoint: starting at step 0")
     if resume and checkpoints.latest():
         first_step = checkpoints.load(engine, ema)
+        factory.reapply(config.optimizer, engine.optimizer, engine.lr_scheduler)
         if rank.index == 0:
             for change in configuration.load(folder / "config.json").differences(config):
                 say(f"resumed with another {change}")
@@ -193,7 +194,7 @@ def train(config: Config, resume: bool) -> None:
     stop = StopSignal(device)
     micro = settings.pairs_per_micro_batch
     accumulation = config.accumulation(rank.count)
-    reported = 0  # skipped steps
+    reported, sound = 0, first_step
     bar = tqdm(range(first_step, settings.max_steps), initial=first_step, total=settings.max_steps, desc="train",
                disable=rank.index > 0)  # fmt: skip
     if config.log.samples_every and first_step == 0:
@@ -214,20 +215,20 @@ def train(config: Config, resume: bool) -> None:
             if inside:
                 guard.found(inside.bad())
             engine.step()
-        guard.end_step(engine.skipped_steps)
-        if guard.in_a_row == guard.LIMIT:
-            good = checkpoints.latest()
+        if not guard.end_step(engine.skipped_steps):
+            sound = step  # steps behind weights that have finite gradients
+        elif guard.in_a_row == guard.LIMIT:
+            good = checkpoints.fall_back(sound)
             raise ConfigError(
                 f"step {step}: gradients were not finite for {guard.LIMIT} steps in a row; the last good checkpoint is "
-                f"{checkpoints.folder / good if good else 'none: the run had not written one'}; lower optimizer.lr or "
-                "loss.beta, and --resume goes on from there"
+                f"{good or 'none, as none was written'}: lower optimizer.lr or loss.beta, and go on there with --resume"
             )
         if ema:
             ema.update()
         done = step + 1
         metrics.end_step(step, lr, engine.get_global_grad_norm())
         last = done == settings.max_steps
-        checkpoint = done % settings.checkpoint_every == 0 or last
+        checkpoint = (done % settings.checkpoint_every == 0 or last) and not guard.in_a_row  # keep the good ones
         if done % config.log.every == 0 or checkpoint:  # a checkpoint never runs ahead of the metrics on disk
             records = metrics.flush()
             if warning := watch(records):

@@ -8,7 +8,7 @@ import torch
 from conftest import FUSED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optimizers import BACKENDS, DTYPES, parameter, stepped
+from optimizers import BACKENDS, DTYPES, OPTIONS, parameter, resumed, start, stepped
 
 from fdpo_fast import AdamW8bit
 from fdpo_fast.ops import host
@@ -16,24 +16,6 @@ from fdpo_fast.optim import reference
 from fdpo_fast.optim.dynamic_map import BLOCK, LEAST_M, LEAST_V, dynamic_map
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
-
-OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
-
-
-def start(n, dtype=torch.float32, device="cpu", seed=0):
-    """A parameter behind three steps of eager AdamW8bit, its state_dict, and a fresh gradient."""
-    torch.manual_seed(seed)
-    p = parameter(torch.randn(n).to(dtype))
-    optimizer = AdamW8bit([p], **OPTIONS, backend="eager")
-    scales = 10.0 ** torch.empty(n).uniform_(-1, 0)
-    stepped(optimizer, p, *(torch.randn(n) * scales for _ in range(3)))
-    return p.detach().to(device), optimizer.state_dict(), torch.randn(n) * scales
-
-
-def resumed(state_dict, p, **options):
-    optimizer = AdamW8bit([p], **(OPTIONS | options))
-    optimizer.load_state_dict(copy.deepcopy(state_dict))
-    return optimizer
 
 
 def test_the_map_is_that_of_bitsandbytes():

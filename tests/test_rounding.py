@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import FUSED
-from optimizers import BACKENDS, DTYPES, parameter, stepped
+from optimizers import BACKENDS, DTYPES, parameter, resumed, start, stepped
 
 from fdpo_fast import AdamW8bit
 

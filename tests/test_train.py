@@ -138,7 +138,9 @@ def test_lora_with_the_adapter_as_reference(raw_config, launch, read_metrics, em
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize(("dtype", "optimizer"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "adamw8bit_bnb")])
+@pytest.mark.parametrize(
+    ("dtype", "optimizer"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "adamw8bit_bnb"), ("bf16", "adamw8bit")]
+)
 def test_every_stage_and_dtype(raw_config, launch, read_metrics, stage, dtype, optimizer):
     raw = variant(raw_config, model__dtype=dtype, optimizer__type=optimizer, train__pairs_per_micro_batch=1)
     raw |= {"deepspeed": {"zero_optimization": {"stage": stage}}}

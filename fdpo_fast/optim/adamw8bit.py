@@ -26,8 +26,8 @@ class AdamW8bit(Optimizer):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) whose moments take one byte each.
 
     The states have bitsandbytes' format and names: codes of the dynamic map (signed m, unsigned v), with an absmax per
-    block of 256 elements: 2.03 bytes a parameter. `bitsandbytes.optim.AdamW8bit` loads what `state_dict()` gives, and the
-    other way. Tensors below `min_8bit_size` elements keep float32 states.
+    block of 256 elements: 2.03 bytes a parameter. `bitsandbytes.optim.AdamW8bit` loads what `state_dict()` gives, and
+    the other way. Tensors below `min_8bit_size` elements keep float32 states.
 
     float32, bfloat16 and float16 parameters, with gradients of any of these. Half-precision parameters are rounded
     stochastically: to nearest, a weight takes no update below 2^-9 of itself, and those of fine-tuning are smaller.

@@ -16,13 +16,13 @@ thresholds s - 1 and s of the eight segments (seven decades and the value 1):
     k = min(floor(start[s] + rise[s] x), last[s]),
 
 the nearest value: within a decade the cells are equal parts, and the thresholds are the middles between decades. The
-bits of a float, read as an integer, are its logarithm to within 0.09 binades: a product and a shift make s or s - 1 of it,
+bits of a float, read as an integer, are its logarithm to within 0.09 binades: product and shift make s or s - 1 of it,
 
     ((bits of max(x, LOWEST) >> 16) * SEGMENTS_PER_BIT >> 16) mod 8,
 
 and one comparison says which.
 
-At its lower end we leave the nearest value, as bitsandbytes does on CPUs (whose 2^16 cells have middles of 2^-16): a v is
+At its lower end we leave the nearest value, as bitsandbytes does on CPUs (whose 2^16 cells have middles of 2^-16): v is
 at least map[LEAST_V] = 1.6e-5 of its block's largest, since an update divides by its root, and an m that is not 0 at
 least map[LEAST_M] = 3e-6. So nothing is divided by a v that was lost, and every code is within two of bitsandbytes'.
 """

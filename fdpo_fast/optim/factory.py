@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -34,17 +35,14 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
+def _options(settings: sections.Optimizer) -> dict[str, Any]:
+    return settings.model_dump(include={"lr", "betas", "eps", "weight_decay"})
+
+
 def optimizer(settings: sections.Optimizer, parameters: Iterable[Parameter], seed: int) -> Optimizer:
     """The optimizer of the configuration's section over `parameters`; `seed` is that of stochastic rounding."""
     rounding = {"rounding": settings.rounding, "seed": seed} if settings.type == "adamw8bit" else {}
-    return OPTIMIZERS[settings.type](
-        parameters,
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        **rounding,
-    )
+    return OPTIMIZERS[settings.type](parameters, **_options(settings), **rounding)
 
 
 # Share of the peak rate after warm-up, by progress in [0, 1].
@@ -65,3 +63,12 @@ def schedule(settings: sections.Optimizer, max_steps: int) -> Callable[[Optimize
         return decay(min((step - warmup) / max(max_steps - warmup, 1), 1.0))
 
     return lambda optimizer: LambdaLR(optimizer, factor)
+
+
+def reapply(settings: sections.Optimizer, optimizer: Any, scheduler: LambdaLR) -> None:
+    """Put the configuration's options in place of those that a checkpoint has brought along."""
+    scheduler.base_lrs = [settings.lr] * len(scheduler.base_lrs)
+    rates = [settings.lr * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group.update(_options(settings) | {"initial_lr": settings.lr, "lr": rate})
+    scheduler._last_lr = rates

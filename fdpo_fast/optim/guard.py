@@ -51,9 +51,13 @@ class StepGuard:
         self._agree(bad)
         self._found |= bool(bad > 0)
 
-    def end_step(self, skipped_elsewhere: int) -> None:
-        """Count the step that has ended. `skipped_elsewhere`: how many DeepSpeed itself has skipped so far."""
+    def end_step(self, skipped_elsewhere: int) -> bool:
+        """Count the step that has ended, and say whether it was skipped.
+
+        skipped_elsewhere: how many DeepSpeed itself has skipped so far.
+        """
         skipped = self._found or skipped_elsewhere > self._elsewhere
         self.skipped += skipped
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         self._found, self._elsewhere = False, skipped_elsewhere
+        return skipped

@@ -95,7 +95,7 @@ def _address(row, column: tl.constexpr, like, ALIGNED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["seed", "tensors"])
 def step_kernel(
-    table,  # [tensors, 12] int64: addresses (data, grad, m, v, absmax_m, absmax_v, copy), count, first, index, step, end
+    table,  # [tensors, 12] int64: addresses of data, grad, m, v, absmax of both, copy; count, first, index, step, end
     rates,  # [tensors, 7]
     lines,  # [2, 6, 8]
     seed,

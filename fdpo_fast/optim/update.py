@@ -40,7 +40,7 @@ class Update(NamedTuple):
     """A parameter that is to be stepped; everything contiguous and on one device.
 
     The states are uint8 codes with the absmax of each block, or float32 without (then absmax is None). Element e of a
-    half-precision parameter takes the half-word e + first of the stream (seed, index, step), see `reference.random_bits`.
+    half-precision parameter takes half-word e + first of the stream (seed, index, step), see `reference.random_bits`.
     """
 
     data: Tensor
