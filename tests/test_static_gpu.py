@@ -65,3 +65,17 @@ def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
     )
     done = run("-c", script)
     assert done.stdout.split() == ["1", "3"], done.stderr
+
+
+def test_the_optimizer_is_clean():
+    done = run("-c", "from benchmarks.static_optimizer import *\nfor case in CASES: print(*check(case, 90))")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert len(rows) == 7
+    assert all(row.endswith("[]") for row in rows), rows
+
+
+@pytest.mark.slow
+def test_the_optimizer_on_every_target():
+    done = run("-m", "benchmarks.static_optimizer")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr

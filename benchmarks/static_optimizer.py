@@ -1,0 +1,97 @@
+"""What the optimizer's GPU kernel is made of, without a GPU: `python -m benchmarks.static_optimizer`.
+
+As `benchmarks.static_gpu` does for the loss. Weights and gradients are read and written by 128 bits, eight codes at a
+time by 64. Exit status 1 on spills, on narrower accesses, or on more than one launch for a bucket of parameters.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.static_gpu import BF16, F16, F32, TARGETS, compiling, disassemble
+from fdpo_fast.optim import gpu
+from fdpo_fast.optim.dynamic_map import BLOCK
+from fdpo_fast.optim.update import Rates, Update
+
+TENSORS = 5  # of a bucket
+_RATES = Rates.of({"betas": (0.9, 0.999), "lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}, 1)
+
+
+class Case(NamedTuple):
+    """A bucket: what its tensors have in common."""
+
+    name: str
+    data: torch.dtype
+    grad: torch.dtype
+    coded: bool = True
+    copied: bool = False
+    elements: int = 1 << 20
+    stochastic: bool = True
+
+    def updates(self) -> list[Update]:
+        def room(dtype: torch.dtype, count: int = self.elements):
+            return torch.empty(count, dtype=dtype)
+
+        def update(index: int) -> Update:
+            state = torch.uint8 if self.coded else F32
+            absmax = [room(F32, -(-self.elements // BLOCK)) if self.coded else None for _ in range(2)]
+            copy = room(BF16) if self.copied else None
+            tensors = (room(self.data), room(self.grad), room(state), room(state), *absmax, copy)
+            return Update(*tensors, _RATES, self.stochastic, 0, index, 1, 0)
+
+        return [update(index) for index in range(TENSORS)]
+
+
+CASES = (
+    Case("bf16, stochastic", BF16, BF16),
+    Case("bf16, nearest", BF16, BF16, stochastic=False),
+    Case("fp16, stochastic, fp32 gradient", F16, F32),
+    Case("fp32", F32, F32),
+    Case("fp32, bf16 gradient and copy", F32, BF16, copied=True),
+    Case("bf16, stochastic, fp32 states", BF16, BF16, coded=False, elements=4080),
+    Case("bf16, stochastic, odd size", BF16, BF16, elements=10_007),
+)
+
+
+def check(case: Case, capability: int) -> tuple[str, list[str]]:
+    """A row of the table, and what is wrong with it."""
+    with compiling(capability) as launches:
+        gpu.step(case.updates())
+    sass = disassemble(launches[0].kernel.asm["cubin"])
+    wrong = []
+    if len(launches) != 1:
+        wrong.append(f"{len(launches)} launches")
+    if sass.spills:
+        wrong.append(f"{sass.spills} spills")
+    if case.elements % 16 == 0 and not (sass.loads[128] >= 2 and sass.stores[128] >= 1):
+        wrong.append("weights or gradients below 128 bits")
+    widths = [f"{counts[128]} / {counts[64]} / {counts[32]}" for counts in (sass.loads, sass.stores)]
+    return (
+        f"| {case.name} | sm_{capability} | {sass.registers} | {sass.spills} | {sass.shared} | {' | '.join(widths)} | "
+        f"{len(launches)} |",
+        [f"{case.name}, sm_{capability}: {reason}" for reason in wrong],
+    )
+
+
+def main() -> None:
+    print(
+        f"A bucket of {TENSORS} tensors. Loads of 32 bits are look-ups in the map's lines, which stay in the cache.\n"
+    )
+    print("| case | target | registers | spills | shared bytes | loads of 128 / 64 / 32 bit | stores | launches |")
+    print("|" + "---|" * 8)
+    wrong = []
+    for case in CASES:
+        for capability in TARGETS:
+            row, reasons = check(case, capability)
+            print(row, flush=True)
+            wrong += reasons
+    for line in wrong:
+        print("WRONG:", line)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
