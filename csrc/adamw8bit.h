@@ -20,7 +20,7 @@ struct Maps {
 // What one step does to every element of a tensor.
 struct AdamW {
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
-  float decay;      // 1 - lr * weight_decay
+  float decay;      // lr * weight_decay
   float step_size;  // lr sqrt(1 - beta2^t) / (1 - beta1^t)
   float eps;        // times sqrt(1 - beta2^t)
 };

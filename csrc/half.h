@@ -55,6 +55,16 @@ static inline U16 to_float16(F32 f, U32 random) {
   return narrow(magnitude >= (143u << 23) ? widen(to_float16(f)) : h | ((u >> 16) & 0x8000));
 }
 
+// Floats, and bfloat16 that need no copy on the way.
+struct Floats {
+  const float* data;
+  F32 at(int64_t i) const { return load<F32>(data + i); }
+};
+struct Halves {
+  const uint16_t* data;
+  F32 at(int64_t i) const { return from_bfloat16(load<U16>(data + i)); }
+};
+
 static inline void widen_all(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
 
 template <F32 (*widen)(U16)>

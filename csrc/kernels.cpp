@@ -80,16 +80,6 @@ void write(const Rows& rows, int64_t row, int64_t first, int64_t count, const fl
 constexpr int kParts = kWidth / kFloats;
 constexpr int64_t kRun = 128;  // elements whose sums stay in float lanes, eight to a lane
 
-// Floats, and bfloat16 that need no copy on the way.
-struct Floats {
-  const float* data;
-  F32 at(int64_t i) const { return load<F32>(data + i); }
-};
-struct Halves {
-  const uint16_t* data;
-  F32 at(int64_t i) const { return from_bfloat16(load<U16>(data + i)); }
-};
-
 bool straight(const Rows& rows, int64_t size) {
   return rows.dense() && rows.dtype == Dtype::bfloat16 && size % kWidth == 0;
 }

@@ -131,31 +131,11 @@ void random_bits(const Parameter& parameter, int64_t first, uint16_t (&bits)[kBl
   }
 }
 
-const float* floats(const void* from, Dtype dtype, Values& buffer) {
-  if (dtype == Dtype::float32) return static_cast<const float*>(from);
-  const auto* halves = static_cast<const uint16_t*>(from);
-  if (dtype == Dtype::bfloat16) widen_all<from_bfloat16>(halves, buffer, kBlock);
-  else widen_all<from_float16>(halves, buffer, kBlock);
-  return buffer;
-}
-
-template <U16 (*narrow)(F32, U32)>
-void narrow_randomly(const Values& from, const uint16_t (&bits)[kBlock], uint16_t* to) {
-  for (int64_t i = 0; i < kBlock; i += kFloats) store(to + i, narrow(load<F32>(from + i), widen(load<U16>(bits + i))));
-}
-
-void round_into(const Values& from, const Parameter& parameter, int64_t first, uint16_t* to) {
-  const bool wide = parameter.dtype == Dtype::bfloat16;
-  if (parameter.stochastic) {
-    uint16_t bits[kBlock];
-    random_bits(parameter, first, bits);
-    if (wide) narrow_randomly<to_bfloat16>(from, bits, to);
-    else narrow_randomly<to_float16>(from, bits, to);
-  } else if (wide) {
-    narrow_all<to_bfloat16>(from, to, kBlock);
-  } else {
-    narrow_all<to_float16>(from, to, kBlock);
-  }
+// Other than bfloat16.
+Floats floats(const char* from, Dtype dtype, Values& buffer) {
+  if (dtype == Dtype::float32) return {reinterpret_cast<const float*>(from)};
+  widen_all<from_float16>(reinterpret_cast<const uint16_t*>(from), buffer, kBlock);
+  return {buffer};
 }
 
 // Where a block's elements lie.
@@ -185,34 +165,11 @@ class Stepper {
 
   // Moves a parameter's block, and leaves its new states in `states` where they are to be coded.
   void move(const Place& at, int64_t block, States& states) const {
-    const AdamW rates = parameter_.rates;
-    const bool single = parameter_.dtype == Dtype::float32;
-    Values p_buffer, g_buffer;
-    const float* g = floats(at.grad, parameter_.grad_dtype, g_buffer);
-    const float* p = floats(at.data, parameter_.dtype, p_buffer);
-    float* moved = single ? reinterpret_cast<float*>(at.data) : p_buffer;
-    float* ms = coded() ? states.m : reinterpret_cast<float*>(at.m);
-    float* vs = coded() ? states.v : reinterpret_cast<float*>(at.v);
-    F32 most_m{}, most_v{};
-    auto step = [&](int64_t i, F32 kept_m, F32 kept_v) {
-      const F32 gi = load<F32>(g + i);
-      const F32 m = kept_m + rates.one_minus_beta1 * gi, v = kept_v + rates.one_minus_beta2 * gi * gi;
-      store(moved + i, rates.decay * load<F32>(p + i) - rates.step_size * m / (square_root(v) + rates.eps));
-      store(ms + i, m);
-      store(vs + i, v);
-      most_m = larger((F32)((U32)m & ~kSign), most_m);
-      most_v = larger(v, most_v);
-    };
-    if (coded()) {
-      coder_.decode(codes(at.m), codes(at.v), *at.absmax_m * rates.beta1, *at.absmax_v * rates.beta2, step);
-      states.most_m = highest(most_m);
-      states.most_v = highest(most_v);
-    } else {
-      for (int64_t i = 0; i < kBlock; i += kFloats)
-        step(i, rates.beta1 * load<F32>(ms + i), rates.beta2 * load<F32>(vs + i));
-    }
-    if (!single) round_into(p_buffer, parameter_, block * kBlock, reinterpret_cast<uint16_t*>(at.data));
-    if (at.copy) narrow_all<to_bfloat16>(moved, at.copy, kBlock);
+    Values buffer;
+    if (parameter_.grad_dtype == Dtype::bfloat16)
+      move_by(Halves{reinterpret_cast<const uint16_t*>(at.grad)}, at, block, states);
+    else
+      move_by(floats(at.grad, parameter_.grad_dtype, buffer), at, block, states);
   }
 
   // Codes a block that was moved. Meanwhile asks for one that will be: of so many streams the hardware fetches too
@@ -229,6 +186,58 @@ class Stepper {
   }
 
  private:
+  // Reads and writes the parameter in its dtype.
+  template <class Grad>
+  void move_by(Grad grad, const Place& at, int64_t block, States& states) const {
+    auto* floats_at = reinterpret_cast<float*>(at.data);
+    auto* halves_at = reinterpret_cast<uint16_t*>(at.data);
+    uint16_t bits[kBlock];
+    if (parameter_.stochastic && parameter_.dtype != Dtype::float32) random_bits(parameter_, block * kBlock, bits);
+    auto random = [&](int64_t i) { return widen(load<U16>(bits + i)); };
+    if (parameter_.dtype == Dtype::float32) {
+      move_from(Floats{floats_at}, grad, at, states, [=](int64_t i, F32 p) { store(floats_at + i, p); });
+      if (at.copy) narrow_all<to_bfloat16>(floats_at, at.copy, kBlock);
+    } else if (parameter_.dtype == Dtype::float16) {
+      Values values;
+      const Floats p = floats(at.data, parameter_.dtype, values);
+      if (parameter_.stochastic)
+        move_from(p, grad, at, states, [&](int64_t i, F32 p) { store(halves_at + i, to_float16(p, random(i))); });
+      else
+        move_from(p, grad, at, states, [=](int64_t i, F32 p) { store(halves_at + i, to_float16(p)); });
+    } else if (parameter_.stochastic) {
+      move_from(Halves{halves_at}, grad, at, states,
+                [&](int64_t i, F32 p) { store(halves_at + i, to_bfloat16(p, random(i))); });
+    } else {
+      move_from(Halves{halves_at}, grad, at, states, [=](int64_t i, F32 p) { store(halves_at + i, to_bfloat16(p)); });
+    }
+  }
+
+  template <class Data, class Grad, class Put>
+  void move_from(Data data, Grad grad, const Place& at, States& states, Put put) const {
+    const AdamW rates = parameter_.rates;
+    float* ms = coded() ? states.m : reinterpret_cast<float*>(at.m);
+    float* vs = coded() ? states.v : reinterpret_cast<float*>(at.v);
+    F32 most_m{}, most_v{};
+    auto step = [&](int64_t i, F32 kept_m, F32 kept_v) {
+      const F32 g = grad.at(i);
+      const F32 m = kept_m + rates.one_minus_beta1 * g, v = kept_v + rates.one_minus_beta2 * g * g;
+      const F32 p = data.at(i);
+      put(i, p - (rates.decay * p + rates.step_size * m / (square_root(v) + rates.eps)));
+      store(ms + i, m);
+      store(vs + i, v);
+      most_m = larger((F32)((U32)m & ~kSign), most_m);
+      most_v = larger(v, most_v);
+    };
+    if (coded()) {
+      coder_.decode(codes(at.m), codes(at.v), *at.absmax_m * rates.beta1, *at.absmax_v * rates.beta2, step);
+      states.most_m = highest(most_m);
+      states.most_v = highest(most_v);
+    } else {
+      for (int64_t i = 0; i < kBlock; i += kFloats)
+        step(i, rates.beta1 * load<F32>(ms + i), rates.beta2 * load<F32>(vs + i));
+    }
+  }
+
   static uint8_t* codes(char* address) { return reinterpret_cast<uint8_t*>(address); }
   bool coded() const { return parameter_.absmax_m; }
 

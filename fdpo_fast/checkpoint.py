@@ -30,7 +30,8 @@ class Checkpoints:
 
     def fall_back(self, step: int) -> Path | None:
         """Make the newest checkpoint behind at most `step` steps the one that a resumed run loads. Collective."""
-        sound = [path for path in sorted(self.folder.glob("step-*")) if int(path.name[5:]) <= step]
+        steps = {int(path.name[5:]): path for path in self.folder.glob("step-*")}
+        sound = [steps[number] for number in sorted(steps) if number <= step]
         dist.barrier()
         if sound and dist.get_rank() == 0:
             self._point_to(sound[-1].name)
@@ -65,6 +66,11 @@ class Checkpoints:
             raise ValueError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")
         if ema:
             ema.load(self.folder / tag)
+        dist.barrier()
+        if dist.get_rank() == 0:  # leftovers of a kill, or of steps that are about to be taken anew
+            for later in self.folder.glob("step-*"):
+                if int(later.name[5:]) > state["step"]:
+                    shutil.rmtree(later)
         return state["step"]
 
 

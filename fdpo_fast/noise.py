@@ -105,11 +105,11 @@ def _integer(name: str, value: int | Tensor) -> int | Tensor:
     raise TypeError(f"{name} must be an integer, got {kind}")
 
 
-def words(draws: Tensor, stream: int, blocks: int) -> Tensor:
-    """The raw stream [B, 4 * blocks] of `draws` [3, B], uint32 values as int64."""
+def words(draws: Tensor, stream: int, blocks: int, first: int = 0) -> Tensor:
+    """The raw stream [B, 4 * blocks] of `draws` [3, B] from block `first` on, uint32 values as int64."""
     seed, pair_id, visit = draws[:, :, None]
     counter = (
-        torch.arange(blocks, device=draws.device)[None, :],
+        (torch.arange(blocks, device=draws.device)[None, :] + first) & _MASK,
         visit & _MASK,
         pair_id & _MASK,
         (pair_id >> 32 << 8 | stream) & _MASK,

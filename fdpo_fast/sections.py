@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,6 +10,9 @@ from fdpo_fast.divergences import Divergence, divergence
 from fdpo_fast.loss import FDPOLoss
 
 EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -98,7 +101,7 @@ class Loss(Section):
 class Optimizer(Section):
     type: Literal["adamw", "adamw8bit", "adamw8bit_bnb", "cpu_adam"] = "adamw"
     lr: float = Field(ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -164,7 +164,7 @@ def train(config: Config, resume: bool) -> None:
         say(f"{folder} has no checkpoint: starting at step 0")
     if resume and checkpoints.latest():
         first_step = checkpoints.load(engine, ema)
-        factory.reapply(config.optimizer, engine.optimizer, engine.lr_scheduler)
+        factory.reapply(config.optimizer, settings.seed, engine.optimizer, engine.lr_scheduler)
         if rank.index == 0:
             for change in configuration.load(folder / "config.json").differences(config):
                 say(f"resumed with another {change}")
@@ -194,7 +194,7 @@ def train(config: Config, resume: bool) -> None:
     stop = StopSignal(device)
     micro = settings.pairs_per_micro_batch
     accumulation = config.accumulation(rank.count)
-    reported, sound = 0, first_step
+    reported, sound = 0, first_step - 1
     bar = tqdm(range(first_step, settings.max_steps), initial=first_step, total=settings.max_steps, desc="train",
                disable=rank.index > 0)  # fmt: skip
     if config.log.samples_every and first_step == 0:
@@ -229,7 +229,7 @@ def train(config: Config, resume: bool) -> None:
         metrics.end_step(step, lr, engine.get_global_grad_norm())
         last = done == settings.max_steps
         checkpoint = (done % settings.checkpoint_every == 0 or last) and not guard.in_a_row  # keep the good ones
-        if done % config.log.every == 0 or checkpoint:  # a checkpoint never runs ahead of the metrics on disk
+        if done % config.log.every == 0 or checkpoint or last:  # a checkpoint never runs ahead of the metrics on disk
             records = metrics.flush()
             if warning := watch(records):
                 records[-1]["warning"] = warning
@@ -241,8 +241,9 @@ def train(config: Config, resume: bool) -> None:
                 writer.write(records)
                 bar.set_postfix_str(progress(records[-1]))
             if stop.requested():
-                checkpoints.save(engine, done, config.dumps(), ema)
-                say(f"stopped after step {done}: --resume goes on from there")
+                if not guard.in_a_row:
+                    checkpoints.save(engine, done, config.dumps(), ema)
+                say(f"stopped after step {done}: --resume goes on from {checkpoints.latest() or 'the start'}")
                 return
         if config.log.samples_every and (done % config.log.samples_every == 0 or last):
             grids.write(unet, done, rank.index)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from fdpo_fast.ops import operators
@@ -35,8 +36,9 @@ class AdamW8bit(Optimizer):
     resumed or not, on any number of threads.
 
     Args:
-        params: parameters or groups. A group may set any of the options below, and `first_element`: the place of its
-            parameters' first element in a larger tensor that was split over ranks (a multiple of 8).
+        params: parameters or groups. A group may set lr, betas, eps, weight_decay, rounding and seed for itself, and
+            `first_element`: the place of its parameters' first element in a larger tensor that was split over ranks
+            (a multiple of 8).
         lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
         rounding: "stochastic" or "nearest", of half-precision parameters.
         seed: of the stochastic rounding, 0 <= seed < 2^64.
@@ -61,8 +63,6 @@ class AdamW8bit(Optimizer):
         min_8bit_size: int = 4096,
         backend: str | None = None,
     ) -> None:
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must lie in [0, 2^64), got {seed}")
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
         self._backend, self._min_8bit_size = backend, min_8bit_size
@@ -74,7 +74,18 @@ class AdamW8bit(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; checks the group's options and the parameters' dtypes."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        self._in_backward = None
+        try:
+            self._check(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _check(self, group: dict[str, Any]) -> None:
+        if ignored := group.keys() & {"backend", "min_8bit_size"}:
+            raise ValueError(f"{ignored.pop()} is an option of the optimizer, not of a group: it would be ignored")
+        if len(set(group["params"])) < len(group["params"]):
+            raise ValueError("a parameter is twice in one group: it would be stepped twice")
         for name in ("lr", "eps", "weight_decay"):
             if not group[name] >= 0:
                 raise ValueError(f"{name} must not be negative, got {group[name]}")
@@ -82,7 +93,9 @@ class AdamW8bit(Optimizer):
             raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
         if group["rounding"] not in ROUNDINGS:
             raise ValueError(f"unknown rounding {group['rounding']!r}: use one of {', '.join(ROUNDINGS)}")
-        if group["first_element"] % 8:
+        if not 0 <= group["seed"] < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {group['seed']}")
+        if group["first_element"] % 8 or group["first_element"] < 0:
             raise ValueError(f"first_element must be a multiple of 8, got {group['first_element']}")
         for parameter in group["params"]:
             if parameter.dtype not in reference.DTYPES:
@@ -115,7 +128,7 @@ class AdamW8bit(Optimizer):
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor) -> None:
         """Step one parameter, which has a gradient; to be called from inside backward."""
-        if self._in_backward is None or parameter not in self._in_backward:
+        if self._in_backward is None:
             self._in_backward = {parameter: (group, number) for parameter, group, number in self._places()}
         self._step([(parameter, *self._in_backward[parameter])])
 
@@ -125,34 +138,43 @@ class AdamW8bit(Optimizer):
         return ((p, group, next(numbers)) for group in self.param_groups for p in group["params"])
 
     def _step(self, places: Iterable[tuple[Tensor, dict[str, Any], int]]) -> None:
-        updates: dict[str, list[Update]] = defaultdict(list)
-        strided = []
-        for parameter, group, number in places:
+        places = [(p, group, number) for p, group, number in places if p.grad is not None and p.numel()]
+        for parameter, _, _ in places:  # before anything has moved
             grad = parameter.grad
-            if grad is None or not parameter.numel():
-                continue
             if grad.layout != torch.strided or grad.dtype not in reference.DTYPES:
                 raise TypeError(
                     f"gradients must be dense float32, bfloat16 or float16, got {grad.dtype}, {grad.layout}"
                 )
-            update = self._update(group, parameter, number)
-            if not parameter.is_contiguous():
-                strided.append((parameter, update.data))
-            backend = operators.chosen(self._backend, parameter.device, parameter.dtype, grad.dtype)
-            updates[backend].append(update)
+            if not parameter.data_ptr():
+                raise TypeError(
+                    f"a parameter of type {type(parameter).__name__} holds no memory of its own: step its local tensor"
+                )
+        updates: dict[str, list[Update]] = defaultdict(list)
+        for parameter, group, number in places:
+            backend = operators.chosen(self._backend, parameter.device, parameter.dtype, parameter.grad.dtype)
+            updates[backend].append(self._update(group, parameter, number))
         for backend, of_backend in updates.items():
             BACKENDS[backend](of_backend)
-        for parameter, moved in strided:
-            parameter.copy_(moved)
+        moved = {update.index: update for of_backend in updates.values() for update in of_backend}
+        for parameter, _, number in places:
+            if parameter.is_contiguous():
+                increment_version(parameter)  # autograd refuses a backward through weights that have moved since
+            else:
+                parameter.copy_(moved[number].data)
 
     def _update(self, group: dict[str, Any], parameter: Tensor, number: int) -> Update:
         state = self.state[parameter]
         if not state:
             self._start(state, parameter)
+        elif state["state1"].numel() != parameter.numel() or state["state1"].device != parameter.device:
+            raise ValueError(
+                f"parameter {number} has {parameter.numel()} elements on {parameter.device}, its states "
+                f"{state['state1'].numel()} on {state['state1'].device}: make the optimizer after moving or resizing"
+            )
         state["step"] += 1
         return Update(
-            parameter.detach().contiguous(),
-            parameter.grad.contiguous(),
+            parameter.detach().resolve_neg().contiguous(),
+            parameter.grad.resolve_neg().contiguous(),
             state["state1"],
             state["state2"],
             state.get("absmax1"),
@@ -174,7 +196,7 @@ class AdamW8bit(Optimizer):
         for number in ("1", "2"):
             state["state" + number] = torch.zeros(shape, dtype=dtype, device=device)
             if coded:
-                state["qmap" + number] = dynamic_map(number == "1").values.to(device)
+                state["qmap" + number] = dynamic_map(number == "1").values.to(device, copy=True)
                 state["absmax" + number] = torch.zeros(-(-parameter.numel() // BLOCK), device=device)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -187,29 +209,41 @@ class AdamW8bit(Optimizer):
             for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False)
         ]
         saved += state_dict["param_groups"][len(saved) :]  # a wrong number of groups is torch's to refuse
-        # torch would cast the states to the parameters' dtypes
-        super().load_state_dict({"state": {}, "param_groups": saved})
         numbers = (number for group in state_dict["param_groups"] for number in group["params"])
-        for number, (parameter, _, _) in zip(numbers, self._places(), strict=True):
+        placed = {}
+        for number, (parameter, _, _) in zip(numbers, self._places(), strict=False):
             if state := state_dict["state"].get(number):
                 flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
-                self.state[parameter] = _placed(flat, parameter, number)
+                placed[parameter] = _placed(flat, parameter, number)
+        # without the states, which torch would cast to the parameters' dtypes
+        super().load_state_dict({"state": {}, "param_groups": saved})
+        self.state.update(placed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_backend", "_min_8bit_size", "_copies")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._in_backward = None
 
 
 def _placed(state: dict[str, Any], parameter: Tensor, number: int) -> dict[str, Any]:
     """Copies of a saved state's tensors on the parameter's device."""
-    blocks = {"absmax1", "absmax2"} if state["state1"].dtype == torch.uint8 else set()
+    coded = "state1" in state and state["state1"].dtype == torch.uint8
+    blocks = ("absmax1", "absmax2") if coded else ()
     for name in ("state1", "state2", *blocks):
         expected = -(-parameter.numel() // BLOCK) if name in blocks else parameter.numel()
-        if name not in state or state[name].numel() != expected:
+        dtype = torch.uint8 if coded and name not in blocks else torch.float32
+        if "step" not in state or name not in state or state[name].numel() != expected or state[name].dtype != dtype:
             raise ValueError(
                 f"the saved {name} of parameter {number} does not fit a tensor of shape {tuple(parameter.shape)}: "
-                "load the states of the same model"
+                "load the states of AdamW8bit, here or in bitsandbytes, for the same model"
             )
     placed = {"step": int(state["step"])}
-    for name in _TENSORS:
+    for name in _TENSORS if coded else ("state1", "state2"):
         if name in state:
-            placed[name] = state[name].detach().to(parameter.device, copy=not name.startswith("qmap")).contiguous()
+            placed[name] = state[name].detach().to(parameter.device, copy=True).contiguous()
     for name in ("state1", "state2"):
         placed[name] = placed[name].reshape(parameter.shape)
     return placed

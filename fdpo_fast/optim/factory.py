@@ -35,14 +35,14 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def _options(settings: sections.Optimizer) -> dict[str, Any]:
-    return settings.model_dump(include={"lr", "betas", "eps", "weight_decay"})
+def _options(settings: sections.Optimizer, seed: int) -> dict[str, Any]:
+    rounding = {"rounding": settings.rounding, "seed": seed} if settings.type == "adamw8bit" else {}
+    return settings.model_dump(include={"lr", "betas", "eps", "weight_decay"}) | rounding
 
 
 def optimizer(settings: sections.Optimizer, parameters: Iterable[Parameter], seed: int) -> Optimizer:
     """The optimizer of the configuration's section over `parameters`; `seed` is that of stochastic rounding."""
-    rounding = {"rounding": settings.rounding, "seed": seed} if settings.type == "adamw8bit" else {}
-    return OPTIMIZERS[settings.type](parameters, **_options(settings), **rounding)
+    return OPTIMIZERS[settings.type](parameters, **_options(settings, seed))
 
 
 # Share of the peak rate after warm-up, by progress in [0, 1].
@@ -65,10 +65,10 @@ def schedule(settings: sections.Optimizer, max_steps: int) -> Callable[[Optimize
     return lambda optimizer: LambdaLR(optimizer, factor)
 
 
-def reapply(settings: sections.Optimizer, optimizer: Any, scheduler: LambdaLR) -> None:
+def reapply(settings: sections.Optimizer, seed: int, optimizer: Any, scheduler: LambdaLR) -> None:
     """Put the configuration's options in place of those that a checkpoint has brought along."""
     scheduler.base_lrs = [settings.lr] * len(scheduler.base_lrs)
     rates = [settings.lr * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group.update(_options(settings) | {"initial_lr": settings.lr, "lr": rate})
+        group.update(_options(settings, seed) | {"initial_lr": settings.lr, "lr": rate})
     scheduler._last_lr = rates

@@ -54,4 +54,4 @@ class StepInBackward:
     def bad(self) -> Tensor:
         """1.0 if a gradient of this backward was not finite; forgets it."""
         bad, self._bad = self._bad, None
-        return bad.float()
+        return torch.zeros(()) if bad is None else bad.float()

@@ -47,9 +47,9 @@ def random_bits(seed: int, index: int, step: int, first: int, count: int, device
     Words of the counter-based stream ROUNDING (`noise`) with the parameter's index for pair_id and the optimizer's step
     for visit; each gives two elements their bits, the lower half first.
     """
-    blocks = (first + count + 7) // 8 * 2
-    stream = words(draws(seed, index, step, device=device), ROUNDING, blocks // 2)[0]
-    return torch.stack((stream & 0xFFFF, stream >> 16), 1).flatten()[first : first + count].int()
+    drawn = draws(seed, index, step, device=device)
+    stream = words(drawn, ROUNDING, -(-count // 8), first // 8)[0]
+    return torch.stack((stream & 0xFFFF, stream >> 16), 1).flatten()[:count].int()
 
 
 def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,7 +78,8 @@ def step(updates: list[Update]) -> None:
         v = decode(u.v, u.absmax_v, False) if coded else u.v
         m = rates.beta1 * m + rates.one_minus_beta1 * g
         v = rates.beta2 * v + rates.one_minus_beta2 * g * g
-        moved = rates.decay * u.data.float() - rates.step_size * m / (v.sqrt() + rates.eps)
+        p = u.data.float()
+        moved = p - (rates.decay * p + rates.step_size * m / (v.sqrt() + rates.eps))
         if u.stochastic and u.data.dtype != torch.float32:
             bits = random_bits(u.seed, u.index, u.step, u.first, u.data.numel(), u.data.device)
             u.data.copy_(round_randomly(moved, bits.reshape(moved.shape), u.data.dtype))

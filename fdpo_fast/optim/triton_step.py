@@ -143,7 +143,7 @@ def step_kernel(
         v = _line(lines + 48, (v.to(tl.int32) + 1).to(tl.float32)) * tl.load(absmax_v + blocks, there, 0.0)[:, None]
     m = tl.load(rate) * m + tl.load(rate + 1) * g
     v = tl.load(rate + 2) * v + tl.load(rate + 3) * g * g
-    moved = tl.load(rate + 4) * p - tl.div_rn(tl.load(rate + 5) * m, tl.sqrt_rn(v) + tl.load(rate + 6))
+    moved = p - (tl.load(rate + 4) * p + tl.div_rn(tl.load(rate + 5) * m, tl.sqrt_rn(v) + tl.load(rate + 6)))
     if STOCHASTIC:
         bits = _random_bits(seed, tl.load(row + 9), tl.load(row + 10), tl.load(row + 8) + block * BLOCK, ROWS, BLOCK)
         tl.store(data + at, _randomly(moved, bits, data_like.dtype.element_ty), inside)

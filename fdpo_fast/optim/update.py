@@ -13,7 +13,7 @@ ROUNDINGS = ("stochastic", "nearest")
 class Rates(NamedTuple):
     """The numbers of AdamW at step t, in the order of csrc/adamw8bit.h. With m, v the moments behind this gradient:
 
-    p <- decay * p - step_size * m / (sqrt(v) + eps)
+    p <- p - (decay * p + step_size * m / (sqrt(v) + eps))
 
     which is Loshchilov and Hutter's update (arXiv 1711.05101) with the bias corrections drawn out of the fraction.
     """
@@ -22,7 +22,7 @@ class Rates(NamedTuple):
     one_minus_beta1: float
     beta2: float
     one_minus_beta2: float
-    decay: float  # 1 - lr * weight_decay
+    decay: float  # lr * weight_decay; taken from one it would be rounded away at small rates
     step_size: float  # lr * sqrt(1 - beta2^t) / (1 - beta1^t)
     eps: float  # times sqrt(1 - beta2^t)
 
@@ -32,8 +32,7 @@ class Rates(NamedTuple):
         (beta1, beta2), lr = group["betas"], float(group["lr"])
         correction = math.sqrt(1 - beta2**step)
         step_size = lr * correction / (1 - beta1**step)
-        decay = 1 - lr * group["weight_decay"]
-        return cls(beta1, 1 - beta1, beta2, 1 - beta2, decay, step_size, group["eps"] * correction)
+        return cls(beta1, 1 - beta1, beta2, 1 - beta2, lr * group["weight_decay"], step_size, group["eps"] * correction)
 
 
 class Update(NamedTuple):
