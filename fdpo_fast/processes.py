@@ -34,8 +34,10 @@ def mean_over_ranks(tensor: torch.Tensor) -> None:
 
 
 def largest_over_ranks(tensor: torch.Tensor) -> None:
-    """In place. Collective."""
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    """In place, wherever the tensor is: under offload that is not where NCCL can reach. Collective."""
+    reached = tensor.cuda() if dist.get_backend() == "nccl" else tensor
+    dist.all_reduce(reached, op=dist.ReduceOp.MAX)
+    tensor.copy_(reached)
 
 
 class StopSignal:

@@ -32,9 +32,10 @@ class StepGuard:
 
     def _hide(self, optimizer: Optimizer, *_: Any) -> None:
         held = [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        device = held[0][1].device if held else torch.device("cpu")
-        norms = torch._foreach_norm([grad for _, grad in held]) if held else []
-        bad = sum(((~norm.isfinite()).float() for norm in norms), torch.zeros((), device=device))
+        bad = torch.zeros(())
+        if held:
+            norms = torch.stack(torch._foreach_norm([grad for _, grad in held], dtype=torch.float32))
+            bad = (~norms.isfinite()).sum().float()
         self.found(bad)
         if self._found:
             self._hidden = held
