@@ -80,7 +80,7 @@ def measure(dtype: torch.dtype, elements: int, rounds: int) -> list[dict]:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):  # the first one makes the states
         for name, step in steps.items():
-            if turn > 3 and name in ("bitsandbytes", "fdpo_fast, portable"):
+            if turn > 7 and name in ("bitsandbytes", "fdpo_fast, portable"):
                 continue  # slow
             start = time.perf_counter()
             step()

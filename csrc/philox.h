@@ -21,14 +21,17 @@ static inline U64 multiply_halves(U64 a, uint32_t b) {
 #endif
 }
 
-// Words in the lower halves; the upper ones are left with anything.
-static inline void philox(U64 c[4], uint32_t k0, uint32_t k1) {
+// Words in the lower halves, of `count` registers of counters; the upper halves are left with anything.
+template <int count>
+static inline void philox(U64 (&c)[count][4], uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
-    const U64 p0 = multiply_halves(c[0], 0xD2511F53u), p1 = multiply_halves(c[2], 0xCD9E8D57u);
-    c[0] = (p1 >> 32) ^ c[1] ^ uint64_t{k0};
-    c[1] = p1;
-    c[2] = (p0 >> 32) ^ c[3] ^ uint64_t{k1};
-    c[3] = p0;
+    for (auto& w : c) {
+      const U64 p0 = multiply_halves(w[0], 0xD2511F53u), p1 = multiply_halves(w[2], 0xCD9E8D57u);
+      w[0] = (p1 >> 32) ^ w[1] ^ uint64_t{k0};
+      w[1] = p1;
+      w[2] = (p0 >> 32) ^ w[3] ^ uint64_t{k1};
+      w[3] = p0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
@@ -39,10 +42,10 @@ using Lanes = uint32_t[kLanes];
 
 static inline void philox(Lanes c[4], uint32_t k0, uint32_t k1) {
   for (int i = 0; i < kLanes; i += kDoubles) {
-    U64 words[4];
-    for (int j = 0; j < 4; ++j) words[j] = __builtin_convertvector(load<HalfU32>(c[j] + i), U64);
+    U64 words[1][4];
+    for (int j = 0; j < 4; ++j) words[0][j] = __builtin_convertvector(load<HalfU32>(c[j] + i), U64);
     philox(words, k0, k1);
-    for (int j = 0; j < 4; ++j) store(c[j] + i, __builtin_convertvector(words[j], HalfU32));
+    for (int j = 0; j < 4; ++j) store(c[j] + i, __builtin_convertvector(words[0][j], HalfU32));
   }
 }
 

@@ -6,7 +6,7 @@
 #include "half.h"
 #include "isa.h"
 #include "lanes.h"
-#include "philox.h"
+#include "random_bits.h"
 
 namespace fdpo {
 namespace {
@@ -113,23 +113,6 @@ struct Coder {
     }
   }
 };
-
-// 16 random bits for each element: the half-words of the stream that fdpo_fast/optim/reference.py describes.
-void random_bits(const Parameter& parameter, int64_t first, uint16_t (&bits)[kBlock]) {
-  constexpr int kOfCounter = 8;
-  // The counters lie in the lanes such that interleaving two registers of words leaves them in order.
-  static constexpr int64_t kLane[] = {0, 4, 1, 5, 2, 6, 3, 7}, kLane4[] = {0, 2, 1, 3}, kLane2[] = {0, 1};
-  const I64 lanes = load<I64>(kDoubles == 8 ? kLane : kDoubles == 4 ? kLane4 : kLane2);
-  uint64_t counter = (parameter.first + uint64_t(first)) / kOfCounter;
-  for (int64_t at = 0; at < kBlock; at += kOfCounter * kDoubles, counter += kDoubles) {
-    U64 words[4] = {(U64)lanes + counter, U64{} + parameter.step, U64{} + (parameter.index & 0xFFFFFFFF),
-                    U64{} + (parameter.index >> 32 << 8 | parameter.stream)};
-    philox(words, uint32_t(parameter.seed), uint32_t(parameter.seed >> 32));
-    const U64 first_half = (words[0] & 0xFFFFFFFF) | words[1] << 32, second_half = (words[2] & 0xFFFFFFFF) | words[3] << 32;
-    store(bits + at, interleave_low(first_half, second_half));
-    store(bits + at + kOfCounter * kDoubles / 2, interleave_high(first_half, second_half));
-  }
-}
 
 // Other than bfloat16.
 Floats floats(const char* from, Dtype dtype, Values& buffer) {
