@@ -24,8 +24,8 @@ and one comparison says which.
 
 At its lower end we leave the nearest value, as bitsandbytes does on CPUs (whose 2^16 cells have middles of 2^-16): v is
 at least map[LEAST_V] = 1.6e-5 of its block's largest, since an update divides by its root, and an m that is not 0 at
-least map[LEAST_M] = 3e-6. So nothing is divided by a v that was lost, and codes are within two of bitsandbytes'; but for
-an m of exactly 0, which stays 0 here and becomes 2e-5 of the largest there.
+least map[LEAST_M] = 3e-6. So nothing is divided by a v that was lost, and codes are within two of bitsandbytes'; but
+for an m of exactly 0, which stays 0 here and becomes 2e-5 of the largest there.
 """
 
 from __future__ import annotations
