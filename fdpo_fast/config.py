@@ -84,6 +84,10 @@ class Config(Section):
                 raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
         if self.model.dtype == "fp32" and self.deepspeed.get("bf16", {}).get("enabled"):
             raise ValueError("deepspeed.bf16 is enabled but model.dtype is 'fp32': set model.dtype to 'bf16'")
+        if self.model.compile and self.stage == 3:
+            raise ValueError(
+                "model.compile does not go with ZeRO stage 3, whose parameters come and go: switch one off"
+            )
         self._check_optimizer()
         if self.log.samples_every and not self.log.prompts:
             raise ValueError("log.samples_every is set but log.prompts is empty: give the captions to draw")

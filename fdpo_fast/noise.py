@@ -8,8 +8,8 @@ have seen. Layout of the 128-bit counter and the 64-bit key:
     counter = (block, visit, pair_id low, pair_id high << 8 | stream)
 
 block: index of a group of four elements of the flattened sample (words 0..3 of its output belong to elements
-4 * block + 0..3). stream: 0 noise, 1 timestep, 2 caption dropout, 3 rounding of
-weights (pair_id is then the parameter, visit the step). 0 <= pair_id < 2^56, 0 <= visit < 2^32.
+4 * block + 0..3). stream: 0 noise, 1 timestep, 2 caption dropout, 3 rounding of weights (pair_id is then the
+parameter, visit the step), 4 crop and flip. 0 <= pair_id < 2^56, 0 <= visit < 2^32.
 
 Normals by Box-Muller, two from two words x, y, formed in float64 and rounded once to float32:
 
@@ -34,7 +34,7 @@ from fdpo_fast.reference import LAYOUTS
 NOISE_SPEC = "philox4x32-10/box-muller/1"
 """Version of the layout above; part of every cache that depends on draws."""
 
-NOISE, TIMESTEP, CAPTION, ROUNDING = range(4)
+NOISE, TIMESTEP, CAPTION, ROUNDING, GEOMETRY = range(5)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 
-def start_processes() -> torch.device:
-    """Join the launcher's process group, or be a group of one; returns this process's device."""
+@dataclass(frozen=True)
+class Rank:
+    """A process among those of the run."""
+
+    index: int
+    count: int
+    device: torch.device
+    barrier: Callable[[], None]
+
+    def say(self, *words: object) -> None:
+        """Print, on the first rank only."""
+        if self.index == 0:
+            print(*words, flush=True)
+
+
+def start_processes() -> Rank:
+    """Join the launcher's process group, or be a group of one."""
     import deepspeed
 
     cuda = torch.cuda.is_available()
@@ -23,7 +40,7 @@ def start_processes() -> torch.device:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    return device
+    return Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> None:

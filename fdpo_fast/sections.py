@@ -28,10 +28,16 @@ class LoRA(Section):
 class Model(Section):
     family: str
     base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
+    vae: str | None = Field(None, description="diffusers folder or hub name of a VAE in place of the base's own")
     train: Literal["full", "lora"] = "full"
     dtype: Literal["fp32", "bf16"] = "bf16"
     lora: LoRA = LoRA()
     gradient_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "xformers"] = Field(
+        "auto", description="auto: torch's scaled_dot_product_attention, which has the same kernels as xformers"
+    )
+    channels_last: bool = False
+    compile: bool = Field(False, description="the UNet by torch.compile")
 
 
 class DigitsRecipe(Section):
@@ -55,14 +61,25 @@ class DigitsRecipe(Section):
 
 
 class Data(Section):
-    source: str = Field(description=f"parquet file, folder or glob; '{EMBEDDED}' is the embedded set of pairs")
-    format: Literal["pickapic"] = "pickapic"
+    source: str = Field(
+        description=f"file, folder, glob, URL or hub data set (owner/name); '{EMBEDDED}' is the embedded set of pairs"
+    )
+    format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = "auto"
     resolution: int = Field(512, ge=8)
+    crop: Literal["center", "random"] = "center"
+    flip: float = Field(0.0, ge=0, le=1, description="share of the pairs that are mirrored, both sides together")
+    buckets: bool = Field(False, description="keep the aspect ratio: sizes of about resolution^2 pixels")
+    bucket_step: int = Field(64, ge=8, description="sides of buckets are multiples of this")
     ties: Literal["drop", "half"] = "drop"
     caption_dropout: float = Field(0.0, ge=0, lt=1)
     cache_dir: str = "~/.cache/fdpo_fast"
-    encode_batch: int = Field(16, ge=1)
+    cache_dtype: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of latents and text embeddings on disk")
+    latents: Literal["mode", "sample", "moments"] = Field(
+        "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
+    )
+    encode_batch: int = Field(16, ge=1, description="images, captions or pairs at a time while caching")
     shard_rows: int = Field(1024, ge=1)
+    workers: int = Field(4, ge=1, description="threads that decode images")
     digits: DigitsRecipe = DigitsRecipe()
 
 
@@ -71,6 +88,7 @@ class Reference(Section):
     visits: int | None = Field(
         None, ge=1, lt=2**32, description="draws of (t, noise) per pair; null: a fresh one every epoch"
     )
+    seed: int = Field(0, ge=0, lt=2**32, description="of the draws; train.seed is that of the order and the adapter")
 
 
 class Loss(Section):

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -21,40 +20,28 @@ if __name__ == "__main__":
 import torch
 import torch.distributed as dist
 
+from fdpo_fast import commands
 from fdpo_fast import config as configuration
 from fdpo_fast.config import Config, ConfigError
-from fdpo_fast.sections import EMBEDDED
+from fdpo_fast.noise import timesteps
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train; a mistake in the input ends the process with one sentence."""
-    parser = argparse.ArgumentParser(prog="fdpo train", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="JSON file of the run")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override (JSON value)")
+    parser = commands.parser("train", __doc__.splitlines()[0])
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in train.output_dir")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
-    options = parser.parse_args(arguments)
-    try:
-        config = configuration.load(options.config, options.set)
-        config.accumulation(int(os.environ.get("WORLD_SIZE", 1)))  # set by the launcher
-        if options.dry_run:
-            print(config.dumps(), end="")
-            return
-        check_output(Path(config.train.output_dir), options.resume)
-        train(config, options.resume)
-    except ValueError as error:
-        if isinstance(error, ConfigError) or _ours(error):
-            sys.exit(f"fdpo train: {error}")
-        raise
+    commands.run(parser.parse_args(arguments), "train", start)
 
 
-def _ours(error: ValueError) -> bool:
-    """Raised by our own check of the input, not from deep inside a library."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    return Path(trace.tb_frame.f_code.co_filename).parent.is_relative_to(Path(__file__).parent)
+def start(config: Config, options: argparse.Namespace) -> None:
+    """Check what can be checked at once, then train."""
+    config.accumulation(int(os.environ.get("WORLD_SIZE", 1)))  # set by the launcher
+    if options.dry_run:
+        print(config.dumps(), end="")
+        return
+    check_output(Path(config.train.output_dir), options.resume)
+    train(config, options.resume)
 
 
 def check_output(folder: Path, resume: bool) -> None:
@@ -63,81 +50,43 @@ def check_output(folder: Path, resume: bool) -> None:
         raise ConfigError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
 
 
-def resolve_embedded(config: Config, rank: int) -> Config:
-    """Replace the name of the embedded default by the paths of its pipeline and pairs, made now if need be."""
-    if EMBEDDED not in (config.model.base, config.data.source):
-        return config
-    from fdpo_fast.digits import embedded
-
-    if rank == 0:
-        embedded(config.data.digits, config.data.cache_dir)
-    dist.barrier()
-    folder = embedded(config.data.digits, config.data.cache_dir)
-    model, data = config.model, config.data
-    if model.base == EMBEDDED:
-        model = model.model_copy(update={"base": str(folder / "pipeline")})
-    if data.source == EMBEDDED:
-        data = data.model_copy(update={"source": str(folder / "pairs.parquet")})
-    return config.model_copy(update={"model": model, "data": data})
-
-
-@lru_cache(maxsize=2)
-def _shuffled(pairs: int, seed: int, epoch: int) -> torch.Tensor:
-    return torch.randperm(pairs, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-
-
-def order(first: int, count: int, pairs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(positions, epochs) of draws first .. first + count - 1 of an endless shuffled walk over `pairs` pairs.
-
-    A function of the global count of pairs alone: rank count, micro-batch and accumulation do not change it.
-    """
-    draws = [divmod(draw, pairs) for draw in range(first, first + count)]
-    positions = torch.tensor([int(_shuffled(pairs, seed, epoch)[at]) for epoch, at in draws])
-    return positions, torch.tensor([epoch for epoch, _ in draws])
-
-
 def train(config: Config, resume: bool) -> None:
     """Run a configuration to its last step and export the policy. Collective over the launcher's ranks."""
     import deepspeed
     from tqdm import tqdm
 
-    from fdpo_fast.models import quiet_libraries
-
-    quiet_libraries()
     from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
-    from fdpo_fast.data.caches import READERS, Rank, TrainingSet, describe, predict
+    from fdpo_fast.data.builder import check_same
+    from fdpo_fast.data.caches import describe
     from fdpo_fast.data.files import replacing
+    from fdpo_fast.data.training_set import Batch, predict
+    from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
-    from fdpo_fast.models import family as load_family
     from fdpo_fast.optim import factory
     from fdpo_fast.optim.guard import StepGuard
     from fdpo_fast.optim.in_backward import StepInBackward
+    from fdpo_fast.prepare import DTYPES, caches_of
     from fdpo_fast.processes import StopSignal, largest_over_ranks, mean_over_ranks, start_processes
 
-    device = start_processes()
-    rank = Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
-    say = print if rank.index == 0 else lambda *_: None
-    config = resolve_embedded(config, rank.index)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.model.dtype]
+    rank = start_processes()
+    device = rank.device
     settings, folder = config.train, Path(config.train.output_dir)
 
-    # Data: caches first, so that VAE, text encoder and reference UNet are gone before the policy arrives.
-    family = load_family(config.model.family, config.model.base)
-    source = READERS[config.data.format](config.data.source, config.data.ties)
-    data = TrainingSet(config, family, rank, source)
-    say(f"data: {describe(data.report)}")
-    mode = config.reference.mode
-    if mode == "cached":
-        data.cache_reference(config, family, rank, lambda: family.denoiser(dtype))
+    # Data: caches first, so that VAE, text encoders and reference UNet are gone before the policy arrives.
+    prepared = caches_of(config, rank)
+    config, family, data = prepared.config, prepared.family, prepared.data
+    dtype, mode = DTYPES[config.model.dtype], config.reference.mode
+    rank.say(f"data: {describe(data.report)}")
 
     # Policy, optimizer, engine.
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     unet = family.denoiser(dtype)
     unet_config = dict(unet.config)
-    lora = config.model.lora if config.model.train == "lora" else None
-    if lora:
-        family.add_lora(unet, lora)
+    if config.model.train == "lora":
+        family.add_lora(unet)
+    if config.model.compile:
+        unet.compile()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -161,13 +110,15 @@ def train(config: Config, resume: bool) -> None:
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     first_step = 0
     if resume and not checkpoints.latest():
-        say(f"{folder} has no checkpoint: starting at step 0")
+        rank.say(f"{folder} has no checkpoint: starting at step 0")
     if resume and checkpoints.latest():
+        if rank.index == 0:
+            check_same(Path(config.data.cache_dir).expanduser(), folder / "data.json", data.report["caches"])
         first_step = checkpoints.load(engine, ema)
         factory.reapply(config.optimizer, settings.seed, engine.optimizer, engine.lr_scheduler)
         if rank.index == 0:
             for change in configuration.load(folder / "config.json").differences(config):
-                say(f"resumed with another {change}")
+                rank.say(f"resumed with another {change}")
     grids = SampleGrids(config.log, family, folder / "samples", config.data.resolution, settings.seed, device)
     if rank.index == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +127,7 @@ def train(config: Config, resume: bool) -> None:
     writer = Writer(folder, first_step, config.log.tensorboard, data.report) if rank.index == 0 else None
     criterion = config.loss.criterion()
 
-    def reference(batch) -> torch.Tensor:
+    def reference(batch: Batch) -> torch.Tensor:
         """Reference errors from the cache, or predictions of the frozen model or of the policy without adapter."""
         if mode == "cached":
             return batch.ref_error
@@ -189,7 +140,8 @@ def train(config: Config, resume: bool) -> None:
             return pred
 
     # The loop. Nothing here waits for the device between flushes.
-    metrics = Metrics(config.log, data.timesteps, device)
+    metrics = Metrics(config.log, len(family.signal), device)
+    walk = Walk(data.shapes, settings.pairs_per_step, settings.seed)
     watch = WinnerWatch()
     stop = StopSignal(device)
     micro = settings.pairs_per_micro_batch
@@ -202,16 +154,16 @@ def train(config: Config, resume: bool) -> None:
     unet.train()
     for step in bar:
         lr = engine.get_lr()[0]
+        positions, epochs = walk.step(step)
+        visits = epochs % config.reference.visits if config.reference.visits else epochs
         for part in range(accumulation):
-            first = step * settings.pairs_per_step + (rank.index * accumulation + part) * micro
-            positions, epochs = order(first, micro, len(data), settings.seed)
-            visits = epochs % config.reference.visits if config.reference.visits else epochs
-            batch = data.batch(positions, visits)
+            first = (rank.index * accumulation + part) * micro
+            batch = data.batch(positions[first : first + micro], visits[first : first + micro])
             ref = reference(batch)
             pred, target = predict(family, engine, batch)
             losses, stats = criterion(pred, ref, target, batch.weight)
             engine.backward(losses.mean())
-            metrics.add(losses, stats, batch.timesteps[:micro])
+            metrics.add(losses, stats, timesteps(batch.draws, len(family.signal)))
             if inside:
                 guard.found(inside.bad())
             engine.step()
@@ -236,14 +188,14 @@ def train(config: Config, resume: bool) -> None:
                 bar.write(f"warning: {warning}")
             if guard.skipped > reported:
                 reported = guard.skipped
-                say(f"warning: {reported} steps skipped so far, their gradients were not finite")
+                rank.say(f"warning: {reported} steps skipped so far, their gradients were not finite")
             if writer:
                 writer.write(records)
                 bar.set_postfix_str(progress(records[-1]))
             if stop.requested():
                 if not guard.in_a_row:
                     checkpoints.save(engine, done, config.dumps(), ema)
-                say(f"stopped after step {done}: --resume goes on from {checkpoints.latest() or 'the start'}")
+                rank.say(f"stopped after step {done}: --resume goes on from {checkpoints.latest() or 'the start'}")
                 return
         if config.log.samples_every and (done % config.log.samples_every == 0 or last):
             grids.write(unet, done, rank.index)
@@ -253,8 +205,8 @@ def train(config: Config, resume: bool) -> None:
     with ema.applied() if ema else nullcontext():
         state = whole_state(unet)
     if rank.index == 0:
-        family.export(state, unet_config, lora, folder / "export")
-        say(f"exported to {folder / 'export'}")
+        family.export(state, unet_config, folder / "export")
+        rank.say(f"exported to {folder / 'export'}")
     dist.barrier()
 
 

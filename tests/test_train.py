@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from fdpo_fast.train import order
+
 
 
 def weights(raw):

@@ -1,109 +1,172 @@
-"""The three caches that training runs from: latents, text embeddings, reference errors.
+"""The caches of images and captions: latents once per image, embeddings once per distinct caption.
 
-Each is a folder of shards named by the digest of everything it depends on, so a stale cache is never read. None of
-them depends on divergence, beta, ratio_scale, learning rate or optimizer: one set serves a whole sweep.
+None of them depends on divergence, beta, ratio_scale, learning rate or optimizer: one set serves a whole sweep.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdpo_fast import noise
 from fdpo_fast.config import Config
-from fdpo_fast.data import shards
+from fdpo_fast.data.builder import Builder, Cache
 from fdpo_fast.data.files import digest
-from fdpo_fast.data.images import square
-from fdpo_fast.data.pairs import Pair, PairSource, Rejected
-from fdpo_fast.data.pickapic import TIE, PickAPic
-from fdpo_fast.data.shards import Shards
-from fdpo_fast.reference import denoising_error
+from fdpo_fast.data.images import Geometry, Placed, to_vae
+from fdpo_fast.data.pairs import TIE, Pair, PairSource, Rejected
+from fdpo_fast.data.shards import Shard, Shards
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
 
-READERS: dict[str, Callable[..., PairSource]] = {"pickapic": PickAPic}
-
-_VERSION = 1  # of the layout of the shards
+VERSION = 2  # of what the shards hold
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CAPTIONS_PER_SHARD = 1024
 
 
-@dataclass(frozen=True)
-class Rank:
-    """The process among those of the run."""
-
-    index: int
-    count: int
-    device: torch.device
-    barrier: Callable[[], None]
+def lineage(config: Config) -> dict[str, str]:
+    """What a user calls the same data and model."""
+    return {"data.source": config.data.source, "model.base": config.model.base}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """b pairs in halves layout: rows 0..b-1 preferred, b..2b-1 dispreferred, sharing timestep, noise and caption."""
-
-    latents: Tensor  # [2b, c, h, w] float32
-    noise: Tensor  # [2b, c, h, w] float32
-    timesteps: Tensor  # [2b] int64
-    condition: dict[str, Tensor]  # each [2b, ...]
-    weight: Tensor  # [b] float32
-    ref_error: Tensor | None  # [2b] float64, from the cache
+def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the dtype of the cache; ValueError where that cannot hold it."""
+    out = tensor.to("cpu", dtype)
+    if not out.isfinite().all():
+        raise ValueError(f"a latent or text embedding does not fit {dtype}: set data.cache_dtype to fp32 or bf16")
+    return out
 
 
-def cache_latents(config: Config, source: PairSource, family: Family, rank: Rank) -> Shards:
-    """Decode every pair once and keep its latents [2, c, h, w], id, weight and caption, with the rows refused."""
+# --- latents ----------------------------------------------------------------------------------------------------
+
+
+def cache_latents(config: Config, source: PairSource, family: Family, builder: Builder) -> Shards:
+    """Decode every pair once and encode every image once (within a shard of rows).
+
+    A shard's entries are pairs: `id`, `weight`, `images` [2] (preferred, dispreferred: which of the shard's items),
+    `sizes` [2, 6] (`images.Placed.size`); its items are the images' latents, [c, h, w] or, as moments, [2, c, h, w].
+    Lists: `captions`, and `rejected` rows with place and reason.
+    """
     data = config.data
+    vae_factor, unet_factor = family.factors()
+    geometry = Geometry(data, config.reference.seed, vae_factor, unet_factor)
     manifest = {
-        "version": _VERSION,
+        "version": VERSION,
         "source": source.identity(),
-        "resolution": data.resolution,
+        "geometry": geometry.identity(),
         "vae": family.digest("vae"),
+        "latents": data.latents,
+        "dtype": data.cache_dtype,
         "shard_rows": data.shard_rows,
-    }
-    encoders: list[Callable[[Tensor], Tensor]] = []
+    } | ({"noise": noise.NOISE_SPEC} if data.latents == "sample" else {})
+    encoders: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = []
 
-    def make(shard: int) -> shards.Shard:
+    def encode(pixels: list[Tensor], keys: list[bytes]) -> list[Tensor]:
         if not encoders:  # loaded only where something is missing
-            encoders.append(family.image_encoder(rank.device))
-        latents, pairs, rejected = [], [], []
-        waiting: list[Tensor] = []
+            encoders.append(family.image_encoder(builder.rank.device))
+        mean, std = encoders[0](to_vae(torch.stack(pixels)))
+        if data.latents == "moments":
+            mean = torch.stack([mean, std], dim=1)
+        elif data.latents == "sample":  # a function of the image alone, whatever pair it is in
+            ids = torch.tensor([int.from_bytes(key[:7], "little") for key in keys])
+            eps = noise.normals(noise.draws(_POSTERIOR[0], ids, 0), mean[0].numel())
+            mean = mean + std * eps.reshape(mean.shape).to(mean.device)
+        return list(stored(mean, DTYPES[data.cache_dtype]))
 
-        def flush() -> None:
-            if waiting:
-                latents.append(encoders[0](torch.cat(waiting)).cpu().unflatten(0, (-1, 2)))
-                waiting.clear()
+    def make(shard: int, advance: Callable[[int], Any]) -> Shard:
+        rows = source.read(shard * data.shard_rows, (shard + 1) * data.shard_rows)
+        return _latent_shard(rows, geometry, data.workers, data.encode_batch, encode, advance)
 
-        for item in source.read(shard * data.shard_rows, (shard + 1) * data.shard_rows):
-            if isinstance(item, Rejected):
-                rejected.append([item.place, item.reason])
+    numbers = [geometry.sizes()[0][axis] // vae_factor for axis in (0, 1)]
+    elements = 4 * numbers[0] * numbers[1] * (2 if data.latents == "moments" else 1)
+    items = [min(data.shard_rows, len(source) - at) for at in range(0, len(source), data.shard_rows)]
+    size = 2 * elements * DTYPES[data.cache_dtype].itemsize
+    folder = builder.build(Cache("latents", manifest, lineage(config), items, size, make))
+    return Shards(folder, by="id")
+
+
+def _latent_shard(
+    rows: Iterable[Pair | Rejected],
+    geometry: Geometry,
+    workers: int,
+    batch: int,
+    encode: Callable[[list[Tensor], list[bytes]], list[Tensor]],
+    advance: Callable[[int], Any],
+) -> Shard:
+    pairs: list[tuple[Pair, tuple[Placed, Placed]]] = []
+    rejected: list[list[str]] = []
+    index: dict[bytes, int] = {}
+    latents: dict[int, Tensor] = {}
+    waiting: dict[torch.Size, list[tuple[bytes, Tensor]]] = {}  # by shape
+
+    def flush(group: list[tuple[bytes, Tensor]]) -> None:
+        keys = [key for key, _ in group]
+        latents.update(zip((index[key] for key in keys), encode([pixels for _, pixels in group], keys), strict=True))
+        group.clear()
+
+    def place(row: Pair | Rejected) -> tuple[Pair | Rejected, tuple[Placed, Placed] | Rejected]:
+        return row, row if isinstance(row, Rejected) else geometry.place(row)
+
+    for row, sides in ahead(place, rows, workers):
+        advance(1)
+        if isinstance(sides, Rejected):
+            rejected.append([sides.place, sides.reason])
+            continue
+        pairs.append((row, sides))
+        for side in sides:
+            if side.key in index:
                 continue
-            pairs.append(item)
-            waiting.append(torch.stack([square(side, data.resolution) for side in (item.preferred, item.dispreferred)]))
-            if len(waiting) * 2 >= data.encode_batch:
-                flush()
-        flush()
-        return _latent_shard(latents, pairs, rejected)
+            index[side.key] = len(index)
+            if side.latents is not None:
+                latents[index[side.key]] = stored(side.latents, torch.float32)
+                continue
+            group = waiting.setdefault(side.pixels.shape, [])
+            group.append((side.key, side.pixels))
+            if len(group) >= batch:
+                flush(group)
+    for group in waiting.values():
+        if group:
+            flush(group)
+    return Shard(
+        columns={
+            "id": torch.tensor([pair.id for pair, _ in pairs], dtype=torch.int64),
+            "weight": torch.tensor([pair.weight for pair, _ in pairs], dtype=torch.float32),
+            "images": torch.tensor([[index[s.key] for s in sides] for _, sides in pairs], dtype=torch.int64).view(
+                -1, 2
+            ),
+            "sizes": torch.tensor([[s.size for s in sides] for _, sides in pairs], dtype=torch.int64).view(-1, 2, 6),
+        },
+        items={"image": [latents[number] for number in range(len(index))]},
+        lists={"captions": [pair.caption for pair, _ in pairs], "rejected": rejected},
+    )
 
-    count = -(-len(source) // data.shard_rows)
-    folder = shards.build(_root(config), "latents", manifest, count, make, rank.index, rank.count)
-    rank.barrier()
-    return Shards(folder)
+
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`map` by `workers` threads that stay a few items ahead of the caller, in order."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _latent_shard(latents: list[Tensor], pairs: list[Pair], rejected: list[list[str]]) -> shards.Shard:
-    tensors = {
-        "latents": torch.cat(latents) if latents else torch.empty(0, 2),
-        "id": torch.tensor([pair.id for pair in pairs], dtype=torch.int64),
-        "weight": torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
-    }
-    return tensors, {"captions": json.dumps([pair.caption for pair in pairs]), "rejected": json.dumps(rejected)}
+_POSTERIOR = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
+"""Keys of the posterior's own noise (preferred, dispreferred side); the draws of training have small seeds."""
+
+
+def sampled(latents: Tensor, ids: Tensor, visits: Tensor, seed: int) -> Tensor:
+    """A sample of moments [b, 2 (side), 2 (mean, deviation), c, h, w] for each visit: [b, 2, c, h, w]."""
+    eps = [noise.normals(noise.draws(key ^ seed, ids, visits), latents[0, 0, 0].numel()) for key in _POSTERIOR]
+    mean, std = latents.unbind(2)
+    return mean + std * torch.stack(eps, dim=1).reshape(mean.shape)
 
 
 def report(latents: Shards, rows: int) -> dict:
@@ -111,7 +174,7 @@ def report(latents: Shards, rows: int) -> dict:
 
     Raises ValueError when no pair is left.
     """
-    rejected = [{"place": place, "reason": reason} for place, reason in latents.metadata("rejected")]
+    rejected = [{"place": place, "reason": reason} for place, reason in latents.list("rejected")]
     corrupt = [row for row in rejected if row["reason"] != TIE]
     found = {"rows": rows, "pairs": len(latents), "ties_dropped": len(rejected) - len(corrupt), "refused": corrupt}
     if not len(latents):
@@ -129,113 +192,73 @@ def describe(found: dict) -> str:
     )
 
 
-def cache_text(config: Config, captions: list[str], family: Family, rank: Rank) -> tuple[Shards, dict[str, int]]:
-    """Embed every distinct caption once, the empty one included; returns the shards and each caption's row."""
-    distinct = sorted({*captions, ""})
-    manifest = {"version": _VERSION, "text": family.digest(*family.text_components), "captions": digest(distinct)}
+# --- text -------------------------------------------------------------------------------------------------------
+
+
+def cache_text(
+    config: Config, latents: Shards, source: PairSource, family: Family, builder: Builder
+) -> tuple[Shards, dict[str, int]]:
+    """Embed every distinct caption once, the empty one included; returns the shards and each caption's entry.
+
+    Embeddings that the source brings along are taken as they are; the empty caption's, for dropout, is still encoded.
+    """
+    dtype = DTYPES[config.data.cache_dtype]
+    captions = latents.list("captions")
+    distinct = ["", *(caption for caption in dict.fromkeys(captions) if caption)]
+    ready = _ready_keys(source, family)
+    rows = dict(zip(reversed(captions), (latents.column("id") >> 1).flip(0).tolist(), strict=True)) if ready else {}
+    manifest = {
+        "version": VERSION,
+        "text": family.digest(*family.text_components),
+        "captions": digest(distinct),
+        "embeddings": source.identity() if ready else None,
+        "dtype": config.data.cache_dtype,
+    }
     encoders: list[Callable[[list[str]], dict[str, Tensor]]] = []
 
-    def make(shard: int) -> shards.Shard:
+    def encode(part: list[str]) -> dict[str, list[Tensor]]:
         if not encoders:
-            encoders.append(family.text_encoder(rank.device))
+            encoders.append(family.text_encoder(builder.rank.device))
+        return {key: list(value) for key, value in encoders[0](part).items()}
+
+    def make(shard: int, advance: Callable[[int], Any]) -> Shard:
         part = distinct[shard * _CAPTIONS_PER_SHARD : (shard + 1) * _CAPTIONS_PER_SHARD]
+        items: dict[str, list[Tensor]] = {key: [] for key in family.text_keys}
+        found = _embeddings(source, part, rows) if rows else {}
+        if rows and "" in part and "" not in rows:
+            found[""] = {key: value[0] for key, value in encode([""]).items()}
         step = config.data.encode_batch
-        encoded = [encoders[0](part[i : i + step]) for i in range(0, len(part), step)]
-        return {key: torch.cat([piece[key] for piece in encoded]) for key in encoded[0]}, {}
+        for at in range(0, len(part), step):
+            chunk = part[at : at + step]
+            encoded = {key: [found[c][key] for c in chunk] for key in family.text_keys} if rows else encode(chunk)
+            for key, values in encoded.items():
+                items[key] += [stored(value, dtype) for value in values]
+            advance(len(chunk))
+        return Shard(items=items)
 
-    count = -(-len(distinct) // _CAPTIONS_PER_SHARD)
-    folder = shards.build(_root(config), "text", manifest, count, make, rank.index, rank.count)
-    rank.barrier()
-    return Shards(folder), {caption: row for row, caption in enumerate(distinct)}
+    counts = [min(_CAPTIONS_PER_SHARD, len(distinct) - at) for at in range(0, len(distinct), _CAPTIONS_PER_SHARD)]
+    cache = Cache("text", manifest, lineage(config), counts, family.text_elements() * dtype.itemsize, make)
+    return Shards(builder.build(cache), by=family.text_keys[0]), {caption: row for row, caption in enumerate(distinct)}
 
 
-class TrainingSet:
-    """Batches of pairs from the caches. What a pair's visit looks like depends on (seed, pair id, visit) alone."""
-
-    def __init__(self, config: Config, family: Family, rank: Rank, source: PairSource) -> None:
-        self.latents = cache_latents(config, source, family, rank)
-        self.report = report(self.latents, len(source))
-        captions = self.latents.metadata("captions")
-        self.text, rows = cache_text(config, captions, family, rank)
-        self.caption = torch.tensor([rows[caption] for caption in captions])
-        self.empty_caption = rows[""]
-        self.id, self.weight = self.latents.column("id"), self.latents.column("weight")
-        self.seed, self.dropout = config.train.seed, config.data.caption_dropout
-        self.timesteps = family.schedule.config.num_train_timesteps
-        self.device = rank.device
-        self.reference: Shards | None = None
-
-    def __len__(self) -> int:
-        return len(self.id)
-
-    def batch(self, positions: Tensor, visits: Tensor) -> Batch:
-        """The pairs at `positions` [b] on their `visits` [b] (both int64 on the CPU)."""
-        ids = self.id[positions]
-        latents = self.latents.rows("latents", positions)  # [b, 2, c, h, w]
-        timesteps, eps = noise.pair_draw(self.seed, ids, visits, latents.shape[2:], num_train_timesteps=self.timesteps)
-        dropped = noise.uniforms(noise.draws(self.seed, ids, visits), noise.CAPTION) < self.dropout
-        captions = self.caption[positions].masked_fill(dropped, self.empty_caption)
-        condition = {key: self.text.rows(key, captions) for key in self.text.names}
-        ref_error = None
-        if self.reference:
-            stored = self.reference.rows("error", positions)  # [b, visits, 2]
-            ref_error = stored[torch.arange(len(positions)), visits].T.flatten().to(self.device)
-        return Batch(
-            latents=latents.transpose(0, 1).flatten(0, 1).to(self.device),
-            noise=torch.cat([eps, eps]).to(self.device),
-            timesteps=torch.cat([timesteps, timesteps]).to(self.device),
-            condition={key: torch.cat([value, value]).to(self.device) for key, value in condition.items()},
-            weight=self.weight[positions].to(self.device),
-            ref_error=ref_error,
+def _ready_keys(source: PairSource, family: Family) -> bool:
+    """Whether the source brings the embeddings; ValueError when only some of them."""
+    found = getattr(source, "embedded", [])
+    missing = [key for key in family.text_keys if key not in found]
+    if found and missing:
+        raise ValueError(
+            f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none"
         )
-
-    def cache_reference(self, config: Config, family: Family, rank: Rank, load: Callable[[], nn.Module]) -> None:
-        """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on."""
-        visits = config.reference.visits
-        manifest = {
-            "version": _VERSION,
-            "unet": family.digest("unet"),
-            # these names are digests: of source, labels, VAE, resolution and sharding; of captions and text encoder
-            "latents": self.latents.folder.name,
-            "text": self.text.folder.name,
-            "schedule": digest(dict(family.schedule.config)),
-            "noise": noise.NOISE_SPEC,
-            "seed": self.seed,
-            "visits": visits,
-            "caption_dropout": self.dropout,
-            "dtype": config.model.dtype,
-        }
-        models: list[nn.Module] = []
-
-        @torch.no_grad()
-        def make(shard: int) -> shards.Shard:
-            if not models:
-                models.append(load().to(rank.device).eval())
-            start, stop = self.latents.starts[shard : shard + 2]
-            errors = torch.empty(stop - start, visits, 2, dtype=torch.float64)
-            for first in range(start, stop, config.data.encode_batch):
-                positions = torch.arange(first, min(first + config.data.encode_batch, stop))
-                for visit in range(visits):
-                    batch = self.batch(positions, torch.full_like(positions, visit))
-                    pred, target = predict(family, models[0], batch)
-                    error = denoising_error(pred, target, torch.float64).cpu()
-                    errors[positions - start, visit] = error.unflatten(0, (2, -1)).T
-            return {"error": errors}, {}
-
-        count = len(self.latents.files)
-        folder = shards.build(_root(config), "reference", manifest, count, make, rank.index, rank.count)
-        rank.barrier()
-        self.reference = Shards(folder)
-        if len(self.reference) != len(self):
-            raise ValueError(f"the cache {folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
+    return bool(found)
 
 
-def predict(family: Family, unet: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(prediction, target) of a batch, each [2b, c, h, w]."""
-    noisy = family.noisy(batch.latents, batch.noise, batch.timesteps)
-    target = family.target(batch.latents, batch.noise, batch.timesteps)
-    return family.predict(unet, noisy, batch.timesteps, batch.condition), target
-
-
-def _root(config: Config) -> Path:
-    return Path(config.data.cache_dir).expanduser()
+def _embeddings(source: Any, captions: list[str], rows: dict[str, int]) -> dict[str, dict[str, Tensor]]:
+    """By caption. Captions are in the order of their first row, so those of a shard lie close together."""
+    wanted = {rows[caption] for caption in captions if caption in rows}
+    found: dict[str, dict[str, Tensor]] = {}
+    if wanted:
+        first = min(wanted)
+        for row, (caption, values) in enumerate(source.embeddings(first, max(wanted) + 1), first):
+            if row in wanted:
+                found[caption] = {key: torch.from_numpy(value) for key, value in values.items()}
+    return found

@@ -1,17 +1,149 @@
-"""PIL images to the tensors a VAE takes."""
+"""Stored images to the tensors a VAE takes: decoding, and one geometry for both sides of a pair."""
 
 from __future__ import annotations
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fdpo_fast import noise
+from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Side
+from fdpo_fast.sections import Data
 
-def square(image: Image.Image, size: int) -> Tensor:
-    """Resize the short side to `size` and crop the middle: [3, size, size] in [-1, 1].
+Size = tuple[int, int]
+"""(height, width)"""
 
-    Both images of a pair go through the same deterministic crop.
+WIDEST = 2.0  # aspect ratio of a bucket
+
+
+def decode(stored: bytes | Path) -> Image.Image:
+    """An upright RGB image: EXIF orientation applied, transparency over white, deep grayscale scaled to 8 bits.
+
+    Raises what PIL raises on bytes that are not a whole image.
     """
-    fitted = ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+    image = Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        span = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
+        image = Image.fromarray((values / span * 255).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+class Placed(NamedTuple):
+    """One side, decoded and cut: what the VAE and the micro-conditioning need."""
+
+    pixels: Tensor | None
+    """[3, h, w] uint8; None where latents came ready."""
+    latents: Tensor | None
+    """[c, h/f, w/f] float32, where they did."""
+    size: tuple[int, int, int, int, int, int]
+    """Original height and width, crop top and left in the resized image, height and width of the result."""
+    key: bytes
+    """Equal for equal images under equal geometry."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the images of a pair are resized, cropped and mirrored: both alike, as a function of (seed, pair id)."""
+
+    data: Data
+    seed: int
+    vae_factor: int
+    """Pixels per latent, along a side."""
+    unet_factor: int
+    """Latents per element of the UNet's coarsest level."""
+
+    def __post_init__(self) -> None:
+        name = "bucket_step" if self.data.buckets else "resolution"
+        step, factor = getattr(self.data, name), self.vae_factor * self.unet_factor
+        if step % factor:
+            raise ValueError(
+                f"data.{name} {step} is not a multiple of {factor}, by which VAE and UNet divide a side: take "
+                f"{-(-step // factor) * factor}"
+            )
+
+    def identity(self) -> dict:
+        """What latents depend on, for the manifest of their cache."""
+        keys = ["resolution", "crop", "flip", *(["buckets", "bucket_step"] if self.data.buckets else [])]
+        drawn = self.data.crop == "random" or self.data.flip > 0
+        return self.data.model_dump(include=set(keys)) | ({"seed": self.seed} if drawn else {})
+
+    def sizes(self) -> list[Size]:
+        """The sizes images are brought to: one square, or the buckets."""
+        side, step = self.data.resolution, self.data.bucket_step
+        if not self.data.buckets:
+            return [(side, side)]
+        found = []
+        for height in range(step, int(side * math.sqrt(WIDEST)) + step, step):
+            width = side * side // height // step * step
+            if width and max(height / width, width / height) <= WIDEST:
+                found.append((height, width))
+        return found or [(side, side)]
+
+    def place(self, pair: Pair) -> tuple[Placed, Placed] | Rejected:
+        """Both sides, or why there are none."""
+        sides = pair.preferred, pair.dispreferred
+        if isinstance(pair.preferred, ReadyLatents):
+            placed = tuple(self._ready(side) for side in sides)
+            same = placed[0].latents.shape == placed[1].latents.shape
+            return placed if same else Rejected(pair.place, "the latents of its sides differ in shape")
+        try:
+            images = [decode(side) for side in sides]
+        except FileNotFoundError:
+            return Rejected(pair.place, "an image is missing")
+        except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return Rejected(pair.place, "an image does not decode")
+        aspect = images[0].height / images[0].width
+        target = min(self.sizes(), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))
+        x, y, mirrored = 0.5, 0.5, 0.0
+        if self.data.crop == "random" or self.data.flip:
+            drawn = noise.words(noise.draws(self.seed, pair.id, 0), noise.GEOMETRY, 1)[0] * 2.0**-32
+            mirrored = float(drawn[2])
+            if self.data.crop == "random":
+                x, y = drawn[:2].tolist()
+        flip = mirrored < self.data.flip if self.data.flip else False
+        return tuple(cut(image, target, (x, y), flip, side) for image, side in zip(images, sides, strict=True))
+
+    def _ready(self, side: ReadyLatents) -> Placed:
+        values = torch.from_numpy(side.values)
+        height, width = (self.vae_factor * n for n in values.shape[1:])
+        size = (*(side.original_size or (height, width)), *side.crop, height, width)
+        return Placed(None, values, size, _key(side.values.tobytes(), size))
+
+
+def cut(image: Image.Image, target: Size, centre: tuple[float, float], flip: bool, stored: Side = b"") -> Placed:
+    """Cover `target` with the resized image, crop what stands over at `centre` (shares of it), mirror."""
+    height, width = target
+    scale = max(height / image.height, width / image.width)
+    resized = max(round(image.height * scale), height), max(round(image.width * scale), width)
+    left, top = round(centre[0] * (resized[1] - width)), round(centre[1] * (resized[0] - height))
+    across, down = image.width / resized[1], image.height / resized[0]
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    out = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    if flip:
+        out, left = ImageOps.mirror(out), resized[1] - width - left
+    size = (image.height, image.width, top, left, height, width)
+    pixels = torch.from_numpy(np.array(out)).permute(2, 0, 1)
+    return Placed(pixels, None, size, _key(stored.read_bytes() if isinstance(stored, Path) else stored, (*size, flip)))
+
+
+def _key(content: bytes, geometry: tuple) -> bytes:
+    return hashlib.blake2b(content + repr(geometry).encode(), digest_size=16).digest()
+
+
+def to_vae(pixels: Tensor) -> Tensor:
+    """uint8 [n, 3, h, w] -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1

@@ -1,27 +1,46 @@
-"""What every reader yields, whatever the format on disk."""
+"""What every reader yields, whatever the format on disk, and how labels become pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from PIL import Image
+import numpy as np
+
+
+class ReadyLatents(NamedTuple):
+    """One side of a pair that was encoded elsewhere."""
+
+    values: np.ndarray
+    """Scaled latents [c, h, w], float."""
+    original_size: tuple[int, int] | None
+    """(height, width) of the image; None: that of the latents, times the VAE's factor."""
+    crop: tuple[int, int]
+    """(top, left) of the crop in the resized image."""
+
+
+Side = bytes | Path | ReadyLatents
+"""An image as it is stored, not decoded yet."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One caption with its preferred and dispreferred image (RGB).
+    """One caption with its preferred and dispreferred image.
 
-    `id` is the pair's place in the source (twice the row, plus one for the mirrored half of a tie): draws of noise
-    and timestep belong to it, so it does not depend on what else is kept or dropped. `weight` scales its loss.
+    `id` follows from the pair's place in the source, and the draws of noise and timestep belong to it, so it does not
+    depend on what else is kept or dropped. `weight` scales its loss. `first` says whether the source lists the
+    preferred image first; None for a tie or where there is no order.
     """
 
     id: int
+    place: str
     caption: str
-    preferred: Image.Image
-    dispreferred: Image.Image
+    preferred: Side
+    dispreferred: Side
     weight: float = 1.0
+    first: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,9 @@ class Rejected:
 
     place: str
     reason: str
+
+
+TIE = "a tie"
 
 
 class PairSource(Protocol):
@@ -42,4 +64,34 @@ class PairSource(Protocol):
         """JSON that changes when the pairs do: it goes into the manifest of every cache made from them."""
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
-        """The rows [start, stop) in order; a row becomes one pair, two (a tie kept both ways), or a `Rejected`."""
+        """The rows [start, stop) in order; a row becomes pairs or is `Rejected`."""
+
+
+class EmbeddedSource(PairSource, Protocol):
+    """A source that brings the text embeddings along."""
+
+    def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Caption and conditioning arrays of the rows [start, stop), in order."""
+
+
+def compared(
+    id: int, place: str, caption: object, sides: tuple[Side, Side], labels: tuple[object, object], ties: str
+) -> Iterator[Pair | Rejected]:
+    """Two images and how each was judged: the larger label is preferred, equal ones are a tie.
+
+    A tie is dropped, or ("half") kept both ways at half weight; the mirrored half has `id` + 1, so ids go in twos.
+    """
+    first, second = labels
+    if any(isinstance(label, str) or label is None or label != label for label in labels):
+        yield Rejected(place, "no valid label")
+    elif not isinstance(caption, str):
+        yield Rejected(place, "no caption")
+    elif any(side is None for side in sides):
+        yield Rejected(place, "an image is missing")
+    elif first == second and ties == "drop":
+        yield Rejected(place, TIE)
+    elif first == second:
+        yield Pair(id, place, caption, *sides, weight=0.5)
+        yield Pair(id + 1, place, caption, *sides[::-1], weight=0.5)
+    else:
+        yield Pair(id, place, caption, *(sides if first > second else sides[::-1]), first=first > second)

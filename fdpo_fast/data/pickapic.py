@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from glob import glob
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from fdpo_fast.data.files import replacing
-from fdpo_fast.data.pairs import Pair, Rejected
+from fdpo_fast.data.pairs import Pair, Rejected, compared
+from fdpo_fast.data.parquet import ParquetRows
 
 SCHEMA = pa.schema(
     [
@@ -40,94 +37,33 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
-TIE = "a tie"
 
 
 class PickAPic:
-    """Reader of Pick-a-Pic parquet: a file, a folder of files or a glob.
+    """Reader of Pick-a-Pic parquet; `source` as for `ParquetRows`.
 
-    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1. Ties are dropped, or
-    kept both ways at half weight ("half"). Raises ValueError when there is no file or a column is missing.
+    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1. Raises ValueError when
+    there is no file or a column is missing.
     """
 
     def __init__(self, source: str, ties: str = "drop") -> None:
-        root = Path(source).expanduser()
-        paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [Path(p) for p in sorted(glob(str(root)))]
-        if not paths:
-            raise ValueError(f"no parquet file at data.source '{source}': give a file, a folder or a glob")
-        self.ties = ties
-        self.files = []
-        for path in paths:
-            try:
-                file = pq.ParquetFile(path)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise ValueError(f"{path} is not a readable parquet file: {error}") from None
-            missing = [column for column in COLUMNS if column not in file.schema_arrow.names]
-            if missing:
-                raise ValueError(f"{path} lacks the Pick-a-Pic column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-            self.files.append((path, file))
+        self.rows, self.ties = ParquetRows(source), ties
+        self.rows.require(COLUMNS, "Pick-a-Pic")
 
     def __len__(self) -> int:
-        return sum(file.metadata.num_rows for _, file in self.files)
+        return len(self.rows)
 
     def identity(self) -> dict:
-        files = [{"name": path.name, "bytes": path.stat().st_size, "footer": _footer(path)} for path, _ in self.files]
-        return {"format": "pickapic", "ties": self.ties, "files": files}
+        return {"format": "pickapic", "ties": self.ties, "files": self.rows.identity()}
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
-        first = 0
-        for path, file in self.files:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if first < stop and first + rows > start:
-                    yield from self._read_group(path, file, group, first, start, stop)
-                first += rows
-
-    def _read_group(
-        self, path: Path, file: pq.ParquetFile, group: int, first: int, start: int, stop: int
-    ) -> Iterator[Pair | Rejected]:
-        row = first
-        for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=COLUMNS):
-            for record in batch.to_pylist():
-                if start <= row < stop:
-                    yield from self._pairs(row, f"{path.name} row {row}", **record)
-                row += 1
-
-    def _pairs(
-        self, row: int, place: str, caption: str, jpg_0: bytes, jpg_1: bytes, label_0: float, label_1: float
-    ) -> Iterator[Pair | Rejected]:
-        if (label_0, label_1) not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
-            yield Rejected(place, "no valid label")
-        elif label_0 == 0.5 and self.ties == "drop":
-            yield Rejected(place, TIE)
-        elif caption is None:
-            yield Rejected(place, "no caption")
-        else:
-            try:
-                images = decode(jpg_0), decode(jpg_1)
-            except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError):
-                yield Rejected(place, "an image does not decode")
-                return
-            if label_0 != 0.0:
-                yield Pair(2 * row, caption, *images, weight=label_0)
-            if label_1 != 0.0:
-                # the mirrored half of a tie draws its own noise
-                yield Pair(2 * row + (label_0 == 0.5), caption, *images[::-1], weight=label_1)
-
-
-def _footer(path: Path) -> str:
-    """SHA-256 of a parquet file's footer: row groups, their sizes, offsets and statistics, without reading the data."""
-    with path.open("rb") as file:
-        file.seek(-8, 2)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, 2)
-        return hashlib.sha256(file.read(length)).hexdigest()
-
-
-def decode(data: bytes) -> Image.Image:
-    """Image bytes as RGB; raises what PIL raises on bytes that are not a whole image, TypeError on None."""
-    image = Image.open(io.BytesIO(data))
-    return image.convert("RGB")
+        for row, place, record in self.rows.read(start, stop, COLUMNS):
+            labels = record["label_0"], record["label_1"]
+            if labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+                yield Rejected(place, "no valid label")
+                continue
+            sides = record["jpg_0"], record["jpg_1"]
+            yield from compared(2 * row, place, record["caption"], sides, labels, self.ties)
 
 
 def write_pairs(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
+    from fdpo_fast.sections import Model
 
 
 def quiet_libraries() -> None:
@@ -21,15 +22,18 @@ def quiet_libraries() -> None:
         library.set_verbosity_error()
 
 
-FAMILIES = {"sd": "fdpo_fast.models.sd.StableDiffusion"}
+FAMILIES = {
+    "sd": "fdpo_fast.models.sd.StableDiffusion",
+    "sdxl": "fdpo_fast.models.sdxl.StableDiffusionXL",
+}
 
 
-def family(name: str, base: str) -> Family:
-    """The family `name` over the pipeline `base`, a diffusers folder or a hub name.
+def family(model: Model) -> Family:
+    """The family of the configuration's model section, over its base: a diffusers folder or a hub name.
 
-    Raises ValueError for an unknown family or a base that holds no diffusers pipeline.
+    Raises ValueError for an unknown family or a base that holds no pipeline of it.
     """
-    if name not in FAMILIES:
-        raise ValueError(f"unknown model.family '{name}': use one of {', '.join(FAMILIES)}")
-    module, _, cls = FAMILIES[name].rpartition(".")
-    return getattr(import_module(module), cls)(base)
+    if model.family not in FAMILIES:
+        raise ValueError(f"unknown model.family '{model.family}': use one of {', '.join(FAMILIES)}")
+    module, _, cls = FAMILIES[model.family].rpartition(".")
+    return getattr(import_module(module), cls)(model)

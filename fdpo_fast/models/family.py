@@ -3,86 +3,145 @@
 from __future__ import annotations
 
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from fdpo_fast import noise
 from fdpo_fast.data.files import digest, file_digest, replacing
-from fdpo_fast.sections import LoRA
+from fdpo_fast.models.hub import pipeline_folder, vae_folder
+from fdpo_fast.sections import Model
 
-# What a perfect model predicts, by the scheduler's own name for it.
-TARGETS: dict[str, Callable[[DDPMScheduler, Tensor, Tensor, Tensor], Tensor]] = {
-    "epsilon": lambda schedule, latents, noise, timesteps: noise,
-    "v_prediction": lambda schedule, latents, noise, timesteps: schedule.get_velocity(latents, noise, timesteps),
-}
+PREDICTIONS = ("epsilon", "v_prediction")
+"""What a denoiser may predict, by the scheduler's own names."""
 
 
 class Family(ABC):
     """A pipeline on disk. Components are loaded when asked for and belong to the caller, who lets them go."""
 
-    text_components: tuple[str, ...]
+    pipelines: ClassVar[tuple[str, ...]]
+    """Names of the diffusers pipelines, as in model_index.json, that are of this family."""
+    text_components: ClassVar[tuple[str, ...]]
     """Folders that the text embeddings depend on."""
+    text_keys: ClassVar[tuple[str, ...]]
+    """Names of the text embeddings, those of diffusers' pipelines."""
 
-    def __init__(self, base: str) -> None:
-        self.base = _folder(base)
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        if model.attention == "xformers" and not (find_spec("xformers") and torch.cuda.is_available()):
+            lacks = "a CUDA GPU" if find_spec("xformers") else "the package: pip install xformers"
+            raise ValueError(f"model.attention 'xformers' lacks {lacks}; 'auto' needs neither")
+        self.base = pipeline_folder(model.base, self.pipelines)
+        self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
         self.schedule = DDPMScheduler.from_pretrained(self.base, subfolder="scheduler")
-        prediction = self.schedule.config.prediction_type
-        if prediction not in TARGETS:
+        self.prediction = self.schedule.config.prediction_type
+        if self.prediction not in PREDICTIONS:
             raise ValueError(
-                f"{self.base}/scheduler predicts '{prediction}': fdpo_fast trains {' and '.join(TARGETS)} models"
+                f"{self.base}/scheduler predicts '{self.prediction}': fdpo_fast trains models that predict "
+                f"{' or '.join(PREDICTIONS)}"
             )
-        self._target = TARGETS[prediction]
+        self.signal = self.schedule.alphas_cumprod.sqrt()
+        """By timestep, [T] float32: x_t = signal[t] x_0 + sigma[t] noise."""
+        self.sigma = (1 - self.schedule.alphas_cumprod).sqrt()
 
     # --- what caches depend on ---
 
     def digest(self, *components: str) -> str:
         """SHA-256 over the files of the named component folders."""
-        files = sorted(path for name in components for path in (self.base / name).rglob("*") if path.is_file())
-        return digest([[str(path.relative_to(self.base)), file_digest(path)] for path in files])
+        folders = [self.vae if name == "vae" else self.base / name for name in components]
+        files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+        return digest([[path.parent.name, path.name, file_digest(path)] for path in files])
+
+    def factors(self) -> tuple[int, int]:
+        """By how much VAE and UNet divide a side of the image, and of the latents."""
+        vae = json.loads((self.vae / "config.json").read_text())
+        unet = json.loads((self.base / "unet" / "config.json").read_text())
+        return tuple(2 ** (len(config["block_out_channels"]) - 1) for config in (vae, unet))
 
     # --- encoders, needed only to fill caches and to draw samples ---
 
-    def image_encoder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """Images [n, 3, h, w] in [-1, 1] -> scaled latents [n, c, h/f, w/f], float32: the posterior's mean."""
-        vae = AutoencoderKL.from_pretrained(self.base, subfolder="vae", use_safetensors=True).to(device).eval()
+    def load_vae(self) -> AutoencoderKL:
+        """The VAE, float32, on the CPU."""
+        return AutoencoderKL.from_pretrained(self.vae, use_safetensors=True, torch_dtype=torch.float32)
 
-        @torch.no_grad()
-        def encode(images: Tensor) -> Tensor:
-            latents = vae.encode(images.to(device)).latent_dist.mean
-            return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    def image_encoder(self, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Images [n, 3, h, w] in [-1, 1] -> mean and standard deviation of the scaled latents, [n, c, h/f, w/f]."""
+        vae = self.load_vae().to(device).eval()
+
+        @torch.inference_mode()
+        def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+            posterior = vae.encode(images.to(device)).latent_dist
+            scale = vae.config.scaling_factor
+            return (posterior.mean - (vae.config.shift_factor or 0)) * scale, posterior.std * scale
 
         return encode
 
-    @abstractmethod
     def text_encoder(self, device: torch.device) -> Callable[[list[str]], dict[str, Tensor]]:
-        """Captions -> conditioning tensors, each [n, ...], float32."""
+        """Captions -> the embeddings `text_keys`, each [n, ...], float32, as the family's own pipeline makes them."""
+        without = dict.fromkeys(("unet", "vae"))
+        pipeline = DiffusionPipeline.from_pretrained(
+            self.base, use_safetensors=True, torch_dtype=torch.float32, **without, **self.pipeline_options
+        ).to(device)
+
+        @torch.inference_mode()
+        def encode(captions: list[str]) -> dict[str, Tensor]:
+            return dict(zip(self.text_keys, self.encode_prompt(pipeline, captions, device), strict=True))
+
+        return encode
+
+    pipeline_options: ClassVar[dict] = {}
+    """For `from_pretrained`."""
+
+    def text_elements(self) -> int:
+        """About how many numbers the embeddings of a caption are: 77 tokens as wide as the cross-attention."""
+        return 77 * json.loads((self.base / "unet" / "config.json").read_text())["cross_attention_dim"]
+
+    @abstractmethod
+    def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
+        """The embeddings in the order of `text_keys`."""
+
+    def condition(self, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
+        """What the denoiser is conditioned on: the text, and by `sizes` [n, 6] (see `images.Placed.size`) if it is."""
+        return text
 
     # --- the denoiser ---
 
     def denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """The pre-trained UNet on the CPU in `dtype`."""
-        return UNet2DConditionModel.from_pretrained(
+        """The pre-trained UNet on the CPU in `dtype`, with the configuration's attention and memory layout."""
+        unet = UNet2DConditionModel.from_pretrained(
             self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
         )
+        if self.model.attention == "xformers":
+            unet.enable_xformers_memory_efficient_attention()
+        return unet.to(memory_format=torch.channels_last) if self.model.channels_last else unet
 
-    def add_lora(self, unet: nn.Module, lora: LoRA) -> None:
+    def add_lora(self, unet: nn.Module) -> None:
         """Freeze `unet` and add a trainable adapter that changes nothing yet."""
+        lora = self.model.lora
         unet.requires_grad_(False)
         unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))
 
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t of the forward process, [n, c, h, w]."""
-        return self.schedule.add_noise(latents, noise, timesteps)
+    def target(self, latents: Tensor, draws: Tensor) -> Tensor:
+        """What a perfect model predicts for both sides of each pair, latents [2b, c, h, w] under `draws` [3, b].
 
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a perfect model predicts from x_t, [n, c, h, w]."""
-        return self._target(self.schedule, latents, noise, timesteps)
+        [2b, c, h, w], or the draws themselves where it is the noise, which `fdpo_loss` makes from them.
+        """
+        if self.prediction == "epsilon":
+            return draws
+        eps = noise.normals(draws, latents[0].numel()).reshape(-1, *latents.shape[1:])
+        timesteps = noise.timesteps(draws, len(self.signal))
+        signal, sigma = (table.to(latents.device)[timesteps, None, None, None] for table in (self.signal, self.sigma))
+        return torch.cat([signal * eps - sigma * side for side in latents.chunk(2)])
 
     @abstractmethod
     def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
@@ -92,9 +151,12 @@ class Family(ABC):
 
     def pipeline(self, unet: nn.Module) -> DiffusionPipeline:
         """The base pipeline with `unet` in place of its own; the other components in float32 on the CPU."""
-        return DiffusionPipeline.from_pretrained(self.base, unet=unet, use_safetensors=True)
+        options = {"vae": self.load_vae()} if self.model.vae else {}
+        return DiffusionPipeline.from_pretrained(
+            self.base, unet=unet, use_safetensors=True, torch_dtype=torch.float32, **options, **self.pipeline_options
+        )
 
-    def export(self, state: dict[str, Tensor], unet_config: dict, lora: LoRA | None, folder: Path) -> None:
+    def export(self, state: dict[str, Tensor], unet_config: dict, folder: Path) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained` loads.
 
         `state` is the trained UNet's state dict. An adapter is merged into the weights, and written by itself too
@@ -102,32 +164,18 @@ class Family(ABC):
         """
         dtype = next(iter(state.values())).dtype
         unet = UNet2DConditionModel.from_config(unet_config).to(dtype)
-        if lora:
-            self.add_lora(unet, lora)
+        if self.model.train == "lora":
+            self.add_lora(unet)
         unet.load_state_dict(state)
         with replacing(folder) as partial:
-            partial.mkdir()
-            if lora:
-                type(self.pipeline(unet)).save_lora_weights(partial, unet_lora_layers=get_peft_model_state_dict(unet))
+            # the other components are the base's files, bit for bit
+            parts = json.loads((self.base / "model_index.json").read_text())
+            for name in (name for name in parts if name != "unet" and (self.base / name).is_dir()):
+                shutil.copytree(self.vae if name == "vae" else self.base / name, partial / name)
+            shutil.copy(self.base / "model_index.json", partial)
+            if self.model.train == "lora":
+                pipeline = getattr(diffusers, self.pipelines[0])
+                pipeline.save_lora_weights(partial, unet_lora_layers=get_peft_model_state_dict(unet))
                 unet.fuse_lora()
                 unet.unload_lora()
-            self.pipeline(unet).save_pretrained(partial)
-
-
-def _folder(base: str) -> Path:
-    """A local pipeline folder: `base` itself, or the hub's snapshot of it (safetensors, configs and tokenizers)."""
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
-        if base.startswith((".", "/", "~")) or base.count("/") != 1:
-            raise ValueError(f"model.base '{base}' is neither a folder nor a hub name of the form owner/name")
-        from huggingface_hub import snapshot_download
-
-        patterns = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
-        folder = Path(snapshot_download(base, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"model.base '{base}' has no model_index.json: give a diffusers pipeline folder")
-    missing = [name for name in ("vae", "unet", "scheduler") if name not in json.loads(index.read_text())]
-    if missing:
-        raise ValueError(f"the pipeline {folder} has no {' and no '.join(missing)}")
-    return folder
+            unet.save_pretrained(partial / "unet")

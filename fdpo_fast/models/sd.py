@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from fdpo_fast.models.family import Family
 
 
 class StableDiffusion(Family):
+    pipelines = ("StableDiffusionPipeline",)
     text_components = ("text_encoder", "tokenizer")
+    text_keys = ("prompt_embeds",)
+    pipeline_options: ClassVar[dict] = {"safety_checker": None, "requires_safety_checker": False}
 
-    def text_encoder(self, device: torch.device) -> Callable[[list[str]], dict[str, Tensor]]:
-        tokenizer = CLIPTokenizer.from_pretrained(self.base, subfolder="tokenizer")
-        model = CLIPTextModel.from_pretrained(self.base, subfolder="text_encoder", use_safetensors=True)
-        model = model.to(device).eval()
-
-        @torch.no_grad()
-        def encode(captions: list[str]) -> dict[str, Tensor]:
-            tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            return {"context": model(tokens.to(device)).last_hidden_state}
-
-        return encode
+    def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
+        embeds, _ = pipeline.encode_prompt(captions, device, 1, do_classifier_free_guidance=False)
+        return [embeds]
 
     def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        return unet(noisy.to(unet.dtype), timesteps, condition["context"].to(unet.dtype)).sample
+        return unet(noisy.to(unet.dtype), timesteps, condition["prompt_embeds"].to(unet.dtype)).sample

@@ -1,0 +1,107 @@
+"""Parquet files as one sequence of rows, streamed by row group from a disk or from any file system fsspec knows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_ROWS_AT_ONCE = 64  # two images each
+
+
+class ParquetRows:
+    """The rows of a file, a folder of files, a glob, a URL (`hf://`, `s3://`, ...) or a hub data set `owner/name`.
+
+    A hub data set may be followed by a folder of it, `owner/name/data`. Raises ValueError where there is no such file,
+    or one that is no parquet.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.files: list[tuple[str, pq.ParquetFile, dict]] = []
+        system, paths = _find(source)
+        for path in paths:
+            size = system.size(path)
+            try:
+                file = pq.ParquetFile(system.open(path, "rb"))
+                footer = _footer(system, path, size)
+            except (pa.ArrowInvalid, OSError, ValueError) as error:
+                raise ValueError(f"{path} is not a readable parquet file: {error}") from None
+            name = path.rsplit("/", 1)[-1]
+            self.files.append((name, file, {"name": name, "bytes": size, "footer": footer}))
+
+    def __len__(self) -> int:
+        return sum(file.metadata.num_rows for _, file, _ in self.files)
+
+    def require(self, columns: list[str], kind: str) -> None:
+        """Raise ValueError when a file lacks one of `columns`."""
+        for name, file, _ in self.files:
+            missing = [column for column in columns if column not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(f"{name} lacks the {kind} column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+
+    @property
+    def names(self) -> list[str]:
+        """Column names of the first file."""
+        return self.files[0][1].schema_arrow.names
+
+    def identity(self) -> list[dict]:
+        """Name, size and footer of each file."""
+        return [identity for *_, identity in self.files]
+
+    def read(self, start: int, stop: int, columns: list[str]) -> Iterator[tuple[int, str, dict]]:
+        """(row, place, record) of the rows [start, stop); only the row groups that hold them are read."""
+        first = 0
+        for name, file, _ in self.files:
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if first < stop and first + rows > start:
+                    yield from _read_group(name, file, group, first, (start, stop), columns)
+                first += rows
+
+
+def _read_group(
+    name: str, file: pq.ParquetFile, group: int, first: int, wanted: tuple[int, int], columns: list[str]
+) -> Iterator[tuple[int, str, dict]]:
+    start, stop = wanted
+    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+        low, high = max(start - first, 0), min(stop - first, len(batch))
+        for at, record in enumerate(batch.slice(low, high - low).to_pylist() if low < high else [], first + low):
+            yield at, f"{name} row {at}", record
+        first += len(batch)
+        if first >= stop:
+            return
+
+
+def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+    """The file system and the sorted parquet files of a `data.source`."""
+    local = Path(source).expanduser()
+    url = str(local)
+    if "://" in source:
+        url = source
+    elif not local.exists() and not any(sign in source for sign in "*?[") and is_hub_name(source):
+        url = f"hf://datasets/{source}"
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+        paths = system.glob(f"{root.rstrip('/')}/**/*.parquet" if system.isdir(root) else root)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"data.source '{source}' cannot be read: {error}") from None
+    paths = sorted(path for path in paths if not system.isdir(path))
+    if not paths:
+        raise ValueError(f"no parquet file at data.source '{source}': give a file, a folder, a glob or owner/name")
+    return system, paths
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a source that is no path here could be `owner/name` on the hub."""
+    return source.count("/") >= 1 and not source.startswith((".", "/", "~")) and not source.endswith(".parquet")
+
+
+def _footer(system: fsspec.AbstractFileSystem, path: str, size: int) -> str:
+    """SHA-256 of a parquet file's footer: row groups, their sizes, offsets and statistics, without reading the data."""
+    tail = system.cat_file(path, start=size - 8)
+    length = int.from_bytes(tail[:4], "little")
+    return hashlib.sha256(system.cat_file(path, start=size - 8 - length)).hexdigest()

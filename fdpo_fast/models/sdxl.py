@@ -1,0 +1,28 @@
+"""Stable Diffusion XL: two text encoders, pooled embeddings, micro-conditioning (arXiv 2307.01952, section 2.2)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from fdpo_fast.models.family import Family
+
+
+class StableDiffusionXL(Family):
+    pipelines = ("StableDiffusionXLPipeline",)
+    text_components = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    text_keys = ("prompt_embeds", "pooled_prompt_embeds")
+
+    def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
+        embeds, _, pooled, _ = pipeline.encode_prompt(captions, device=device, do_classifier_free_guidance=False)
+        return [embeds, pooled]
+
+    def condition(self, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
+        # original height and width, crop top and left, target height and width: each image's own
+        return {**text, "time_ids": sizes.float()}
+
+    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        text, pooled = (condition[key].to(unet.dtype) for key in self.text_keys)
+        added = {"text_embeds": pooled, "time_ids": condition["time_ids"]}  # in float32: bf16 has no 1023
+        return unet(noisy.to(unet.dtype), timesteps, text, added_cond_kwargs=added).sample

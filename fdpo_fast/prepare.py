@@ -1,0 +1,64 @@
+"""From a configuration to the data a run trains on: the family, the pairs, and their caches, built where missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fdpo_fast.config import Config
+from fdpo_fast.data.builder import Builder
+from fdpo_fast.data.readers import open_source
+from fdpo_fast.data.training_set import TrainingSet
+from fdpo_fast.models import family as load_family
+from fdpo_fast.models import quiet_libraries
+from fdpo_fast.models.family import Family
+from fdpo_fast.processes import Rank
+from fdpo_fast.sections import EMBEDDED
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training, caching and calibration start from."""
+
+    config: Config
+    """With the embedded default replaced by its paths."""
+    family: Family
+    data: TrainingSet
+
+
+def caches_of(config: Config, rank: Rank, requested: bool = False) -> Prepared:
+    """Open the model and the data and fill their caches; reference errors where `reference.mode` is "cached".
+
+    Collective. `requested`: by `fdpo cache`, see `Builder`. Raises ValueError for whatever of model, data and caches
+    does not fit.
+    """
+    quiet_libraries()
+    builder = Builder(Path(config.data.cache_dir).expanduser(), rank, requested)
+    config = resolve_embedded(config, rank)
+    family = load_family(config.model)
+    data = TrainingSet(config, family, open_source(config.data), builder)
+    if config.reference.mode == "cached":
+        data.cache_reference(lambda: family.denoiser(DTYPES[config.model.dtype]))
+    return Prepared(config, family, data)
+
+
+def resolve_embedded(config: Config, rank: Rank) -> Config:
+    """Replace the name of the embedded default by the paths of its pipeline and pairs, made now if need be."""
+    if EMBEDDED not in (config.model.base, config.data.source):
+        return config
+    from fdpo_fast.digits import embedded
+
+    if rank.index == 0:
+        embedded(config.data.digits, config.data.cache_dir)
+    rank.barrier()
+    folder = embedded(config.data.digits, config.data.cache_dir)
+    model, data = config.model, config.data
+    if model.base == EMBEDDED:
+        model = model.model_copy(update={"base": str(folder / "pipeline")})
+    if data.source == EMBEDDED:
+        data = data.model_copy(update={"source": str(folder / "pairs.parquet")})
+    return config.model_copy(update={"model": model, "data": data})
