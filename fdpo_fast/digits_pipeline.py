@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from fdpo_fast.data.files import replacing
+from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
 from fdpo_fast.sections import DigitsRecipe
 
 CHECKPOINT = 100  # steps
@@ -30,7 +30,7 @@ def build_pipeline(
 
     torch.manual_seed(recipe.seed)  # the initial weights
     vae, text_encoder, unet = _vae(images.shape[-1]), _text_encoder(), _unet(images.shape[-1])
-    tokenizer = _tokenizer(folder / "tokenizer", captions)
+    tokenizer = clip_tokenizer(folder / "tokenizer", captions, 16)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -120,33 +120,11 @@ def _text_encoder() -> nn.Module:
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=16,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
+            bos_token_id=BEGIN,
+            eos_token_id=END,
+            pad_token_id=END,
         )
     )
-
-
-def _tokenizer(folder: Path, captions: tuple[str, ...]):
-    """A CLIP tokenizer whose merges are learnt from the captions; any other word still encodes, byte by byte."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
-
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    learner.train_from_iterator(
-        captions, trainers.BpeTrainer(initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
-    )
-    model = json.loads(learner.to_str())["model"]
-    pieces = sorted(alphabet) + [f"{byte}</w>" for byte in sorted(alphabet)]
-    pieces += sorted(set(model["vocab"]) - set(pieces))
-    words = ["<|startoftext|>", "<|endoftext|>", *pieces]
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    merges = [" ".join(pair) for pair in model["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
 def _fit(

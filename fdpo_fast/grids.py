@@ -69,7 +69,7 @@ class SampleGrids:
         base = self.folder / "base.safetensors"
         if not base.exists():
             with replacing(base) as partial:
-                save_file({"images": images}, partial)
+                save_file({"images": images.contiguous()}, partial)
         columns = {"base": load_file(base)["images"], f"step {step}": images}
         with replacing(self.folder / f"step-{step:06d}.png") as partial:
             side_by_side(self.settings.prompts, columns).save(partial, format="PNG")

@@ -112,10 +112,13 @@ def _latent_shard(
     def place(row: Pair | Rejected) -> tuple[Pair | Rejected, tuple[Placed, Placed] | Rejected]:
         return row, row if isinstance(row, Rejected) else geometry.place(row)
 
+    at = ""
     for row, sides in ahead(place, rows, workers):
-        advance(1)
+        advance(row.place != at)  # a tie kept both ways is one row
+        at = row.place
         if isinstance(sides, Rejected):
-            rejected.append([sides.place, sides.reason])
+            if [sides.place, sides.reason] not in rejected[-1:]:
+                rejected.append([sides.place, sides.reason])
             continue
         pairs.append((row, sides))
         for side in sides:

@@ -21,6 +21,9 @@ from fdpo_fast.sections import Data
 Size = tuple[int, int]
 """(height, width)"""
 
+UNREADABLE = (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What PIL raises on bytes that are no whole image."""
+
 WIDEST = 2.0  # aspect ratio of a bucket
 
 
@@ -104,7 +107,7 @@ class Geometry:
             images = [decode(side) for side in sides]
         except FileNotFoundError:
             return Rejected(pair.place, "an image is missing")
-        except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except UNREADABLE:
             return Rejected(pair.place, "an image does not decode")
         aspect = images[0].height / images[0].width
         target = min(self.sizes(), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))

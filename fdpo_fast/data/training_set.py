@@ -60,6 +60,7 @@ class TrainingSet:
         self.report = caches.report(self.latents, len(source))
         self.text, self.entries = caches.cache_text(config, self.latents, source, family, builder)
         self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
+        self.stores = [self.latents, self.text]
         self.captions = self.latents.list("captions")
         self.caption = torch.tensor([self.entries[caption] for caption in self.captions])
         self.id, self.weight, self.images, self.sizes = (
@@ -81,7 +82,7 @@ class TrainingSet:
         """The pairs at `positions` [b] on their `visits` [b] (both int64 on the CPU)."""
         ids = self.id[positions]
         draws = noise.draws(self.seed, ids, visits)
-        latents = torch.stack([self._latents(position) for position in positions.tolist()])
+        latents = torch.stack([self.pair_latents(position) for position in positions.tolist()])
         if self.config.data.latents == "moments" and latents.ndim == 6:
             latents = caches.sampled(latents, ids, visits, self.seed)
         dropped = noise.uniforms(draws, noise.CAPTION) < self.config.data.caption_dropout
@@ -100,12 +101,12 @@ class TrainingSet:
             ref_error=ref_error,
         )
 
-    def _latents(self, position: int) -> Tensor:
-        """Both sides of a pair, [2, ...] float32."""
+    def pair_latents(self, position: int) -> Tensor:
+        """Both sides of a pair as they are stored, [2, ...], in float32."""
         shard = self.latents.shard_of(position)
         return torch.stack([self.latents.item(shard, "image", at) for at in self.images[position].tolist()]).float()
 
-    def cache_reference(self, load: Callable[[], nn.Module]) -> Shards:
+    def cache_reference(self, load: Callable[[], nn.Module]) -> None:
         """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on."""
         config, family = self.config, self.family
         visits = config.reference.visits
@@ -141,11 +142,11 @@ class TrainingSet:
         items = [stop - start for start, stop in pairwise(self.latents.starts)]
         cache = Cache("reference", manifest, caches.lineage(config), items, 16 * visits, make)
         shards = Shards(self.builder.build(cache), by="error")
+        self.stores.append(shards)
         self.report["caches"]["reference"] = shards.folder.name
         self.reference = shards.column("error")
         if len(self.reference) != len(self):
             raise ValueError(f"{shards.folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
-        return shards
 
     def _of_one_shape(self, start: int, stop: int) -> list[Tensor]:
         """Positions [start, stop) in batches that share their shape."""

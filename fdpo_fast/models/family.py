@@ -116,10 +116,13 @@ class Family(ABC):
 
     # --- the denoiser ---
 
-    def denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """The pre-trained UNet on the CPU in `dtype`, with the configuration's attention and memory layout."""
+    def denoiser(self, dtype: torch.dtype, pipeline: Path | None = None) -> nn.Module:
+        """The UNet of the base, or of another pipeline folder, on the CPU in `dtype`.
+
+        With the configuration's attention and memory layout.
+        """
         unet = UNet2DConditionModel.from_pretrained(
-            self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+            pipeline or self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
         )
         if self.model.attention == "xformers":
             unet.enable_xformers_memory_efficient_attention()

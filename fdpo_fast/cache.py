@@ -1,0 +1,121 @@
+"""Fill the caches of a configuration: `fdpo cache --config ...`, or by several GPUs
+`deepspeed --num_gpus N --module fdpo_fast.cache --config ...`.
+
+`fdpo cache verify --config ...` checks every checksum and recomputes a random sample from the images and the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from torch import Tensor
+
+from fdpo_fast import commands
+from fdpo_fast.config import Config, ConfigError
+from fdpo_fast.data import caches
+from fdpo_fast.data.images import Geometry, to_vae
+from fdpo_fast.data.readers import open_source
+from fdpo_fast.prepare import DTYPES, Prepared, caches_of
+from fdpo_fast.processes import Rank, start_processes
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
+"""Largest difference, relative to the largest value, that batch composition and the cache's dtype explain."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line; `verify` in front of the options checks instead of building."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verifies = arguments[:1] == ["verify"]
+    name = "cache verify" if verifies else "cache"
+    parser = commands.parser(name, __doc__.split(":")[0])
+    if verifies:
+        parser.add_argument("--pairs", type=int, default=16, help="size of the sample (default 16)")
+        parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    options = parser.parse_args(arguments[1:] if verifies else arguments)
+    commands.run(options, name, verify if verifies else fill)
+
+
+def fill(config: Config, options: argparse.Namespace) -> None:
+    """Build what is missing and say what is there."""
+    rank = start_processes()
+    data = caches_of(config, rank, requested=True).data
+    rank.say(f"data: {caches.describe(data.report)}")
+    for kind, name in data.report["caches"].items():
+        rank.say(f"{kind}: {data.builder.root / name}")
+
+
+def verify(config: Config, options: argparse.Namespace) -> None:
+    """Compare all checksums, then recompute a sample; ends with status 1 where something differs too much."""
+    rank = start_processes()
+    prepared = caches_of(config, rank)
+    found = differences(prepared, rank, options.pairs, options.seed)
+    failed = []
+    for kind, (difference, scale) in found.items():
+        limit = TOLERANCE[config.model.dtype if kind == "reference" else config.data.cache_dtype]
+        relative = difference / max(scale, 1e-30)
+        rank.say(f"{kind}: largest difference {difference:.3g}, {relative:.2g} of the largest value (limit {limit:g})")
+        if not relative <= limit:
+            failed.append(kind)
+    if failed:
+        raise ConfigError(f"the cache of {' and '.join(failed)} does not hold what is computed now: delete it")
+    rank.say("the caches hold what is computed now")
+
+
+def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[str, tuple[float, float]]:
+    """(largest difference, largest value) by kind of cache, on a random sample of pairs, recomputed now."""
+    config, family, data = prepared.config, prepared.family, prepared.data
+    rank.say(f"{sum(store.check_all() for store in data.stores)} tensors match their checksums")
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randperm(len(data), generator=generator)[:pairs].sort().values
+    found = {}
+    if (latents := _latents(prepared, rank, positions)) is not None:
+        found["latents"] = latents
+    captions = sorted({data.captions[at] for at in positions.tolist()} | {""})
+    if not getattr(open_source(config.data), "embedded", None):
+        encode = family.text_encoder(rank.device)
+        fresh = encode(captions)
+        kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
+        found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
+    if data.reference is not None:
+        unet = family.denoiser(DTYPES[config.model.dtype]).to(rank.device).eval()
+        pieces = []
+        for position in positions:
+            visit = torch.randint(config.reference.visits, (1,), generator=generator)
+            fresh = data.reference_errors(unet, position[None], visit)
+            pieces.append((data.reference[position, visit], fresh))
+        found["reference"] = _worst(pieces)
+    return found
+
+
+def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, float] | None:
+    """Of the images at `positions`, decoded and encoded again; None where latents came ready or are a sample."""
+    config, family, data = prepared.config, prepared.family, prepared.data
+    if config.data.latents == "sample":
+        return None
+    geometry = Geometry(config.data, config.reference.seed, *family.factors())
+    encode = family.image_encoder(rank.device)
+    source, pieces = open_source(config.data), []
+    wanted = set(data.id[positions].tolist())
+    at = {int(data.id[position]): int(position) for position in positions}
+    for shard in sorted({data.latents.shard_of(position) for position in positions.tolist()}):
+        for row in source.read(shard * config.data.shard_rows, (shard + 1) * config.data.shard_rows):
+            if getattr(row, "id", None) not in wanted:
+                continue
+            sides = geometry.place(row)
+            if sides[0].pixels is None:
+                return None
+            mean, std = encode(to_vae(torch.stack([side.pixels for side in sides])))
+            fresh = torch.stack([mean, std], dim=1) if config.data.latents == "moments" else mean
+            pieces.append((data.pair_latents(at[row.id]), fresh))
+    return _worst(pieces)
+
+
+def _worst(pieces: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    largest = max((kept.float() - fresh.cpu().float()).abs().max().item() for kept, fresh in pieces)
+    return largest, max(fresh.abs().max().item() for _, fresh in pieces)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""`fdpo calibrate --config ...`: how far the policy's errors move from the reference's, and the strengths that suit it.
+
+A policy that has not moved has delta = 0 everywhere, so a short trial of `--steps` optimizer steps moves it (or
+`--policy FOLDER` brings one that was trained). On pairs the trial has not seen, u = -ratio_scale * delta; `ratio_scale`
+is set for the median |u| asked for, then `beta` for the median gradient weight sigmoid(-|z|), z = beta (h(u_w) - h(u_l)).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fdpo_fast import commands, noise, scales
+from fdpo_fast.config import Config, ConfigError
+from fdpo_fast.data.builder import Builder
+from fdpo_fast.data.files import replacing
+from fdpo_fast.data.pairs import Pair, PairSource, Rejected
+from fdpo_fast.data.readers import open_source
+from fdpo_fast.data.training_set import TrainingSet, predict
+from fdpo_fast.data.walk import Walk
+from fdpo_fast.divergences import Divergence
+from fdpo_fast.models import family as load_family
+from fdpo_fast.models import quiet_libraries
+from fdpo_fast.models.family import Family
+from fdpo_fast.optim import factory
+from fdpo_fast.prepare import DTYPES, resolve_embedded
+from fdpo_fast.processes import Rank
+
+_CHUNKS = 8
+
+
+class Spread:
+    """Some rows of a large source in a few stretches, evenly over it: the rest is neither decoded nor encoded."""
+
+    def __init__(self, source: PairSource, rows: int) -> None:
+        self.source, self.each = source, -(-rows // _CHUNKS)
+        self.embedded = getattr(source, "embedded", [])
+
+    def __len__(self) -> int:
+        return self.each * _CHUNKS
+
+    def identity(self) -> dict:
+        return {"rows": len(self), "of": self.source.identity()}
+
+    def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        for chunk in range(_CHUNKS):
+            low, high = max(start, chunk * self.each), min(stop, (chunk + 1) * self.each)
+            shift = chunk * (len(self.source) // _CHUNKS) - chunk * self.each
+            if low < high:
+                yield from self.source.read(low + shift, high + shift)
+
+    def embeddings(self, start: int, stop: int) -> Iterator:
+        return self.source.embeddings(start, stop)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and print the table."""
+    parser = commands.parser("calibrate", __doc__.split(":")[1].split(".")[0].strip())
+    parser.add_argument("--pairs", type=int, default=256, help="pairs to measure on (default 256)")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the trial (default 20)")
+    parser.add_argument("--policy", type=Path, metavar="FOLDER", help="an exported pipeline instead of a trial")
+    parser.add_argument("--median-u", type=float, default=1.0, help="asked for: median |u| (default 1)")
+    parser.add_argument("--weight", type=float, default=0.4, help="asked for: median gradient weight (default 0.4)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    commands.run(parser.parse_args(sys.argv[1:] if arguments is None else arguments), "calibrate", calibrate)
+
+
+def calibrate(config: Config, options: Namespace) -> None:
+    """Measure, print, and write the figures if asked to."""
+    if not 0 < options.weight < 0.5:
+        raise ConfigError(f"--weight {options.weight} must lie between 0 and 0.5, its value without any preference")
+    if min(options.pairs, options.steps) < 1 or not 0 < options.median_u < math.inf:
+        raise ConfigError("--pairs, --steps and --median-u must be positive")
+    if options.policy and not (options.policy / "unet").is_dir():
+        raise ConfigError(f"--policy '{options.policy}' has no folder unet: give an exported pipeline")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rank = Rank(0, 1, device, lambda: None)
+    quiet_libraries()
+    config = resolve_embedded(config, rank)
+    family, source = load_family(config.model), open_source(config.data)
+    needed = 2 * (options.pairs + (0 if options.policy else options.steps * config.train.pairs_per_micro_batch))
+    if len(source) > 2 * needed:
+        source = Spread(source, needed)
+    data = TrainingSet(config, family, source, Builder(Path(config.data.cache_dir).expanduser(), rank))
+    positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.train.seed))
+    measured = positions[: min(options.pairs, len(data) - len(data) // 4)]
+    delta = _delta(config, family, data, measured, positions[len(measured) :], options)
+    draws = noise.draws(config.reference.seed, data.id[measured], 0)
+    figures = fit(config.loss.link(), delta, options.median_u, options.weight)
+    shape = data.pair_latents(0).shape[-3:]
+    figures["elements"] = math.prod(shape)
+    figures["bins"] = by_timestep(
+        delta, noise.timesteps(draws, len(family.signal)), config.log.timestep_bins, len(family.signal)
+    )
+    print(text(config, figures, options))
+    if options.json:
+        with replacing(options.json) as partial:
+            partial.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _delta(
+    config: Config, family: Family, data: TrainingSet, measured: Tensor, trial: Tensor, options: Namespace
+) -> Tensor:
+    """error - reference error of the pairs at `measured`, [n, 2] float64, after moving the policy."""
+    dtype = DTYPES[config.model.dtype]
+    unet = family.denoiser(dtype).to(data.device)
+    before = _errors(data, unet, measured, "reference")
+    if options.policy:
+        unet = family.denoiser(dtype, options.policy).to(data.device)
+    else:
+        move(config, family, data, unet, trial, options.steps)
+    return _errors(data, unet, measured, "policy") - before
+
+
+def _errors(data: TrainingSet, unet: nn.Module, positions: Tensor, name: str) -> Tensor:
+    parts = positions.split(data.config.data.encode_batch) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
+    found = [
+        data.reference_errors(unet.eval(), part.view(-1), torch.zeros_like(part.view(-1)))
+        for part in tqdm(parts, desc=f"errors of the {name}", leave=False)
+    ]
+    return torch.cat(found)
+
+
+def move(config: Config, family: Family, data: TrainingSet, unet: nn.Module, pairs: Tensor, steps: int) -> None:
+    """The trial: `steps` steps of the configuration's loss, optimizer and rate (no warm-up), a micro-batch each."""
+    if config.model.train == "lora":
+        family.add_lora(unet)
+    if config.model.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = factory.optimizer(config.optimizer, trained, config.train.seed)
+    criterion, micro = config.loss.criterion(), config.train.pairs_per_micro_batch
+    walk = Walk(data.shapes[pairs], micro, config.train.seed)
+    chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
+    visits = torch.zeros(micro, dtype=torch.int64)
+    unet.eval()
+    ref_errors = [data.reference_errors(unet, at, visits).T.flatten().to(data.device) for at in chosen]
+    unet.train()
+    for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
+        batch = data.batch(at, visits)
+        pred, target = predict(family, unet, batch)
+        losses, _ = criterion(pred, ref_error, target, batch.weight)
+        losses.mean().backward()
+        if config.optimizer.max_grad_norm:
+            nn.utils.clip_grad_norm_(trained, config.optimizer.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict:
+    """ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and what they lead to.
+
+    Raises ValueError where nothing has moved.
+    """
+    middle = delta.abs().median().item()
+    if not 0 < middle < math.inf:
+        raise ValueError("the policy did not move: raise --steps or optimizer.lr")
+    ratio_scale = median_u / middle
+    u = -ratio_scale * delta
+    margin = link(u[:, 0]) - link(u[:, 1])
+    typical = margin.abs().median().item()
+    beta = math.log((1 - weight) / weight) / typical
+    slope = link.slope(torch.zeros(1, dtype=torch.float64)).item()
+    return {
+        "ratio_scale": ratio_scale,
+        "beta": beta,
+        "median_abs_delta": middle,
+        "median_abs_u": u.abs().median().item(),
+        "median_weight": torch.sigmoid(-beta * margin.abs()).median().item(),
+        "strength": beta * ratio_scale * slope,
+        "clipped": link.clipped(u).double().mean().item(),
+        "accuracy": ((margin > 0).double() + 0.5 * (margin == 0).double()).mean().item(),
+    }
+
+
+def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list[dict]:
+    """Quantiles of |delta| [n, 2] per bin of timesteps [n]."""
+    rows = []
+    edges = [total * i // bins for i in range(bins + 1)]
+    for low, high in pairwise(edges):
+        part = delta[(timesteps >= low) & (timesteps < high)].abs().flatten()
+        if len(part):
+            quantiles = part.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=part.dtype)).tolist()
+            rows.append({"timesteps": [low, high], "pairs": len(part) // 2, "q10_50_90": quantiles})
+    return rows
+
+
+def text(config: Config, figures: dict, options: Namespace) -> str:
+    """The figures as a table, and the lines for the configuration."""
+    how = f"of {options.policy}" if options.policy else f"after {options.steps} steps at lr {config.optimizer.lr:g}"
+    lines = [f"|delta| = |error - reference error| {how}", "timesteps      pairs       10 %      median       90 %"]
+    for row in figures["bins"]:
+        low, high = row["timesteps"]
+        lines.append(f"{low:4d} .. {high:4d} {row['pairs']:9d}" + "".join(f"  {q:10.3e}" for q in row["q10_50_90"]))
+    lines += [
+        "",
+        f"for median |u| {options.median_u:g} and median gradient weight {options.weight:g} under "
+        f"{config.loss.link().name}:",
+        f'  "loss": {{"divergence": "{config.loss.divergence}", "beta": {figures["beta"]:.4g}, '
+        f'"ratio_scale": {figures["ratio_scale"]:.4g}}}',
+        f"  past the cap of the exponential: {figures['clipped']:.1%}; pairs ordered right: {figures['accuracy']:.1%}",
+        f"  now configured: beta {config.loss.beta:g}, ratio_scale {config.loss.ratio_scale:g}, median |u| "
+        f"{config.loss.ratio_scale * figures['median_abs_delta']:.3g}",
+        "",
+        "the same strength near the reference, beta in other trainers:",
+    ]
+    for name in scales.CONVENTIONS:
+        beta = scales.convert(figures["strength"], "fdpo_fast", name, elements=figures["elements"])
+        lines.append(f"  {name:15} {beta:.4g}")
+    if not options.policy:
+        lines.append("The drift grows with the steps: measure again on the export of a first run by --policy.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
