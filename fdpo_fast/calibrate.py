@@ -1,8 +1,9 @@
 """`fdpo calibrate --config ...`: how far the policy's errors move from the reference's, and the strengths that suit it.
 
 A policy that has not moved has delta = 0 everywhere, so a short trial of `--steps` optimizer steps moves it (or
-`--policy FOLDER` brings one that was trained). On pairs the trial has not seen, u = -ratio_scale * delta; `ratio_scale`
-is set for the median |u| asked for, then `beta` for the median gradient weight sigmoid(-|z|), z = beta (h(u_w) - h(u_l)).
+`--policy FOLDER` brings one that was trained). On pairs the trial has not seen, u = -ratio_scale * delta: `ratio_scale`
+is set for the median |u| asked for, then `beta` for the median gradient weight sigmoid(-|z|), where
+z = beta (h(u_w) - h(u_l)).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,8 +23,7 @@ from fdpo_fast import commands, noise, scales
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.builder import Builder
 from fdpo_fast.data.files import replacing
-from fdpo_fast.data.pairs import Pair, PairSource, Rejected
-from fdpo_fast.data.readers import open_source
+from fdpo_fast.data.readers import Spread, open_source
 from fdpo_fast.data.training_set import TrainingSet, predict
 from fdpo_fast.data.walk import Walk
 from fdpo_fast.divergences import Divergence
@@ -34,32 +33,6 @@ from fdpo_fast.models.family import Family
 from fdpo_fast.optim import factory
 from fdpo_fast.prepare import DTYPES, resolve_embedded
 from fdpo_fast.processes import Rank
-
-_CHUNKS = 8
-
-
-class Spread:
-    """Some rows of a large source in a few stretches, evenly over it: the rest is neither decoded nor encoded."""
-
-    def __init__(self, source: PairSource, rows: int) -> None:
-        self.source, self.each = source, -(-rows // _CHUNKS)
-        self.embedded = getattr(source, "embedded", [])
-
-    def __len__(self) -> int:
-        return self.each * _CHUNKS
-
-    def identity(self) -> dict:
-        return {"rows": len(self), "of": self.source.identity()}
-
-    def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
-        for chunk in range(_CHUNKS):
-            low, high = max(start, chunk * self.each), min(stop, (chunk + 1) * self.each)
-            shift = chunk * (len(self.source) // _CHUNKS) - chunk * self.each
-            if low < high:
-                yield from self.source.read(low + shift, high + shift)
-
-    def embeddings(self, start: int, stop: int) -> Iterator:
-        return self.source.embeddings(start, stop)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,6 +64,8 @@ def calibrate(config: Config, options: Namespace) -> None:
     if len(source) > 2 * needed:
         source = Spread(source, needed)
     data = TrainingSet(config, family, source, Builder(Path(config.data.cache_dir).expanduser(), rank))
+    if len(data) < 4:
+        raise ValueError(f"data.source gives {len(data)} pairs: calibration takes at least 4")
     positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.train.seed))
     measured = positions[: min(options.pairs, len(data) - len(data) // 4)]
     delta = _delta(config, family, data, measured, positions[len(measured) :], options)

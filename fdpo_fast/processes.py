@@ -32,7 +32,7 @@ def start_processes() -> Rank:
     import deepspeed
 
     cuda = torch.cuda.is_available()
-    if "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
+    if not dist.is_initialized() and "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     # a rank may wait for the others' share of the caches

@@ -65,6 +65,7 @@ class Data(Section):
         description=f"file, folder, glob, URL or hub data set (owner/name); '{EMBEDDED}' is the embedded set of pairs"
     )
     format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = "auto"
+    max_rows: int | None = Field(None, ge=1, description="take that many rows, evenly over a larger source")
     resolution: int = Field(512, ge=8)
     crop: Literal["center", "random"] = "center"
     flip: float = Field(0.0, ge=0, le=1, description="share of the pairs that are mirrored, both sides together")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -102,6 +103,59 @@ def launch(write_config):
         return done
 
     return run
+
+
+@pytest.fixture
+def command(write_config, capsys):
+    """Run `fdpo NAME --config ...` in this process; returns what it printed."""
+    from fdpo_fast.cli import main
+
+    def run(raw, *words):
+        with patch.dict(os.environ):
+            main([*words, "--config", str(write_config(raw))])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory):
+    """Tiny pipelines with random weights, by family."""
+    from fdpo_fast.models.presets import build
+
+    root = tmp_path_factory.mktemp("pipelines")
+    return {name: build(f"tiny_{name}", root / name) for name in ("sd", "sdxl")}
+
+
+@pytest.fixture
+def tiny_config(pipelines, tmp_path):
+    """Make a configuration over a tiny pipeline and a source of pairs: six steps of four pairs."""
+
+    def make(family, source):
+        return {
+            "model": {"family": family, "base": str(pipelines[family]), "dtype": "fp32"},
+            "data": {
+                "source": str(source),
+                "resolution": 64,
+                "cache_dir": str(tmp_path / "cache"),
+                "caption_dropout": 0.2,
+                "shard_rows": 7,
+                "encode_batch": 4,
+            },
+            "reference": {"visits": 2},
+            "loss": {"divergence": "jensen_shannon", "beta": 1.0, "ratio_scale": 200.0},
+            "optimizer": {"lr": 1e-3},
+            "train": {
+                "output_dir": str(tmp_path / "run"),
+                "max_steps": 6,
+                "pairs_per_step": 4,
+                "pairs_per_micro_batch": 4,
+                "checkpoint_every": 3,
+            },
+            "log": {"every": 2, "tensorboard": False},
+        }
+
+    return make
 
 
 @pytest.fixture

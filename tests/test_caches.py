@@ -1,40 +1,60 @@
-"""The caches: what they count, what a batch depends on, and what a kill costs."""
+"""The caches: what they hold, what a batch depends on, what is refused, and that damage is noticed."""
+
+import json
 
 import pytest
 import torch
-from conftest import RECIPE
-from test_pickapic import BLUE, RED, write
+from pictures import BLUE, FORMATS, RED, as_latents, difficult_rows, files, noisy_jpeg, write
 
-from fdpo_fast import config
-from fdpo_fast.data import shards
-from fdpo_fast.data.caches import Rank, TrainingSet, describe, predict
-from fdpo_fast.data.pickapic import PickAPic
-from fdpo_fast.data.shards import Shards
+from fdpo_fast import config, noise
+from fdpo_fast.data.builder import Builder
+from fdpo_fast.data.caches import describe
+from fdpo_fast.data.readers import open_source
+from fdpo_fast.data.training_set import TrainingSet, errors, predict
 from fdpo_fast.models import family as load_family
+from fdpo_fast.processes import Rank
 
+ROWS = [(f"picture {i}", noisy_jpeg(2 * i), noisy_jpeg(2 * i + 1), 1.0) for i in range(16)]
 RANK = Rank(0, 1, torch.device("cpu"), lambda: None)
 
 
 @pytest.fixture
-def training_set(raw_config, write_config, embedded_folder, tmp_path):
-    """Make a TrainingSet from rows (caption, jpg_0, jpg_1, label_0), or from the embedded pairs."""
-    model = load_family("sd", str(embedded_folder / "pipeline"))
+def training_set(tiny_config, write_config, tmp_path):
+    """Make a TrainingSet from rows (caption, jpg_0, jpg_1, label_0) or from a source."""
 
-    def make(rows=None, *overrides):
-        path = embedded_folder / "pairs.parquet" if rows is None else write(tmp_path / "rows.parquet", rows)
-        settings = config.load(write_config(raw_config), [f"data.cache_dir={tmp_path / 'cache'}", *overrides])
-        return settings, model, TrainingSet(settings, model, RANK, PickAPic(str(path), settings.data.ties))
+    def make(rows=None, *overrides, family="sd", source=None, requested=False):
+        if source is None:
+            source = tmp_path / "rows.parquet"
+            if rows or not source.exists():
+                write(source, rows or ROWS)
+        settings = config.load(write_config(tiny_config(family, source)), overrides)
+        model = load_family(settings.model)
+        builder = Builder(tmp_path / "cache", RANK, requested)
+        data = TrainingSet(settings, model, open_source(settings.data), builder)
+        if settings.reference.mode == "cached":
+            data.cache_reference(lambda: model.denoiser(torch.float32))
+        return data
 
     return make
 
 
+def folders(tmp_path, kind):
+    return [path for path in sorted((tmp_path / "cache").glob(f"{kind}-*")) if path.is_dir()]
+
+
 def test_refused_rows_are_counted_and_named(training_set):
     rows = [("a", RED, BLUE, 1.0), ("b", RED[:50], BLUE, 1.0), ("c", RED, BLUE, 0.5), ("d", BLUE, RED, 0.0)] * 6
-    _, _, data = training_set(rows)
+    data = training_set(rows)
     assert len(data) == 12
     assert (data.report["rows"], data.report["pairs"], data.report["ties_dropped"]) == (24, 12, 6)
     assert data.report["refused"][0] == {"place": "rows.parquet row 1", "reason": "an image does not decode"}
     assert "refused: 6 x an image does not decode, first at rows.parquet row 1" in describe(data.report)
+
+
+def test_a_broken_tie_is_refused_once(training_set):
+    data = training_set([("a", RED[:50], BLUE, 0.5), ("b", RED, BLUE, 0.5)], "data.ties=half")
+    assert len(data.report["refused"]) == 1
+    assert data.weight.tolist() == [0.5, 0.5]
 
 
 def test_no_pair_left_is_an_error(training_set):
@@ -42,91 +62,193 @@ def test_no_pair_left_is_an_error(training_set):
         training_set([("a", RED, BLUE, 0.5), ("b", b"", BLUE, 1.0)])
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_every_format_under_every_family(training_set, tmp_path, name, family):
+    data = training_set(source=FORMATS[name](tmp_path, difficult_rows()), family=family)
+    batch = data.batch(torch.arange(len(data))[:6], torch.tensor([0, 1, 0, 1, 0, 1]))
+    assert batch.latents.shape == (12, 4, 32, 32)
+    assert batch.condition["prompt_embeds"].shape == (12, 77, {"sd": 8, "sdxl": 64}[family])
+    assert batch.ref_error.isfinite().all()
+    if family == "sdxl" and name == "pickapic":
+        assert batch.condition["time_ids"][[0, 6]].tolist() == [[96, 64, 16, 0, 64, 64], [80, 96, 0, 6, 64, 64]]
+    if family == "sdxl" and name == "latents":
+        sizes = batch.condition["time_ids"][:, :2].tolist()
+        assert [480, 640] in sizes
+        assert [64, 64] in sizes  # the side that came without one
+
+
+def test_an_image_is_encoded_once(training_set):
+    shared = noisy_jpeg(0)
+    data = training_set([("a", shared, noisy_jpeg(1), 1.0), ("b", noisy_jpeg(2), shared, 1.0), ("c", shared, RED, 0.0)])
+    assert sum(name.startswith("image.") for name in data.latents.files[0].keys()) == 4  # noqa: SIM118
+    assert torch.equal(data.pair_latents(0)[0], data.pair_latents(1)[1])
+
+
 def test_both_sides_share_timestep_noise_and_caption(training_set):
-    _, _, data = training_set()
-    batch = data.batch(torch.tensor([3, 0, 17]), torch.tensor([0, 1, 0]))
-    for value in (batch.noise, batch.timesteps, *batch.condition.values()):
-        preferred, dispreferred = value.chunk(2)
-        assert torch.equal(preferred, dispreferred)
+    data = training_set()
+    batch = data.batch(torch.tensor([3, 0, 15]), torch.tensor([0, 1, 0]))
+    assert batch.draws.shape == (3, 3)
+    preferred, dispreferred = batch.condition["prompt_embeds"].chunk(2)
+    assert torch.equal(preferred, dispreferred)
     preferred, dispreferred = batch.latents.chunk(2)
     assert not torch.equal(preferred, dispreferred)
-    assert batch.latents.std().item() == pytest.approx(1, abs=0.5)  # scaled
 
 
-def test_a_visit_looks_the_same_in_any_batch(training_set):
-    _, _, data = training_set()
+@pytest.mark.parametrize("latents", ["mode", "sample", "moments"])
+def test_a_visit_looks_the_same_in_any_batch(training_set, latents):
+    data = training_set(None, f"data.latents={latents}")
     many = data.batch(torch.arange(8), torch.tensor([0, 1] * 4))
     alone = data.batch(torch.tensor([5]), torch.tensor([1]))
-    for ours, theirs in ((alone.noise, many.noise), (alone.timesteps, many.timesteps), (alone.latents, many.latents)):
-        assert torch.equal(ours, theirs[[5, 13]])
-    assert torch.equal(alone.condition["context"], many.condition["context"][[5, 13]])
+    assert torch.equal(alone.draws[:, 0], many.draws[:, 5])
+    assert torch.equal(alone.latents, many.latents[[5, 13]])
+    assert torch.equal(alone.condition["prompt_embeds"], many.condition["prompt_embeds"][[5, 13]])
+    again = data.batch(torch.tensor([5]), torch.tensor([0]))
+    assert torch.equal(alone.latents, again.latents) == (latents != "moments")
+
+
+def test_samples_are_the_posteriors(training_set, tmp_path):
+    """Over many images (sample - mean) / deviation is standard normal, and moments hold mean and deviation."""
+    moments = training_set(None, "data.latents=moments")
+    stored = torch.stack([moments.pair_latents(i) for i in range(16)])  # [16, 2, 2, 4, 32, 32]
+    mean, std = stored.unbind(2)
+    for drawn in (
+        torch.stack([training_set(None, "data.latents=sample").pair_latents(i) for i in range(16)]),
+        moments.batch(torch.arange(16), torch.zeros(16, dtype=torch.int64))
+        .latents.unflatten(0, (2, 16))
+        .transpose(0, 1),
+    ):
+        normal = (drawn - mean) / std
+        assert abs(normal.mean().item()) < 0.01
+        assert normal.std().item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_on_disk(training_set, dtype):
+    exact, half = training_set(), training_set(None, f"data.cache_dtype={dtype}")
+    tolerance = {"fp16": 1e-3, "bf16": 1e-2}[dtype]
+    torch.testing.assert_close(half.pair_latents(3), exact.pair_latents(3), rtol=tolerance, atol=tolerance)
+    assert half.latents.item(0, "image", 0).dtype.itemsize == 2
+    assert half.text.entry("prompt_embeds", 0).dtype.itemsize == 2
 
 
 def test_captions_drop_at_the_rate_asked_for(training_set):
-    _, _, data = training_set(None, "data.caption_dropout=0.5")
-    empty = data.text.rows("context", torch.tensor([data.empty_caption]))
-    dropped = [
-        (data.batch(torch.arange(30), torch.full((30,), visit)).condition["context"][:30] == empty).flatten(1).all(1)
-        for visit in range(20)
-    ]
-    assert 0.4 < torch.cat(dropped).float().mean().item() < 0.6
+    data = training_set(None, "data.caption_dropout=0.5")
+    empty = data.text.entry("prompt_embeds", data.entries[""])
+    dropped = []
+    for visit in range(40):
+        embeds = data.batch(torch.arange(16), torch.full((16,), visit % 2)).condition["prompt_embeds"][:16]
+        dropped.append((embeds == empty).flatten(1).all(1))
+        draws = noise.draws(0, data.id, visit % 2)
+        assert torch.equal(dropped[-1], noise.uniforms(draws, noise.CAPTION) < 0.5)
+    assert 0.2 < torch.cat(dropped).float().mean().item() < 0.8
 
 
 def test_reference_errors_are_those_of_the_draws(training_set):
-    settings, model, data = training_set()
-    data.cache_reference(settings, model, RANK, lambda: model.denoiser(torch.float32))
-    positions, visits = torch.tensor([2, 20, 29]), torch.tensor([1, 0, 1])
+    data = training_set()
+    positions, visits = torch.tensor([2, 10, 15]), torch.tensor([1, 0, 1])
     batch = data.batch(positions, visits)
     with torch.no_grad():
-        pred, target = predict(model, model.denoiser(torch.float32).eval(), batch)
-    want = (pred.double() - target.double()).square().mean(dim=(1, 2, 3))
+        pred, target = predict(data.family, data.family.denoiser(torch.float32).eval(), batch)
     assert batch.ref_error.dtype == torch.float64
-    torch.testing.assert_close(batch.ref_error, want, rtol=1e-5, atol=0)
+    torch.testing.assert_close(batch.ref_error, errors(pred, target), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("override", ["train.seed=1", "data.caption_dropout=0.3", "reference.visits=3"])
+def test_buckets_have_batches_of_one_shape(training_set):
+    sizes = [(96, 96), (128, 64), (64, 128)]
+    rows = [(f"{i}", noisy_jpeg(2 * i, sizes[i % 3]), noisy_jpeg(2 * i + 1, sizes[i % 3]), 1.0) for i in range(15)]
+    data = training_set(rows, "data.buckets=true", "data.bucket_step=8")
+    assert len(torch.unique(data.shapes, dim=0)) == 3
+    assert data.reference.isfinite().all()
+    wide = data.batch(torch.tensor([1, 4]), torch.tensor([0, 1]))
+    assert wide.latents.shape[3] > wide.latents.shape[2]
+
+
+def test_embeddings_of_the_source_are_used(training_set, tmp_path):
+    rows = difficult_rows()
+    source = as_latents(tmp_path, rows, {"prompt_embeds": (77, 64), "pooled_prompt_embeds": (32,)})
+    data = training_set(source=source, family="sdxl")
+    found = dict(open_source(data.config.data).embeddings(0, len(rows)))
+    for caption in ("picture 2", "größe ✓ 猫", ""):
+        for key in ("prompt_embeds", "pooled_prompt_embeds"):
+            assert data.text.entry(key, data.entries[caption]).tolist() == found[caption][key].tolist()
+    half = as_latents(tmp_path, rows, {"prompt_embeds": (77, 64)})
+    with pytest.raises(ValueError, match="has the column prompt_embeds but not pooled_prompt_embeds: give all or none"):
+        training_set(source=half, family="sdxl")
+
+
+@pytest.mark.parametrize("override", ["reference.seed=1", "data.caption_dropout=0.3", "reference.visits=3"])
 def test_another_draw_is_another_reference_cache(training_set, tmp_path, override):
-    for overrides in ((), (override,), ("loss.beta=9.0", "loss.divergence=jeffreys", "optimizer.lr=1.0")):
-        settings, model, data = training_set(None, *overrides)
-        data.cache_reference(settings, model, RANK, lambda model=model: model.denoiser(torch.float32))
-    kinds = [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()]
-    assert (kinds.count("reference"), kinds.count("latents"), kinds.count("text")) == (2, 1, 1)
+    for overrides in (
+        (),
+        (override,),
+        ("loss.beta=9.0", "loss.divergence=jeffreys", "optimizer.lr=1.0", "train.seed=5"),
+    ):
+        training_set(None, *overrides)
+    assert [len(folders(tmp_path, kind)) for kind in ("reference", "latents", "text")] == [2, 1, 1]
 
 
 def test_other_labels_are_another_reference_cache(training_set, tmp_path):
     for label in (1.0, 0.0):
-        settings, model, data = training_set([("a", RED, BLUE, label)] * 3)
-        data.cache_reference(settings, model, RANK, lambda model=model: model.denoiser(torch.float32))
-    assert len(list((tmp_path / "cache").glob("reference-*"))) == 2
+        training_set([("a", RED, BLUE, label)] * 3)
+    assert len(folders(tmp_path, "reference")) == 2
 
 
-def test_a_killed_build_keeps_its_whole_shards(tmp_path):
-    made = []
-
-    def make(shard, dies_at=None):
-        if shard == dies_at:
-            raise KeyboardInterrupt
-        made.append(shard)
-        return {"x": torch.full((2, 3), float(shard))}, {}
-
-    with pytest.raises(KeyboardInterrupt):
-        shards.build(tmp_path, "kind", {"a": 1}, 4, lambda shard: make(shard, dies_at=2), 0, 1)
-    folder = shards.build(tmp_path, "kind", {"a": 1}, 4, make, 0, 1)
-    assert made == [0, 1, 2, 3]
-    rows = Shards(folder)
-    assert len(rows) == 8
-    assert rows.rows("x", torch.tensor([7, 0, 3]))[:, 0].tolist() == [3, 0, 1]
-    assert shards.build(tmp_path, "kind", {"a": 2}, 0, make, 0, 1) != folder
+def test_a_requested_cache_that_does_not_match_is_refused(training_set, tmp_path):
+    training_set(requested=True)
+    training_set()  # matches
+    with pytest.raises(ValueError, match=r"the reference cache made by `fdpo cache`.* 'visits' is 2 there and 3 here"):
+        training_set(None, "reference.visits=3")
+    with pytest.raises(ValueError, match=r"the latents cache.*'geometry.flip' is 0.0 there and 0.5 here"):
+        training_set(None, "data.flip=0.5")
+    training_set(None, "reference.visits=3", requested=True)
+    training_set(None, "reference.visits=3")
+    assert len(folders(tmp_path, "reference")) == 2
 
 
-def test_ranks_share_the_work(tmp_path):
-    made = {rank: [] for rank in range(3)}
-    for rank, shards_made in made.items():
+def test_a_changed_manifest_is_refused(training_set, tmp_path):
+    training_set()
+    (folder,) = folders(tmp_path, "reference")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"unet": "0" * 64}))
+    with pytest.raises(ValueError, match=r"the manifest of the cache .* does not match: 'unet' is \"0000"):
+        training_set()
 
-        def make(shard, shards_made=shards_made):
-            shards_made.append(shard)
-            return {"x": torch.zeros(1)}, {}
 
-        shards.build(tmp_path, "kind", {}, 7, make, rank, 3)
-    assert sorted(shard for part in made.values() for shard in part) == list(range(7))
-    assert RECIPE["pairs"] > 16  # the embedded pairs span two shards of 16 rows
+@pytest.mark.parametrize("kind", ["latents", "text", "reference"])
+def test_a_flipped_bit_is_noticed(training_set, tmp_path, kind):
+    training_set()
+    path = next(folders(tmp_path, kind)[0].glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+    def touch_everything():
+        for store in training_set().stores:
+            store.check_all()
+
+    with pytest.raises(ValueError, match=r"safetensors is damaged \('.*' does not match its checksum\): delete this"):
+        touch_everything()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"safetensors is damaged .*: delete this file and run again"):
+        touch_everything()
+    path.unlink()
+    touch_everything()
+
+
+def test_equal_caches_have_equal_bytes(training_set, tmp_path):
+    training_set()
+    first = files(tmp_path / "cache")
+    for name in ("latents", "text", "reference"):
+        folder = folders(tmp_path, name)[0]
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / ".000000.safetensors.123.partial").write_bytes(b"left by a kill")
+    training_set()
+    assert files(tmp_path / "cache") == first
+
+
+def test_too_small_a_disk_is_refused_at_once(training_set, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    with pytest.raises(ValueError, match=r"the latents cache needs about .* KiB and .* has 10.0 B: set data.cache_dir"):
+        training_set()

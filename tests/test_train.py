@@ -15,8 +15,6 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 
-
-
 def weights(raw):
     return load_file(Path(raw["train"]["output_dir"]) / "export/unet/diffusion_pytorch_model.safetensors")
 
@@ -32,15 +30,6 @@ def variant(raw, **changes):
         section, key = path.split("__")
         raw[section][key] = value
     return raw
-
-
-def test_order_is_a_walk_over_all_pairs():
-    positions, epochs = order(0, 25, pairs=10, seed=1)
-    assert sorted(positions[:10].tolist()) == sorted(positions[10:20].tolist()) == list(range(10))
-    assert epochs.tolist() == [0] * 10 + [1] * 10 + [2] * 5
-    assert positions[:10].tolist() != positions[10:20].tolist()
-    parts = [order(first, 5, 10, 1)[0] for first in range(0, 25, 5)]
-    assert torch.equal(torch.cat(parts), positions)
 
 
 def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metrics, embedded_folder, tmp_path):

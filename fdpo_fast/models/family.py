@@ -50,9 +50,20 @@ class Family(ABC):
                 f"{self.base}/scheduler predicts '{self.prediction}': fdpo_fast trains models that predict "
                 f"{' or '.join(PREDICTIONS)}"
             )
+        if model.train == "lora":
+            self._check_targets()
         self.signal = self.schedule.alphas_cumprod.sqrt()
         """By timestep, [T] float32: x_t = signal[t] x_0 + sigma[t] noise."""
         self.sigma = (1 - self.schedule.alphas_cumprod).sqrt()
+
+    def _check_targets(self) -> None:
+        """Raise ValueError for a LoRA target that no layer of the UNet is called."""
+        config = UNet2DConditionModel.load_config(self.base, subfolder="unet")
+        with torch.device("meta"):
+            names = [f".{name}" for name, _ in UNet2DConditionModel.from_config(config).named_modules()]
+        unknown = [target for target in self.model.lora.targets if not any(n.endswith(f".{target}") for n in names)]
+        if unknown:
+            raise ValueError(f"no layer of the UNet is called {', '.join(unknown)}: see model.lora.targets")
 
     # --- what caches depend on ---
 

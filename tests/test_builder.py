@@ -1,0 +1,105 @@
+"""Filling a cache folder: ranks share the work, a killed build goes on, two runs do not collide."""
+
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fdpo_fast.data.builder import Builder, Cache, check_same
+from fdpo_fast.data.shards import Shard, Shards
+from fdpo_fast.processes import Rank
+
+
+def rank(index=0, count=1, barrier=lambda: None):
+    return Rank(index, count, torch.device("cpu"), barrier)
+
+
+def cache(make, shards=4, **manifest):
+    return Cache("kind", manifest or {"a": 1}, {"data.source": "x"}, [2] * shards, 12, make)
+
+
+def filled(shard, advance):
+    advance(2)
+    return Shard(columns={"x": torch.full((2, 3), float(shard))})
+
+
+def test_a_killed_build_keeps_its_whole_shards(tmp_path):
+    made = []
+
+    def make(shard, advance, dies_at=None):
+        if shard == dies_at:
+            raise KeyboardInterrupt
+        made.append(shard)
+        return filled(shard, advance)
+
+    with pytest.raises(KeyboardInterrupt):
+        Builder(tmp_path, rank()).build(cache(lambda s, a: make(s, a, dies_at=2)))
+    folder = Builder(tmp_path, rank()).build(cache(make))
+    assert made == [0, 1, 2, 3]
+    rows = Shards(folder, by="x")
+    assert len(rows) == 8
+    assert rows.column("x")[[7, 0, 3], 0].tolist() == [3, 0, 1]
+    assert Builder(tmp_path, rank()).build(cache(make, a=2)) != folder
+
+
+def test_ranks_share_the_work(tmp_path):
+    made, barrier = {0: [], 1: [], 2: []}, threading.Barrier(3)
+
+    def work(index):
+        def make(shard, advance):
+            made[index].append(shard)
+            return filled(shard, advance)
+
+        Builder(tmp_path, rank(index, 3, barrier.wait)).build(cache(make, shards=7))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert made == {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
+
+
+def test_a_second_run_waits_for_the_first(tmp_path, capsys):
+    entered, leave, made = threading.Event(), threading.Event(), []
+
+    def slow(shard, advance):
+        entered.set()
+        leave.wait(timeout=60)
+        made.append(("first", shard))
+        return filled(shard, advance)
+
+    def quick(shard, advance):
+        made.append(("second", shard))
+        return filled(shard, advance)
+
+    first = threading.Thread(target=lambda: Builder(tmp_path, rank()).build(cache(slow)))
+    first.start()
+    entered.wait(timeout=60)
+    second = threading.Thread(target=lambda: Builder(tmp_path, rank()).build(cache(quick)))
+    second.start()
+    second.join(timeout=1)
+    assert second.is_alive()
+    leave.set()
+    first.join(timeout=60)
+    second.join(timeout=60)
+    assert made == [("first", shard) for shard in range(4)]
+    assert "another run is filling" in capsys.readouterr().out
+
+
+def test_a_run_is_told_when_its_caches_have_changed(tmp_path):
+    builder = Builder(tmp_path / "caches", rank())
+    names = [builder.build(cache(filled, visits=visits)).name for visits in (2, 3)]
+    record = tmp_path / "data.json"
+    record.write_text(json.dumps({"caches": {"kind": names[0]}}))
+    check_same(builder.root, record, {"kind": names[0]})
+    with pytest.raises(ValueError, match="trained with another kind cache: 'visits' is 2 there and 3 here"):
+        check_same(builder.root, record, {"kind": names[1]})
+
+
+def test_requested_again_with_the_same_manifest(tmp_path):
+    builder = Builder(tmp_path, rank(), requested=True)
+    assert builder.build(cache(filled)) == builder.build(cache(filled))
+    assert replace(builder, requested=False).build(cache(filled)).name.startswith("kind-")
