@@ -27,8 +27,7 @@ from fdpo_fast.data.readers import Spread, open_source
 from fdpo_fast.data.training_set import TrainingSet, predict
 from fdpo_fast.data.walk import Walk
 from fdpo_fast.divergences import Divergence
-from fdpo_fast.models import family as load_family
-from fdpo_fast.models import quiet_libraries
+from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
 from fdpo_fast.optim import factory
 from fdpo_fast.prepare import DTYPES, resolve_embedded
@@ -150,7 +149,7 @@ def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict
         "beta": beta,
         "median_abs_delta": middle,
         "median_abs_u": u.abs().median().item(),
-        "median_weight": torch.sigmoid(-beta * margin.abs()).median().item(),
+        "median_weight": torch.sigmoid(-beta * margin.abs()).quantile(0.5, interpolation="higher").item(),
         "strength": beta * ratio_scale * slope,
         "clipped": link.clipped(u).double().mean().item(),
         "accuracy": ((margin > 0).double() + 0.5 * (margin == 0).double()).mean().item(),

@@ -11,8 +11,7 @@ from fdpo_fast.config import Config
 from fdpo_fast.data.builder import Builder
 from fdpo_fast.data.readers import open_source
 from fdpo_fast.data.training_set import TrainingSet
-from fdpo_fast.models import family as load_family
-from fdpo_fast.models import quiet_libraries
+from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
 from fdpo_fast.processes import Rank
 from fdpo_fast.sections import EMBEDDED

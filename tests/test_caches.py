@@ -11,7 +11,7 @@ from fdpo_fast.data.builder import Builder
 from fdpo_fast.data.caches import describe
 from fdpo_fast.data.readers import open_source
 from fdpo_fast.data.training_set import TrainingSet, errors, predict
-from fdpo_fast.models import family as load_family
+from fdpo_fast.models import load_family
 from fdpo_fast.processes import Rank
 
 ROWS = [(f"picture {i}", noisy_jpeg(2 * i), noisy_jpeg(2 * i + 1), 1.0) for i in range(16)]

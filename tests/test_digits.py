@@ -8,6 +8,7 @@ import torch
 from conftest import RECIPE
 
 from fdpo_fast import digits, digits_pipeline
+from fdpo_fast.data.images import decode
 from fdpo_fast.data.pickapic import SCHEMA, PickAPic
 from fdpo_fast.demo import diversity, interval, wins
 from fdpo_fast.sections import DigitsRecipe
@@ -39,7 +40,7 @@ def test_pairs_are_in_pick_a_pics_schema(embedded_folder):
     assert len(table) == RECIPE["pairs"]
     pairs = list(PickAPic(str(path)).read(0, len(table)))
     assert {pair.caption for pair in pairs} == set(digits.CAPTIONS)
-    assert all(pair.preferred.size == (32, 32) for pair in pairs)
+    assert all(decode(pair.preferred).size == (32, 32) for pair in pairs)
 
 
 def test_the_pipeline_loads_in_diffusers(embedded_folder):

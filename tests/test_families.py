@@ -7,7 +7,7 @@ from pictures import LONG
 
 from fdpo_fast import noise
 from fdpo_fast.data.training_set import Batch, errors, predict
-from fdpo_fast.models import family as load_family
+from fdpo_fast.models import load_family
 from fdpo_fast.models.presets import PRESETS, build, unet_config, vae
 from fdpo_fast.sections import LoRA, Model
 

@@ -31,7 +31,7 @@ FAMILIES = {
 }
 
 
-def family(model: Model) -> Family:
+def load_family(model: Model) -> Family:
     """The family of the configuration's model section, over its base: a diffusers folder or a hub name.
 
     Raises ValueError for an unknown family or a base that holds no pipeline of it.
