@@ -32,9 +32,10 @@ def start_processes() -> Rank:
     import deepspeed
 
     cuda = torch.cuda.is_available()
-    if not dist.is_initialized() and "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
+    if "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     # a rank may wait for the others' share of the caches
     deepspeed.init_distributed(verbose=False, timeout=timedelta(days=7))
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
