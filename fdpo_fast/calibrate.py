@@ -96,7 +96,7 @@ def _delta(
 
 
 def _errors(data: TrainingSet, unet: nn.Module, positions: Tensor, name: str) -> Tensor:
-    parts = positions.split(data.config.data.encode_batch) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
+    parts = positions.split(data.micro) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
     found = [
         data.reference_errors(unet.eval(), part.view(-1), torch.zeros_like(part.view(-1)))
         for part in tqdm(parts, desc=f"errors of the {name}", leave=False)

@@ -36,7 +36,7 @@ class Model(Section):
     attention: Literal["auto", "sdpa", "xformers"] = Field(
         "auto", description="auto: torch's scaled_dot_product_attention, which has the same kernels as xformers"
     )
-    channels_last: bool = False
+    channels_last: bool = Field(False, description="layout of the activations; DeepSpeed wants contiguous weights")
     compile: bool = Field(False, description="the UNet by torch.compile")
 
 
@@ -78,7 +78,7 @@ class Data(Section):
     latents: Literal["mode", "sample", "moments"] = Field(
         "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
     )
-    encode_batch: int = Field(16, ge=1, description="images, captions or pairs at a time while caching")
+    encode_batch: int = Field(16, ge=1, description="images, or captions, at a time while caching")
     shard_rows: int = Field(1024, ge=1)
     workers: int = Field(4, ge=1, description="threads that decode images")
     digits: DigitsRecipe = DigitsRecipe()

@@ -59,7 +59,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.data.builder import check_same
     from fdpo_fast.data.caches import describe
     from fdpo_fast.data.files import replacing
-    from fdpo_fast.data.training_set import Batch, predict
+    from fdpo_fast.data.training_set import Batch, errors, predict
     from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
@@ -128,12 +128,16 @@ def train(config: Config, resume: bool) -> None:
     criterion = config.loss.criterion()
 
     def reference(batch: Batch) -> torch.Tensor:
-        """Reference errors from the cache, or predictions of the frozen model or of the policy without adapter."""
+        """Errors from the cache or of the frozen model, or predictions of the policy without its adapter.
+
+        The frozen model's go in as errors, formed as the cache's are: the two modes then take the same steps, bit for
+        bit, where the libraries round a batch alike.
+        """
         if mode == "cached":
             return batch.ref_error
         with torch.no_grad():
             if mode == "live":
-                return predict(family, frozen, batch)[0]
+                return errors(*predict(family, frozen, batch))
             unet.disable_adapters()
             pred = predict(family, unet, batch)[0]
             unet.enable_adapters()

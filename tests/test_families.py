@@ -130,14 +130,19 @@ def test_another_vae(folders, tmp_path):
     assert DiffusionPipeline.from_pretrained(tmp_path / "out").vae.config.scaling_factor == 0.5
 
 
-def test_memory_layout(folders):
-    model = load_family(Model(family="sd", base=str(folders["sd"]), channels_last=True, attention="sdpa"))
-    unet = model.denoiser(torch.float32)
-    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    plain = load_family(Model(family="sd", base=str(folders["sd"]))).denoiser(torch.float32)
-    args = (torch.randn(2, 4, 32, 32), torch.tensor([5, 6]), {"prompt_embeds": torch.randn(2, 77, 8)})
-    with torch.no_grad():
-        torch.testing.assert_close(model.predict(unet, *args), model.predict(plain, *args))
+def test_channels_last_reaches_the_layers_and_changes_nothing(folders):
+    draws = noise.draws(0, torch.tensor([1, 2]), 0)
+    batch = Batch(torch.randn(4, 4, 32, 32), draws, {"prompt_embeds": torch.randn(4, 77, 8)}, torch.ones(2), None)
+    preds, layouts = [], []
+    for channels_last in (False, True):
+        model = load_family(Model(family="sd", base=str(folders["sd"]), channels_last=channels_last, attention="sdpa"))
+        unet = model.denoiser(torch.float32)
+        hook = unet.conv_in.register_forward_hook(lambda module, args, out: layouts.append(out.stride(1)))
+        with torch.no_grad():
+            preds.append(predict(model, unet, batch)[0])
+        hook.remove()
+    assert layouts == [32 * 32, 1]
+    torch.testing.assert_close(*preds)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_cached_equals_live_over_fifty_steps(tiny_config, launch, read_metrics, 
         losses[mode] = [record["loss"] for record in read_metrics(run)]
     assert max(losses["cached"]) - min(losses["cached"]) > 1e-2
     for ours, theirs in zip(losses["cached"], losses["live"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-6)
+        assert ours == theirs  # the bits; 1e-6 is what was asked for
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_cached_equals_live_over_fifty_steps(tiny_config, launch, read_metrics, 
 def test_trajectory_depends_on_neither_ranks_nor_micro_batch(tiny_config, launch, read_metrics, tmp_path, family):
     raw = tiny_config(family, as_pickapic(tmp_path, difficult_rows()))
     raw["train"] |= {"max_steps": 20, "checkpoint_every": 20}
-    raw["optimizer"]["lr"] = 1e-4
+    raw["optimizer"]["lr"] = 2e-5  # the largest in use
     losses = {}
     for ranks, micro in ((1, 4), (2, 2), (1, 1)):
         run = variant(raw, tmp_path / f"{ranks}-{micro}", train__pairs_per_micro_batch=micro)

@@ -39,6 +39,8 @@ def predict(family: Family, unet: nn.Module, batch: Batch) -> tuple[Tensor, Tens
     """Prediction [2b, c, h, w] and target (see `Family.target`) of a batch."""
     signal, sigma = (table.to(batch.latents.device) for table in (family.signal, family.sigma))
     noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)
+    if family.model.channels_last:
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
     pred = family.predict(unet, noisy, torch.cat([timesteps, timesteps]), batch.condition)
     return pred, family.target(batch.latents, batch.draws)
 
@@ -67,7 +69,7 @@ class TrainingSet:
             self.latents.column(name) for name in ("id", "weight", "images", "sizes")
         )
         self.device = builder.rank.device
-        self.seed = config.reference.seed
+        self.seed, self.micro = config.reference.seed, config.train.pairs_per_micro_batch
         self.reference: Tensor | None = None  # [pairs, visits, 2] float64
 
     def __len__(self) -> int:
@@ -152,10 +154,19 @@ class TrainingSet:
         """Positions [start, stop) in batches that share their shape."""
         shapes, group = torch.unique(self.shapes[start:stop], dim=0, return_inverse=True)
         at = [start + torch.nonzero(group == number).flatten() for number in range(len(shapes))]
-        return [part for positions in at for part in positions.split(self.config.data.encode_batch)]
+        return [part for positions in at for part in positions.split(self.micro)]
 
     @torch.inference_mode()
     def reference_errors(self, unet: nn.Module, positions: Tensor, visits: Tensor) -> Tensor:
-        """Errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64, computed now."""
-        pred, target = predict(self.family, unet, self.batch(positions, visits))
-        return errors(pred, target).cpu().unflatten(0, (2, -1)).T
+        """Errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64, computed now.
+
+        In batches of the size of training's micro-batches, filled up with repeats: libraries choose their kernels by
+        shape, so a live reference in the training step rounds alike.
+        """
+        count = len(positions)
+        filled = torch.arange(-(-count // self.micro) * self.micro).clamp(max=count - 1)
+        found = []
+        for part in filled.split(self.micro):
+            pred, target = predict(self.family, unet, self.batch(positions[part], visits[part]))
+            found.append(errors(pred, target).cpu().unflatten(0, (2, -1)).T)
+        return torch.cat(found)[:count]

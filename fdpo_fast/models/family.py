@@ -128,16 +128,13 @@ class Family(ABC):
     # --- the denoiser ---
 
     def denoiser(self, dtype: torch.dtype, pipeline: Path | None = None) -> nn.Module:
-        """The UNet of the base, or of another pipeline folder, on the CPU in `dtype`.
-
-        With the configuration's attention and memory layout.
-        """
+        """The UNet of the base, or of another pipeline folder, on the CPU in `dtype`, with the attention configured."""
         unet = UNet2DConditionModel.from_pretrained(
             pipeline or self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
         )
         if self.model.attention == "xformers":
             unet.enable_xformers_memory_efficient_attention()
-        return unet.to(memory_format=torch.channels_last) if self.model.channels_last else unet
+        return unet
 
     def add_lora(self, unet: nn.Module) -> None:
         """Freeze `unet` and add a trainable adapter that changes nothing yet."""
