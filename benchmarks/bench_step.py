@@ -2,15 +2,15 @@
 
 Ours reads latents, text embeddings and reference errors that were computed once; its process holds one UNet. The rival
 does what train_diffusion_dpo_sdxl.py does at every step: VAE encode, both text encoders, policy, reference, published
-expression. The reference is a second, frozen UNet, as full fine-tuning needs it (the script trains LoRA and switches it
-off). Between them, the rival with one part at a time switched to ours, and ours with a live reference. All have the same
-weights, batch, clipping and torch.optim.AdamW, in float32, without gradient checkpointing. Decoding images and filling
-the caches, once, are left out.
+expression. Its reference is a second, frozen UNet, as full fine-tuning needs it (the script trains LoRA, and switches
+it off). Between them, the rival with one part at a time switched to ours, and ours with a live reference. All have the
+same weights, batch, clipping and torch.optim.AdamW, in float32 without gradient checkpointing. Decoding images, and
+filling the caches once, are left out.
 
 The sizes flatter us: VAE and text encoders are SDXL's own, but the UNet has its block types at 104 M parameters, a 25th
 of SDXL's, and images are of 256 x 256. By the FLOPs of the layers the rival's step costs 5.6 times ours here; with the
 real UNet at 1024 x 1024 it is 64 T to 41 T a pair, 1.6 times: 13.5 T are the reference, 9.8 T the VAE, 0.1 T the text
-encoders. So the row to look at is "fdpo_fast, live reference": what is left to gain where latents and text are cached.
+encoders. So look at "fdpo_fast, live reference": what is left to gain where latents and text are cached anyway.
 
 Each variant lives in a process of its own, two at a time: ours, and one rival after the other. A round takes one step
 of each; times are medians over the rounds, ratios are of medians over the same rounds. Memory is a process's peak, and
@@ -28,7 +28,6 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -52,8 +51,9 @@ LR = {"sdxl": 1e-6, "tiny_sdxl": 1e-4}  # by preset: moves the loss in a step, a
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 MIDDLE = {"block_out_channels": (128, 256, 384), "attention_head_dim": (2, 4, 6), "sample_size": LATENT_SIDE}
 MIDDLE["transformer_layers_per_block"] = (1, 1, 2)
+SPAWN = multiprocessing.get_context("spawn")
 PHASES = ("vae", "text", "reference", "forward", "loss", "backward", "optimizer")
-
+COLUMNS = ("variant", "steps_per_second", "ratio_to_ours", "peak_rss_gib", "baseline_rss_gib", "threads")
 OURS = "fdpo_fast"
 VARIANTS = {
     OURS: {"latents", "text", "reference", "loss"},
@@ -70,8 +70,8 @@ VARIANTS = {
 def start_process() -> None:
     torch.set_num_threads(THREADS)
     quiet_libraries()
-    for name in ("presets", "sdxl"):  # here, not at the top: their libraries say less now
-        import_module(f"fdpo_fast.models.{name}")
+    from fdpo_fast.models import presets, sdxl  # noqa: F401  # not at the top: their libraries are quiet only now
+
     torch.optim.AdamW([nn.Parameter(torch.zeros(1))]).zero_grad()  # torch imports more at the first one
 
 
@@ -92,7 +92,7 @@ def frozen(name: str, preset: str) -> nn.Module:
 
 @torch.no_grad()
 def encode_text(encoders: list[nn.Module], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Both encoders' states before the last and the second's projection; of each caption, for both sides of its pair."""
+    """Both encoders' states before the last, and the second's projection; of a caption for both sides of its pair."""
     outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
     states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
     return states.repeat(2, 1, 1), outputs[-1].text_embeds.repeat(2, 1)
@@ -112,20 +112,19 @@ def prepare(preset: str, folder: Path) -> None:
     ids = torch.randint(2, encoders[0].config.vocab_size, (PAIRS, TOKENS))
     ids[:, 0], ids[:, -1] = presets.BEGIN, presets.END
     text, pooled = encode_text(encoders, ids)
-    sizes = torch.tensor([[side, side, 0, 0, side, side]]).repeat(2 * PAIRS, 1)
+    sizes = torch.tensor([[side, side, 0, 0, side, side]] * 2 * PAIRS).float()
     batch = {
         "latents": vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor,
         "draws": noise.draws(0, torch.arange(PAIRS), 0),
-        "condition": {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "time_ids": sizes.float()},
+        "condition": {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "time_ids": sizes},
         "weight": torch.ones(PAIRS),
     }
     with torch.inference_mode():
-        found = predict(family_of(folder), frozen("unet", preset), Batch(**batch, ref_error=None))
-        batch["ref_error"] = errors(*found)
+        batch["ref_error"] = errors(*predict(family_of(folder), frozen("unet", preset), Batch(**batch, ref_error=None)))
     torch.save({"pixels": pixels, "ids": ids, "batch": batch}, folder / "stored.pt")
 
 
-def family_of(folder: Path):  # noqa: ANN201
+def family_of(folder: Path) -> Any:
     return load_family(Model(family="sdxl", base=str(folder), dtype="fp32"))
 
 
@@ -203,22 +202,16 @@ class DiffusersStep(Step):
         """Noise and timesteps, the same for both sides; stored reference errors belong to the stored draws."""
         steps = len(self.family.signal)
         if check or not self.reference:
-            draws = self.batch.draws
-            eps = noise.normals(draws, latents[0].numel()).reshape(-1, *latents.shape[1:])
-            return eps.repeat(2, 1, 1, 1), noise.timesteps(draws, steps).repeat(2)
+            eps = noise.normals(self.batch.draws, latents[0].numel()).reshape(-1, *latents.shape[1:])
+            return eps.repeat(2, 1, 1, 1), noise.timesteps(self.batch.draws, steps).repeat(2)
         return torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1), torch.randint(0, steps, (PAIRS,)).repeat(2)
 
 
 def published_loss(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
     """Diffusion-DPO in the script's operations; `ref` are predictions, or their errors [2b]."""
-    losses, ref_losses = (
-        of if of.ndim == 1 else mse_loss(of, target, reduction="none").mean(dim=(1, 2, 3)) for of in (pred, ref)
-    )
-    (model_w, model_l), (ref_w, ref_l) = losses.chunk(2), ref_losses.chunk(2)
+    losses = [x if x.ndim == 1 else mse_loss(x, target, reduction="none").mean(dim=(1, 2, 3)) for x in (pred, ref)]
+    (model_w, model_l), (ref_w, ref_l) = (x.chunk(2) for x in losses)
     return -logsigmoid(-0.5 * BETA_DPO * ((model_w - model_l) - (ref_w - ref_l))).mean()
-
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def serve(pipe: Connection, name: str, preset: str, folder: Path) -> None:
@@ -256,10 +249,8 @@ class Variant:
 def measure(preset: str, rounds: int) -> list[Variant]:
     """Every variant, ours first."""
     with TemporaryDirectory() as scratch:
-        making = SPAWN.Process(target=prepare, args=(preset, Path(scratch)))
-        making.start()
-        making.join()
-        assert making.exitcode == 0, "the caches could not be made"
+        with SPAWN.Pool(1) as pool:  # a process that is gone before the others come
+            pool.apply(prepare, (preset, Path(scratch)))
         done = [ours := Variant(OURS, preset, Path(scratch))]
         assert abs(ours.losses[1] - math.log(2)) > 1e-3, f"the first step has not moved the policy: {ours.losses}"
         for name in list(VARIANTS)[1:]:
@@ -273,18 +264,6 @@ def measure(preset: str, rounds: int) -> list[Variant]:
             other.peak = other.ask(False)
         ours.peak = ours.ask(False)
     return done
-
-
-def row(variant: Variant) -> dict[str, Any]:
-    """A line of the CSV."""
-    return {
-        "variant": variant.name,
-        "steps_per_second": round(1 / variant.seconds("step"), 4),
-        "ratio_to_ours": round(variant.ratio, 2),
-        "peak_rss_gib": round(variant.peak, 2),
-        "baseline_rss_gib": round(variant.base, 2),
-        "threads": THREADS,
-    }
 
 
 def markdown(variants: list[Variant]) -> Iterator[str]:
@@ -310,12 +289,11 @@ def main() -> None:
     variants = measure("tiny_sdxl" if options.tiny else "sdxl", options.rounds)
     print("\n".join(markdown(variants)))
     if not options.tiny:
-        rows = [row(variant) for variant in variants]
+        figures = [(1 / v.seconds("step"), v.ratio, v.peak, v.base, THREADS) for v in variants]
+        rows = [(v.name, *(f"{x:.4g}" for x in line)) for v, line in zip(variants, figures, strict=True)]
         partial = RESULTS / "step.csv.tmp"
         with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         partial.replace(RESULTS / "step.csv")
 
 
