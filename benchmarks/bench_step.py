@@ -47,7 +47,7 @@ from fdpo_fast.sections import Model
 RESULTS = Path(__file__).parent / "results"
 THREADS, PAIRS, LATENT_SIDE, TOKENS = 2, 2, 32, 77
 BETA_DPO, MAX_GRAD_NORM = 5000.0, 1.0
-LR = {"sdxl": 1e-6, "tiny_sdxl": 1e-4}  # by preset: moves the loss in a step, and does not drive it to zero in a run
+LR = {"sdxl": 1e-6, "tiny_sdxl": 1e-4}  # by preset: what moves the loss within a step
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 MIDDLE = {"block_out_channels": (128, 256, 384), "attention_head_dim": (2, 4, 6), "sample_size": LATENT_SIDE}
 MIDDLE["transformer_layers_per_block"] = (1, 1, 2)
@@ -120,19 +120,16 @@ def prepare(preset: str, folder: Path) -> None:
         "weight": torch.ones(PAIRS),
     }
     with torch.inference_mode():
-        batch["ref_error"] = errors(*predict(family_of(folder), frozen("unet", preset), Batch(**batch, ref_error=None)))
+        family = load_family(Model(family="sdxl", base=str(folder)))
+        batch["ref_error"] = errors(*predict(family, frozen("unet", preset), Batch(**batch, ref_error=None)))
     torch.save({"pixels": pixels, "ids": ids, "batch": batch}, folder / "stored.pt")
-
-
-def family_of(folder: Path) -> Any:
-    return load_family(Model(family="sdxl", base=str(folder), dtype="fp32"))
 
 
 class Step:
     """An optimizer step as fdpo_fast/train.py takes it, with cached or live reference."""
 
     def __init__(self, preset: str, folder: Path, ours: set[str]) -> None:
-        self.ours, self.family = ours, family_of(folder)
+        self.ours, self.family = ours, load_family(Model(family="sdxl", base=str(folder)))
         self.stored = torch.load(folder / "stored.pt")
         self.batch = Batch(**self.stored["batch"])
         self.policy = component("unet", preset).train()
@@ -220,6 +217,7 @@ def serve(pipe: Connection, name: str, preset: str, folder: Path) -> None:
     base = _resident() / 2**20
     step = (Step if name.startswith(OURS) else DiffusersStep)(preset, folder, VARIANTS[name])
     pipe.send((base, [step(check=True), step(check=True)], sum(p.numel() for p in step.policy.parameters())))
+    step.optimizer.param_groups[0]["lr"] = 0.0  # the same work, and a loss that no number of rounds drives to zero
     while pipe.recv():
         start = time.perf_counter()
         step(check=False)
@@ -252,7 +250,7 @@ def measure(preset: str, rounds: int) -> list[Variant]:
         with SPAWN.Pool(1) as pool:  # a process that is gone before the others come
             pool.apply(prepare, (preset, Path(scratch)))
         done = [ours := Variant(OURS, preset, Path(scratch))]
-        assert abs(ours.losses[1] - math.log(2)) > 1e-3, f"the first step has not moved the policy: {ours.losses}"
+        assert abs(ours.losses[1] - math.log(2)) > 1e-2, f"the first step has not moved the policy: {ours.losses}"
         for name in list(VARIANTS)[1:]:
             done.append(other := Variant(name, preset, Path(scratch)))
             same = all(math.isclose(*pair, rel_tol=1e-4) for pair in zip(ours.losses, other.losses, strict=True))
