@@ -66,7 +66,7 @@ def verify(config: Config, options: argparse.Namespace) -> None:
 def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[str, tuple[float, float]]:
     """(largest difference, largest value) by kind of cache, on a random sample of pairs, recomputed now."""
     config, family, data = prepared.config, prepared.family, prepared.data
-    rank.say(f"{sum(store.check_all() for store in data.stores)} tensors match their checksums")
+    rank.say(f"{sum(store.check_all() for store in data.stores)} checksums match")
     generator = torch.Generator().manual_seed(seed)
     positions = torch.randperm(len(data), generator=generator)[:pairs].sort().values
     found = {}
