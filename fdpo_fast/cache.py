@@ -1,5 +1,5 @@
 """Fill the caches of a configuration: `fdpo cache --config ...`, or by several GPUs
-`deepspeed --num_gpus N --module fdpo_fast.cache --config ...`.
+`deepspeed --num_gpus N fdpo_fast/cache.py --config ...`.
 
 `fdpo cache verify --config ...` checks every checksum and recomputes a random sample from the images and the models.
 """
@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as in train.py
+    sys.path[0:1] = []
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor
