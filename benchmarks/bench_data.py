@@ -1,9 +1,9 @@
 """Pairs per second from parquet and from the caches, and memory by their number: `python -m benchmarks.bench_data`.
 
-Generated pairs in Pick-a-Pic's schema: JPEG images of 256 x 256, cut out of one texture so that no two are equal. The
-caches are made by the package itself, with SDXL's shapes where reading is concerned: latents 4 x 32 x 32 in fp16,
-77 x 2048 text embeddings, from a VAE and text encoders that are small (encoding is not what is measured). A process for
-each row; memory is the peak of the reading alone, less what the process held before. Writes results/data.csv.
+Generated pairs in Pick-a-Pic's schema: JPEG images of 128 x 128, cut out of one texture so that no two are equal. The
+caches are made by the package itself, by a VAE and text encoders that are small (encoding is not what is measured):
+latents 4 x 16 x 16, embeddings 77 x 2048 as SDXL's, in fp16. A process for each row; memory is the peak of the reading
+alone, less what the process held before. Writes results/data.csv.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fdpo_fast.data.readers import open_source
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("what", "pairs", "pairs_per_second", "peak_rss_mib", "on_disk_mib")
-SIZE, CAPTIONS, MICRO = 256, 500, 4
+SIZE, CAPTIONS, MICRO = 128, 500, 4
 _ENCODER = {
     "hidden_size": 1024,
     "intermediate_size": 64,
