@@ -22,7 +22,7 @@ from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data import caches
 from fdpo_fast.data.images import Geometry, to_vae
 from fdpo_fast.data.readers import open_source
-from fdpo_fast.prepare import DTYPES, Prepared, caches_of
+from fdpo_fast.prepare import Prepared, caches_of
 from fdpo_fast.processes import Rank, start_processes
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
@@ -84,7 +84,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
         found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
     if data.reference is not None:
-        unet = family.denoiser(DTYPES[config.model.dtype]).to(rank.device).eval()
+        unet = family.denoiser(caches.DTYPES[config.model.dtype]).to(rank.device).eval()
         pieces = []
         for position in positions:
             visit = torch.randint(config.reference.visits, (1,), generator=generator)

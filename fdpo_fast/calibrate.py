@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fdpo_fast import commands, noise, scales
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.builder import Builder
+from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.files import replacing
 from fdpo_fast.data.readers import Spread, open_source
 from fdpo_fast.data.training_set import TrainingSet, predict
@@ -30,7 +31,7 @@ from fdpo_fast.divergences import Divergence
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
 from fdpo_fast.optim import factory
-from fdpo_fast.prepare import DTYPES, resolve_embedded
+from fdpo_fast.prepare import resolve_embedded
 from fdpo_fast.processes import Rank
 
 

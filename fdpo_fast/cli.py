@@ -31,3 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"fdpo {command} needs the package '{error.name}': pip install 'fdpo_fast[train,eval]'")
     module.main(arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

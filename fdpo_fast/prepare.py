@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fdpo_fast.config import Config
 from fdpo_fast.data.builder import Builder
+from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.readers import open_source
 from fdpo_fast.data.training_set import TrainingSet
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
 from fdpo_fast.processes import Rank
 from fdpo_fast.sections import EMBEDDED
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def train(config: Config, resume: bool) -> None:
 
     from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
     from fdpo_fast.data.builder import check_same
-    from fdpo_fast.data.caches import describe
+    from fdpo_fast.data.caches import DTYPES, describe
     from fdpo_fast.data.files import replacing
     from fdpo_fast.data.training_set import Batch, errors, predict
     from fdpo_fast.data.walk import Walk
@@ -66,7 +66,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.optim import factory
     from fdpo_fast.optim.guard import StepGuard
     from fdpo_fast.optim.in_backward import StepInBackward
-    from fdpo_fast.prepare import DTYPES, caches_of
+    from fdpo_fast.prepare import caches_of
     from fdpo_fast.processes import StopSignal, largest_over_ranks, mean_over_ranks, start_processes
 
     rank = start_processes()
