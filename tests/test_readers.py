@@ -192,3 +192,20 @@ def test_a_folder_in_no_known_format(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match="no known format: a folder has parquet files, the folders w and l, or metad"):
         detect(str(tmp_path))
+
+
+def test_marks_of_other_systems(tmp_path):
+    """A byte order mark and CRLF from Windows, `._` files from macOS, capitals, a folder with the name of a file."""
+    root = as_folders(tmp_path, [("a", RED, BLUE, 1.0), ("b", RED, BLUE, 1.0)])
+    for side in "wl":
+        (root / side / "000.jpg").rename(root / side / "000.JPG")
+        (root / side / "._000.jpg").write_bytes(b"resource fork")
+        (root / side / "002.png").mkdir()
+    (root / "w/000.txt").write_bytes("a\r\n".encode("utf-8-sig"))
+    assert [pair.caption for pair in read(Folders(str(root)))] == ["a", "b"]
+    rows = as_jsonl(tmp_path, [("a", RED, BLUE, 1.0), ("b", RED, BLUE, 0.0)]) / "metadata.jsonl"
+    text = rows.read_text(encoding="utf-8").replace("\n", "\r\n")
+    rows.write_bytes(text.encode("utf-8-sig"))
+    assert [pair.caption for pair in read(JSONRecords(str(rows)))] == ["a", "b"]
+    rows.with_name("all.json").write_bytes(f"[{','.join(text.splitlines())}]".encode("utf-8-sig"))
+    assert len(JSONRecords(str(rows.with_name("all.json")))) == 2

@@ -27,7 +27,11 @@ class Folders:
                 raise ValueError(f"data.source '{source}' has no folder '{side}': pairs are two folders, w and l")
         known = Image.registered_extensions()
         self.images = [
-            {path.stem: path for path in sorted((self.root / side).iterdir()) if path.suffix.lower() in known}
+            {
+                path.stem: path
+                for path in sorted((self.root / side).iterdir())
+                if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
+            }
             for side in SIDES
         ]
         self.names = sorted(set().union(*self.images))
@@ -52,7 +56,7 @@ class Folders:
             alone = [side for side, images in zip(SIDES, self.images, strict=True) if name not in images]
             captions: set[str] = set()
             try:
-                captions = {path.read_text(encoding="utf-8").strip() for path in self._captions(name)}
+                captions = {path.read_text(encoding="utf-8-sig").strip() for path in self._captions(name)}
             except UnicodeDecodeError:
                 yield Rejected(place, "the caption is not UTF-8")
                 continue

@@ -9,6 +9,7 @@ a pair. HPDv2's names (`prompt`, `file_path` with `human_preference`, `image_pat
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -37,7 +38,7 @@ class JSONRecords:
         self.path, self.ties = path / METADATA if path.is_dir() else path, ties
         try:
             if self.path.suffix == ".json":
-                records = json.loads(self.path.read_bytes())
+                records = json.loads(self.path.read_text(encoding="utf-8-sig"))
                 self.lines = [json.dumps(record).encode() for record in records] if isinstance(records, list) else []
                 self.starts = list(range(len(self.lines)))
             else:
@@ -100,9 +101,9 @@ class JSONRecords:
 
 
 def _line_starts(path: Path) -> Iterator[int]:
-    """Where the lines that are not blank begin, in bytes."""
-    at = 0
+    """Where the lines that are not blank begin, in bytes; a byte order mark is passed over."""
     with path.open("rb") as file:
+        at = file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
         for line in file:
             if line.strip():
                 yield at
