@@ -20,9 +20,11 @@ from torch import Tensor
 from fdpo_fast import commands
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data import caches
+from fdpo_fast.data.builder import Builder
 from fdpo_fast.data.images import Geometry, to_vae
+from fdpo_fast.data.pairs import Rejected
 from fdpo_fast.data.readers import open_source
-from fdpo_fast.prepare import Prepared, caches_of
+from fdpo_fast.prepare import Prepared, cache_root, caches_of
 from fdpo_fast.processes import Rank, start_processes
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 def fill(config: Config, options: argparse.Namespace) -> None:
     """Build what is missing and say what is there."""
     rank = start_processes()
-    data = caches_of(config, rank, requested=True).data
+    data = caches_of(config, rank, Builder(cache_root(config), rank, requested=True)).data
     rank.say(f"data: {caches.describe(data.report)}")
     for kind, name in data.report["caches"].items():
         rank.say(f"{kind}: {data.builder.root / name}")
@@ -53,8 +55,10 @@ def fill(config: Config, options: argparse.Namespace) -> None:
 
 def verify(config: Config, options: argparse.Namespace) -> None:
     """Compare all checksums, then recompute a sample; ends with status 1 where something differs too much."""
+    if options.pairs < 1:
+        raise ConfigError(f"--pairs must be at least 1, got {options.pairs}")
     rank = start_processes()
-    prepared = caches_of(config, rank)
+    prepared = caches_of(config, rank, Builder(cache_root(config), rank, complete=True))
     found = differences(prepared, rank, options.pairs, options.seed)
     failed = []
     for kind, (difference, scale) in found.items():
@@ -62,9 +66,9 @@ def verify(config: Config, options: argparse.Namespace) -> None:
         relative = difference / max(scale, 1e-30)
         rank.say(f"{kind}: largest difference {difference:.3g}, {relative:.2g} of the largest value (limit {limit:g})")
         if not relative <= limit:
-            failed.append(kind)
+            failed.append(str(prepared.data.builder.root / prepared.data.report["caches"][kind]))
     if failed:
-        raise ConfigError(f"the cache of {' and '.join(failed)} does not hold what is computed now: delete it")
+        raise ConfigError(f"{' and '.join(failed)} do not hold what is computed now: delete them")
     rank.say("the caches hold what is computed now")
 
 
@@ -95,10 +99,8 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
 
 
 def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, float] | None:
-    """Of the images at `positions`, decoded and encoded again; None where latents came ready or are a sample."""
+    """Of the images at `positions`, decoded and encoded again; None where latents came ready."""
     config, family, data = prepared.config, prepared.family, prepared.data
-    if config.data.latents == "sample":
-        return None
     geometry = Geometry(config.data, config.reference.seed, *family.factors())
     encode = family.image_encoder(rank.device)
     source, pieces = open_source(config.data), []
@@ -109,10 +111,12 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
             if getattr(row, "id", None) not in wanted:
                 continue
             sides = geometry.place(row)
+            if isinstance(sides, Rejected):
+                raise ConfigError(f"{sides.place} is in the cache, but now {sides.reason}: run `fdpo cache` again")
             if sides[0].pixels is None:
                 return None
-            mean, std = encode(to_vae(torch.stack([side.pixels for side in sides])))
-            fresh = torch.stack([mean, std], dim=1) if config.data.latents == "moments" else mean
+            moments = encode(to_vae(torch.stack([side.pixels for side in sides])))
+            fresh = caches.kept(*moments, [side.key for side in sides], config.data.latents)
             pieces.append((data.pair_latents(at[row.id]), fresh))
     return _worst(pieces)
 

@@ -30,8 +30,9 @@ from fdpo_fast.data.walk import Walk
 from fdpo_fast.divergences import Divergence
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
+from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.optim import factory
-from fdpo_fast.prepare import resolve_embedded
+from fdpo_fast.prepare import cache_root, resolve_embedded
 from fdpo_fast.processes import Rank
 
 
@@ -53,23 +54,30 @@ def calibrate(config: Config, options: Namespace) -> None:
         raise ConfigError(f"--weight {options.weight} must lie between 0 and 0.5, its value without any preference")
     if min(options.pairs, options.steps) < 1 or not 0 < options.median_u < math.inf:
         raise ConfigError("--pairs, --steps and --median-u must be positive")
-    if options.policy and not (options.policy / "unet").is_dir():
-        raise ConfigError(f"--policy '{options.policy}' has no folder unet: give an exported pipeline")
+    if config.loss.type != "sigmoid":
+        raise ConfigError(f"the gradient weight of loss.type '{config.loss.type}' is not sigmoid(-z): set 'sigmoid'")
+    commands.check_folder(options.json)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rank = Rank(0, 1, device, lambda: None)
     quiet_libraries()
     config = resolve_embedded(config, rank)
     family, source = load_family(config.model), open_source(config.data)
+    if options.policy:
+        pipeline_folder(str(options.policy), family.pipelines, "--policy")
     needed = 2 * (options.pairs + (0 if options.policy else options.steps * config.train.pairs_per_micro_batch))
+    root = cache_root(config)
     if len(source) > 2 * needed:
-        source = Spread(source, needed)
-    data = TrainingSet(config, family, source, Builder(Path(config.data.cache_dir).expanduser(), rank))
+        source, root = Spread(source, needed), root / "calibration"
+    data = TrainingSet(config, family, source, Builder(root, rank))
     if len(data) < 4:
         raise ValueError(f"data.source gives {len(data)} pairs: calibration takes at least 4")
     positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.train.seed))
     measured = positions[: min(options.pairs, len(data) - len(data) // 4)]
+    what = "it is the reference" if options.policy else "raise --steps or optimizer.lr"
     delta = _delta(config, family, data, measured, positions[len(measured) :], options)
     draws = noise.draws(config.reference.seed, data.id[measured], 0)
+    if not delta.any():
+        raise ValueError(f"the policy did not move: {what}")
     figures = fit(config.loss.link(), delta, options.median_u, options.weight)
     shape = data.pair_latents(0).shape[-3:]
     figures["elements"] = math.prod(shape)
@@ -86,7 +94,8 @@ def _delta(
     config: Config, family: Family, data: TrainingSet, measured: Tensor, trial: Tensor, options: Namespace
 ) -> Tensor:
     """error - reference error of the pairs at `measured`, [n, 2] float64, after moving the policy."""
-    dtype = DTYPES[config.model.dtype]
+    # where training has an fp32 master, bf16 weights alone would hardly move
+    dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
     unet = family.denoiser(dtype).to(data.device)
     before = _errors(data, unet, measured, "reference")
     if options.policy:
@@ -138,7 +147,7 @@ def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict
     """
     middle = delta.abs().median().item()
     if not 0 < middle < math.inf:
-        raise ValueError("the policy did not move: raise --steps or optimizer.lr")
+        raise ValueError(f"the median |delta| is {middle}: no strength follows from it")
     ratio_scale = median_u / middle
     u = -ratio_scale * delta
     margin = link(u[:, 0]) - link(u[:, 1])

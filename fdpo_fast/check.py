@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check(config: Config, options: Namespace) -> None:
     """Read, print, and write the report if asked to."""
+    commands.check_folder(options.json)
     if config.data.source == EMBEDDED:
         from fdpo_fast.digits import embedded
 
@@ -160,7 +161,7 @@ def summary(found: Findings, source: str, ties: str) -> str:
         ("rows", f"{found.rows:,}"),
         ("pairs", f"{found.pairs:,}"),
         ("ties", f"{found.ties:,}, {kept}"),
-        ("labels", balance if judged > 1 or found.first_preferred else "the format has no order of images"),
+        ("labels", balance if found.first_preferred + found.second_preferred else "the format has no order of images"),
         ("duplicates", f"{found.repeated_pairs:,} repeated pairs, {found.same_image_twice:,} of one image twice"),
         ("captions", f"{found.distinct_captions:,} distinct, {found.empty_captions:,} empty, "
                      f"{found.long_captions:,} of more than {LONG_CAPTION} words (CLIP reads 77 tokens)"),

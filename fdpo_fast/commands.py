@@ -20,6 +20,12 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
+def check_folder(file: Path | None) -> None:
+    """Raise ConfigError where a file to be written at the end has no folder to lie in."""
+    if file and not file.expanduser().absolute().parent.is_dir():
+        raise ConfigError(f"--json '{file}': the folder {file.parent} does not exist")
+
+
 def run(options: argparse.Namespace, name: str, work: Callable[[Config, argparse.Namespace], None]) -> None:
     """Load the configuration and do the work; a mistake in the input ends the process with one sentence."""
     try:

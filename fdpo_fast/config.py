@@ -82,6 +82,8 @@ class Config(Section):
         for key in ("bf16", "zero_optimization"):
             if not isinstance(self.deepspeed.get(key, {}), dict):
                 raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
+        if type(self.stage) is not int or not 0 <= self.stage <= 3:
+            raise ValueError(f"deepspeed.zero_optimization.stage must be 0, 1, 2 or 3, got {json.dumps(self.stage)}")
         if self.model.dtype == "fp32" and self.deepspeed.get("bf16", {}).get("enabled"):
             raise ValueError("deepspeed.bf16 is enabled but model.dtype is 'fp32': set model.dtype to 'bf16'")
         if self.model.compile and self.stage == 3:

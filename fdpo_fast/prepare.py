@@ -26,20 +26,29 @@ class Prepared:
     data: TrainingSet
 
 
-def caches_of(config: Config, rank: Rank, requested: bool = False) -> Prepared:
+def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Prepared:
     """Open the model and the data and fill their caches; reference errors where `reference.mode` is "cached".
 
-    Collective. `requested`: by `fdpo cache`, see `Builder`. Raises ValueError for whatever of model, data and caches
-    does not fit.
+    Collective. Raises ValueError for whatever of model, data and caches does not fit.
     """
     quiet_libraries()
-    builder = Builder(Path(config.data.cache_dir).expanduser(), rank, requested)
+    builder = builder or Builder(cache_root(config), rank)
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
     data = TrainingSet(config, family, open_source(config.data), builder)
     if config.reference.mode == "cached":
         data.cache_reference(lambda: family.denoiser(DTYPES[config.model.dtype]))
     return Prepared(config, family, data)
+
+
+def cache_root(config: Config) -> Path:
+    """The folder of the caches, made now; ValueError where it cannot be."""
+    root = Path(config.data.cache_dir).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"data.cache_dir '{root}' cannot be made: {error.strerror}") from None
+    return root
 
 
 def resolve_embedded(config: Config, rank: Rank) -> Config:

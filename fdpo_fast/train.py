@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script's folder comes first on the path, where our `data`, `evaluate`, `models` would hide other packages.
+    # A script's folder comes first on the path, where our `data`, `models`, `config` would hide other packages.
     sys.path[0:1] = []
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -46,7 +46,11 @@ def start(config: Config, options: argparse.Namespace) -> None:
 
 def check_output(folder: Path, resume: bool) -> None:
     """Refuse to mix two runs in one folder."""
-    if not resume and folder.exists() and any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
+    if not resume and any(folder.iterdir()):
         raise ConfigError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
 
 
@@ -56,9 +60,9 @@ def train(config: Config, resume: bool) -> None:
     from tqdm import tqdm
 
     from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
-    from fdpo_fast.data.builder import check_same
+    from fdpo_fast.data.builder import Builder
     from fdpo_fast.data.caches import DTYPES, describe
-    from fdpo_fast.data.files import replacing
+    from fdpo_fast.data.files import read_json, replacing
     from fdpo_fast.data.training_set import Batch, errors, predict
     from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
@@ -66,7 +70,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.optim import factory
     from fdpo_fast.optim.guard import StepGuard
     from fdpo_fast.optim.in_backward import StepInBackward
-    from fdpo_fast.prepare import caches_of
+    from fdpo_fast.prepare import cache_root, caches_of
     from fdpo_fast.processes import StopSignal, largest_over_ranks, mean_over_ranks, start_processes
 
     rank = start_processes()
@@ -74,10 +78,18 @@ def train(config: Config, resume: bool) -> None:
     settings, folder = config.train, Path(config.train.output_dir)
 
     # Data: caches first, so that VAE, text encoders and reference UNet are gone before the policy arrives.
-    prepared = caches_of(config, rank)
+    record = folder / "data.json"
+    trained = read_json(record).get("caches", {}) if resume and record.exists() else {}
+    prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=trained))
     config, family, data = prepared.config, prepared.family, prepared.data
     dtype, mode = DTYPES[config.model.dtype], config.reference.mode
     rank.say(f"data: {describe(data.report)}")
+    walk = Walk(data.shapes, settings.pairs_per_step, settings.seed)
+    if walk.rare:
+        rank.say(
+            f"warning: {walk.rare} pairs are in shapes with fewer pairs than train.pairs_per_step "
+            f"{settings.pairs_per_step}: a step of such a shape repeats pairs"
+        )
 
     # Policy, optimizer, engine.
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
@@ -112,8 +124,6 @@ def train(config: Config, resume: bool) -> None:
     if resume and not checkpoints.latest():
         rank.say(f"{folder} has no checkpoint: starting at step 0")
     if resume and checkpoints.latest():
-        if rank.index == 0:
-            check_same(Path(config.data.cache_dir).expanduser(), folder / "data.json", data.report["caches"])
         first_step = checkpoints.load(engine, ema)
         factory.reapply(config.optimizer, settings.seed, engine.optimizer, engine.lr_scheduler)
         if rank.index == 0:
@@ -145,7 +155,6 @@ def train(config: Config, resume: bool) -> None:
 
     # The loop. Nothing here waits for the device between flushes.
     metrics = Metrics(config.log, len(family.signal), device)
-    walk = Walk(data.shapes, settings.pairs_per_step, settings.seed)
     watch = WinnerWatch()
     stop = StopSignal(device)
     micro = settings.pairs_per_micro_batch

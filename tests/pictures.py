@@ -103,7 +103,7 @@ def as_rankings(folder, rows):
 
 
 def as_latents(folder, rows, embeddings=None):
-    """Random latents [4, 8, 8] in place of the images, and `embeddings`: name -> shape."""
+    """Random latents [4, 32, 32] in place of the images, and `embeddings`: name -> shape."""
     rng = np.random.default_rng(0)
     columns = {
         "caption": [caption for caption, *_ in rows],

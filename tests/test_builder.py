@@ -1,13 +1,12 @@
 """Filling a cache folder: ranks share the work, a killed build goes on, two runs do not collide."""
 
-import json
 import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fdpo_fast.data.builder import Builder, Cache, check_same
+from fdpo_fast.data.builder import Builder, Cache
 from fdpo_fast.data.shards import Shard, Shards
 from fdpo_fast.processes import Rank
 
@@ -89,14 +88,21 @@ def test_a_second_run_waits_for_the_first(tmp_path, capsys):
     assert "another run is filling" in capsys.readouterr().out
 
 
-def test_a_run_is_told_when_its_caches_have_changed(tmp_path):
-    builder = Builder(tmp_path / "caches", rank())
-    names = [builder.build(cache(filled, visits=visits)).name for visits in (2, 3)]
-    record = tmp_path / "data.json"
-    record.write_text(json.dumps({"caches": {"kind": names[0]}}))
-    check_same(builder.root, record, {"kind": names[0]})
+def test_a_resumed_run_is_told_before_anything_is_built(tmp_path):
+    name = Builder(tmp_path, rank()).build(cache(filled, visits=2)).name
+    builder = Builder(tmp_path, rank(), resumed={"kind": name})
+    assert builder.build(cache(filled, visits=2)).name == name
     with pytest.raises(ValueError, match="trained with another kind cache: 'visits' is 2 there and 3 here"):
-        check_same(builder.root, record, {"kind": names[1]})
+        builder.build(cache(filled, visits=3))
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_cache_that_has_to_be_complete(tmp_path):
+    builder = Builder(tmp_path, rank(), complete=True)
+    with pytest.raises(ValueError, match="the kind cache of this configuration is not complete: run `fdpo"):
+        builder.build(cache(filled))
+    folder = Builder(tmp_path, rank()).build(cache(filled))
+    assert builder.build(cache(filled)) == folder
 
 
 def test_requested_again_with_the_same_manifest(tmp_path):

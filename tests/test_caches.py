@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pictures import BLUE, FORMATS, RED, as_latents, difficult_rows, files, noisy_jpeg, write
@@ -252,3 +254,34 @@ def test_too_small_a_disk_is_refused_at_once(training_set, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(ValueError, match=r"the latents cache needs about .* KiB and .* has 10.0 B: set data.cache_dir"):
         training_set()
+
+
+def test_labels_changed_in_place_are_noticed(training_set, tmp_path):
+    """Same name, same size, same footer: only some values are others."""
+    path = tmp_path / "rows.parquet"
+    names = []
+    for label in (1.0, 0.0):
+        names.append(training_set([("a", RED, BLUE, label), ("b", RED, BLUE, 1 - label)]).latents.folder.name)
+    assert names[0] != names[1]
+    assert path.exists()
+
+
+def test_embeddings_that_are_not_numbers_name_their_row(training_set, tmp_path):
+    import pyarrow.parquet as pq
+
+    source = as_latents(tmp_path, difficult_rows(), {"prompt_embeds": (77, 8)})
+    table = pq.read_table(source).to_pydict()
+    table["prompt_embeds"][4] = (np.array(table["prompt_embeds"][4]) * np.nan).tolist()
+    pq.write_table(pa.table(table), source)
+    with pytest.raises(ValueError, match=r"row 4 of data.source: prompt_embeds is not finite"):
+        training_set(source=source)
+
+
+def test_latents_of_another_vae_are_refused(training_set, tmp_path):
+    import pyarrow.parquet as pq
+
+    sides = {f"latents_{side}": [np.full((16, 8, 8), side).tolist()] for side in (0, 1)}
+    columns = {"caption": ["a"], **sides}
+    pq.write_table(pa.table(columns | {"label_0": [1.0], "label_1": [0.0]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"latents have 16 channels, the UNet of model.base takes 4"):
+        training_set(source=tmp_path / "x.parquet")

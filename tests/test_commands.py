@@ -40,9 +40,7 @@ def test_verify_finds_what_a_checksum_cannot(command, tiny_config, tmp_path):
     folder = next(path for path in (tmp_path / "cache").glob("reference-*") if path.is_dir())
     for path in folder.glob("*.safetensors"):
         Shard(columns={"error": load_file(path)["error"] * 1.01}).save(path)
-    with pytest.raises(
-        SystemExit, match="fdpo cache verify: the cache of reference does not hold what is computed now"
-    ):
+    with pytest.raises(SystemExit, match=r"fdpo cache verify: .*reference-.* do not hold what is computed now"):
         command(raw, "cache", "verify")
 
 
@@ -136,7 +134,7 @@ def test_strength_is_that_of_diffusion_dpo_near_the_reference():
 
 
 def test_a_policy_that_did_not_move_is_an_error():
-    with pytest.raises(ValueError, match=r"the policy did not move: raise --steps or optimizer.lr"):
+    with pytest.raises(ValueError, match=r"the median |delta| is 0.0"):
         fit(DIVERGENCES["reverse_kl"], torch.zeros(4, 2), 1.0, 0.4)
 
 
@@ -161,7 +159,7 @@ def test_calibrate_prints_the_lines_of_the_configuration(command, tiny_config, t
     assert figures["elements"] == 4 * 32 * 32
     with pytest.raises(SystemExit, match=r"--weight 0.7 must lie between 0 and 0.5"):
         command(raw, "calibrate", "--weight", "0.7")
-    with pytest.raises(SystemExit, match="has no folder unet"):
+    with pytest.raises(SystemExit, match=r"--policy .* has no model_index.json"):
         command(raw, "calibrate", "--policy", str(tmp_path))
 
 

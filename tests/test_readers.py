@@ -209,3 +209,49 @@ def test_marks_of_other_systems(tmp_path):
     assert [pair.caption for pair in read(JSONRecords(str(rows)))] == ["a", "b"]
     rows.with_name("all.json").write_bytes(f"[{','.join(text.splitlines())}]".encode("utf-8-sig"))
     assert len(JSONRecords(str(rows.with_name("all.json")))) == 2
+
+
+def test_swapped_sides_are_another_identity(tmp_path):
+    """Equal names and sizes, the other way round."""
+    root = as_folders(tmp_path, [("a", RED, BLUE, 1.0)])
+    (root / "l/000.jpg").write_bytes(BLUE.ljust(len(RED), b"\0")[: len(RED)])
+    before = Folders(str(root)).identity()
+    (root / "w").rename(root / "x")
+    (root / "l").rename(root / "w")
+    (root / "x").rename(root / "l")
+    (root / "l/000.txt").rename(root / "w/000.txt")
+    assert Folders(str(root)).identity() != before
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    root = as_folders(tmp_path, [("a", RED, BLUE, 1.0)])
+    (root / "w/000.png").write_bytes(RED)
+    with pytest.raises(ValueError, match=r"000.jpg and 000.png: remove one of them"):
+        Folders(str(root))
+
+
+def test_odd_values_cost_only_their_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wrapped = [{"bytes": RED, "path": "a.jpg"}, {"bytes": None, "path": "a.jpg"}]
+    columns = {"caption": ["a", "b"], "jpg_0": wrapped, "jpg_1": [BLUE] * 2, "label_0": [1.0] * 2, "label_1": [0.0] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    (tmp_path / "._x.parquet").write_bytes(b"resource fork")
+    pair, missing = read(open_source(Data(source=str(tmp_path))))
+    assert (pair.preferred, missing.reason) == (RED, "an image is missing")
+    record = {"caption": "x", "image_0": "a.jpg", "image_1": "b" * 400, "prefer_0": [1], "prefer_1": 0}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record | {"prefer_0": 1}))
+    assert [row.reason for row in read(JSONRecords(str(tmp_path / "odd.jsonl")))] == [
+        "no valid label",
+        "an image is missing",
+    ]
+
+
+def test_an_empty_source_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", [("a", RED, BLUE, 1.0)])
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(ValueError, match="has no row"):
+        open_source(Data(source=str(path)))

@@ -11,14 +11,14 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from fdpo_fast.data.files import digest, replacing
+from fdpo_fast.data.files import digest, read_json, replacing
 from fdpo_fast.data.shards import Shard
 from fdpo_fast.processes import Rank
 
@@ -50,16 +50,22 @@ class Builder:
     rank: Rank
     requested: bool = False
     """By `fdpo cache`: builds whatever differs from what is there, and marks it as asked for."""
+    complete: bool = False
+    """Refuse to build: what is missing is an error."""
+    resumed: dict[str, str] = field(default_factory=dict)
+    """By kind, the folder's name that a run to be resumed was trained from."""
 
     def build(self, cache: Cache) -> Path:
         """The folder of the cache, filled now if need be. Collective.
 
-        Raises ValueError when there is no room for it, when its manifest was changed, or when one was asked for that
-        differs.
+        Raises ValueError, before anything is built, when there is no room for it, when its manifest was changed, when
+        one was asked for that differs, or the run was trained from another.
         """
         folder = self.root / f"{cache.kind}-{digest(cache.manifest)[:16]}"
         self._agree(folder, cache)
         missing = [shard for shard in range(len(cache.items)) if not _file(folder, shard).exists()]
+        if missing and self.complete:
+            raise ValueError(f"the {cache.kind} cache of this configuration is not complete: run `fdpo cache` first")
         self.rank.barrier()  # nobody writes before all have looked
         if missing:
             with self._alone(folder):
@@ -73,6 +79,13 @@ class Builder:
         return folder
 
     def _agree(self, folder: Path, cache: Cache) -> None:
+        if (before := self.resumed.get(cache.kind, folder.name)) != folder.name:
+            old = self.root / before
+            what = _difference(old, cache.manifest) if old.is_dir() else f"{before} is now {folder.name}"
+            raise ValueError(
+                f"this run was trained with another {cache.kind} cache: {what}; change it back, or start a new "
+                "train.output_dir"
+            )
         if (folder / _MANIFEST).exists():
             if differing := _difference(folder, cache.manifest):
                 raise ValueError(f"the manifest of the cache {folder} does not match: {differing}; delete the folder")
@@ -81,7 +94,7 @@ class Builder:
             return
         for other in sorted(self.root.glob(f"{cache.kind}-*")):
             asked = other / _REQUESTED
-            if asked.exists() and json.loads(asked.read_text()) == cache.lineage:
+            if asked.exists() and read_json(asked) == cache.lineage:
                 raise ValueError(
                     f"the {cache.kind} cache made by `fdpo cache` for this data and model ({other}) does not match the "
                     f"configuration: {_difference(other, cache.manifest)}; change it back, or run `fdpo cache` with "
@@ -142,22 +155,9 @@ def _write(path: Path, value: dict) -> None:
 
 def _difference(folder: Path, manifest: dict) -> str:
     """The fields in which the manifest of a folder differs from `manifest`; empty for none."""
-    found, manifest = _flat(json.loads((folder / _MANIFEST).read_text())), _flat(manifest)
+    found, manifest = _flat(read_json(folder / _MANIFEST)), _flat(manifest)
     keys = [key for key in sorted({*found, *manifest}) if found.get(key) != manifest.get(key)]
     return ", ".join(f"'{key}' is {_short(found.get(key))} there and {_short(manifest.get(key))} here" for key in keys)
-
-
-def check_same(root: Path, record: Path, caches: dict[str, str]) -> None:
-    """Raise ValueError where `record`, a run's data.json, names other caches of `root` than it is to go on with."""
-    before = json.loads(record.read_text()).get("caches", {}) if record.exists() else {}
-    for kind, name in caches.items():
-        if before.get(kind, name) == name:
-            continue
-        old, new = root / before[kind], json.loads((root / name / _MANIFEST).read_text())
-        what = _difference(old, new) if old.is_dir() else f"{before[kind]} is now {name}"
-        raise ValueError(
-            f"this run was trained with another {kind} cache: {what}; change it back, or start a new train.output_dir"
-        )
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, Any]:

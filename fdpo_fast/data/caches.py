@@ -69,14 +69,8 @@ def cache_latents(config: Config, source: PairSource, family: Family, builder: B
     def encode(pixels: list[Tensor], keys: list[bytes]) -> list[Tensor]:
         if not encoders:  # loaded only where something is missing
             encoders.append(family.image_encoder(builder.rank.device))
-        mean, std = encoders[0](to_vae(torch.stack(pixels)))
-        if data.latents == "moments":
-            mean = torch.stack([mean, std], dim=1)
-        elif data.latents == "sample":  # a function of the image alone, whatever pair it is in
-            ids = torch.tensor([int.from_bytes(key[:7], "little") for key in keys])
-            eps = noise.normals(noise.draws(_POSTERIOR[0], ids, 0), mean[0].numel())
-            mean = mean + std * eps.reshape(mean.shape).to(mean.device)
-        return list(stored(mean, DTYPES[data.cache_dtype]))
+        moments = encoders[0](to_vae(torch.stack(pixels)))
+        return list(stored(kept(*moments, keys, data.latents), DTYPES[data.cache_dtype]))
 
     def make(shard: int, advance: Callable[[int], Any]) -> Shard:
         rows = source.read(shard * data.shard_rows, (shard + 1) * data.shard_rows)
@@ -163,6 +157,20 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) ->
 
 _POSTERIOR = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 """Keys of the posterior's own noise (preferred, dispreferred side); the draws of training have small seeds."""
+
+
+def kept(mean: Tensor, std: Tensor, keys: list[bytes], latents: str) -> Tensor:
+    """What `data.latents` keeps of images' posteriors [n, c, h, w]: mode, [n, 2, c, h, w] moments, or a sample.
+
+    The sample is a function of the image (its key) alone, whatever pair it is in.
+    """
+    if latents == "moments":
+        return torch.stack([mean, std], dim=1)
+    if latents == "mode":
+        return mean
+    ids = torch.tensor([int.from_bytes(key[:7], "little") for key in keys])
+    eps = noise.normals(noise.draws(_POSTERIOR[0], ids, 0), mean[0].numel())
+    return mean + std * eps.reshape(mean.shape).to(mean.device)
 
 
 def sampled(latents: Tensor, ids: Tensor, visits: Tensor, seed: int) -> Tensor:
@@ -264,4 +272,11 @@ def _embeddings(source: Any, captions: list[str], rows: dict[str, int]) -> dict[
         for row, (caption, values) in enumerate(source.embeddings(first, max(wanted) + 1), first):
             if row in wanted:
                 found[caption] = {key: torch.from_numpy(value) for key, value in values.items()}
+                bad = [key for key, value in found[caption].items() if not value.isfinite().all()]
+                first = next(iter(found.values()))
+                bad += [key for key, value in found[caption].items() if value.shape != first[key].shape]
+                if bad:
+                    raise ValueError(
+                        f"row {row} of data.source: {bad[0]} is not finite, or of another shape: drop the row"
+                    )
     return found

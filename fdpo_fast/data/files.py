@@ -17,6 +17,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ValueError that names it where it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): mend or delete it") from None
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     sha = hashlib.sha256()
@@ -24,6 +32,14 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
+
+
+def stamp(path: Path) -> list:
+    """Name, size and time of change of a file; they tell another content without reading it."""
+    if not path.is_file():
+        return [path.name, None, None]
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fdpo_fast.data.files import digest, file_digest
+from fdpo_fast.data.files import digest, file_digest, stamp
 from fdpo_fast.data.pairs import Pair, Rejected
 
 SIDES = ("w", "l")
@@ -25,15 +25,7 @@ class Folders:
         for side in SIDES:
             if not (self.root / side).is_dir():
                 raise ValueError(f"data.source '{source}' has no folder '{side}': pairs are two folders, w and l")
-        known = Image.registered_extensions()
-        self.images = [
-            {
-                path.stem: path
-                for path in sorted((self.root / side).iterdir())
-                if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
-            }
-            for side in SIDES
-        ]
+        self.images = [_images(self.root / side) for side in SIDES]
         self.names = sorted(set().union(*self.images))
         if not self.names:
             raise ValueError(f"data.source '{source}' has no image in its folders w and l")
@@ -42,9 +34,11 @@ class Folders:
         return len(self.names)
 
     def identity(self) -> dict:
-        captions = [file_digest(path) for name in self.names for path in self._captions(name)]
-        sizes = [[path.name, path.stat().st_size] for images in self.images for path in images.values()]
-        return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(sizes)}
+        captions = [[name, file_digest(path)] for name in self.names for path in self._captions(name)]
+        images = [
+            [side, *stamp(path)] for side, found in zip(SIDES, self.images, strict=True) for path in found.values()
+        ]
+        return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(images)}
 
     def _captions(self, name: str) -> list[Path]:
         folders = (*(self.root / side for side in SIDES), self.root)
@@ -66,3 +60,15 @@ class Folders:
                 yield Rejected(place, "the captions of its sides differ" if captions else "no caption")
             else:
                 yield Pair(2 * row, place, captions.pop(), *(images[name] for images in self.images))
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Image files by their name without extension; ValueError where two have the same."""
+    known, found = Image.registered_extensions(), {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in found:
+            raise ValueError(f"{folder} has {found[path.stem].name} and {path.name}: remove one of them")
+        found[path.stem] = path
+    return found

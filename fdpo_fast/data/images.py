@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,11 @@ from fdpo_fast.sections import Data
 Size = tuple[int, int]
 """(height, width)"""
 
-UNREADABLE = (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What PIL raises on bytes that are no whole image."""
+UNREADABLE = (
+    OSError, EOFError, TypeError, ValueError, SyntaxError, RuntimeError, LookupError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""What PIL's decoders raise on bytes that are no whole image."""
 
 WIDEST = 2.0  # aspect ratio of a bucket
 

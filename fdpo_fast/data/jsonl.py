@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fdpo_fast.data.files import digest, file_digest
+from fdpo_fast.data.files import digest, file_digest, stamp
 from fdpo_fast.data.pairs import Pair, Rejected, compared
 
 METADATA = "metadata.jsonl"
@@ -55,12 +55,12 @@ class JSONRecords:
         return len(self.starts)
 
     def identity(self) -> dict:
-        sizes = []
+        stamps = []
         for _, record in self._records(0, len(self)):
             for image in _images(record) if isinstance(record, dict) else []:
                 found = self._locate(image)
-                sizes.append([str(image), found.stat().st_size if found and found.is_file() else None])
-        return {"format": "jsonl", "ties": self.ties, "records": file_digest(self.path), "images": digest(sizes)}
+                stamps.append([str(image), stamp(found) if found else None])
+        return {"format": "jsonl", "ties": self.ties, "records": file_digest(self.path), "images": digest(stamps)}
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         for row, record in self._records(start, stop):
@@ -68,7 +68,7 @@ class JSONRecords:
             images = _images(record) if isinstance(record, dict) else []
             labels = _labels(record) if images else []
             if len(images) < 2 or len(images) != len(labels):
-                yield Rejected(place, "neither a pair nor a ranking" if images or labels else "no JSON object")
+                yield Rejected(place, "neither a pair nor a ranking" if isinstance(record, dict) else "no JSON object")
                 continue
             if len(images) > _IMAGES_AT_MOST:
                 yield Rejected(place, f"more than {_IMAGES_AT_MOST} images")
@@ -95,9 +95,11 @@ class JSONRecords:
     def _locate(self, name: object) -> Path | None:
         if not isinstance(name, str):
             return None
-        beside = self.path.parent / name
-        inside = self.path.parent / "images" / name
-        return inside if not beside.exists() and inside.exists() else beside
+        beside, inside = self.path.parent / name, self.path.parent / "images" / name
+        try:
+            return inside if not beside.exists() and inside.exists() else beside
+        except OSError:  # a name that no file can have
+            return None
 
 
 def _line_starts(path: Path) -> Iterator[int]:

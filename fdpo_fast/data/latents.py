@@ -60,4 +60,6 @@ def _side(record: dict, side: int) -> ReadyLatents | str:
     if not np.isfinite(values).all():
         return "latents are not finite"
     size, crop = record.get(f"original_size_{side}"), record.get(f"crop_{side}")
+    if any(value and (len(value) != 2 or None in value) for value in (size, crop)):
+        return "original size or crop are not two numbers"
     return ReadyLatents(values, tuple(size) if size else None, tuple(crop) if crop else (0, 0))

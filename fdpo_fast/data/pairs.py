@@ -82,7 +82,7 @@ def compared(
     A tie is dropped, or ("half") kept both ways at half weight; the mirrored half has `id` + 1, so ids go in twos.
     """
     first, second = labels
-    if any(isinstance(label, str) or label is None or label != label for label in labels):
+    if any(not isinstance(label, (int, float)) or label != label for label in labels):
         yield Rejected(place, "no valid label")
     elif not isinstance(caption, str):
         yield Rejected(place, "no caption")

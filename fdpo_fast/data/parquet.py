@@ -60,13 +60,16 @@ class ParquetRows:
 def _open(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, pq.ParquetFile, dict]:
     """Name, file, and what identifies its content."""
     try:
-        size = system.size(path)
+        info = system.info(path)
+        size = info["size"]
         file = pq.ParquetFile(system.open(path, "rb"))
         footer = _footer(system, path, size)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable parquet file: {error}") from None
     name = path.rsplit("/", 1)[-1]
-    return name, file, {"name": name, "bytes": size, "footer": footer}
+    # the footer does not change with every value: what the file system knows of the content goes in too
+    version = {key: str(info[key]) for key in ("mtime", "etag", "ETag", "blob_id") if info.get(key)}
+    return name, file, {"name": name, "bytes": size, "footer": footer, **version}
 
 
 def _read_group(
@@ -94,8 +97,9 @@ def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
         system, root = fsspec.core.url_to_fs(url)
         paths = system.glob(f"{root.rstrip('/')}/**/*.parquet" if system.isdir(root) else root)
     except Exception as error:  # each file system and its network library has exceptions of its own
-        raise ValueError(f"data.source '{source}' cannot be read: {type(error).__name__}: {error}") from None
-    paths = sorted(path for path in paths if path.endswith(".parquet") or not system.isdir(path))
+        what = "is not a path here, and as a data set of the hub it" if url.startswith("hf://") else ""
+        raise ValueError(f"data.source '{source}' {what} cannot be read: {type(error).__name__}: {error}") from None
+    paths = sorted(path for path in paths if not path.rsplit("/", 1)[-1].startswith(".") and system.isfile(path))
     if url.startswith("hf://datasets/"):
         paths = [path for path in paths if path.rsplit("/", 1)[-1].startswith("train")] or paths
     if not paths:

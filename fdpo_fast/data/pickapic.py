@@ -62,8 +62,15 @@ class PickAPic:
             if labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
                 yield Rejected(place, "no valid label")
                 continue
-            sides = record["jpg_0"], record["jpg_1"]
+            sides = _stored(record["jpg_0"]), _stored(record["jpg_1"])
             yield from compared(2 * row, place, record["caption"], sides, labels, self.ties)
+
+
+def _stored(value: object) -> bytes | None:
+    """Image bytes, as they are or as `datasets` wraps them ({"bytes": ..., "path": ...})."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
 
 
 def write_pairs(

@@ -26,6 +26,8 @@ def open_source(data: Data) -> PairSource:
     """The reader of the configuration's data. Raises ValueError where the source is in no known format."""
     name = detect(data.source) if data.format == "auto" else data.format
     source = READERS[name](data.source, data.ties)
+    if not len(source):
+        raise ValueError(f"data.source '{data.source}' has no row")
     return Spread(source, data.max_rows) if data.max_rows and data.max_rows < len(source) else source
 
 

@@ -60,6 +60,9 @@ class TrainingSet:
         self.config, self.family, self.builder = config, family, builder
         self.latents = caches.cache_latents(config, source, family, builder)
         self.report = caches.report(self.latents, len(source))
+        channels = self.latents.item(self.latents.shard_of(0), "image", 0).shape[-3]
+        if channels != family.channels():
+            raise ValueError(f"latents have {channels} channels, the UNet of model.base takes {family.channels()}")
         self.text, self.entries = caches.cache_text(config, self.latents, source, family, builder)
         self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
         self.stores = [self.latents, self.text]

@@ -24,6 +24,11 @@ class Walk:
         self.turns: list[tuple[int, int]] = []  # (group, how often it has had its turn) by step
         self.taken = [0] * len(self.groups)
 
+    @property
+    def rare(self) -> int:
+        """Pairs in shapes with fewer pairs than a step has: such a step holds some of them several times."""
+        return sum(len(group) for group in self.groups if len(group) < self.pairs_per_step)
+
     def _turn(self, step: int) -> tuple[int, int]:
         total = sum(len(group) for group in self.groups)
         while len(self.turns) <= step:

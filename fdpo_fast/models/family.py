@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from fdpo_fast import noise
-from fdpo_fast.data.files import digest, file_digest, replacing
+from fdpo_fast.data.files import digest, file_digest, read_json, replacing
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
 from fdpo_fast.sections import Model
 
@@ -69,15 +68,21 @@ class Family(ABC):
 
     def digest(self, *components: str) -> str:
         """SHA-256 over the files of the named component folders."""
-        folders = [self.vae if name == "vae" else self.base / name for name in components]
-        files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-        return digest([[path.parent.name, path.name, file_digest(path)] for path in files])
+        folders = {name: self.vae if name == "vae" else self.base / name for name in components}
+        files = [(name, path) for name, folder in folders.items() for path in sorted(folder.rglob("*"))]
+        return digest([[name, path.name, file_digest(path)] for name, path in files if path.is_file()])
 
     def factors(self) -> tuple[int, int]:
         """By how much VAE and UNet divide a side of the image, and of the latents."""
-        vae = json.loads((self.vae / "config.json").read_text())
-        unet = json.loads((self.base / "unet" / "config.json").read_text())
-        return tuple(2 ** (len(config["block_out_channels"]) - 1) for config in (vae, unet))
+        configs = read_json(self.vae / "config.json"), self._unet_config()
+        return tuple(2 ** (len(config["block_out_channels"]) - 1) for config in configs)
+
+    def channels(self) -> int:
+        """Of the latents the UNet takes."""
+        return self._unet_config()["in_channels"]
+
+    def _unet_config(self) -> dict:
+        return read_json(self.base / "unet" / "config.json")
 
     # --- encoders, needed only to fill caches and to draw samples ---
 
@@ -115,7 +120,7 @@ class Family(ABC):
 
     def text_elements(self) -> int:
         """About how many numbers the embeddings of a caption are: 77 tokens as wide as the cross-attention."""
-        return 77 * json.loads((self.base / "unet" / "config.json").read_text())["cross_attention_dim"]
+        return 77 * self._unet_config()["cross_attention_dim"]
 
     @abstractmethod
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
@@ -180,7 +185,7 @@ class Family(ABC):
         unet.load_state_dict(state)
         with replacing(folder) as partial:
             # the other components are the base's files, bit for bit
-            parts = json.loads((self.base / "model_index.json").read_text())
+            parts = read_json(self.base / "model_index.json")
             for name in (name for name in parts if name != "unet" and (self.base / name).is_dir()):
                 shutil.copytree(self.vae if name == "vae" else self.base / name, partial / name)
             shutil.copy(self.base / "model_index.json", partial)

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from fdpo_fast.data.files import read_json
 
 _SMALL = ["*.json", "*.txt", "*.model"]
 _VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 
 
-def pipeline_folder(base: str, pipelines: tuple[str, ...]) -> Path:
-    """The folder of a pipeline of one of the kinds `pipelines`.
+def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.base") -> Path:
+    """The folder of a whole pipeline of one of the kinds `pipelines`.
 
-    Raises ValueError where `base` is neither a folder nor a name on the hub, or holds no such pipeline.
+    Raises ValueError where `base`, the value of `key`, is neither a folder nor a name on the hub, or holds no such
+    pipeline.
     """
-    folder = _folder("model.base", base, [*_SMALL, "*/*.safetensors"])
+    folder = _folder(key, base, [*_SMALL, "*/*.safetensors"])
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(f"model.base '{base}' has no model_index.json: give a diffusers pipeline folder")
-    parts = json.loads(index.read_text())
+        raise ValueError(f"{key} '{base}' has no model_index.json: give a diffusers pipeline folder")
+    parts = read_json(index)
     if parts.get("_class_name") not in pipelines:
         raise ValueError(
-            f"model.base '{base}' is a {parts.get('_class_name')}, this model.family takes {' or '.join(pipelines)}: "
-            "set model.family or model.base"
+            f"{key} '{base}' is a {parts.get('_class_name')}, this model.family takes {' or '.join(pipelines)}: "
+            f"set model.family or {key}"
         )
     missing = [name for name in ("vae", "unet", "scheduler") if name not in parts]
     if missing:
         raise ValueError(f"the pipeline {folder} has no {' and no '.join(missing)}")
+    for name in (name for name in parts if name in ("vae", "unet") or name.startswith("text_encoder")):
+        weights = [path for path in folder.glob(f"{name}/*.safetensors") if not any(map(path.match, _VARIANTS))]
+        if not weights or not (folder / name / "config.json").is_file():
+            raise ValueError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")
     return folder
 
 
@@ -35,7 +41,7 @@ def vae_folder(name: str) -> Path:
     folder = _folder("model.vae", name, ["config.json", "*.safetensors", "vae/*"])
     for candidate in (folder, folder / "vae"):
         config = candidate / "config.json"
-        if config.is_file() and json.loads(config.read_text()).get("_class_name", "").startswith("AutoencoderKL"):
+        if config.is_file() and read_json(config).get("_class_name", "").startswith("AutoencoderKL"):
             return candidate
     raise ValueError(f"model.vae '{name}' holds no AutoencoderKL: give its folder or hub name")
 
