@@ -67,14 +67,16 @@ class Data(Section):
     format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = "auto"
     max_rows: int | None = Field(None, ge=1, description="take that many rows, evenly over a larger source")
     resolution: int = Field(512, ge=8)
-    crop: Literal["center", "random"] = "center"
+    crop: Literal["center", "random"] = Field("center", description="random: drawn once for each pair")
     flip: float = Field(0.0, ge=0, le=1, description="share of the pairs that are mirrored, both sides together")
     buckets: bool = Field(False, description="keep the aspect ratio: sizes of about resolution^2 pixels")
     bucket_step: int = Field(64, ge=8, description="sides of buckets are multiples of this")
     ties: Literal["drop", "half"] = "drop"
     caption_dropout: float = Field(0.0, ge=0, lt=1)
     cache_dir: str = "~/.cache/fdpo_fast"
-    cache_dtype: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of latents and text embeddings on disk")
+    cache_dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="of encoded latents and text embeddings on disk"
+    )
     latents: Literal["mode", "sample", "moments"] = Field(
         "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
     )
