@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fdpo_fast.data.files import replacing
 from fdpo_fast.loss import LossStats
 from fdpo_fast.sections import Log
 
@@ -117,7 +118,8 @@ class Writer:
     """`metrics.jsonl` and TensorBoard scalars of one run, on rank 0."""
 
     def __init__(self, folder: Path, first_step: int, tensorboard: bool, data_report: dict) -> None:
-        (folder / "data.json").write_text(json.dumps(data_report, indent=2))
+        with replacing(folder / "data.json") as partial:
+            partial.write_text(json.dumps(data_report, indent=2))
         self.path = folder / "metrics.jsonl"
         kept = self.path.read_text().splitlines() if self.path.exists() else []
         # steps after the checkpoint are about to be taken again

@@ -78,9 +78,10 @@ def train(config: Config, resume: bool) -> None:
     settings, folder = config.train, Path(config.train.output_dir)
 
     # Data: caches first, so that VAE, text encoders and reference UNet are gone before the policy arrives.
-    record = folder / "data.json"
-    trained = read_json(record).get("caches", {}) if resume and record.exists() else {}
-    prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=trained))
+    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
+    goes_on = resume and checkpoints.latest() is not None
+    before = read_json(folder / "data.json").get("caches", {}) if goes_on else {}
+    prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
     config, family, data = prepared.config, prepared.family, prepared.data
     dtype, mode = DTYPES[config.model.dtype], config.reference.mode
     rank.say(f"data: {describe(data.report)}")
@@ -119,11 +120,10 @@ def train(config: Config, resume: bool) -> None:
     frozen = family.denoiser(dtype).to(device).requires_grad_(False).eval() if mode == "live" else None
     ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
 
-    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     first_step = 0
-    if resume and not checkpoints.latest():
+    if resume and not goes_on:
         rank.say(f"{folder} has no checkpoint: starting at step 0")
-    if resume and checkpoints.latest():
+    if goes_on:
         first_step = checkpoints.load(engine, ema)
         factory.reapply(config.optimizer, settings.seed, engine.optimizer, engine.lr_scheduler)
         if rank.index == 0:
@@ -131,7 +131,6 @@ def train(config: Config, resume: bool) -> None:
                 rank.say(f"resumed with another {change}")
     grids = SampleGrids(config.log, family, folder / "samples", config.data.resolution, settings.seed, device)
     if rank.index == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "config.json") as partial:
             partial.write_text(config.dumps())
     writer = Writer(folder, first_step, config.log.tensorboard, data.report) if rank.index == 0 else None
