@@ -12,7 +12,7 @@ from fdpo_fast.data.readers import open_source
 from fdpo_fast.data.training_set import TrainingSet
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
-from fdpo_fast.processes import Rank
+from fdpo_fast.processes import Rank, check_shared
 from fdpo_fast.sections import EMBEDDED
 
 
@@ -33,6 +33,7 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     """
     quiet_libraries()
     builder = builder or Builder(cache_root(config), rank)
+    check_shared(rank, "data.cache_dir", builder.root)
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
     data = TrainingSet(config, family, open_source(config.data), builder)

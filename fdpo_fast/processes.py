@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -42,6 +45,39 @@ def start_processes() -> Rank:
     if cuda:
         torch.cuda.set_device(device)
     return Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
+
+
+def check_shared(rank: Rank, key: str, folder: Path) -> None:
+    """Raise ValueError, on every rank, where the nodes of a run do not see one and the same folder. Collective."""
+    # named so by torchrun and by the deepspeed launcher
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1
+    if int(local) == rank.count:
+        return
+    writes = rank.index == 0 and os.access(folder, os.W_OK)
+    number = torch.tensor(secrets.randbits(62) if writes else 0)
+    largest_over_ranks(number)  # known to all once all are here
+    if not number:  # complete caches may lie in a folder that is read-only
+        return
+    token = folder / f".shared-{number.item()}"
+    if writes:
+        token.touch()
+    rank.barrier()
+    missing = torch.tensor(float(not _appears(token)))
+    largest_over_ranks(missing)
+    if writes:
+        token.unlink()
+    if missing:
+        raise ValueError(f"{key} '{folder}' is not shared between the nodes: name a folder that all of them reach")
+
+
+def _appears(file: Path, seconds: float = 10) -> bool:
+    """Whether a file that another node has written is seen here, by then: a network file system may take a while."""
+    end = time.monotonic() + seconds
+    while file.name not in os.listdir(file.parent):  # asks the server, where `exists` may answer from before
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> None:

@@ -71,11 +71,12 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.optim.guard import StepGuard
     from fdpo_fast.optim.in_backward import StepInBackward
     from fdpo_fast.prepare import cache_root, caches_of
-    from fdpo_fast.processes import StopSignal, largest_over_ranks, mean_over_ranks, start_processes
+    from fdpo_fast.processes import StopSignal, check_shared, largest_over_ranks, mean_over_ranks, start_processes
 
     rank = start_processes()
     device = rank.device
     settings, folder = config.train, Path(config.train.output_dir)
+    check_shared(rank, "train.output_dir", folder)
 
     # Data: caches first, so that VAE, text encoders and reference UNet are gone before the policy arrives.
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
