@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fdpo_fast.data.files import replacing
+from fdpo_fast.optim.adamw8bit import AdamW8bit
 
 
 class Checkpoints:
@@ -61,9 +62,17 @@ class Checkpoints:
     def load(self, engine, ema: EMA | None) -> int:
         """Load the `latest` checkpoint; returns the number of optimizer steps it has behind it. Collective."""
         tag = self.latest()
-        path, state = engine.load_checkpoint(str(self.folder), tag=tag)
+        plain = engine.optimizer is engine.basic_optimizer  # no ZeRO, no fp32 master: nothing aliases the weights
+        options = {}
+        if plain:
+            _let_go(engine.module)
+            options = {"custom_load_fn": _adopt_weights, "load_optimizer_states": False}
+        path, state = engine.load_checkpoint(str(self.folder), tag=tag, **options)
         if path is None:
             raise ValueError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")
+        if plain:
+            adopt = {"copy": False} if isinstance(engine.optimizer, AdamW8bit) else {}  # torch's do by themselves
+            engine.optimizer.load_state_dict(state.pop("optimizer"), **adopt)
         if ema:
             ema.load(self.folder / tag)
         dist.barrier()
@@ -72,6 +81,28 @@ class Checkpoints:
                 if int(later.name[5:]) > state["step"]:
                     shutil.rmtree(later)
         return state["step"]
+
+
+# A resumed run without ZeRO holds one copy of weights and states: the loaded tensors take the place of the model's own.
+
+
+def _let_go(module: nn.Module) -> None:
+    """Free the memory of the parameters, which are about to be loaded; they keep shape and dtype."""
+    for parameter in module.parameters():
+        parameter.data = parameter.new_empty(1).expand(parameter.shape)
+
+
+def _adopt_weights(src: dict[str, Tensor], dst: nn.Module) -> None:
+    ours = {**dict(dst.named_parameters()), **dict(dst.named_buffers())}
+    ours = {name: ours[name] for name in dst.state_dict()}  # without buffers that are not saved
+    if unfit := [name for name in {*ours, *src} if _kind(ours.get(name)) != _kind(src.get(name))]:
+        raise ValueError(f"the checkpoint is of another model: {min(unfit)} does not fit")
+    for name, tensor in ours.items():
+        tensor.data = src[name].to(tensor.device)
+
+
+def _kind(tensor: Tensor | None) -> tuple | None:
+    return None if tensor is None else (tensor.shape, tensor.dtype)
 
 
 def local(parameter: nn.Parameter) -> Tensor:
@@ -124,12 +155,16 @@ class EMA:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict on the CPU, on rank 0 (None elsewhere), gathered by parameter under ZeRO-3. Collective."""
+    """The state dict on the CPU, on rank 0 (None elsewhere), gathered by parameter under ZeRO-3. Collective.
+
+    What lies whole on the CPU already is not copied: those are the model's own tensors.
+    """
     state = {}
     for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+        sharded = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
             if dist.get_rank() == 0:
-                state[name] = parameter.detach().cpu().clone()
+                state[name] = parameter.detach().to("cpu", copy=sharded)
     if dist.get_rank():
         return None
     return state | {name: buffer.detach().cpu() for name, buffer in module.state_dict().items() if name not in state}

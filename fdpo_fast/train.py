@@ -216,10 +216,10 @@ def train(config: Config, resume: bool) -> None:
             checkpoints.save(engine, done, config.dumps(), ema)
 
     with ema.applied() if ema else nullcontext():
-        state = whole_state(unet)
-    if rank.index == 0:
-        family.export(state, unet_config, folder / "export")
-        rank.say(f"exported to {folder / 'export'}")
+        state = whole_state(unet)  # may be the model's own tensors, so it is written before the average gives way
+        if rank.index == 0:
+            family.export(state, unet_config, folder / "export")
+            rank.say(f"exported to {folder / 'export'}")
     dist.barrier()
 
 

@@ -178,11 +178,13 @@ class Family(ABC):
         `state` is the trained UNet's state dict. An adapter is merged into the weights, and written by itself too
         (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads).
         """
-        dtype = next(iter(state.values())).dtype
-        unet = UNet2DConditionModel.from_config(unet_config).to(dtype)
-        if self.model.train == "lora":
-            self.add_lora(unet)
-        unet.load_state_dict(state)
+        with torch.device("meta"):  # the state's tensors become the model's: no second UNet in memory
+            unet = UNet2DConditionModel.from_config(unet_config)
+            if self.model.train == "lora":
+                self.add_lora(unet)
+                # merging adds to the weights in place, and they are the caller's
+                state = {name: value.clone() if ".base_layer." in name else value for name, value in state.items()}
+        unet.load_state_dict(state, assign=True)
         with replacing(folder) as partial:
             # the other components are the base's files, bit for bit
             parts = read_json(self.base / "model_index.json")

@@ -199,10 +199,11 @@ class AdamW8bit(Optimizer):
                 state["qmap" + number] = dynamic_map(number == "1").values.to(device, copy=True)
                 state["absmax" + number] = torch.zeros(-(-parameter.numel() // BLOCK), device=device)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], *, copy: bool = True) -> None:
         """Load what `state_dict()` gave, here or in bitsandbytes.
 
-        The moments keep their dtypes; options that the saved groups lack keep their values.
+        The moments keep their dtypes; options that the saved groups lack keep their values. `copy=False` takes tensors
+        that are on the parameter's device as they are, and writes into them from then on: for states just read.
         """
         saved = [
             {**group, **{name: value for name, value in ours.items() if name not in group and name != "params"}}
@@ -214,7 +215,7 @@ class AdamW8bit(Optimizer):
         for number, (parameter, _, _) in zip(numbers, self._places(), strict=False):
             if state := state_dict["state"].get(number):
                 flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
-                placed[parameter] = _placed(flat, parameter, number)
+                placed[parameter] = _placed(flat, parameter, number, copy)
         # without the states, which torch would cast to the parameters' dtypes
         super().load_state_dict({"state": {}, "param_groups": saved})
         self.state.update(placed)
@@ -228,8 +229,8 @@ class AdamW8bit(Optimizer):
         self._in_backward = None
 
 
-def _placed(state: dict[str, Any], parameter: Tensor, number: int) -> dict[str, Any]:
-    """Copies of a saved state's tensors on the parameter's device."""
+def _placed(state: dict[str, Any], parameter: Tensor, number: int, copy: bool) -> dict[str, Any]:
+    """A saved state's tensors on the parameter's device."""
     coded = "state1" in state and state["state1"].dtype == torch.uint8
     blocks = ("absmax1", "absmax2") if coded else ()
     for name in ("state1", "state2", *blocks):
@@ -243,7 +244,7 @@ def _placed(state: dict[str, Any], parameter: Tensor, number: int) -> dict[str, 
     placed = {"step": int(state["step"])}
     for name in _TENSORS if coded else ("state1", "state2"):
         if name in state:
-            placed[name] = state[name].detach().to(parameter.device, copy=True).contiguous()
+            placed[name] = state[name].detach().to(parameter.device, copy=copy).contiguous()
     for name in ("state1", "state2"):
         placed[name] = placed[name].reshape(parameter.shape)
     return placed
