@@ -102,15 +102,28 @@ class Config(Section):
 
     @property
     def master(self) -> bool:
-        """Whether bf16 weights have an fp32 master, in DeepSpeed."""
+        """Whether DeepSpeed keeps masters of bf16 weights: in fp32, unless `bf16_masters`."""
         bf16 = self.model.dtype == "bf16" and not self.train.step_in_backward
         return self.deepspeed.get("bf16", {}).get("enabled", bf16)
+
+    @property
+    def bf16_masters(self) -> bool:
+        """Whether ZeRO's masters, and their gradients, are in bf16."""
+        return self.deepspeed.get("bf16", {}).get("bf16_master_weights_and_grads", False)
 
     def _check_optimizer(self) -> None:
         """Refuse what an optimizer would ignore, or cannot do inside backward."""
         optimizer, inside = self.optimizer, self.train.step_in_backward
         if optimizer.clipping == "per_parameter" and not inside:
             raise ValueError("optimizer.clipping 'per_parameter' needs train.step_in_backward: use 'global' without it")
+        offload = self.deepspeed.get("zero_optimization", {}).get("offload_optimizer", False)
+        if self.bf16_masters and not (self.master and self.stage):
+            raise ValueError("deepspeed.bf16.bf16_master_weights_and_grads needs bf16 enabled and ZeRO stage 1, 2 or 3")
+        if self.bf16_masters and optimizer.type != "adamw8bit" and not (optimizer.type == "cpu_adam" and offload):
+            raise ValueError(
+                "deepspeed.bf16.bf16_master_weights_and_grads needs optimizer.type 'adamw8bit', or 'cpu_adam' with "
+                f"offload_optimizer, got '{optimizer.type}'"
+            )
         if not inside:
             return
         if optimizer.type != "adamw8bit":
@@ -151,9 +164,9 @@ class Config(Section):
             # torch and bitsandbytes optimizers are handed over ready-made, under offload too
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": self.master},
             "steps_per_print": 2**31,
             **self.deepspeed,
+            "bf16": {"enabled": self.master, **self.deepspeed.get("bf16", {})},
             "zero_optimization": {"stage": 0, **self.deepspeed.get("zero_optimization", {})},
             "train_micro_batch_size_per_gpu": self.train.pairs_per_micro_batch,
             "gradient_accumulation_steps": self.accumulation(world_size),
@@ -164,7 +177,7 @@ class Config(Section):
         """`section.key: ours -> theirs` for each key that is not equal."""
         ours, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         return [
-            f"{section}.{key}: {ours[section].get(key)} -> {theirs[section].get(key)}"
+            f"{section}.{key}: {json.dumps(ours[section].get(key))} -> {json.dumps(theirs[section].get(key))}"
             for section in ours
             for key in ours[section] | theirs[section]
             if ours[section].get(key) != theirs[section].get(key)

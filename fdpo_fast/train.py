@@ -67,7 +67,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
-    from fdpo_fast.optim import factory
+    from fdpo_fast.optim import factory, offload
     from fdpo_fast.optim.guard import StepGuard
     from fdpo_fast.optim.in_backward import StepInBackward
     from fdpo_fast.prepare import cache_root, caches_of
@@ -106,18 +106,22 @@ def train(config: Config, resume: bool) -> None:
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
     guard = StepGuard(optimizer, largest_over_ranks)
-    engine, _, _, _ = deepspeed.initialize(
-        model=unet,
-        model_parameters=trained,
-        optimizer=optimizer,
-        lr_scheduler=factory.schedule(config.optimizer, settings.max_steps),
-        config=config.for_deepspeed(rank.count),
-        dist_init_required=False,
-    )
+    with offload.bf16_masters():
+        engine, _, _, _ = deepspeed.initialize(
+            model=unet,
+            model_parameters=trained,
+            optimizer=optimizer,
+            lr_scheduler=factory.schedule(config.optimizer, settings.max_steps),
+            config=config.for_deepspeed(rank.count),
+            dist_init_required=False,
+        )
+    offload.share(engine.optimizer)
     inside = None
     if settings.step_in_backward:
         inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, mean_over_ranks)
-        engine.enable_backward_allreduce = False  # the gradients are averaged, and gone, before it would be its turn
+    if inside or (config.stage == 0 and rank.count == 1):
+        # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
+        engine.enable_backward_allreduce = False
     frozen = family.denoiser(dtype).to(device).requires_grad_(False).eval() if mode == "live" else None
     ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
 
