@@ -133,6 +133,19 @@ def test_the_guard_skips_and_counts(make):
     assert (guard.skipped, guard.in_a_row) == (4, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_guard_tells_large_gradients_from_infinite_ones(dtype):
+    p = torch.nn.Parameter(torch.ones(5000, dtype=dtype))
+    optimizer = torch.optim.SGD([p], lr=1e-8)
+    guard = StepGuard(optimizer, Agree())
+    for value, bad in ((6e4, False), (math.inf, True), (-math.inf, True), (math.nan, True)):
+        for place in (0, 17, 4999):
+            p.grad = torch.full((5000,), 6e4, dtype=dtype)  # their norm has no place in float16
+            p.grad[place] = value
+            optimizer.step()
+            assert guard.end_step(0) == bad
+
+
 def test_inside_backward_a_gradient_lives_for_its_turn_only():
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(4)))

@@ -34,7 +34,10 @@ class StepGuard:
         held = [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         bad = torch.zeros(())
         if held:
-            norms = torch.stack(torch._foreach_norm([grad for _, grad in held], dtype=torch.float32))
+            grads = [grad for _, grad in held]
+            # Only float16 has norms that do not fit it; for a host tensor another dtype makes a whole copy.
+            dtype = torch.float32 if any(grad.dtype == torch.float16 for grad in grads) else None
+            norms = torch.stack(torch._foreach_norm(grads, dtype=dtype))
             bad = (~norms.isfinite()).sum().float()
         self.found(bad)
         if self._found:
