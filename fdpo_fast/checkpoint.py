@@ -62,8 +62,7 @@ class Checkpoints:
     def load(self, engine, ema: EMA | None) -> int:
         """Load the `latest` checkpoint; returns the number of optimizer steps it has behind it. Collective."""
         tag = self.latest()
-        plain = engine.optimizer is engine.basic_optimizer  # no ZeRO, no fp32 master: nothing aliases the weights
-        options = {}
+        options, plain = {}, is_plain(engine)
         if plain:
             _let_go(engine.module)
             options = {"custom_load_fn": _adopt_weights, "load_optimizer_states": False}
@@ -83,7 +82,12 @@ class Checkpoints:
         return state["step"]
 
 
-# A resumed run without ZeRO holds one copy of weights and states: the loaded tensors take the place of the model's own.
+def is_plain(engine) -> bool:
+    """Without ZeRO and fp32 master: the optimizer is ours, and nothing but the model refers to the weights."""
+    return engine.optimizer is engine.basic_optimizer
+
+
+# A resumed run of such an engine holds one copy of weights and states: the loaded tensors take the place of the model's own.
 
 
 def _let_go(module: nn.Module) -> None:
