@@ -113,3 +113,15 @@ def test_a_wrong_gradient_is_refused_before_anything_moves():
         optimizer.step()
     assert not optimizer.state
     assert torch.equal(good, torch.ones(5))
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_loaded_states_are_copied_unless_told_otherwise(copied):
+    start_at, saved, grad = start(5000)
+    p, before = parameter(start_at), copy.deepcopy(saved["state"][0])
+    optimizer = AdamW8bit([p])
+    optimizer.load_state_dict(saved, copy=copied)
+    stepped(optimizer, p, grad)
+    for name in ("state1", "absmax1"):
+        assert torch.equal(saved["state"][0][name], before[name]) == copied
+        assert torch.equal(saved["state"][0][name], optimizer.state[p][name]) != copied

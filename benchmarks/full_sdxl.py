@@ -1,0 +1,246 @@
+"""SDXL's UNet at full size (2.567 B parameters, random weights) trained on the CPU: `python -m benchmarks.full_sdxl`.
+
+Under the `deepspeed` launcher, as a user would: full tuning in bf16 with cached reference errors and AdamW8bit with
+stochastic rounding, three steps of one pair on latents of 16 x 16 (128 x 128 pixels), a checkpoint, an export; then
+`--resume` for a fourth step. Latents and text embeddings lie ready in parquet, so VAE and text encoders have no part.
+Reports seconds and peak resident memory of the trainer by phase, the checkpoint's size, and how many parameters have
+changed. A phase's memory is sampled; the peak of a run is the kernel's own. The figures are of the CPU: they tell what
+the program holds, not how fast a GPU is. Writes results/full_sdxl.csv, the rows of other rungs left as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+CSV = Path(__file__).parent / "results/full_sdxl.csv"
+COLUMNS = ("rung", "run", "phase", "figure", "value", "machine")
+PAIRS, LATENT_SIDE, TOKENS = 4, 16, 77
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Settings of the trainer on top of `config`, and what its memory must stay under."""
+
+    limit_gib: float
+    settings: dict[str, Any]
+
+
+RUNGS = {
+    "A": Rung(20, {}),
+    "B": Rung(14, {"train.step_in_backward": True, "optimizer.clipping": "per_parameter"}),
+}
+
+
+def prepare(preset: str, folder: Path) -> None:
+    """Write to `folder` as much of a pipeline as the trainer reads, with random weights, and pairs that are encoded."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from fdpo_fast.models import presets, quiet_libraries
+
+    quiet_libraries()
+    presets.scheduler().save_pretrained(folder / "scheduler")
+    parts = {"_class_name": presets.PRESETS[preset]["pipeline"], "vae": [], "unet": [], "scheduler": []}
+    (folder / "model_index.json").write_text(json.dumps(parts))
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)  # a float32 UNet never exists
+    unet = UNet2DConditionModel(**presets.unet_config(preset))
+    unet.save_pretrained(folder / "unet")
+    presets.vae(preset).save_pretrained(folder / "vae")  # its configuration is read, and the export has a copy
+    torch.set_default_dtype(torch.float32)
+    pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    shapes = {f"latents_{side}": (4, LATENT_SIDE, LATENT_SIDE) for side in (0, 1)}
+    shapes |= {"prompt_embeds": (TOKENS, unet.config.cross_attention_dim), "pooled_prompt_embeds": (pooled,)}
+    columns = {name: [torch.randn(shape).tolist() for _ in range(PAIRS)] for name, shape in shapes.items()}
+    columns["caption"] = ["", *(f"caption {row}" for row in range(1, PAIRS))]  # the empty one too: nothing to encode
+    columns |= {"label_0": [1.0] * PAIRS, "label_1": [0.0] * PAIRS}
+    pq.write_table(pa.table(columns), folder / "pairs.parquet")
+
+
+def config(preset: str, base: Path, scratch: Path) -> dict:
+    return {
+        "model": {"family": "sdxl", "base": str(base), "dtype": "bf16"},
+        "data": {
+            "source": str(base / "pairs.parquet"),
+            "format": "latents",
+            "resolution": LATENT_SIDE * (2 if preset.startswith("tiny") else 8),
+            "cache_dir": str(scratch / "cache"),
+        },
+        "reference": {"mode": "cached", "visits": 1},
+        "loss": {"divergence": "reverse_kl", "beta": 1.0, "ratio_scale": 2500.0},
+        "optimizer": {"type": "adamw8bit", "lr": 1.28e-6, "rounding": "stochastic"},
+        "train": {
+            "output_dir": str(scratch / "run"),
+            "max_steps": 3,
+            "pairs_per_step": 1,
+            "pairs_per_micro_batch": 1,
+            "keep_checkpoints": 1,
+        },
+        "log": {"every": 1, "tensorboard": False},
+        "deepspeed": {"bf16": {"enabled": False}, "zero_optimization": {"stage": 0}},
+    }
+
+
+@dataclass
+class Watch:
+    """Memory and phases of a training run, from outside."""
+
+    folder: Path
+    last: str
+    """Name of the checkpoint that the run ends with."""
+    log: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+    resident: dict[str, int] = field(default_factory=dict)
+    """Of the trainer, largest sample by phase, in bytes."""
+    peak: int = 0
+    tree_peak: int = 0
+
+    def phases(self) -> list[tuple[str, Callable[[str], bool]]]:
+        """In order, each with what shows in the output or in the folder once it has begun."""
+        checkpoints, latest = self.folder / "checkpoints", self.folder / "checkpoints/latest"
+        return [
+            ("imports and data", lambda text: True),
+            ("reference cache", lambda text: "caching reference" in text),
+            ("load", lambda text: "data: " in text),
+            ("steps", lambda text: "train: " in text),
+            ("checkpoint", lambda text: (checkpoints / self.last).exists()),
+            ("export", lambda text: latest.exists() and latest.read_text().strip() == self.last),
+            ("exit", lambda text: "exported to" in text),
+        ]
+
+    def run(self, command: list[str]) -> None:
+        """Run the launcher to its end; RuntimeError with its output where it fails."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        env = os.environ | {"PATH": path, "OMP_NUM_THREADS": str(os.cpu_count())}
+        at, phases, before = 0, self.phases(), time.perf_counter()
+        with self.log.open("w") as log:
+            process = psutil.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+            while process.poll() is None:
+                text = self.log.read_text(errors="replace")
+                at = max(number for number in range(at, len(phases)) if number == at or phases[number][1](text))
+                name, since, before = phases[at][0], before, time.perf_counter()
+                self.seconds[name] = self.seconds.get(name, 0) + before - since
+                self._sample(process, name)
+                time.sleep(0.1)
+        if process.returncode:
+            raise RuntimeError(f"the trainer failed:\n{self.log.read_text()[-4000:]}")
+
+    def _sample(self, launcher: psutil.Process, phase: str) -> None:
+        """The trainer is whatever process of the launcher's holds most."""
+        held = [0]
+        for process in launcher.children(recursive=True):
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:  # it has just ended
+                continue
+            kib = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.endswith("kB")}
+            if "VmRSS" in kib:
+                held.append(kib["VmRSS"] * 1024)
+                self.peak = max(self.peak, kib["VmHWM"] * 1024)
+        self.resident[phase] = max(self.resident.get(phase, 0), *held)
+        self.tree_peak = max(self.tree_peak, sum(held))
+
+
+def changed(base: Path, export: Path) -> tuple[int, int]:
+    """How many weights differ, and of how many; read tensor by tensor."""
+    from safetensors import safe_open
+
+    file = "unet/diffusion_pytorch_model.safetensors"
+    differing = total = 0
+    with safe_open(base / file, "pt") as ours, safe_open(export / file, "pt") as theirs:
+        for name in ours.keys():  # noqa: SIM118  # not a dict
+            before, after = ours.get_tensor(name), theirs.get_tensor(name)
+            differing += int((before != after).sum())
+            total += before.numel()
+    return differing, total
+
+
+def measure(preset: str, rung: Rung, base: Path, scratch: Path) -> Iterator[tuple[str, str, str, float]]:
+    """(run, phase, figure, value) of three steps from the base, and of a fourth that is resumed."""
+    (scratch / "config.json").write_text(json.dumps(config(preset, base, scratch)))
+    port = str(20_000 + os.getpid() % 20_000)
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--master_port", port]
+    settings = [part for key, value in rung.settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    command = [*launcher, "fdpo_fast/train.py", "--config", str(scratch / "config.json"), *settings]
+    run = scratch / "run"
+    for name, steps, more in (("three steps", 3, []), ("resumed", 4, ["--resume", "--set", "train.max_steps=4"])):
+        tag = f"step-{steps:06d}"
+        watch = Watch(run, tag, scratch / "train.log")
+        watch.run([*command, *more])
+        for phase, seconds in watch.seconds.items():
+            yield name, phase, "seconds", seconds
+            yield name, phase, "trainer_rss_gib", watch.resident[phase] / GIB
+        yield name, "all", "seconds", sum(watch.seconds.values())
+        yield name, "all", "trainer_peak_gib", watch.peak / GIB
+        yield name, "all", "processes_peak_gib", watch.tree_peak / GIB
+        size = sum(path.stat().st_size for path in (run / "checkpoints" / tag).rglob("*") if path.is_file())
+        yield name, "checkpoint", "size_gib", size / GIB
+        differing, total = changed(base, run / "export")
+        yield from ((name, "all", *row) for row in (("parameters", total), ("parameters_changed", differing)))
+        yield name, "all", "share_changed", differing / total
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        yield f"step {record['step']}", "steps", "loss", record["loss"]
+
+
+def machine() -> str:
+    """What the figures are of."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"CPU only: {os.cpu_count()} cores, {model}, {psutil.virtual_memory().total / GIB:.0f} GiB"
+
+
+def write(rung: str, rows: list[tuple]) -> None:
+    """Into the CSV, in place of what it has of this rung."""
+    with CSV.open(newline="") if CSV.exists() else open(os.devnull) as file:
+        others = [row for row in list(csv.reader(file))[1:] if row[0] != rung]
+    partial = CSV.with_suffix(".csv.tmp")
+    with partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *sorted([*others, *rows], key=lambda row: row[0])])
+    partial.replace(CSV)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rung", choices=RUNGS, default="A")
+    parser.add_argument("--work", type=Path, help="folder that keeps the base and the last run; 25 GiB")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: a smoke test, which writes no CSV")
+    options = parser.parse_args()
+    preset, rung = "tiny_sdxl" if options.tiny else "sdxl", RUNGS[options.rung]
+    with TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as scratch:
+        base = (options.work or Path(scratch)).resolve() / f"base_{preset}"
+        if not (base / "pairs.parquet").exists():  # it is written last
+            (maker := multiprocessing.get_context("spawn").Process(target=prepare, args=(preset, base))).start()
+            maker.join()  # its memory goes with it
+        label, rows = machine(), []
+        print(f"rung {options.rung}; {label}", flush=True)
+        for run, phase, figure, value in measure(preset, rung, base, Path(scratch)):
+            rows.append((options.rung, run, phase, figure, f"{value:.10g}" if value > 1e6 else f"{value:.4g}", label))
+            print(*rows[-1][1:-1], sep=", ", flush=True)
+    peak = max(float(row[4]) for row in rows if row[3] == "trainer_peak_gib")
+    verdict = "within" if peak < rung.limit_gib else "OVER"
+    print(f"peak {peak:.2f} GiB, {verdict} the {rung.limit_gib} GiB of rung {options.rung}")
+    if not options.tiny:
+        write(options.rung, rows)
+
+
+if __name__ == "__main__":
+    main()
