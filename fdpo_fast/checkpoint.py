@@ -87,7 +87,7 @@ def is_plain(engine) -> bool:
     return engine.optimizer is engine.basic_optimizer
 
 
-# A resumed run of such an engine holds one copy of weights and states: the loaded tensors take the place of the model's own.
+# Resumed, such an engine holds one copy of weights and states: what is loaded takes the place of the model's own.
 
 
 def _let_go(module: nn.Module) -> None:
