@@ -31,6 +31,7 @@ from fdpo_fast.divergences import Divergence
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
+from fdpo_fast.models.tuning import prepare
 from fdpo_fast.optim import factory
 from fdpo_fast.prepare import cache_root, resolve_embedded
 from fdpo_fast.processes import Rank
@@ -116,11 +117,7 @@ def _errors(data: TrainingSet, unet: nn.Module, positions: Tensor, name: str) ->
 
 def move(config: Config, family: Family, data: TrainingSet, unet: nn.Module, pairs: Tensor, steps: int) -> None:
     """The trial: `steps` steps of the configuration's loss, optimizer and rate (no warm-up), a micro-batch each."""
-    if config.model.train == "lora":
-        family.add_lora(unet)
-    if config.model.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    trained = prepare(unet, config.model)
     optimizer = factory.optimizer(config.optimizer, trained, config.train.seed)
     criterion, micro = config.loss.criterion(), config.train.pairs_per_micro_batch
     walk = Walk(data.shapes[pairs], micro, config.train.seed)

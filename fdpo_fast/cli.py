@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("fdpo_fast.train", "align a pipeline (one process; `deepspeed fdpo_fast/train.py` for more)"),
     "cache": ("fdpo_fast.cache", "latents, text embeddings and reference errors, ahead of training; `cache verify`"),
     "data": ("fdpo_fast.check", "`data check`: pairs, ties, duplicates, sizes, and every row that cannot be used"),
+    "plan": ("fdpo_fast.plan", "GPU and host memory, disk, and the rung of the ladder that fits, before a run"),
     "calibrate": ("fdpo_fast.calibrate", "the beta and ratio_scale that suit a model and its pairs"),
     "demo": ("fdpo_fast.demo", "before and after of a finished digits run: table and pictures"),
 }

@@ -29,7 +29,7 @@ def build_pipeline(
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(recipe.seed)  # the initial weights
-    vae, text_encoder, unet = _vae(images.shape[-1]), _text_encoder(), _unet(images.shape[-1])
+    vae, text_encoder, unet = make_vae(images.shape[-1]), make_text_encoder(), make_unet(images.shape[-1])
     tokenizer = clip_tokenizer(folder / "tokenizer", captions, 16)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -81,7 +81,7 @@ def build_pipeline(
         pipeline.save_pretrained(partial)
 
 
-def _vae(size: int) -> nn.Module:
+def make_vae(size: int) -> nn.Module:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -94,7 +94,7 @@ def _vae(size: int) -> nn.Module:
     )
 
 
-def _unet(size: int) -> nn.Module:
+def make_unet(size: int) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -109,7 +109,7 @@ def _unet(size: int) -> nn.Module:
     )
 
 
-def _text_encoder() -> nn.Module:
+def make_text_encoder() -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(

@@ -42,6 +42,7 @@ class SampleGrids:
             if isinstance(part, nn.Module) and name != "unet":
                 part.to(self.device, unet.dtype)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.enable_slicing()  # an image at a time: all at once would outgrow training itself
         generator = torch.Generator().manual_seed(self.seed)
         size = self.resolution // pipeline.vae_scale_factor
         drawn = []

@@ -47,11 +47,15 @@ def start_processes() -> Rank:
     return Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
 
 
+def ranks_here() -> int:
+    """Processes of the run on this machine; 1 where the launcher does not say."""
+    # named so by torchrun and by the deepspeed launcher
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
 def check_shared(rank: Rank, key: str, folder: Path) -> None:
     """Raise ValueError, on every rank, where the nodes of a run do not see one and the same folder. Collective."""
-    # named so by torchrun and by the deepspeed launcher
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1
-    if int(local) == rank.count:
+    if ranks_here() == rank.count:
         return
     writes = rank.index == 0 and os.access(folder, os.W_OK)
     number = torch.tensor(secrets.randbits(62) if writes else 0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fdpo_fast.divergences import Divergence, divergence
 from fdpo_fast.loss import FDPOLoss
@@ -25,6 +25,11 @@ class LoRA(Section):
     targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
 
 
+def _switch(value: Any) -> Any:
+    """true and false of older files."""
+    return {True: "full", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class Model(Section):
     family: str
     base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
@@ -32,7 +37,10 @@ class Model(Section):
     train: Literal["full", "lora"] = "full"
     dtype: Literal["fp32", "bf16"] = "bf16"
     lora: LoRA = LoRA()
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[Literal["full", "per_block", "off"], BeforeValidator(_switch)] = Field(
+        "off",
+        description="compute again in backward: resnets and transformer blocks, transformer blocks alone, nothing",
+    )
     attention: Literal["auto", "sdpa", "xformers"] = Field(
         "auto", description="auto: torch's scaled_dot_product_attention, which has the same kernels as xformers"
     )

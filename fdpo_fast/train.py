@@ -66,12 +66,21 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.data.training_set import Batch, errors, predict
     from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
+    from fdpo_fast.memory.needs import shortage
     from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
+    from fdpo_fast.models import tuning
     from fdpo_fast.optim import factory, offload
     from fdpo_fast.optim.guard import StepGuard
     from fdpo_fast.optim.in_backward import StepInBackward
     from fdpo_fast.prepare import cache_root, caches_of
-    from fdpo_fast.processes import StopSignal, check_shared, largest_over_ranks, mean_over_ranks, start_processes
+    from fdpo_fast.processes import (
+        StopSignal,
+        check_shared,
+        largest_over_ranks,
+        mean_over_ranks,
+        ranks_here,
+        start_processes,
+    )
 
     rank = start_processes()
     device = rank.device
@@ -85,6 +94,8 @@ def train(config: Config, resume: bool) -> None:
     prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
     config, family, data = prepared.config, prepared.family, prepared.data
     dtype, mode = DTYPES[config.model.dtype], config.reference.mode
+    if rank.index == 0 and (short := shortage(config, rank.count, ranks_here(), device)):
+        rank.say(f"warning: {short}")
     rank.say(f"data: {describe(data.report)}")
     walk = Walk(data.shapes, settings.pairs_per_step, settings.seed)
     if walk.rare:
@@ -97,13 +108,9 @@ def train(config: Config, resume: bool) -> None:
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     unet = family.denoiser(dtype)
     unet_config = dict(unet.config)
-    if config.model.train == "lora":
-        family.add_lora(unet)
+    trained = tuning.prepare(unet, config.model)
     if config.model.compile:
         unet.compile()
-    if config.model.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
     guard = StepGuard(optimizer, largest_over_ranks)
     with offload.bf16_masters():

@@ -36,7 +36,12 @@ def load_family(model: Model) -> Family:
 
     Raises ValueError for an unknown family or a base that holds no pipeline of it.
     """
+    return family_class(model)(model)
+
+
+def family_class(model: Model) -> type[Family]:
+    """The class of `model.family`; ValueError for an unknown one."""
     if model.family not in FAMILIES:
         raise ValueError(f"unknown model.family '{model.family}': use one of {', '.join(FAMILIES)}")
     module, _, cls = FAMILIES[model.family].rpartition(".")
-    return getattr(import_module(module), cls)(model)
+    return getattr(import_module(module), cls)

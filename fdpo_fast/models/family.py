@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,13 +13,13 @@ from typing import ClassVar
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from fdpo_fast import noise
 from fdpo_fast.data.files import digest, file_digest, read_json, replacing
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
+from fdpo_fast.models.tuning import add_lora
 from fdpo_fast.sections import Model
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -34,6 +35,8 @@ class Family(ABC):
     """Folders that the text embeddings depend on."""
     text_keys: ClassVar[tuple[str, ...]]
     """Names of the text embeddings, those of diffusers' pipelines."""
+    preset: ClassVar[str]
+    """The published architecture, in `presets.PRESETS`."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -119,14 +122,20 @@ class Family(ABC):
     """For `from_pretrained`."""
 
     def text_elements(self) -> int:
-        """About how many numbers the embeddings of a caption are: 77 tokens as wide as the cross-attention."""
-        return 77 * self._unet_config()["cross_attention_dim"]
+        """How many numbers the embeddings of a caption are."""
+        return sum(math.prod(shape) for shape in self.text_shapes(self._unet_config()).values())
+
+    @classmethod
+    def text_shapes(cls, unet_config: dict) -> dict[str, tuple[int, ...]]:
+        """Shapes of a caption's embeddings by `text_keys`, of CLIP's 77 tokens."""
+        return {cls.text_keys[0]: (77, unet_config["cross_attention_dim"])}
 
     @abstractmethod
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
         """The embeddings in the order of `text_keys`."""
 
-    def condition(self, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
+    @classmethod
+    def condition(cls, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
         """What the denoiser is conditioned on: the text, and by `sizes` [n, 6] (see `images.Placed.size`) if it is."""
         return text
 
@@ -141,12 +150,6 @@ class Family(ABC):
             unet.enable_xformers_memory_efficient_attention()
         return unet
 
-    def add_lora(self, unet: nn.Module) -> None:
-        """Freeze `unet` and add a trainable adapter that changes nothing yet."""
-        lora = self.model.lora
-        unet.requires_grad_(False)
-        unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))
-
     def target(self, latents: Tensor, draws: Tensor) -> Tensor:
         """What a perfect model predicts for both sides of each pair, latents [2b, c, h, w] under `draws` [3, b].
 
@@ -159,8 +162,9 @@ class Family(ABC):
         signal, sigma = (table.to(latents.device)[timesteps, None, None, None] for table in (self.signal, self.sigma))
         return torch.cat([signal * eps - sigma * side for side in latents.chunk(2)])
 
+    @classmethod
     @abstractmethod
-    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The UNet's prediction, [n, c, h, w], in the UNet's dtype."""
 
     # --- diffusers pipelines ---
@@ -181,7 +185,7 @@ class Family(ABC):
         with torch.device("meta"):  # the state's tensors become the model's: no second UNet in memory
             unet = UNet2DConditionModel.from_config(unet_config)
             if self.model.train == "lora":
-                self.add_lora(unet)
+                add_lora(unet, self.model.lora)
                 # merging adds to the weights in place, and they are the caller's
                 state = {name: value.clone() if ".base_layer." in name else value for name, value in state.items()}
         unet.load_state_dict(state, assign=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fdpo_fast.data.files import read_json
 
@@ -46,12 +47,31 @@ def vae_folder(name: str) -> Path:
     raise ValueError(f"model.vae '{name}' holds no AutoencoderKL: give its folder or hub name")
 
 
+def component_config(base: str, component: str) -> dict[str, Any] | None:
+    """The configuration of a component of the hub's pipeline `base`; None where it has not been fetched before.
+
+    Raises ValueError where `base` can be no name on the hub.
+    """
+    _check_name("model.base", base)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return read_json(Path(hf_hub_download(base, f"{component}/config.json", local_files_only=True)))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _check_name(key: str, name: str) -> None:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"{key} '{name}' is neither a folder nor a hub name of the form owner/name")
+
+
 def _folder(key: str, name: str, patterns: list[str]) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"{key} '{name}' is neither a folder nor a hub name of the form owner/name")
+    _check_name(key, name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

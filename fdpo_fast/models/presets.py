@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from fdpo_fast.data.files import replacing
 from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
@@ -153,6 +155,26 @@ def text_encoder(name: str, key: str) -> CLIPTextModel:
     return (CLIPTextModelWithProjection if key.endswith("_2") else CLIPTextModel)(config)
 
 
+def components(name: str) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each module of a preset with random weights, in the default dtype."""
+    encoders = [key for key in PRESETS[name] if key.startswith("text_encoder")]
+    makers = {"unet": lambda: UNet2DConditionModel(**unet_config(name)), "vae": lambda: vae(name)}
+    return makers | {key: partial(text_encoder, name, key) for key in encoders}
+
+
+def configs(makers: dict[str, Callable[[], nn.Module]]) -> dict[str, dict[str, Any]]:
+    """The complete configuration of each component, as its config.json has it; no weights are made."""
+    with torch.device("meta"):
+        modules = {name: make() for name, make in makers.items()}
+    found = {}
+    for name, module in modules.items():
+        if isinstance(module, PreTrainedModel):
+            found[name] = module.config.to_dict() | {"architectures": [type(module).__name__]}
+        else:
+            found[name] = dict(module.config)
+    return found
+
+
 def build(
     name: str, folder: Path, *, dtype: torch.dtype = torch.float32, prediction: str = "epsilon", seed: int = 0
 ) -> Path:
@@ -164,30 +186,28 @@ def build(
         raise ValueError(f"unknown preset '{name}': use one of {', '.join(PRESETS)}")
     if folder.exists():
         return folder
-    encoders = [key for key in PRESETS[name] if key.startswith("text_encoder")]
-    with tempfile.TemporaryDirectory() as scratch, _default(dtype, seed):
+    with tempfile.TemporaryDirectory() as scratch, default_dtype(dtype), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         tokenizer = clip_tokenizer(Path(scratch), ["a photo of a cat on a table", "an oil painting of a house"], 77)
-        parts = {"unet": UNet2DConditionModel(**unet_config(name)), "vae": vae(name)}
-        parts |= {key: text_encoder(name, key) for key in encoders}
+        parts = {key: make() for key, make in components(name).items()}
+        encoders = [key for key in parts if key.startswith("text_encoder")]
         parts |= {key.replace("text_encoder", "tokenizer"): tokenizer for key in encoders}
         if len(encoders) == 1:
             parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = getattr(diffusers, PRESETS[name]["pipeline"])(scheduler=scheduler(prediction), **parts)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(folder) as partial:
-            pipeline.save_pretrained(partial)
+        with replacing(folder) as written:
+            pipeline.save_pretrained(written)
     return folder
 
 
 @contextmanager
-def _default(dtype: torch.dtype, seed: int) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Weights are made in `dtype` at once, so that a full-size model never exists in float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
         torch.set_default_dtype(before)
 

@@ -15,11 +15,13 @@ class StableDiffusion(Family):
     pipelines = ("StableDiffusionPipeline",)
     text_components = ("text_encoder", "tokenizer")
     text_keys = ("prompt_embeds",)
+    preset = "sd15"
     pipeline_options: ClassVar[dict] = {"safety_checker": None, "requires_safety_checker": False}
 
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
         embeds, _ = pipeline.encode_prompt(captions, device, 1, do_classifier_free_guidance=False)
         return [embeds]
 
-    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    @classmethod
+    def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
         return unet(noisy.to(unet.dtype), timesteps, condition["prompt_embeds"].to(unet.dtype)).sample

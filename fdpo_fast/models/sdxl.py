@@ -13,16 +13,25 @@ class StableDiffusionXL(Family):
     pipelines = ("StableDiffusionXLPipeline",)
     text_components = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     text_keys = ("prompt_embeds", "pooled_prompt_embeds")
+    preset = "sdxl"
 
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
         embeds, _, pooled, _ = pipeline.encode_prompt(captions, device=device, do_classifier_free_guidance=False)
         return [embeds, pooled]
 
-    def condition(self, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
+    @classmethod
+    def text_shapes(cls, unet_config: dict) -> dict[str, tuple[int, ...]]:
+        # the class embedding takes the pooled embedding and six sizes
+        pooled = unet_config["projection_class_embeddings_input_dim"] - 6 * unet_config["addition_time_embed_dim"]
+        return {**super().text_shapes(unet_config), cls.text_keys[1]: (pooled,)}
+
+    @classmethod
+    def condition(cls, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
         # original height and width, crop top and left, target height and width: each image's own
         return {**text, "time_ids": sizes.float()}
 
-    def predict(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        text, pooled = (condition[key].to(unet.dtype) for key in self.text_keys)
+    @classmethod
+    def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        text, pooled = (condition[key].to(unet.dtype) for key in cls.text_keys)
         added = {"text_embeds": pooled, "time_ids": condition["time_ids"]}  # in float32: bf16 has no 1023
         return unet(noisy.to(unet.dtype), timesteps, text, added_cond_kwargs=added).sample

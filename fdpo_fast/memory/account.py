@@ -1,0 +1,199 @@
+"""The account of a training step: which part takes how many bytes, where and when.
+
+Activations are traced (`trace.py`); the rest follows from what the trainer and DeepSpeed 0.19 allocate for P trained
+elements on W ranks, of which a rank keeps S = P / W where ZeRO splits them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from fdpo_fast.config import Config
+from fdpo_fast.memory.trace import Trace
+
+GIB = 2**30
+PHASES = ("forward", "backward", "step")
+STATES = {"adamw": 2.0, "cpu_adam": 2.0, "adamw8bit": 2.03125, "adamw8bit_bnb": 2.03125}
+"""Moments by optimizer: 32-bit ones in parameters' sizes, 8-bit ones in bytes an element (with an absmax per 256)."""
+_BUCKET = 500_000_000
+"""DeepSpeed's default of its bucket sizes, in elements; also that of stage 0, which no key sets."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    part: str
+    place: str
+    """"gpu" or "host"; a machine without a GPU has both in one memory."""
+    size: float
+    """Bytes on one rank."""
+    phases: tuple[str, ...] = PHASES
+
+
+class Account:
+    """Entries of one rank, and their sums."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def add(self, part: str, place: str, size: float, *phases: str) -> None:
+        if size:
+            self.entries.append(Entry(part, place, size, phases or PHASES))
+
+    def total(self, phase: str, *places: str) -> float:
+        """Bytes in a phase, in the places together."""
+        return sum(entry.size for entry in self.entries if phase in entry.phases and entry.place in places)
+
+    def peak(self, *places: str) -> str:
+        """The phase in which the places together hold most."""
+        return max(PHASES, key=lambda phase: self.total(phase, *places))
+
+    def parts(self, phase: str, place: str) -> dict[str, float]:
+        """Bytes by part in a phase."""
+        found: dict[str, float] = defaultdict(float)
+        for entry in self.entries:
+            if phase in entry.phases and entry.place == place:
+                found[entry.part] += entry.size
+        return dict(found)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What of the configuration's DeepSpeed section decides about memory."""
+
+    stage: int
+    ranks: int
+    accumulates: bool
+    offload_optimizer: bool
+    offload_param: bool
+    overlap: bool
+    bucket: int
+    prefetch: int
+    reuse: int
+    persistent: int
+    sub_group: int
+    master: int
+    """Bytes of a master's element; 0 where there is none."""
+
+    @classmethod
+    def of(cls, config: Config, ranks: int) -> Engine:
+        zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})
+        stage = config.stage
+
+        def offloaded(key: str) -> bool:
+            return zero.get(key, {}).get("device", "none") != "none"
+
+        return cls(
+            stage,
+            ranks,
+            config.accumulation(ranks) > 1,
+            stage > 0 and offloaded("offload_optimizer"),
+            stage == 3 and offloaded("offload_param"),
+            zero.get("overlap_comm", stage == 3),
+            int(zero.get("reduce_bucket_size", _BUCKET)),
+            int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
+            int(zero.get("stage3_max_reuse_distance", 1_000_000_000)),
+            int(zero.get("stage3_param_persistence_threshold", 100_000)),
+            int(zero.get("sub_group_size", 1_000_000_000)),
+            (2 if config.bf16_masters else 4) if config.master else 0,
+        )
+
+
+def account(config: Config, trace: Trace, ranks: int, gpu: bool) -> Account:
+    """What a rank of the configuration's run holds while it trains; `gpu`: on one, or on the host alone."""
+    engine, book = Engine.of(config, ranks), Account()
+    _activations(book, trace, engine, config)
+    _weights(book, trace, engine, config, gpu)
+    _optimizer(book, trace, engine, config, gpu)
+    (_gradients_split if engine.stage else _gradients_whole)(book, trace, engine, config, gpu)
+    return book
+
+
+def _activations(book: Account, trace: Trace, engine: Engine, config: Config) -> None:
+    book.add("loss and data", "gpu", trace.data, "forward", "backward")
+    book.add("activations", "gpu", max(trace.forward, trace.inference), "forward")
+    grows = not engine.stage and not engine.accumulates and not config.train.step_in_backward
+    gradients = trace.backward_with_gradients - trace.trained_bytes
+    # where gradients come to stay, the peak may lie before all are there: less than the sum of both peaks
+    book.add("activations", "gpu", gradients if grows and gradients > 0 else trace.backward, "backward")
+
+
+def _weights(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+    frozen = trace.frozen_bytes
+    book.add("frozen weights", "gpu", frozen)
+    if config.reference.mode == "live":
+        book.add("reference model", "gpu", trace.trained_bytes + frozen)
+    if config.train.ema_decay:
+        book.add("average", "gpu", 4 * trace.trained / (engine.ranks if engine.stage == 3 else 1))
+    if engine.stage < 3:
+        book.add("weights", "gpu", trace.trained_bytes)
+        return
+    width = trace.trained_bytes / trace.trained
+    book.add("weights", "host" if engine.offload_param else "gpu", trace.trained_bytes / engine.ranks)
+    if gpu or engine.ranks > 1:  # on the host alone, a fetched parameter is the one that is there
+        kept = sum(n for n in trace.shapes if n <= engine.persistent)
+        fetched = 2 * max(trace.shapes) + engine.prefetch + min(engine.reuse, trace.trained) / 2
+        book.add("weights fetched", "gpu", width * (kept + min(fetched, trace.trained)))
+
+
+def _optimizer(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+    """Master and moments, and what the step makes for itself."""
+    mine = trace.trained / engine.ranks if engine.stage else trace.trained
+    place = "host" if engine.offload_optimizer else "gpu"
+    width = engine.master or trace.trained_bytes / trace.trained
+    beside_weights = engine.offload_optimizer == engine.offload_param or not gpu
+    if not (engine.master == 2 and beside_weights):  # then they are one, see optim/offload.py
+        book.add("master", place, engine.master * mine)
+    if engine.offload_optimizer and engine.stage < 3 and engine.master == 4:
+        book.add("master", place, 2 * mine)  # the rounded copy on its way to the device
+    states = STATES[config.optimizer.type]
+    book.add("optimizer states", place, (states * width if states == 2 else states) * mine)
+    if config.optimizer.type == "adamw" and place == "gpu":
+        book.add("optimizer step", "gpu", width * mine, "step")  # torch's, for all parameters at once
+
+
+def _gradients_whole(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+    """ZeRO 0: every rank has all of them, in the weights' dtype, where the optimizer is."""
+    largest, width = max(trace.shapes), trace.trained_bytes / trace.trained
+    if config.train.step_in_backward:
+        book.add("gradients", "gpu", (width + 4) * largest, "backward")  # one at a time, and its norm
+        return
+    book.add("gradients", "gpu", trace.trained_bytes, "backward", "step", *(("forward",) * engine.accumulates))
+    if engine.master:
+        book.add("gradients", "gpu", 4 * trace.trained, "step")  # of the master
+    book.add("gradients", "gpu", (4 if gpu else 12) * largest, "step")  # one's norm, and clipping
+    if engine.ranks > 1:
+        flat = min(trace.trained, _BUCKET + largest)
+        book.add("communication buckets", "gpu", (width if engine.master else width + 4) * flat, "step")
+
+
+def _gradients_split(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+    """ZeRO 1 to 3: through a bucket to the rank, and the place, of their optimizer."""
+    largest, mine = max(trace.shapes), trace.trained / engine.ranks
+    width = trace.trained_bytes / trace.trained
+    bucket = width * min(engine.bucket, trace.trained) * (2 if engine.overlap else 1)
+    always = PHASES if engine.stage == 3 else ("backward",)
+    book.add("communication buckets", "gpu", bucket, *always)
+    if engine.stage == 3:
+        book.add("communication buckets", "gpu", bucket, "backward")  # joined for the reduction
+    book.add("gradients", "gpu", (width + 12) * largest, "backward")  # one: itself, its norm, its cast
+    if engine.offload_optimizer:
+        lean = engine.master == 2
+        book.add("gradients", "host", (engine.master or width) * mine)
+        if engine.stage == 3 and not lean:
+            book.add("gradients", "host", width * mine)
+        if engine.stage < 3 and engine.accumulates and not lean:
+            book.add("gradients", "host", width * trace.trained)  # summed over micro-batches
+        book.add("gradients", "gpu", width * largest)  # staging, both ends
+        book.add("gradients", "host", width * largest)
+        return
+    if engine.stage == 1:
+        book.add("gradients", "gpu", trace.trained_bytes, "backward", *(("forward",) * engine.accumulates))
+    copies = 2 if engine.stage == 2 and engine.accumulates else 1
+    book.add("gradients", "gpu", copies * width * mine, "backward")
+    if engine.stage == 3:
+        book.add("gradients", "gpu", width * mine, "forward", "step")
+        book.add("gradients", "gpu", 4 * min(mine, engine.sub_group + largest), "step")
+    else:
+        book.add("gradients", "gpu", (2 * width + 4) * mine, "step")  # averaged, made flat, cast for the master

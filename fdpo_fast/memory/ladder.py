@@ -1,0 +1,100 @@
+"""The rungs: settings that trade speed for memory, from what is fastest to what is smallest."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from fdpo_fast.config import Config
+
+
+class Rung(NamedTuple):
+    title: str
+    sections: dict[str, dict[str, Any]]
+    """What it sets."""
+
+
+_ON_HOST = {"device": "cpu"}
+_BUCKETS = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
+_SMALL = {"dtype": "bf16", "gradient_checkpointing": "full"}
+_PLAIN = {"type": "adamw8bit", "rounding": "stochastic", "clipping": "global"}
+_NO_MASTER = {"bf16": {"enabled": False}, "zero_optimization": {"stage": 0, **_BUCKETS}}
+_BF16_MASTER = {"enabled": True, "bf16_master_weights_and_grads": True}
+
+RUNGS = {
+    "A": Rung(
+        "bf16 weights, rounded stochastically, 8-bit states",
+        {"model": _SMALL, "optimizer": _PLAIN, "train": {"step_in_backward": False}, "deepspeed": _NO_MASTER},
+    ),
+    "B": Rung(
+        "A, each parameter stepped inside backward: no gradients are kept, none accumulated",
+        {
+            "model": _SMALL,
+            "optimizer": _PLAIN | {"clipping": "per_parameter"},
+            "train": {"step_in_backward": True},
+            "deepspeed": _NO_MASTER,
+        },
+    ),
+    "C": Rung(
+        "ZeRO-2, optimizer on the host",
+        {
+            "model": _SMALL,
+            "optimizer": _PLAIN,
+            "train": {"step_in_backward": False},
+            "deepspeed": {
+                "bf16": _BF16_MASTER,
+                "zero_optimization": {"stage": 2, "offload_optimizer": _ON_HOST, "overlap_comm": False, **_BUCKETS},
+            },
+        },
+    ),
+    "D": Rung(
+        "ZeRO-3, parameters on the host too",
+        {
+            "model": _SMALL,
+            "optimizer": _PLAIN,
+            "train": {"step_in_backward": False},
+            "deepspeed": {
+                "bf16": _BF16_MASTER,
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_optimizer": _ON_HOST,
+                    "offload_param": _ON_HOST,
+                    "overlap_comm": False,
+                    "reduce_bucket_size": 20_000_000,
+                    "stage3_prefetch_bucket_size": 20_000_000,
+                    "stage3_max_live_parameters": 50_000_000,
+                    "stage3_max_reuse_distance": 0,
+                    "stage3_param_persistence_threshold": 10_000,
+                    "sub_group_size": 100_000_000,
+                },
+            },
+        },
+    ),
+}
+
+
+def on_rung(config: Config, name: str, ranks: int) -> Config:
+    """The configuration on a rung; everything that is not about memory stays as it is.
+
+    A rung without accumulation takes as many pairs a step as a micro-batch holds on all ranks.
+    """
+    raw = json.loads(config.dumps())
+    for section, values in RUNGS[name].sections.items():
+        raw[section] = values if section == "deepspeed" else raw[section] | values
+    if raw["train"]["step_in_backward"]:
+        raw["train"]["pairs_per_step"] = raw["train"]["pairs_per_micro_batch"] * ranks
+    return Config.model_validate(raw)
+
+
+def current(config: Config) -> str | None:
+    """The rung that the configuration stands on; None for settings of its own."""
+    raw = json.loads(config.dumps())
+    for name, rung in RUNGS.items():
+        matches = [_holds(raw[section], values) for section, values in rung.sections.items()]
+        if all(matches):
+            return name
+    return None
+
+
+def _holds(section: dict[str, Any], values: dict[str, Any]) -> bool:
+    return all(section.get(key) == value for key, value in values.items())

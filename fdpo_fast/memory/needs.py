@@ -1,0 +1,199 @@
+"""A configuration's needs put together: the step, what comes before and beside it, the disk, and the other rungs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from fdpo_fast.config import Config
+from fdpo_fast.data.caches import DTYPES
+from fdpo_fast.data.readers import open_source
+from fdpo_fast.memory import ladder
+from fdpo_fast.memory.account import GIB, STATES, Account, account
+from fdpo_fast.memory.trace import Trace, flops, trace, vae_passes
+from fdpo_fast.models.blueprint import Blueprint, blueprint
+from fdpo_fast.models.tuning import CHECKPOINTING
+from fdpo_fast.sections import EMBEDDED
+
+CONTEXT = 0.75 * GIB
+"""Allowance: CUDA context, cuBLAS and cuDNN workspaces. Not measured by us."""
+FRAGMENTATION = 0.06
+"""Allowance: the share by which the allocator's segments outgrow the tensors in them. Not measured by us."""
+PROCESS = 2 * GIB
+"""Allowance: host memory of a process with torch, CUDA and DeepSpeed loaded, on a machine with a GPU."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one configuration, in bytes. With a GPU each rank has its own; host memory is that of all on a machine."""
+
+    book: Account
+    beside: dict[str, float]
+    """The most on a GPU in phases outside the training step."""
+    starting: float
+    """Host memory of one rank while the base's weights are read."""
+    ranks: int
+
+    @property
+    def gpu_tensors(self) -> float:
+        """The most at once in a training step."""
+        return self.book.total(self.book.peak("gpu"), "gpu")
+
+    @property
+    def fullest(self) -> tuple[str, float]:
+        """The phase in which a GPU holds most, and how much."""
+        phase = self.book.peak("gpu")
+        return max([*self.beside.items(), (phase, self.book.total(phase, "gpu"))], key=lambda found: found[1])
+
+    @property
+    def gpu_total(self) -> float:
+        """The most at once in any phase, with the allowances."""
+        return self.fullest[1] * (1 + FRAGMENTATION) + CONTEXT
+
+    @property
+    def host(self) -> float:
+        held = self.book.total(self.book.peak("host"), "host")
+        return self.ranks * (max(held, self.starting) + PROCESS)
+
+    def figures(self) -> dict[str, float]:
+        """For machines, in GiB."""
+        sizes = {"gpu_tensors": self.gpu_tensors, "gpu_total": self.gpu_total, "host": self.host}
+        return {f"{name}_gib": round(size / GIB, 3) for name, size in sizes.items()}
+
+
+def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int) -> Needs:
+    """Of a configuration whose micro-batch was traced."""
+    book = account(config, traced, ranks, gpu=True)
+    encode, decode = vae_passes(config, blueprint)
+    width = DTYPES[config.model.dtype].itemsize
+    text = sum(p.numel() for module in blueprint.text_encoders() for p in module.parameters())
+    everything = traced.trained_bytes + traced.frozen_bytes
+    beside = {"caching images": encode, "caching text": 4.0 * text}
+    if config.reference.mode == "cached":
+        beside["caching reference errors"] = everything + traced.inference + traced.data
+    if config.log.samples_every:
+        resting = book.total("step", "gpu") - book.parts("step", "gpu").get("gradients", 0)
+        # with guidance every image of a prompt is in the UNet's batch twice
+        share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
+        beside["sample grids"] = resting + width * text + max(decode, traced.inference * share)
+    return Needs(book, beside, everything, ranks)
+
+
+def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str, float], str]:
+    """Bytes by what is written, and what that rests on."""
+    rows, known = _rows(config)
+    side, width = config.data.resolution // blueprint.image_factor(), DTYPES[config.data.cache_dtype].itemsize
+    image = blueprint.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
+    states = STATES[config.optimizer.type]
+    state = (states * 4 if states == 2 else states) * traced.trained
+    master = (2 if config.bf16_masters else 4) * traced.trained if config.master else 0
+    whole = traced.trained_bytes + traced.frozen_bytes
+    written = {
+        "latents": 2.0 * rows * image * width,
+        "text embeddings": float(rows * blueprint.text_elements() * width),
+        "reference errors": 16.0 * rows * (config.reference.visits or 0),
+        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + master + state),
+        "export": float(whole),
+    }
+    return {name: size for name, size in written.items() if size}, known
+
+
+def _rows(config: Config) -> tuple[int, str]:
+    """An upper bound of the rows, and where it is from."""
+    source, most = config.data.source, config.data.max_rows
+    if source == EMBEDDED:
+        return config.data.digits.pairs, "the embedded pairs"
+    if Path(source).expanduser().exists():
+        return len(open_source(config.data)), "the rows of data.source"
+    if most:
+        return most, "data.max_rows, as data.source is not here"
+    return 0, "no rows: data.source is not here and data.max_rows not set, so caches are not counted"
+
+
+def shortage(config: Config, ranks: int, on_machine: int, device: torch.device) -> str | None:
+    """A sentence where a run that is about to start needs more memory than is free; None where there is enough.
+
+    ranks: of the run; on_machine: those on this machine. The process itself is there already.
+    """
+    drawn = blueprint(config.model)
+    traced = trace(config, drawn)
+    host = psutil.virtual_memory().available
+    if device.type != "cuda":
+        book = account(config, traced, ranks, gpu=False)
+        needed = on_machine * book.total(book.peak("gpu", "host"), "gpu", "host")
+        return _short("memory", needed, host)
+    found = needs(config, drawn, traced, ranks)
+    words = _short("GPU memory", found.gpu_total - CONTEXT, torch.cuda.mem_get_info(device)[0])
+    return words or _short("host memory", on_machine * (found.host / ranks - PROCESS), host)
+
+
+def _short(what: str, needed: float, free: float) -> str | None:
+    if needed <= free:
+        return None
+    return (
+        f"this run is going to need about {needed / GIB:.1f} GiB of {what} and {free / GIB:.1f} are free: "
+        "`fdpo plan --config ... --gpu SIZE --host SIZE` says what to change"
+    )
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a choice of `model.gradient_checkpointing`."""
+
+    gpu_tensors: float
+    flops: float
+    """A pair's forward and backward."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: Config
+    blueprint: Blueprint
+    traced: Trace
+    needs: Needs
+    disk: dict[str, float]
+    disk_from: str
+    rungs: dict[str, tuple[Config, Needs]]
+    prices: dict[str, Price]
+
+    @property
+    def rung(self) -> str | None:
+        return ladder.current(self.config)
+
+
+def plan(config: Config, ranks: int) -> Plan:
+    """Everything `fdpo plan` prints; half a minute for SDXL. Raises ConfigError, and ValueError for an unknown base."""
+    config.accumulation(ranks)
+    drawn = blueprint(config.model)
+    traces = {name: trace(_with(config, name), drawn) for name in CHECKPOINTING}
+    traced = traces[config.model.gradient_checkpointing]
+    pairs = config.train.pairs_per_micro_batch
+    rungs = {}
+    for name in ladder.RUNGS:
+        other = ladder.on_rung(config, name, ranks)
+        same = other.model == _with(config, other.model.gradient_checkpointing).model
+        found = traces[other.model.gradient_checkpointing] if same else trace(other, drawn)
+        rungs[name] = other, needs(other, drawn, found, ranks)
+    prices = {
+        name: Price(
+            needs(_with(config, name), drawn, found, ranks).gpu_tensors, flops(_with(config, name), drawn) / pairs
+        )
+        for name, found in traces.items()
+    }
+    return Plan(
+        config,
+        drawn,
+        traced,
+        needs(config, drawn, traced, ranks),
+        *disk(config, drawn, traced),
+        rungs,
+        prices,
+    )
+
+
+def _with(config: Config, checkpointing: str) -> Config:
+    model = config.model.model_copy(update={"gradient_checkpointing": checkpointing})
+    return config.model_copy(update={"model": model})

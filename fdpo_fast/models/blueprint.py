@@ -1,0 +1,96 @@
+"""A pipeline's architecture without its weights: what a plan is drawn from before anything is fetched or loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+
+from fdpo_fast.data.files import read_json
+from fdpo_fast.models import family_class, presets
+from fdpo_fast.models.family import Family
+from fdpo_fast.models.hub import component_config
+from fdpo_fast.sections import EMBEDDED, Model
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Configurations of the components; the modules they make are on the meta device."""
+
+    family: type[Family]
+    unet_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    text_configs: dict[str, dict[str, Any]]
+    """By component."""
+    source: str
+    """Where the configurations are from, in words."""
+
+    def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
+        with torch.device("meta"), presets.default_dtype(dtype):
+            return UNet2DConditionModel.from_config(self.unet_config)
+
+    def vae(self, dtype: torch.dtype) -> AutoencoderKL:
+        with torch.device("meta"), presets.default_dtype(dtype):
+            return AutoencoderKL.from_config(self.vae_config)
+
+    def text_encoders(self) -> list[nn.Module]:
+        with torch.device("meta"):
+            return [
+                getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**config))
+                for config in self.text_configs.values()
+            ]
+
+    def text_elements(self) -> int:
+        """How many numbers the embeddings of a caption are."""
+        return sum(math.prod(shape) for shape in self.family.text_shapes(self.unet_config).values())
+
+    def image_factor(self) -> int:
+        """By how much the VAE divides a side."""
+        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+
+def blueprint(model: Model) -> Blueprint:
+    """Read the configurations of `model.base`: a folder, what was fetched from the hub, or the embedded pipeline.
+
+    No network is used: a hub name that was not fetched before gives the family's published architecture. Raises
+    ValueError for an unknown family, or a folder without configurations.
+    """
+    family = family_class(model)
+    encoders = [name for name in family.text_components if name.startswith("text_encoder")]
+    if model.base == EMBEDDED:
+        found, source = presets.configs(_embedded(encoders)), "the embedded pipeline"
+    elif Path(model.base).expanduser().is_dir():
+        folder = Path(model.base).expanduser()
+        found, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
+    else:
+        found = {name: component_config(model.base, name) for name in ("unet", "vae", *encoders)}
+        source = model.base
+        if None in found.values():
+            found = presets.configs(presets.components(family.preset))
+            source = f"the published architecture '{family.preset}' ({model.base} is not here)"
+    vae = Path(model.vae).expanduser() if model.vae else None
+    if vae and vae.is_dir():
+        found["vae"] = _read(vae if (vae / "config.json").is_file() else vae / "vae", "")
+    return Blueprint(family, found["unet"], found["vae"], {name: found[name] for name in encoders}, source)
+
+
+def _read(folder: Path, component: str) -> dict[str, Any]:
+    file = folder / component / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: model.base must be a diffusers pipeline folder or a hub name")
+    return read_json(file)
+
+
+def _embedded(encoders: list[str]) -> dict[str, Any]:
+    """Makers of the embedded pipeline's components."""
+    from fdpo_fast import digits_pipeline
+    from fdpo_fast.digits import SIZE
+
+    makers = {"unet": lambda: digits_pipeline.make_unet(SIZE), "vae": lambda: digits_pipeline.make_vae(SIZE)}
+    return makers | dict.fromkeys(encoders, digits_pipeline.make_text_encoder)

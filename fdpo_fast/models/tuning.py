@@ -1,0 +1,39 @@
+"""What of a denoiser is trained, and which of its activations are kept for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusers import Transformer2DModel
+from peft import LoraConfig
+from torch import nn
+from torch.nn import Parameter
+
+from fdpo_fast.sections import LoRA, Model
+
+CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
+    "off": lambda module: False,
+    "per_block": lambda module: isinstance(module, Transformer2DModel),
+    "full": lambda module: True,
+}
+"""By `model.gradient_checkpointing`: whether a module computes its layers again in the backward pass.
+
+A Transformer2DModel does so with each of its transformer blocks, the UNet's down, mid and up blocks with their resnets.
+"""
+
+
+def prepare(unet: nn.Module, model: Model) -> list[Parameter]:
+    """Add the adapter and switch checkpointing on as the configuration says; returns what is to be trained."""
+    if model.train == "lora":
+        add_lora(unet, model.lora)
+    unet.enable_gradient_checkpointing()
+    for module in unet.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = CHECKPOINTING[model.gradient_checkpointing](module)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def add_lora(unet: nn.Module, lora: LoRA) -> None:
+    """Freeze `unet` and add a trainable adapter that changes nothing yet."""
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))

@@ -1,0 +1,179 @@
+"""`fdpo plan --config ...`: what a run takes of GPU, host and disk, before anything is fetched, loaded or built."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from fdpo_fast import commands
+from fdpo_fast.config import Config
+from fdpo_fast.data.files import replacing
+from fdpo_fast.memory.account import GIB, PHASES, Account
+from fdpo_fast.memory.ladder import RUNGS
+from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan
+from fdpo_fast.models import quiet_libraries
+
+STDOUT = Path("-")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line; prints a table."""
+    parser = commands.parser("plan", __doc__.splitlines()[0])
+    parser.add_argument("--gpu", type=size, metavar="24GB", help="memory of one GPU")
+    parser.add_argument("--host", type=size, metavar="32GB", help="memory of the machine")
+    parser.add_argument(
+        "--gpus", type=count, default=1, metavar="N", help="GPUs of the machine, a rank each (default 1)"
+    )
+    parser.add_argument("--tflops", type=float, metavar="T", help="what your GPU sustains, for seconds per step")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        type=Path,
+        metavar="FILE",
+        help="write the figures; no FILE: print them alone",
+    )
+    commands.run(parser.parse_args(arguments), "plan", show)
+
+
+def size(text: str) -> float:
+    """Bytes of "24GB", "24GiB" or "24": makers of memory mean GiB by GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise ArgumentTypeError(f"'{text}' is not of the form 24GB")
+    return float(found[1]) * 2**30
+
+
+def count(text: str) -> int:
+    """A number of GPUs."""
+    if not text.isdigit() or not int(text):
+        raise ArgumentTypeError(f"'{text}' is not a positive number")
+    return int(text)
+
+
+def show(config: Config, options: Namespace) -> None:
+    """Draw up the plan and print it."""
+    commands.check_folder(options.json)
+    quiet_libraries()
+    drawn = plan(config, options.gpus)
+    text = json.dumps(figures(drawn, options), indent=2)
+    print(text if options.json == STDOUT else "\n".join(table(drawn, options)))
+    if options.json and options.json != STDOUT:
+        with replacing(options.json.expanduser()) as partial:
+            partial.write_text(text + "\n")
+
+
+def figures(drawn: Plan, options: Namespace) -> dict:
+    """The plan for machines; sizes in GiB."""
+    book = drawn.needs.book
+    return {
+        **drawn.needs.figures(),
+        "disk_gib": round(sum(drawn.disk.values()) / GIB, 3),
+        "parts": {
+            name: {place: round(book.parts(book.peak(place), place).get(name, 0) / GIB, 4) for place in ("gpu", "host")}
+            for name in _names(book)
+        },
+        "peak_phase": book.peak("gpu"),
+        "phases": {
+            **{phase: round(book.total(phase, "gpu") / GIB, 3) for phase in PHASES},
+            **{name: round(bytes_ / GIB, 3) for name, bytes_ in drawn.needs.beside.items()},
+        },
+        "disk": {name: round(bytes_ / GIB, 3) for name, bytes_ in drawn.disk.items()},
+        "rung": drawn.rung,
+        "rungs": {name: found.figures() for name, (_, found) in drawn.rungs.items()},
+        "gradient_checkpointing": {
+            name: {"gpu_tensors_gib": round(price.gpu_tensors / GIB, 3), "tflop_per_pair": round(price.flops / 1e12, 2)}
+            for name, price in drawn.prices.items()
+        },
+        "architecture": drawn.blueprint.source,
+        "gpus": options.gpus,
+    }
+
+
+def table(drawn: Plan, options: Namespace) -> Iterator[str]:
+    """The plan for people."""
+    config, needs, book = drawn.config, drawn.needs, drawn.needs.book
+    trained = drawn.traced.trained
+    where = f"rung {drawn.rung}" if drawn.rung else "settings of its own, on none of the rungs"
+    yield f"{options.config} on {options.gpus} GPU{'s' * (options.gpus > 1)}: {where}"
+    yield (
+        f"{trained / 1e6:,.0f} M elements trained; architecture: {drawn.blueprint.source}; "
+        f"{config.train.pairs_per_micro_batch} pair(s) of {config.data.resolution} x {config.data.resolution} at a time"
+    )
+    phase = {place: book.peak(place) for place in ("gpu", "host")}
+    yield f"\n{'GiB, a rank, at the peak':34}{'GPU':>10}{'host':>10}"
+    for name in _names(book):
+        line = (book.parts(phase[place], place).get(name, 0) / GIB for place in ("gpu", "host"))
+        yield f"{name:34}" + "".join(f"{value:10.2f}" for value in line)
+    held = book.total(phase["host"], "host")
+    yield f"{'tensors, in ' + phase['gpu']:34}{needs.gpu_tensors / GIB:10.2f}{held / GIB:10.2f}"
+    yield f"{'allowance: context, or process':34}{CONTEXT / GIB:10.2f}{PROCESS / GIB:10.2f}"
+    yield f"{f'allowance: fragmentation, {FRAGMENTATION:.0%}':34}{FRAGMENTATION * needs.fullest[1] / GIB:10.2f}"
+    yield f"{'total; host: of all ranks':34}{needs.gpu_total / GIB:10.2f}{needs.host / GIB:10.2f}"
+    others = {name: book.total(name, "gpu") for name in PHASES} | needs.beside
+    yield "\nGPU tensors by phase: " + ", ".join(f"{name} {bytes_ / GIB:.2f}" for name, bytes_ in others.items())
+    yield f"host while the base is read: {needs.starting / GIB:.2f}, mapped from its files"
+    yield "disk, at most: " + ", ".join(f"{name} {bytes_ / GIB:.1f}" for name, bytes_ in drawn.disk.items())
+    yield f"    for {drawn.disk_from}"
+
+    yield f"\n{'gradient_checkpointing':34}{'GPU tensors':>12}{'TFLOP a pair':>14}"
+    for name, price in drawn.prices.items():
+        here = " (this)" if name == config.model.gradient_checkpointing else ""
+        yield f"{name + here:34}{price.gpu_tensors / GIB:12.2f}{price.flops / 1e12:14.1f}"
+    flops = drawn.prices[config.model.gradient_checkpointing].flops * config.train.pairs_per_step / options.gpus
+    if options.tflops:
+        yield f"a step's forward and backward at {options.tflops:g} TFLOP/s: {flops / options.tflops / 1e12:.1f} s"
+    else:
+        yield f"a step's forward and backward: {flops / 1e12:,.0f} TFLOP a GPU; --tflops gives seconds"
+
+    yield f"\n{'rung':5}{'GPU tensors':>12}{'GPU total':>11}{'host':>8}  GPU fullest in, and what it is"
+    for name, (_, found) in drawn.rungs.items():
+        sizes = f"{found.gpu_tensors / GIB:12.2f}{found.gpu_total / GIB:11.2f}{found.host / GIB:8.2f}"
+        yield f"{name:5}{sizes}  {found.fullest[0]}: {RUNGS[name].title}{_verdict(found, options)}"
+    if options.gpu or options.host:
+        yield from _advice(drawn, options)
+
+
+def _names(book: Account) -> list[str]:
+    """Parts in the order in which they were entered."""
+    return list(dict.fromkeys(entry.part for entry in book.entries))
+
+
+def _lacks(needs: Needs, options: Namespace) -> list[str]:
+    """By how much the limits are passed, in words."""
+    limits = (("GPU", needs.gpu_total, options.gpu), ("host", needs.host, options.host))
+    return [f"{place} {(has - limit) / 2**30:.1f} GiB over" for place, has, limit in limits if limit and has > limit]
+
+
+def _verdict(needs: Needs, options: Namespace) -> str:
+    if not (options.gpu or options.host):
+        return ""
+    return f" ({', '.join(_lacks(needs, options)) or 'fits'})"
+
+
+def _advice(drawn: Plan, options: Namespace) -> Iterator[str]:
+    """Whether the configuration fits, and what to change where it does not."""
+    lacks = _lacks(drawn.needs, options)
+    if not lacks:
+        yield "\nthis configuration fits"
+        return
+    yield f"\nthis configuration does not fit: {', '.join(lacks)}"
+    for name, (config, needs) in drawn.rungs.items():
+        if not _lacks(needs, options):
+            yield f"rung {name} does; change"
+            yield from (f"    {line}" for line in drawn.config.differences(config))
+            return
+    book = drawn.needs.book
+    parts = book.parts(book.peak("gpu"), "gpu")
+    dominates = max(parts, key=parts.__getitem__)
+    yield (
+        f"no rung does; most of the GPU's share is '{dominates}': lower data.resolution, "
+        "train.pairs_per_micro_batch or data.encode_batch, or train an adapter (model.train)"
+    )
+
+
+if __name__ == "__main__":
+    main()
