@@ -63,7 +63,7 @@ RUNGS = {
                     "reduce_bucket_size": 20_000_000,
                     "stage3_prefetch_bucket_size": 20_000_000,
                     "stage3_max_live_parameters": 50_000_000,
-                    "stage3_max_reuse_distance": 0,
+                    "stage3_max_reuse_distance": 1_000_000,
                     "stage3_param_persistence_threshold": 10_000,
                     "sub_group_size": 100_000_000,
                 },

@@ -74,6 +74,8 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int) -> Ne
     beside = {"caching images": encode, "caching text": 4.0 * text}
     if config.reference.mode == "cached":
         beside["caching reference errors"] = everything + traced.inference + traced.data
+    if config.stage == 3:
+        beside["starting"] = everything  # DeepSpeed moves the model there before it splits it
     if config.log.samples_every:
         resting = book.total("step", "gpu") - book.parts("step", "gpu").get("gradients", 0)
         # with guidance every image of a prompt is in the UNet's batch twice

@@ -1,0 +1,195 @@
+"""The memory plan: traced activations against torch's own tracker, the account, the ladder, the command."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from fdpo_fast import config
+from fdpo_fast.memory import ladder
+from fdpo_fast.memory.account import GIB, account
+from fdpo_fast.memory.needs import needs, shortage
+from fdpo_fast.memory.trace import _Rehearsal, flops, trace
+from fdpo_fast.models.blueprint import blueprint
+from fdpo_fast.models.presets import build, unet_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CHOICES = ("full", "per_block", "off")
+
+
+@pytest.fixture
+def tiny(tiny_config, write_config, tmp_path):
+    """A configuration over a tiny SDXL with some overrides."""
+
+    def make(*overrides, family="sdxl"):
+        return config.load(write_config(tiny_config(family, tmp_path / "pairs")), overrides)
+
+    return make
+
+
+@pytest.mark.parametrize("checkpointing", ["full", "off"])
+def test_the_trace_agrees_with_torchs_tracker(tiny, checkpointing):
+    settings = tiny(f"model.gradient_checkpointing={checkpointing}", "model.dtype=bf16")
+    drawn = blueprint(settings.model)
+    ours, rehearsal, theirs = trace(settings, drawn), _Rehearsal(settings, drawn), MemTracker()
+    with rehearsal.mode:
+        theirs.track_external(rehearsal.unet)
+        with theirs:
+            loss = rehearsal.loss()
+            (forward,) = theirs.get_tracker_snapshot("current").values()
+            loss.backward()
+    (peak,) = theirs.get_tracker_snapshot("peak").values()
+    weights = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in rehearsal.unet.buffers())
+    assert ours.saved == forward["Total"] - weights - buffers
+    assert max(ours.forward, ours.backward_with_gradients) == peak["Total"] - weights - buffers
+
+
+def test_fake_tensors_take_the_path_of_real_ones(tiny):
+    """A real forward saves for backward what the trace says."""
+    settings = tiny()
+    saved = {}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    drawn = blueprint(settings.model)
+    rehearsal = _Rehearsal(settings, drawn)
+    real = type(drawn.unet(torch.float32)).from_pretrained(settings.model.base, subfolder="unet").train()
+    weights = {p.untyped_storage().data_ptr() for p in real.parameters()}
+
+    def filled(tensor):
+        return torch.rand(tensor.shape) if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+    condition = {key: filled(value) for key, value in rehearsal.condition.items()}
+    noisy, timesteps = filled(rehearsal.noisy), filled(rehearsal.timesteps)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        drawn.family.predict(real, noisy, timesteps, condition)
+    found = sum(size for pointer, size in saved.items() if pointer not in weights)
+    assert found == pytest.approx(trace(settings, drawn).saved, rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_checkpointing_changes_memory_and_not_the_gradient(tiny, family):
+    from diffusers import UNet2DConditionModel
+
+    from fdpo_fast.models import tuning
+
+    gradients, traces, work = {}, {}, {}
+    for choice in CHOICES:
+        settings = tiny(f"model.gradient_checkpointing={choice}", family=family)
+        drawn = blueprint(settings.model)
+        traces[choice], work[choice] = trace(settings, drawn), flops(settings, drawn)
+        unet = UNet2DConditionModel.from_pretrained(settings.model.base, subfolder="unet").train()
+        tuning.prepare(unet, settings.model)
+        torch.manual_seed(0)
+        text = {key: torch.randn(2, *shape) for key, shape in drawn.family.text_shapes(drawn.unet_config).items()}
+        condition = drawn.family.condition(text, torch.full((2, 6), 64))
+        drawn.family.predict(unet, torch.randn(2, 4, 16, 16), torch.tensor([3, 3]), condition).square().sum().backward()
+        gradients[choice] = [p.grad for p in unet.parameters()]
+    assert traces["full"].saved < traces["per_block"].saved < traces["off"].saved
+    assert work["full"] > work["per_block"] > work["off"]
+    for choice in ("full", "per_block"):
+        for ours, plain in zip(gradients[choice], gradients["off"], strict=True):
+            torch.testing.assert_close(ours, plain)
+
+
+def test_true_and_false_of_older_files(tiny):
+    assert tiny("model.gradient_checkpointing=true").model.gradient_checkpointing == "full"
+    assert tiny("model.gradient_checkpointing=false").model.gradient_checkpointing == "off"
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    settings = config.load(CONFIGS / "sdxl_js.json")
+    drawn = blueprint(settings.model)
+    return settings, drawn, trace(settings, drawn)
+
+
+def test_full_sdxl_on_every_rung(sdxl):
+    """One pair of 1024 x 1024; GiB of GPU tensors that the ladder promises."""
+    settings, drawn, traced = sdxl
+    assert traced.trained == 2_567_463_684
+    for name, most in {"A": 16, "B": 12, "C": 7.5, "D": 4}.items():
+        found = needs(ladder.on_rung(settings, name, 1), drawn, traced, 1)
+        assert 0.5 * most < found.gpu_tensors / GIB <= most
+    parts = account(settings, traced, 1, gpu=True).parts("backward", "gpu")
+    assert parts["weights"] == parts["gradients"] == 2 * traced.trained
+    assert parts["optimizer states"] == pytest.approx(2.03 * traced.trained, rel=1e-3)
+
+
+def test_more_gpus_take_less_each(sdxl):
+    _, drawn, traced = sdxl
+    eight = config.load(CONFIGS / "sdxl_js_8gpu.json")
+    sizes = [needs(eight, drawn, traced, ranks).gpu_tensors for ranks in (1, 2, 8)]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "rung"),
+    [("sdxl_js", "A"), ("sdxl_js_16gb", "B"), ("sdxl_js_12gb", "C"), ("sdxl_js_8gb", "D"), ("digits_js", None)],
+)
+def test_each_rung_is_a_file(file, rung):
+    assert ladder.current(config.load(CONFIGS / f"{file}.json")) == rung
+
+
+def test_a_name_of_the_hub_needs_no_network():
+    drawn = blueprint(config.load(CONFIGS / "sd15_js.json").model)
+    assert "published" in drawn.source
+    assert unet_config("sd15").items() <= drawn.unet_config.items()
+
+
+def test_the_command(tiny_config, command, tmp_path, capsys):
+    raw = tiny_config("sdxl", tmp_path / "pairs")
+    raw["data"]["max_rows"] = 100
+    raw["model"]["dtype"] = "bf16"
+    figures = json.loads(_plan(command, raw, "--json"))
+    assert {"gpu_tensors_gib", "gpu_total_gib", "host_gib", "disk_gib", "parts", "rungs"} <= figures.keys()
+    assert figures["rungs"].keys() == {"A", "B", "C", "D"}
+    assert all(r.keys() == {"gpu_tensors_gib", "gpu_total_gib", "host_gib"} for r in figures["rungs"].values())
+    file = tmp_path / "plan.json"
+    text = _plan(command, raw, "--json", str(file), "--gpu", "24GB", "--host", "32", "--tflops", "50")
+    assert json.loads(file.read_text()) == figures
+    assert "this configuration fits" in text
+    assert "0.1GB" not in text
+    text = _plan(command, raw, "--gpu", "0.1GB")
+    assert "no rung does" in text
+
+
+def _plan(command, raw, *options):
+    return command(raw, "plan", *options)
+
+
+def test_what_the_advice_says_fits(command, tmp_path):
+    raw = json.loads((CONFIGS / "sdxl_js.json").read_text())
+    raw["model"]["base"] = str(build("tiny_sdxl", tmp_path / "base"))
+    raw["data"] |= {"resolution": 64}
+    text = _plan(command, raw, "--gpu", "1GB", "--host", "2.001GB")
+    assert "fits" in text
+
+
+@pytest.mark.parametrize("options", [["--gpu", "24MB"], ["--gpus", "0"], ["--gpus", "two"], ["--host", "0"]])
+def test_bad_options(command, tiny_config, tmp_path, capsys, options):
+    with pytest.raises(SystemExit):
+        _plan(command, tiny_config("sdxl", tmp_path), *options)
+    assert options[1] in capsys.readouterr().err
+
+
+def test_bad_input(command, tiny_config, tmp_path, capsys):
+    raw = tiny_config("sdxl", tmp_path)
+    raw["model"]["base"] = str(tmp_path)
+    with pytest.raises(SystemExit, match=r"unet.config\.json does not exist: model\.base"):
+        _plan(command, raw)
+    with pytest.raises(SystemExit, match="not a multiple"):
+        _plan(command, tiny_config("sdxl", tmp_path), "--gpus", "3")
+
+
+def test_the_trainer_warns_where_memory_is_short(tiny, monkeypatch):
+    settings, free = tiny(), psutil.virtual_memory()
+    assert shortage(settings, 1, 1, torch.device("cpu")) is None
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**20))
+    assert "fdpo plan" in shortage(settings, 1, 1, torch.device("cpu"))
