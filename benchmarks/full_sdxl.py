@@ -33,22 +33,15 @@ PAIRS, LATENT_SIDE, TOKENS = 4, 16, 77
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Rung:
-    """Settings of the trainer on top of `config`, and what its memory must stay under."""
-
-    limit_gib: float
-    settings: dict[str, Any]
+LIMITS = {"A": 20, "B": 14, "C": 20, "D": 20}
+"""GiB that a rung of fdpo_fast/memory/ladder.py must stay under."""
 
 
-RUNGS = {
-    "A": Rung(20, {}),
-    "B": Rung(14, {"train.step_in_backward": True, "optimizer.clipping": "per_parameter"}),
-}
+def prepare(preset: str, folder: Path, side: int = LATENT_SIDE, changes: dict[str, Any] | None = None) -> None:
+    """Write to `folder` as much of a pipeline as the trainer reads, with random weights, and pairs that are encoded.
 
-
-def prepare(preset: str, folder: Path) -> None:
-    """Write to `folder` as much of a pipeline as the trainer reads, with random weights, and pairs that are encoded."""
+    side: of the latents; changes: to the preset's UNet.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
     import torch
@@ -60,14 +53,17 @@ def prepare(preset: str, folder: Path) -> None:
     presets.scheduler().save_pretrained(folder / "scheduler")
     parts = {"_class_name": presets.PRESETS[preset]["pipeline"], "vae": [], "unet": [], "scheduler": []}
     (folder / "model_index.json").write_text(json.dumps(parts))
+    with torch.device("meta"):  # the plan of memory looks at their configurations
+        for name in (name for name in presets.PRESETS[preset] if name.startswith("text_encoder")):
+            presets.text_encoder(preset, name).config.save_pretrained(folder / name)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)  # a float32 UNet never exists
-    unet = UNet2DConditionModel(**presets.unet_config(preset))
+    unet = UNet2DConditionModel(**presets.unet_config(preset) | (changes or {}))
     unet.save_pretrained(folder / "unet")
     presets.vae(preset).save_pretrained(folder / "vae")  # its configuration is read, and the export has a copy
     torch.set_default_dtype(torch.float32)
     pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    shapes = {f"latents_{side}": (4, LATENT_SIDE, LATENT_SIDE) for side in (0, 1)}
+    shapes = {f"latents_{number}": (4, side, side) for number in (0, 1)}
     shapes |= {"prompt_embeds": (TOKENS, unet.config.cross_attention_dim), "pooled_prompt_embeds": (pooled,)}
     columns = {name: [torch.randn(shape).tolist() for _ in range(PAIRS)] for name, shape in shapes.items()}
     columns["caption"] = ["", *(f"caption {row}" for row in range(1, PAIRS))]  # the empty one too: nothing to encode
@@ -75,13 +71,17 @@ def prepare(preset: str, folder: Path) -> None:
     pq.write_table(pa.table(columns), folder / "pairs.parquet")
 
 
-def config(preset: str, base: Path, scratch: Path) -> dict:
-    return {
+def config(preset: str, base: Path, scratch: Path, rung: str, side: int = LATENT_SIDE) -> dict:
+    """Of a run on a rung."""
+    from fdpo_fast.config import Config
+    from fdpo_fast.memory.ladder import on_rung
+
+    plain = {
         "model": {"family": "sdxl", "base": str(base), "dtype": "bf16"},
         "data": {
             "source": str(base / "pairs.parquet"),
             "format": "latents",
-            "resolution": LATENT_SIDE * (2 if preset.startswith("tiny") else 8),
+            "resolution": side * (2 if preset.startswith("tiny") else 8),
             "cache_dir": str(scratch / "cache"),
         },
         "reference": {"mode": "cached", "visits": 1},
@@ -95,8 +95,8 @@ def config(preset: str, base: Path, scratch: Path) -> dict:
             "keep_checkpoints": 1,
         },
         "log": {"every": 1, "tensorboard": False},
-        "deepspeed": {"bf16": {"enabled": False}, "zero_optimization": {"stage": 0}},
     }
+    return json.loads(on_rung(Config.model_validate(plain), rung, 1).dumps())
 
 
 @dataclass
@@ -173,13 +173,12 @@ def changed(base: Path, export: Path) -> tuple[int, int]:
     return differing, total
 
 
-def measure(preset: str, rung: Rung, base: Path, scratch: Path) -> Iterator[tuple[str, str, str, float]]:
+def measure(preset: str, rung: str, base: Path, scratch: Path) -> Iterator[tuple[str, str, str, float]]:
     """(run, phase, figure, value) of three steps from the base, and of a fourth that is resumed."""
-    (scratch / "config.json").write_text(json.dumps(config(preset, base, scratch)))
+    (scratch / "config.json").write_text(json.dumps(config(preset, base, scratch, rung)))
     port = str(20_000 + os.getpid() % 20_000)
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--master_port", port]
-    settings = [part for key, value in rung.settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    command = [*launcher, "fdpo_fast/train.py", "--config", str(scratch / "config.json"), *settings]
+    command = [*launcher, "fdpo_fast/train.py", "--config", str(scratch / "config.json")]
     run = scratch / "run"
     for name, steps, more in (("three steps", 3, []), ("resumed", 4, ["--resume", "--set", "train.max_steps=4"])):
         tag = f"step-{steps:06d}"
@@ -220,11 +219,11 @@ def write(rung: str, rows: list[tuple]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rung", choices=RUNGS, default="A")
+    parser.add_argument("--rung", choices=LIMITS, default="A")
     parser.add_argument("--work", type=Path, help="folder that keeps the base and the last run; 25 GiB")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: a smoke test, which writes no CSV")
     options = parser.parse_args()
-    preset, rung = "tiny_sdxl" if options.tiny else "sdxl", RUNGS[options.rung]
+    preset, limit = "tiny_sdxl" if options.tiny else "sdxl", LIMITS[options.rung]
     with TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as scratch:
         base = (options.work or Path(scratch)).resolve() / f"base_{preset}"
         if not (base / "pairs.parquet").exists():  # it is written last
@@ -232,12 +231,12 @@ def main() -> None:
             maker.join()  # its memory goes with it
         label, rows = machine(), []
         print(f"rung {options.rung}; {label}", flush=True)
-        for run, phase, figure, value in measure(preset, rung, base, Path(scratch)):
+        for run, phase, figure, value in measure(preset, options.rung, base, Path(scratch)):
             rows.append((options.rung, run, phase, figure, f"{value:.10g}" if value > 1e6 else f"{value:.4g}", label))
             print(*rows[-1][1:-1], sep=", ", flush=True)
     peak = max(float(row[4]) for row in rows if row[3] == "trainer_peak_gib")
-    verdict = "within" if peak < rung.limit_gib else "OVER"
-    print(f"peak {peak:.2f} GiB, {verdict} the {rung.limit_gib} GiB of rung {options.rung}")
+    verdict = "within" if peak < limit else "OVER"
+    print(f"peak {peak:.2f} GiB, {verdict} the {limit} GiB of rung {options.rung}")
     if not options.tiny:
         write(options.rung, rows)
 
