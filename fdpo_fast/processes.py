@@ -7,12 +7,14 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,34 @@ def start_processes() -> Rank:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         if not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if not cuda:
+        _build_collectives()
     # a rank may wait for the others' share of the caches
     deepspeed.init_distributed(verbose=False, timeout=timedelta(days=7))
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     return Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
+
+
+def _build_collectives(patience: float = 60) -> None:
+    """Have DeepSpeed build its collectives for the host, one process at a time.
+
+    torch guards the build by a file that a killed process leaves behind, and then everybody waits for ever. This lock
+    ends with its process, so a guard found under it is another program's, or after `patience` seconds a leftover.
+    """
+    from deepspeed.comm.torch import build_shm_op
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folder = Path(_get_build_directory("deepspeed_shm_comm", verbose=False))
+    guard = folder / "lock"
+    with FileLock(folder.with_name("fdpo_fast.lock")):
+        with suppress(FileNotFoundError):  # it has gone meanwhile
+            while guard.exists():
+                if time.time() - guard.stat().st_mtime > patience:
+                    guard.unlink()
+                time.sleep(0.1)
+        build_shm_op()
 
 
 def ranks_here() -> int:

@@ -67,6 +67,7 @@ def blueprint(model: Model) -> Blueprint:
         found, source = presets.configs(_embedded(encoders)), "the embedded pipeline"
     elif Path(model.base).expanduser().is_dir():
         folder = Path(model.base).expanduser()
+        encoders = [name for name in encoders if (folder / name).is_dir()]  # not needed where the data are encoded
         found, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
     else:
         found = {name: component_config(model.base, name) for name in ("unet", "vae", *encoders)}
