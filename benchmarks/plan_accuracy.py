@@ -1,0 +1,127 @@
+"""What `fdpo plan` predicts, beside what a run on the CPU holds: `python -m benchmarks.plan_accuracy`.
+
+UNets of SDXL's block types up to the full 2.567 B parameters, with random weights, on the rungs of the ladder: three
+steps of one pair on ready latents, two micro-batches a step where the rung accumulates. Measured is the most that the
+trainer holds resident in its steps, sampled, less the interpreter's: what the same run holds with a UNet of 0.1 M
+parameters, less the few MiB of the plan for it. Predicted is the account of the same configuration with GPU and host in
+one memory; nothing is fitted to the measurements.
+
+glibc keeps freed blocks below 32 MiB for later by default, which is no need of the program: the runs are made with
+MALLOC_MMAP_THRESHOLD_=131072, so that what was freed is gone. Writes results/plan_accuracy.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.full_sdxl import GIB, Watch, config, machine, prepare
+
+CSV = Path(__file__).parent / "results/plan_accuracy.csv"
+COLUMNS = ("unet", "parameters", "latents", "rung", "predicted_gib", "measured_gib", "predicted_by_measured", "machine")
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    preset: str
+    side: int
+    """Of the latents."""
+    changes: dict[str, Any]
+    """To the preset's UNet."""
+
+
+_HEADS = {"attention_head_dim": (2, 4, 6), "transformer_layers_per_block": (1, 1, 2)}
+SIZES = {
+    "100M": Size("sdxl", 32, {"block_out_channels": (128, 256, 384), **_HEADS}),
+    "500M": Size(
+        "sdxl", 32, {"block_out_channels": (256, 512, 768), **_HEADS, "transformer_layers_per_block": (1, 2, 3)}
+    ),
+    "full": Size("sdxl", 16, {}),
+}
+
+
+NOTHING = Size("tiny_sdxl", 16, {})
+"""What is left of its memory is the interpreter's."""
+
+
+def predicted(settings: dict) -> tuple[float, int]:
+    """Bytes at the peak of the account, and parameters."""
+    from fdpo_fast.config import Config
+    from fdpo_fast.memory.account import account
+    from fdpo_fast.memory.trace import trace
+    from fdpo_fast.models.blueprint import blueprint
+
+    made = Config.model_validate(settings)
+    traced = trace(made, blueprint(made.model))
+    book = account(made, traced, 1, gpu=False)
+    return book.total(book.peak("gpu", "host"), "gpu", "host"), traced.trained
+
+
+def measured(settings: dict, scratch: Path) -> float:
+    """Bytes that the trainer holds at most in the steps of a run."""
+    (scratch / "config.json").write_text(json.dumps(settings))
+    watch = Watch(Path(settings["train"]["output_dir"]), f"step-{STEPS:06d}", scratch / "train.log")
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1"]
+    port = ["--master_port", str(20_000 + os.getpid() % 20_000)]
+    watch.run([*launcher, *port, "fdpo_fast/train.py", "--config", str(scratch / "config.json")])
+    return watch.resident["steps"]
+
+
+def run(size: Size, rung: str, base: Path, work: Path | None) -> tuple[float, float, int]:
+    """Predicted and measured bytes, and parameters; the model is made in `base` where it is not yet."""
+    with TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as scratch:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process whose memory goes with it
+            if not (base / "pairs.parquet").exists():
+                pool.apply(prepare, (size.preset, base, size.side, size.changes))
+            settings = config(size.preset, base, Path(scratch), rung, size.side)
+            settings["train"]["pairs_per_step"] = 1 if rung == "B" else 2
+            need, parameters = pool.apply(predicted, (settings,))
+        return need, measured(settings, Path(scratch)), parameters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--rungs", nargs="+", choices="ABCD", default=list("ABCD"))
+    parser.add_argument("--work", type=Path, help="where the models and runs lie meanwhile; 25 GiB for the full size")
+    options = parser.parse_args()
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
+    with TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as folder:
+        for rung in options.rungs:
+            need, held, _ = run(NOTHING, rung, Path(folder) / "nothing", options.work)
+            interpreter = held - need
+            print(f"rung {rung}: the interpreter {interpreter / GIB:.3f} GiB", flush=True)
+            for name in options.sizes:
+                need, held, parameters = run(SIZES[name], rung, Path(folder) / name, options.work)
+                held -= interpreter
+                sizes = f"{need / GIB:.4g}", f"{held / GIB:.4g}", f"{need / held:.3f}"
+                row = (name, str(parameters), str(SIZES[name].side), rung, *sizes)
+                print(*row, sep=", ", flush=True)
+                write((*row, machine()))
+
+
+def write(row: tuple) -> None:
+    """Into the CSV, in place of the row of the same size and rung."""
+    rows = {}
+    if CSV.exists():
+        with CSV.open(newline="") as file:
+            rows = {(old[0], old[3]): old for old in list(csv.reader(file))[1:]}
+    rows[row[0], row[3]] = row
+    partial = CSV.with_suffix(".csv.tmp")
+    with partial.open("w", newline="") as file:
+        order = sorted(rows, key=lambda key: (list(SIZES).index(key[0]), key[1]))
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(rows[key] for key in order)])
+    partial.replace(CSV)
+
+
+if __name__ == "__main__":
+    main()
