@@ -63,7 +63,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.data.builder import Builder
     from fdpo_fast.data.caches import DTYPES, describe
     from fdpo_fast.data.files import read_json, replacing
-    from fdpo_fast.data.training_set import Batch, errors, predict
+    from fdpo_fast.data.training_set import Batch, as_in_training, errors, predict
     from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.memory.needs import shortage
@@ -129,7 +129,7 @@ def train(config: Config, resume: bool) -> None:
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False
-    frozen = family.denoiser(dtype).to(device).requires_grad_(False).eval() if mode == "live" else None
+    frozen = family.denoiser(dtype).to(device).eval() if mode == "live" else None
     ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
 
     first_step = 0
@@ -156,9 +156,11 @@ def train(config: Config, resume: bool) -> None:
         """
         if mode == "cached":
             return batch.ref_error
+        if mode == "live":
+            with as_in_training():
+                pred, target = predict(family, frozen, batch)
+            return errors(pred.detach(), target)
         with torch.no_grad():
-            if mode == "live":
-                return errors(*predict(family, frozen, batch))
             unet.disable_adapters()
             pred = predict(family, unet, batch)[0]
             unet.enable_adapters()

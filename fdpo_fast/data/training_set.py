@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from fdpo_fast import noise
 from fdpo_fast.config import Config
@@ -22,6 +24,9 @@ from fdpo_fast.reference import denoising_error
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
+
+
+VERSION = 3  # of how reference errors are computed
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,22 @@ def predict(family: Family, unet: nn.Module, batch: Batch) -> tuple[Tensor, Tens
         noisy = noisy.contiguous(memory_format=torch.channels_last)
     pred = family.predict(unet, noisy, torch.cat([timesteps, timesteps]), batch.condition)
     return pred, family.target(batch.latents, batch.draws)
+
+
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """Run a reference model by the kernels that training takes, and keep nothing for a backward pass.
+
+    torch chooses them by whether gradients are required (`should_fold` of at::matmul is one place). Frozen, SDXL's
+    linear layers behind a permuted input round another way, and in bf16 its errors differ by 4e-4 from those in
+    training: as a logit, times ratio_scale, by 1. The model's parameters must require gradients.
+    """
+    with torch.enable_grad(), saved_tensors_hooks(lambda tensor: None, _refuse):
+        yield
+
+
+def _refuse(nothing: None) -> Tensor:
+    raise RuntimeError("a reference model has no backward pass: nothing was kept for it")
 
 
 def errors(pred: Tensor, target: Tensor) -> Tensor:
@@ -116,7 +137,7 @@ class TrainingSet:
         config, family = self.config, self.family
         visits = config.reference.visits
         manifest = {
-            "version": caches.VERSION,
+            "version": VERSION,
             "unet": family.digest("unet"),
             # names by digest: of source, labels, VAE, geometry and sharding; of captions and text encoders
             "latents": self.latents.folder.name,
@@ -133,7 +154,7 @@ class TrainingSet:
 
         def make(shard: int, advance: Callable[[int], Any]) -> Shard:
             if not models:
-                models.append(load().to(self.device).requires_grad_(False).eval())
+                models.append(load().to(self.device).eval())
             start, stop = self.latents.starts[shard : shard + 2]
             found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64)
             for positions in self._of_one_shape(start, stop):
@@ -159,7 +180,6 @@ class TrainingSet:
         at = [start + torch.nonzero(group == number).flatten() for number in range(len(shapes))]
         return [part for positions in at for part in positions.split(self.micro)]
 
-    @torch.inference_mode()
     def reference_errors(self, unet: nn.Module, positions: Tensor, visits: Tensor) -> Tensor:
         """Errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64, computed now.
 
@@ -170,6 +190,7 @@ class TrainingSet:
         filled = torch.arange(-(-count // self.micro) * self.micro).clamp(max=count - 1)
         found = []
         for part in filled.split(self.micro):
-            pred, target = predict(self.family, unet, self.batch(positions[part], visits[part]))
-            found.append(errors(pred, target).cpu().unflatten(0, (2, -1)).T)
+            with as_in_training():
+                pred, target = predict(self.family, unet, self.batch(positions[part], visits[part]))
+            found.append(errors(pred.detach(), target).cpu().unflatten(0, (2, -1)).T)
         return torch.cat(found)[:count]
