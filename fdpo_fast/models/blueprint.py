@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ class Blueprint:
 
     def text_elements(self) -> int:
         """How many numbers the embeddings of a caption are."""
-        return sum(math.prod(shape) for shape in self.family.text_shapes(self.unet_config).values())
+        return self.family.elements_of_text(self.unet_config)
 
     def image_factor(self) -> int:
         """By how much the VAE divides a side."""

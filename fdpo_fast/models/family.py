@@ -123,7 +123,12 @@ class Family(ABC):
 
     def text_elements(self) -> int:
         """How many numbers the embeddings of a caption are."""
-        return sum(math.prod(shape) for shape in self.text_shapes(self._unet_config()).values())
+        return self.elements_of_text(self._unet_config())
+
+    @classmethod
+    def elements_of_text(cls, unet_config: dict) -> int:
+        """The same, for a UNet's configuration."""
+        return sum(math.prod(shape) for shape in cls.text_shapes(unet_config).values())
 
     @classmethod
     def text_shapes(cls, unet_config: dict) -> dict[str, tuple[int, ...]]:
