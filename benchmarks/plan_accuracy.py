@@ -6,8 +6,9 @@ trainer holds resident in its steps, sampled, less the interpreter's: what the s
 parameters, less the few MiB of the plan for it. Predicted is the account of the same configuration with GPU and host in
 one memory; nothing is fitted to the measurements.
 
-glibc keeps freed blocks below 32 MiB for later by default, which is no need of the program: the runs are made with
-MALLOC_MMAP_THRESHOLD_=131072, so that what was freed is gone. Writes results/plan_accuracy.csv.
+What libraries keep for later is no need of the program, so the runs are made with `ENVIRONMENT`: glibc otherwise holds
+on to freed blocks below 32 MiB, and oneDNN to the code of up to 1024 kernels (20 MiB here). The tiny UNet's own tensors
+are lost in either, so it serves as the interpreter alone. Writes results/plan_accuracy.csv.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.full_sdxl import GIB, Watch, config, machine, prepare
 CSV = Path(__file__).parent / "results/plan_accuracy.csv"
 COLUMNS = ("unet", "parameters", "latents", "rung", "predicted_gib", "measured_gib", "predicted_by_measured", "machine")
 STEPS = 3
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "16384", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--rungs", nargs="+", choices="ABCD", default=list("ABCD"))
     parser.add_argument("--work", type=Path, help="where the models and runs lie meanwhile; 25 GiB for the full size")
     options = parser.parse_args()
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
+    os.environ.update(ENVIRONMENT)
     with TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as folder:
         for rung in options.rungs:
             need, held, _ = run(NOTHING, rung, Path(folder) / "nothing", options.work)

@@ -87,6 +87,9 @@ def train(config: Config, resume: bool) -> None:
     settings, folder = config.train, Path(config.train.output_dir)
     check_shared(rank, "train.output_dir", folder)
 
+    if short := shortage(config, rank.count, ranks_here(), device):  # on every rank, so that a mistake ends them all
+        rank.say(f"warning: {short}")
+
     # Data: caches first, so that VAE, text encoders and reference UNet are gone before the policy arrives.
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     goes_on = resume and checkpoints.latest() is not None
@@ -94,8 +97,6 @@ def train(config: Config, resume: bool) -> None:
     prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
     config, family, data = prepared.config, prepared.family, prepared.data
     dtype, mode = DTYPES[config.model.dtype], config.reference.mode
-    if rank.index == 0 and (short := shortage(config, rank.count, ranks_here(), device)):
-        rank.say(f"warning: {short}")
     rank.say(f"data: {describe(data.report)}")
     walk = Walk(data.shapes, settings.pairs_per_step, settings.seed)
     if walk.rare:

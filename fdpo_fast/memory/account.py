@@ -15,8 +15,8 @@ from fdpo_fast.memory.trace import Trace
 
 GIB = 2**30
 PHASES = ("forward", "backward", "step")
-STATES = {"adamw": 2.0, "cpu_adam": 2.0, "adamw8bit": 2.03125, "adamw8bit_bnb": 2.03125}
-"""Moments by optimizer: 32-bit ones in parameters' sizes, 8-bit ones in bytes an element (with an absmax per 256)."""
+_EIGHT_BIT = dict.fromkeys(("adamw8bit", "adamw8bit_bnb"), 2 * (1 + 4 / 256))
+"""By optimizer, bytes of both moments of an element: a code each, and a float32 absmax per block of 256."""
 _BUCKET = 500_000_000
 """DeepSpeed's default of its bucket sizes, in elements; also that of stage 0, which no key sets."""
 
@@ -96,7 +96,7 @@ class Engine:
             int(zero.get("stage3_max_reuse_distance", 1_000_000_000)),
             int(zero.get("stage3_param_persistence_threshold", 100_000)),
             int(zero.get("sub_group_size", 1_000_000_000)),
-            (2 if config.bf16_masters else 4) if config.master else 0,
+            config.master_bytes,
         )
 
 
@@ -108,6 +108,12 @@ def account(config: Config, trace: Trace, ranks: int, gpu: bool) -> Account:
     _optimizer(book, trace, engine, config, gpu)
     (_gradients_split if engine.stage else _gradients_whole)(book, trace, engine, config, gpu)
     return book
+
+
+def moments(config: Config, trace: Trace) -> float:
+    """Bytes of an element's two moments: codes, or in the dtype of what the optimizer steps."""
+    whole = 2 * (config.master_bytes or trace.trained_bytes / trace.trained)
+    return _EIGHT_BIT.get(config.optimizer.type, whole)
 
 
 def _activations(book: Account, trace: Trace, engine: Engine, config: Config) -> None:
@@ -147,8 +153,7 @@ def _optimizer(book: Account, trace: Trace, engine: Engine, config: Config, gpu:
         book.add("master", place, engine.master * mine)
     if engine.offload_optimizer and engine.stage < 3 and engine.master == 4:
         book.add("master", place, 2 * mine)  # the rounded copy on its way to the device
-    states = STATES[config.optimizer.type]
-    book.add("optimizer states", place, (states * width if states == 2 else states) * mine)
+    book.add("optimizer states", place, moments(config, trace) * mine)
     if config.optimizer.type == "adamw" and place == "gpu":
         book.add("optimizer step", "gpu", width * mine, "step")  # torch's, for all parameters at once
 

@@ -12,7 +12,7 @@ from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.readers import open_source
 from fdpo_fast.memory import ladder
-from fdpo_fast.memory.account import GIB, STATES, Account, account
+from fdpo_fast.memory.account import GIB, Account, account, moments
 from fdpo_fast.memory.trace import Trace, flops, trace, vae_passes
 from fdpo_fast.models.blueprint import Blueprint, blueprint
 from fdpo_fast.models.tuning import CHECKPOINTING
@@ -89,15 +89,13 @@ def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str,
     rows, known = _rows(config)
     side, width = config.data.resolution // blueprint.image_factor(), DTYPES[config.data.cache_dtype].itemsize
     image = blueprint.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
-    states = STATES[config.optimizer.type]
-    state = (states * 4 if states == 2 else states) * traced.trained
-    master = (2 if config.bf16_masters else 4) * traced.trained if config.master else 0
+    optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
     whole = traced.trained_bytes + traced.frozen_bytes
     written = {
         "latents": 2.0 * rows * image * width,
         "text embeddings": float(rows * blueprint.text_elements() * width),
         "reference errors": 16.0 * rows * (config.reference.visits or 0),
-        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + master + state),
+        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + optimizer),
         "export": float(whole),
     }
     return {name: size for name, size in written.items() if size}, known

@@ -13,7 +13,7 @@ from torch import nn
 
 from fdpo_fast.data.files import read_json
 from fdpo_fast.models import family_class, presets
-from fdpo_fast.models.family import Family
+from fdpo_fast.models.family import Family, shrinks
 from fdpo_fast.models.hub import component_config
 from fdpo_fast.sections import EMBEDDED, Model
 
@@ -51,7 +51,7 @@ class Blueprint:
 
     def image_factor(self) -> int:
         """By how much the VAE divides a side."""
-        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        return shrinks(self.vae_config)
 
 
 def blueprint(model: Model) -> Blueprint:

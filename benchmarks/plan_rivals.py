@@ -1,0 +1,114 @@
+"""The same plan for the way others train SDXL: `python -m benchmarks.plan_rivals`. Drawn, not measured; no GPU needed.
+
+- official: full fine-tuning as Diffusion-DPO's authors do it, with AdamW: float32 policy under autocast, live fp16
+  reference UNet, VAE and text encoders on the GPU. (For SDXL their script takes Adafactor, which has smaller states:
+  8 bytes a parameter less.)
+- LoRA script: diffusers' train_diffusion_dpo_sdxl.py: frozen fp16 UNet whose adapter is switched off for the reference,
+  float32 adapter of rank 8 and its AdamW, VAE and text encoders on the GPU.
+- ours: configs/sdxl_js*.json, the rungs, and configs/sdxl_lora_js.json at the same rank.
+
+All with gradient checkpointing, a pair of 1024 x 1024 a micro-batch, and accumulation. Activations of each are traced
+on fake tensors under its own autocast. Writes results/plan_rivals.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fdpo_fast.config import Config, load
+from fdpo_fast.memory.account import GIB, PHASES, Account, account
+from fdpo_fast.memory.ladder import RUNGS, on_rung
+from fdpo_fast.memory.trace import trace, vae_passes
+from fdpo_fast.models import quiet_libraries
+from fdpo_fast.models.blueprint import Blueprint, blueprint
+
+ROOT = Path(__file__).parent.parent
+CSV = Path(__file__).parent / "results/plan_rivals.csv"
+HALF = 2
+"""Bytes of fp16 and of bf16, which a CPU's autocast knows."""
+
+
+class Autocast(Blueprint):
+    """A UNet whose forward is under autocast, as accelerate wraps it; its casts of weights live until it ends."""
+
+    def unet(self, dtype: torch.dtype) -> nn.Module:
+        unet = super().unet(dtype)
+        unet.forward = torch.autocast("cpu", torch.bfloat16)(unet.forward)
+        return unet
+
+
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    raw = json.loads(config.dumps())
+    for section, values in sections.items():
+        raw[section] = values if section == "deepspeed" else raw[section] | values
+    return Config.model_validate(raw)
+
+
+def rivals_book(config: Config, drawn: Blueprint) -> Account:
+    """The account of a script that has VAE and text encoders resident and encodes its pair at every step."""
+    traced = trace(config, Autocast(**vars(drawn)))
+    book = account(config, traced, 1, gpu=True)
+    if config.reference.mode == "live":  # it is frozen, in fp16
+        book.add("reference model", "gpu", HALF * traced.trained - traced.trained_bytes)
+    text = sum(p.numel() for module in drawn.text_encoders() for p in module.parameters())
+    vae = sum(p.numel() for p in drawn.vae(torch.float16).parameters())
+    book.add("text encoders", "gpu", HALF * text)
+    book.add("VAE", "gpu", HALF * vae)
+    encoding = vae_passes(config, drawn)[0] - 4 * vae  # in float32
+    before = sum(entry.size for entry in book.entries if entry.part == "activations" and "forward" in entry.phases)
+    book.add("encoding", "gpu", max(HALF / 4 * encoding - before, 0), "forward")
+    return book
+
+
+def plans() -> Iterator[tuple[str, Account]]:
+    ours = load(ROOT / "configs/sdxl_js.json")
+    drawn = blueprint(ours.model)
+    a_pair = {"encode_batch": 2}
+    official = changed(
+        ours,
+        model={"dtype": "fp32"},
+        data=a_pair,
+        reference={"mode": "live", "visits": None},
+        optimizer={"type": "adamw"},
+        deepspeed={},
+    )
+    yield "official recipe, AdamW", rivals_book(official, drawn)
+    lora = load(ROOT / "configs/sdxl_lora_js.json")
+    lora = changed(lora, model={"lora": lora.model.lora.model_dump() | {"rank": 8, "alpha": 8.0}}, data=a_pair)
+    theirs = changed(lora, optimizer={"type": "adamw"}, deepspeed={"bf16": {"enabled": False}})
+    yield "diffusers' LoRA script, rank 8", rivals_book(theirs, blueprint(theirs.model))
+    drawn_lora = blueprint(lora.model)
+    yield "fdpo_fast, LoRA, rank 8", account(lora, trace(lora, drawn_lora), 1, gpu=True)
+    traced = trace(ours, drawn)
+    for name in RUNGS:
+        yield f"fdpo_fast, rung {name}", account(on_rung(ours, name, 1), traced, 1, gpu=True)
+
+
+def main() -> None:
+    quiet_libraries()
+    books = dict(plans())
+    parts = list(dict.fromkeys(entry.part for book in books.values() for entry in book.entries))
+    rows = [("plan", "peak_in", "gpu_tensors_gib", "host_gib", *parts)]
+    for name, book in books.items():
+        phase = book.peak("gpu")
+        found = book.parts(phase, "gpu")
+        sizes = [max(book.total(each, place) for each in PHASES) for place in ("gpu", "host")]
+        rows.append((name, phase, *(f"{size / GIB:.2f}" for size in (*sizes, *(found.get(part, 0) for part in parts)))))
+    partial = CSV.with_suffix(".csv.tmp")
+    with partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    partial.replace(CSV)
+    for name, *row in rows[1:]:
+        cells = zip(rows[0][1:], row, strict=True)
+        print(f"{name:32}" + "; ".join(f"{key} {value}" for key, value in cells if value != "0.00"))
+
+
+if __name__ == "__main__":
+    main()
