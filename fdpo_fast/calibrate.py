@@ -14,6 +14,7 @@ import sys
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.tuning import prepare
 from fdpo_fast.optim import factory
 from fdpo_fast.prepare import cache_root, resolve_embedded
-from fdpo_fast.processes import Rank
+from fdpo_fast.processes import alone
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,14 +59,41 @@ def calibrate(config: Config, options: Namespace) -> None:
     if config.loss.type != "sigmoid":
         raise ConfigError(f"the gradient weight of loss.type '{config.loss.type}' is not sigmoid(-z): set 'sigmoid'")
     commands.check_folder(options.json)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rank = Rank(0, 1, device, lambda: None)
+    found = drift(config, options.pairs, options.steps, options.policy)
+    figures = fit(config.loss.link(), found.delta, options.median_u, options.weight)
+    figures["elements"] = found.elements
+    figures["bins"] = by_timestep(found.delta, found.timesteps, config.log.timestep_bins, found.steps)
+    print(text(config, figures, options))
+    if options.json:
+        with replacing(options.json) as partial:
+            partial.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+class Drift(NamedTuple):
+    """Of pairs that the policy has not been trained on."""
+
+    delta: Tensor
+    """error - reference error, [n, 2] float64: preferred, dispreferred."""
+    timesteps: Tensor
+    """Of the draws, [n]."""
+    steps: int
+    """Of the noise schedule."""
+    elements: int
+    """Of a sample's latents."""
+
+
+def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) -> Drift:
+    """Measure it on up to `pairs` pairs after a trial of `steps` optimizer steps, or with the exported `policy`.
+
+    Raises ValueError where nothing has moved, or there are too few pairs.
+    """
+    rank = alone()
     quiet_libraries()
     config = resolve_embedded(config, rank)
     family, source = load_family(config.model), open_source(config.data)
-    if options.policy:
-        pipeline_folder(str(options.policy), family.pipelines, "--policy")
-    needed = 2 * (options.pairs + (0 if options.policy else options.steps * config.train.pairs_per_micro_batch))
+    if policy:
+        pipeline_folder(str(policy), family.pipelines, "--policy")
+    needed = 2 * (pairs + (0 if policy else steps * config.train.pairs_per_micro_batch))
     root = cache_root(config)
     if len(source) > 2 * needed:
         source, root = Spread(source, needed), root / "calibration"
@@ -73,36 +101,28 @@ def calibrate(config: Config, options: Namespace) -> None:
     if len(data) < 4:
         raise ValueError(f"data.source gives {len(data)} pairs: calibration takes at least 4")
     positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.train.seed))
-    measured = positions[: min(options.pairs, len(data) - len(data) // 4)]
-    what = "it is the reference" if options.policy else "raise --steps or optimizer.lr"
-    delta = _delta(config, family, data, measured, positions[len(measured) :], options)
-    draws = noise.draws(config.reference.seed, data.id[measured], 0)
+    measured = positions[: min(pairs, len(data) - len(data) // 4)]
+    delta = _delta(config, family, data, measured, positions[len(measured) :], steps, policy)
     if not delta.any():
+        what = "it is the reference" if policy else "raise --steps or optimizer.lr"
         raise ValueError(f"the policy did not move: {what}")
-    figures = fit(config.loss.link(), delta, options.median_u, options.weight)
-    shape = data.pair_latents(0).shape[-3:]
-    figures["elements"] = math.prod(shape)
-    figures["bins"] = by_timestep(
-        delta, noise.timesteps(draws, len(family.signal)), config.log.timestep_bins, len(family.signal)
-    )
-    print(text(config, figures, options))
-    if options.json:
-        with replacing(options.json) as partial:
-            partial.write_text(json.dumps(figures, indent=2) + "\n")
+    draws = noise.draws(config.reference.seed, data.id[measured], 0)
+    total = len(family.signal)
+    return Drift(delta, noise.timesteps(draws, total), total, math.prod(data.pair_latents(0).shape[-3:]))
 
 
 def _delta(
-    config: Config, family: Family, data: TrainingSet, measured: Tensor, trial: Tensor, options: Namespace
+    config: Config, family: Family, data: TrainingSet, measured: Tensor, trial: Tensor, steps: int, policy: Path | None
 ) -> Tensor:
     """error - reference error of the pairs at `measured`, [n, 2] float64, after moving the policy."""
     # where training has an fp32 master, bf16 weights alone would hardly move
     dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
     unet = family.denoiser(dtype).to(data.device)
     before = _errors(data, unet, measured, "reference")
-    if options.policy:
-        unet = family.denoiser(dtype, options.policy).to(data.device)
+    if policy:
+        unet = family.denoiser(dtype, policy).to(data.device)
     else:
-        move(config, family, data, unet, trial, options.steps)
+        move(config, family, data, unet, trial, steps)
     return _errors(data, unet, measured, "policy") - before
 
 

@@ -12,6 +12,10 @@ COMMANDS = {
     "data": ("fdpo_fast.check", "`data check`: pairs, ties, duplicates, sizes, and every row that cannot be used"),
     "plan": ("fdpo_fast.plan", "GPU and host memory, disk, and the rung of the ladder that fits, before a run"),
     "calibrate": ("fdpo_fast.calibrate", "the beta and ratio_scale that suit a model and its pairs"),
+    "sample": ("fdpo_fast.evaluate.sample", "the same captions and noise through base and policies"),
+    "evaluate": ("fdpo_fast.evaluate.evaluate", "scores, win rates and diversity of what was sampled"),
+    "compare": ("fdpo_fast.evaluate.compare", "a grid of divergences and strengths from one cache, and its report"),
+    "report": ("fdpo_fast.evaluate.report", "a page about a run, also while it trains"),
     "demo": ("fdpo_fast.demo", "before and after of a finished digits run: table and pictures"),
 }
 

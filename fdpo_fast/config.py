@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fdpo_fast.sections import (
+    Compare,
     Data,
+    Evaluate,
     Log,
     Loss,
     Model,
@@ -48,6 +50,8 @@ class Config(Section):
     optimizer: Optimizer
     train: Train
     log: Log = Log()
+    evaluate: Evaluate = Evaluate()
+    compare: Compare | None = None
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -110,6 +114,11 @@ class Config(Section):
     def bf16_masters(self) -> bool:
         """Whether ZeRO's masters, and their gradients, are in bf16."""
         return self.deepspeed.get("bf16", {}).get("bf16_master_weights_and_grads", False)
+
+    @property
+    def master_bytes(self) -> int:
+        """Of an element of DeepSpeed's masters; 0 where there are none."""
+        return (2 if self.bf16_masters else 4) if self.master else 0
 
     def _check_optimizer(self) -> None:
         """Refuse what an optimizer would ignore, or cannot do inside backward."""
@@ -175,7 +184,10 @@ class Config(Section):
 
     def differences(self, other: Config) -> list[str]:
         """`section.key: ours -> theirs` for each key that is not equal."""
-        ours, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        ours, theirs = (
+            {section: values or {} for section, values in config.model_dump(mode="json").items()}
+            for config in (self, other)
+        )
         return [
             f"{section}.{key}: {json.dumps(ours[section].get(key))} -> {json.dumps(theirs[section].get(key))}"
             for section in ours

@@ -90,6 +90,29 @@ def score(images: Tensor, labels: Tensor, recipe: DigitsRecipe) -> Tensor:
     return recipe.correct_weight * correct + recipe.stroke_weight * ink(images)
 
 
+# --- the same as scorers of `fdpo evaluate`: of PIL images and their captions ---
+
+
+def unseen(images: list[Image.Image], prompts: list[str]) -> Tensor:
+    """Probability of the digit asked for, by the classifier that has no part in the pairs, [n]."""
+    labels = [CAPTIONS.index(prompt) for prompt in prompts]
+    found = classifier("unseen").predict_proba(_features(from_pil(images)))
+    return torch.from_numpy(found)[range(len(labels)), labels]
+
+
+def preference(images: list[Image.Image], prompts: list[str], **recipe: float) -> Tensor:
+    """The rule's score without its noise, [n]; `recipe`: its weights where they are not the defaults."""
+    labels = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts])
+    return score(from_pil(images), labels, DigitsRecipe(**recipe))
+
+
+def features(images: list[Image.Image]) -> Tensor:
+    """What the hidden layer of the classifier that has no part in the pairs makes of images, [n, 128]."""
+    model = classifier("unseen")
+    hidden = _features(from_pil(images)) @ model.coefs_[0] + model.intercepts_[0]
+    return torch.from_numpy(hidden).relu()
+
+
 # --- sampling and pairs -----------------------------------------------------------------------------------------
 
 
@@ -143,6 +166,11 @@ def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
 def to_pil(image: Tensor) -> Image.Image:
     """[3, h, w] in [0, 1] -> PIL."""
     return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def from_pil(images: list[Image.Image]) -> Tensor:
+    """PIL -> [n, 3, h, w] in [0, 1]."""
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]) / 255
 
 
 def jpeg(image: Tensor) -> bytes:

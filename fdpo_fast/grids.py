@@ -36,13 +36,7 @@ class SampleGrids:
     def images(self, unet: nn.Module) -> Tensor:
         """[prompts, images_per_prompt, 3, h, w] in [0, 1]; every rank must call it where the weights are sharded."""
         settings = self.settings
-        pipeline = self.family.pipeline(unet)
-        # only the small components move: the UNet is where training has it
-        for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module) and name != "unet":
-                part.to(self.device, unet.dtype)
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.enable_slicing()  # an image at a time: all at once would outgrow training itself
+        pipeline = self.family.sampler(unet, self.device)
         generator = torch.Generator().manual_seed(self.seed)
         size = self.resolution // pipeline.vae_scale_factor
         drawn = []

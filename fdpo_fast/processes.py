@@ -32,12 +32,22 @@ class Rank:
             print(*words, flush=True)
 
 
+def alone() -> Rank:
+    """A process by itself, on the first GPU or the host; without a process group."""
+    return Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda: None)
+
+
+def under_launcher() -> bool:
+    """Whether a launcher has started this process as one of its ranks."""
+    return "RANK" in os.environ
+
+
 def start_processes() -> Rank:
     """Join the launcher's process group, or be a group of one."""
     import deepspeed
 
     cuda = torch.cuda.is_available()
-    if "RANK" not in os.environ:  # no launcher: DeepSpeed reads these
+    if not under_launcher():  # DeepSpeed reads these
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         if not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)

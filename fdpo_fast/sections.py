@@ -167,3 +167,67 @@ class Log(Section):
     images_per_prompt: int = Field(4, ge=1)
     sampling_steps: int = Field(20, ge=1)
     guidance: float = Field(7.5, ge=0)
+
+
+def _named(value: Any) -> Any:
+    """A bare name, for a tool without settings."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Measure(Section):
+    name: str = Field(description="one of ours, see fdpo_fast/evaluate, or a function of yours: 'module:function'")
+    model: str | None = Field(None, description="folder, file or hub name of its weights; null: the published ones")
+    options: dict[str, Any] = Field({}, description="for a function of yours: its keyword arguments")
+
+
+Named = Annotated[Measure, BeforeValidator(_named)]
+
+
+class Evaluate(Section):
+    """Of `fdpo sample` and `fdpo evaluate`."""
+
+    prompts: str | list[str] = Field([], description="captions, or a file of them: txt, tsv, csv, json, jsonl, parquet")
+    images_per_prompt: int = Field(4, ge=1)
+    sampling_steps: int = Field(50, ge=1)
+    guidance: float = Field(7.5, ge=0)
+    scheduler: str | None = Field(None, description="a scheduler class of diffusers; null: the pipeline's own")
+    seed: int = Field(0, ge=0, lt=2**32)
+    batch: int = Field(4, ge=1, description="images drawn, or scored, at a time")
+    scorers: list[Named] = Field([Measure(name="clip")])
+    diversity: list[Named] = Field([Measure(name="rmse")])
+    resample: Literal["captions", "images"] = Field(
+        "captions", description="what the bootstrap draws anew: captions, or the images of each where captions are all"
+    )
+
+
+class Kind(Section):
+    """A divergence of a comparison."""
+
+    divergence: str
+    alpha: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.divergence if self.alpha is None else f"{self.divergence} {self.alpha:g}"
+
+
+def _kind(value: Any) -> Any:
+    """A bare name, for a divergence without parameters."""
+    return {"divergence": value} if isinstance(value, str) else value
+
+
+class Compare(Section):
+    """Of `fdpo compare`: a grid of runs from one cached reference."""
+
+    divergences: list[Annotated[Kind, BeforeValidator(_kind)]] = Field(min_length=1)
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="of alignment: loss.beta is what `fdpo calibrate` finds, divided by this"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1, description="train.seed")
+    trial_steps: int = Field(20, ge=1, description="of the calibration, as --steps of `fdpo calibrate`")
+    median_u: float = Field(1.0, gt=0, description="as `fdpo calibrate` takes it")
+    weight: float = Field(0.4, gt=0, lt=0.5, description="as `fdpo calibrate` takes it")
+    alignment: str = Field(description="the scorer that has no part in the preferences")
+    preference: str = Field(description="the scorer that stands for the preferences; wins are counted by it")
+    diversity: str = Field(description="one of evaluate.diversity")
+    keep_models: bool = Field(False, description="keep the exported pipeline of every run")

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -24,6 +24,11 @@ from fdpo_fast.sections import Model
 
 PREDICTIONS = ("epsilon", "v_prediction")
 """What a denoiser may predict, by the scheduler's own names."""
+
+
+def shrinks(config: dict) -> int:
+    """By how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 class Family(ABC):
@@ -77,8 +82,7 @@ class Family(ABC):
 
     def factors(self) -> tuple[int, int]:
         """By how much VAE and UNet divide a side of the image, and of the latents."""
-        configs = read_json(self.vae / "config.json"), self._unet_config()
-        return tuple(2 ** (len(config["block_out_channels"]) - 1) for config in configs)
+        return shrinks(read_json(self.vae / "config.json")), shrinks(self._unet_config())
 
     def channels(self) -> int:
         """Of the latents the UNet takes."""
@@ -180,6 +184,24 @@ class Family(ABC):
         return DiffusionPipeline.from_pretrained(
             self.base, unet=unet, use_safetensors=True, torch_dtype=torch.float32, **options, **self.pipeline_options
         )
+
+    def sampler(self, unet: nn.Module, device: torch.device) -> DiffusionPipeline:
+        """The same ready to draw on the device: the UNet stays where it is, the others follow in its dtype."""
+        pipeline = self.pipeline(unet)
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module) and name != "unet":
+                part.to(device, unet.dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.enable_slicing()  # an image at a time: all at once would outgrow training itself
+        return pipeline
+
+    @staticmethod
+    def scheduler(name: str, pipeline: DiffusionPipeline) -> SchedulerMixin:
+        """A scheduler of the pipeline's noise; ValueError where diffusers has none of that name that fits."""
+        fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles}
+        if name not in fitting:
+            raise ValueError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
+        return fitting[name].from_config(pipeline.scheduler.config)
 
     def export(self, state: dict[str, Tensor], unet_config: dict, folder: Path) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained` loads.

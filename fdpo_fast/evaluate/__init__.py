@@ -1,0 +1,1 @@
+"""What alignment has changed: images of base and policy at equal seeds, scored, compared and reported."""

@@ -1,0 +1,202 @@
+"""Train, sample and evaluate a grid of divergences and strengths: `fdpo compare --config configs/digits_sweep.json`.
+
+Everything is made with the public commands, from one set of caches: `fdpo cache`, the measurement of `fdpo calibrate`,
+then `fdpo train` and `fdpo sample` for every run of the grid, `fdpo evaluate` of all, and the report. Stopped, it goes
+on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from queue import Queue
+
+import torch
+from tqdm import tqdm
+
+from fdpo_fast import commands
+from fdpo_fast.config import Config, ConfigError
+from fdpo_fast.data.files import replacing
+from fdpo_fast.evaluate import grid, index
+from fdpo_fast.evaluate.comparison import Comparison
+from fdpo_fast.evaluate.evaluate import measure
+from fdpo_fast.evaluate.grid import Point
+from fdpo_fast.evaluate.pages import write_comparison
+from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.prompts import read_prompts
+
+PACKAGE = Path(__file__).parent.parent
+TRAIN, SAMPLE, CACHE = PACKAGE / "train.py", PACKAGE / "evaluate/sample.py", PACKAGE / "cache.py"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and compare."""
+    parser = commands.parser("compare", __doc__.split(":")[0])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing GPUs or cores (default 1)")
+    parser.add_argument("--report-only", action="store_true", help="evaluate and report the runs that are finished")
+    commands.run(parser.parse_args(arguments), "compare", compare)
+
+
+def compare(config: Config, options: argparse.Namespace) -> None:
+    """Run what is missing of the grid, then write `<train.output_dir>/report`."""
+    if config.compare is None:
+        raise ConfigError(f"{options.config} has no section 'compare': see configs/digits_sweep.json")
+    check(config)
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+    folder = Path(config.train.output_dir).expanduser()
+    claim(folder, config)
+    started = time.monotonic()
+    if not options.report_only:
+        run_grid(config, folder, Crew(folder / "logs", options.jobs))
+    fits = grid.calibrated(config, folder / "calibration.json")
+    finished = [
+        point
+        for point in grid.points(config, fits, folder / "runs")
+        if (folder / "images" / point.name / index.NAME).is_file()
+    ]
+    if not finished:
+        raise ConfigError(f"no run of {folder} is finished yet")
+    galleries = [index.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
+    evaluated = measure(config, galleries)
+    if evaluated.failures:
+        raise ConfigError("; ".join(evaluated.failures))
+    write_comparison(Comparison(config, finished, evaluated, galleries), folder)
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes; report: {folder / 'report' / 'index.html'}")
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for what would only show after hours."""
+    compare, settings = config.compare, config.evaluate
+    read_prompts(settings.prompts)
+    scorers, spreads = ([each.name for each in measures] for measures in (settings.scorers, settings.diversity))
+    for key, name, known in (
+        ("alignment", compare.alignment, scorers),
+        ("preference", compare.preference, scorers),
+        ("diversity", compare.diversity, spreads),
+    ):
+        if name not in known:
+            raise ConfigError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
+    if settings.images_per_prompt < 2:
+        raise ConfigError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
+    grid.losses(config, compare.divergences)
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Refuse a folder that holds another comparison."""
+    file = folder / "comparison.json"
+    if file.is_file():
+        before = Config.model_validate_json(file.read_text())
+        if changes := before.differences(config):
+            raise ConfigError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as partial:
+        partial.write_text(config.dumps())
+
+
+class Crew:
+    """Runs our commands, several at a time, each on its share of the GPUs or of the cores."""
+
+    def __init__(self, logs: Path, jobs: int) -> None:
+        self.logs, self.jobs = logs, jobs
+        self.gpus = torch.cuda.device_count() // jobs
+        self.places: Queue[int] = Queue()
+        for place in range(jobs):
+            self.places.put(place)
+        self.running: set[subprocess.Popen] = set()
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def run(self, log: str, *commands: tuple[Path, list[str]]) -> None:
+        """Run scripts one after the other; ConfigError with the last line of its output where one fails."""
+        place = self.places.get()
+        try:
+            for script, arguments in commands:
+                self._run(log, place, script, arguments)
+        finally:
+            self.places.put(place)
+
+    def _run(self, log: str, place: int, script: Path, arguments: list[str]) -> None:
+        command, environment = [sys.executable], dict(os.environ)
+        if self.gpus:
+            mine = range(place * self.gpus, (place + 1) * self.gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+        else:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        if self.gpus > 1:
+            ranks = ["--nproc_per_node", str(self.gpus), "--master_port", str(_free_port())]
+            command += ["-m", "torch.distributed.run", *ranks]
+        path = self.logs / f"{log}.txt"
+        with path.open("a") as output:
+            process = subprocess.Popen(  # noqa: S603
+                [*command, str(script), *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
+            self.running.add(process)
+            code = process.wait()
+            self.running.discard(process)
+        if code:
+            last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-1:]
+            raise ConfigError(f"{script.stem} of {log} failed: {' '.join(last)} (all of it: {path})")
+
+    def stop(self) -> None:
+        """End what runs; training keeps a checkpoint."""
+        for process in list(self.running):
+            process.terminate()
+        for process in list(self.running):
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def run_grid(config: Config, folder: Path, crew: Crew) -> None:
+    """Caches, calibration and the base's images, then every run that is not there yet."""
+    shared = folder / "comparison.json"
+    images = ["--output", str(folder / "images")]
+    print("caches and the base's images", flush=True)
+    crew.run("caches", (CACHE, ["--config", str(shared)]))
+    print("calibration", flush=True)
+    fits = grid.calibrated(config, folder / "calibration.json")
+    crew.run("base", (SAMPLE, ["--config", str(shared), "--no-policy", *images]))
+    points = list(grid.points(config, fits, folder / "runs"))
+    todo = [point for point in points if not (folder / "images" / point.name / index.NAME).is_file()]
+    bar = tqdm(total=len(points), initial=len(points) - len(todo), desc="runs", unit="run")
+
+    def work(point: Point) -> None:
+        own = folder / "runs" / f"{point.name}.json"
+        with replacing(own) as partial:
+            partial.write_text(point.config.dumps())
+        run = point.config.train.output_dir
+        sampling = ["--config", str(own), "--no-base", "--checkpoint", f"{point.name}={run}", *images]
+        crew.run(point.name, (TRAIN, ["--config", str(own), "--resume"]), (SAMPLE, sampling))
+        if not config.compare.keep_models:
+            for name in ("checkpoints", "export"):
+                shutil.rmtree(Path(run) / name)
+        bar.update()
+
+    (folder / "runs").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(crew.jobs) as pool:
+        futures = [pool.submit(work, point) for point in todo]
+        try:
+            for done in wait(futures, return_when=FIRST_EXCEPTION).done:
+                done.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            crew.stop()
+            raise
+    bar.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What a grid of runs shows: curves, the Pareto front, hypervolumes, and what can be said of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+
+from fdpo_fast.config import Config
+from fdpo_fast.evaluate.evaluate import Report
+from fdpo_fast.evaluate.grid import Point
+from fdpo_fast.evaluate.index import Gallery
+from fdpo_fast.evaluate.policies import BASE
+
+COLUMNS = ("divergence", "alpha", "strength", "seed", "alignment", "preference", "diversity", "win_rate")
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A divergence at a strength: means over the seeds and their standard errors."""
+
+    kind: str
+    strength: float
+    mean: dict[str, float]
+    error: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A divergence's hypervolume: the mean over seeds, an interval of 95 % (Student's t), and each seed's."""
+
+    kind: str
+    mean: float
+    low: float
+    high: float
+    by_seed: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two divergences' hypervolumes, paired by seed: mean, interval of 95 %, p of a paired t-test after Holm."""
+
+    kind: str
+    other: str
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs and their evaluation."""
+
+    config: Config
+    points: list[Point]
+    report: Report
+    galleries: list[Gallery]
+
+    @cached_property
+    def base(self) -> dict[str, float]:
+        return self._figures(BASE)
+
+    def _figures(self, model: str) -> dict[str, float]:
+        compare, report = self.config.compare, self.report
+        won = report.wins(compare.preference, model)
+        return {
+            "alignment": float(report.scores[compare.alignment][model].mean()),
+            "preference": float(report.scores[compare.preference][model].mean()),
+            "diversity": float(report.diversity[compare.diversity][model].mean()),
+            "win_rate": won.value if won else 0.5,
+        }
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        """One for each run, of `COLUMNS`."""
+        return [
+            {
+                "divergence": point.kind.divergence,
+                "alpha": point.kind.alpha,
+                "strength": point.strength,
+                "seed": point.seed,
+                **self._figures(point.name),
+            }
+            for point in self.points
+        ]
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(point.kind.name for point in self.points))
+
+    @cached_property
+    def spots(self) -> list[Spot]:
+        """By divergence, then by strength."""
+        groups: dict[tuple[str, float], list[dict]] = {}
+        for point, row in zip(self.points, self.rows, strict=True):
+            groups.setdefault((point.kind.name, point.strength), []).append(row)
+        found = []
+        for kind, strength in sorted(groups, key=lambda key: (self.kinds.index(key[0]), key[1])):
+            values = {key: np.array([row[key] for row in groups[kind, strength]]) for key in COLUMNS[4:]}
+            n = len(groups[kind, strength])
+            errors = {key: v.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan for key, v in values.items()}
+            found.append(Spot(kind, strength, {key: float(v.mean()) for key, v in values.items()}, errors))
+        return found
+
+    @cached_property
+    def front(self) -> list[Spot]:
+        """Spots that no other one beats in both alignment and diversity, by means over the seeds."""
+        places = [(spot.mean["alignment"], spot.mean["diversity"]) for spot in self.spots]
+        kept = [s for s, at in zip(self.spots, places, strict=True) if not any(_beats(other, at) for other in places)]
+        return sorted(kept, key=lambda spot: spot.mean["alignment"])
+
+    @cached_property
+    def volumes(self) -> list[Volume]:
+        """The area that a divergence's runs, with the base, dominate in the plane of alignment and diversity.
+
+        The plane is scaled so that all runs and the base span the unit square; its lower left corner is the reference
+        point. Of every seed by itself.
+        """
+        everything = np.array([(row["alignment"], row["diversity"]) for row in (self.base, *self.rows)])
+        low, span = everything.min(axis=0), np.ptp(everything, axis=0)
+        span[span == 0] = 1
+        by_kind: dict[str, dict[int, list[tuple[float, float]]]] = {}
+        for point, row in zip(self.points, self.rows, strict=True):
+            seeds = by_kind.setdefault(point.kind.name, {})
+            seeds.setdefault(point.seed, [self._place(self.base)]).append(self._place(row))
+        found = []
+        for kind, seeds in by_kind.items():
+            areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in seeds.items()}
+            found.append(Volume(kind, *_interval(np.array(list(areas.values()))), areas))
+        return sorted(found, key=lambda volume: -volume.mean)
+
+    @staticmethod
+    def _place(row: dict) -> tuple[float, float]:
+        return row["alignment"], row["diversity"]
+
+    def differences(self, kind: str) -> list[Difference]:
+        """Of a divergence's hypervolume to every other's, over the seeds that both have; none with fewer than two."""
+        ours = next((volume for volume in self.volumes if volume.kind == kind), None)
+        found = []
+        for other in (volume for volume in self.volumes if ours and volume.kind != kind):
+            seeds = sorted(ours.by_seed.keys() & other.by_seed.keys())
+            if len(seeds) < 2:
+                return []
+            gaps = np.array([ours.by_seed[seed] - other.by_seed[seed] for seed in seeds])
+            p = float(stats.ttest_1samp(gaps, 0).pvalue) if gaps.std() else float(not gaps.any())
+            found.append(Difference(kind, other.kind, *_interval(gaps), p))
+        return _holm(found)
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+
+def hypervolume(places: np.ndarray) -> float:
+    """Area of the union of the rectangles between the origin and the places [n, 2], none negative."""
+    area, height = 0.0, 0.0
+    for x, y in sorted(map(tuple, places), reverse=True):
+        area += x * max(0.0, y - height)
+        height = max(height, y)
+    return area
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and the interval of 95 % by Student's t; NaN with a single value."""
+    centre = float(values.mean())
+    if len(values) < 2:
+        return centre, math.nan, math.nan
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return centre, centre - float(half), centre + float(half)
+
+
+def _holm(differences: list[Difference]) -> list[Difference]:
+    """With p adjusted for their number (Holm 1979)."""
+    order = sorted(range(len(differences)), key=lambda number: differences[number].p)
+    adjusted, largest = {}, 0.0
+    for rank, number in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * differences[number].p))
+        adjusted[number] = largest
+    return [Difference(**{**vars(d), "p": adjusted[number]}) for number, d in enumerate(differences)]

@@ -1,0 +1,96 @@
+"""How different a caption's images are. Each measure takes the images of one caption and gives a number.
+
+There is no standard: K images a caption and their seeds belong to every figure. All grow with diversity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fdpo_fast.evaluate.tools import named
+
+Images = list[Image.Image]
+Encoder = Callable[[Images], Tensor]
+
+
+def pixels(images: Images) -> Tensor:
+    """[n, 3 h w] in [0, 1], float64."""
+    return torch.stack([torch.from_numpy(np.array(image)).flatten() for image in images]).double() / 255
+
+
+def rmse(images: Images) -> float:
+    """Mean over pairs of the root mean squared difference of their pixels, in [0, 1]."""
+    found = pixels(images)
+    return (torch.pdist(found).mean() / found.shape[1] ** 0.5).item()
+
+
+def vendi(features: Tensor) -> float:
+    """The effective number of different images, 1 to n (Friedman and Dieng 2022, equation 1).
+
+    exp of the entropy of the eigenvalues of K / n, with K the cosine similarities of features [n, d].
+    """
+    found = torch.nn.functional.normalize(features.double(), dim=1)
+    eigenvalues = torch.linalg.eigvalsh(found @ found.T / len(found)).clamp(min=0)
+    return torch.special.entr(eigenvalues).sum().exp().item()
+
+
+def entropy(features: Tensor) -> float:
+    """Entropy of features [n, d] in nats a dimension, by the distance of each image to its nearest neighbour.
+
+    Kozachenko and Leonenko 1987: mean log r_i + (log V_d + log(n - 1) - psi(1)) / d, V_d the volume of the unit ball.
+    Two equal images make it minus infinity.
+    """
+    found = features.double()
+    n, d = found.shape
+    distances = torch.cdist(found, found, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    log_ball = d / 2 * np.log(np.pi) - torch.lgamma(torch.tensor(d / 2 + 1, dtype=torch.float64)).item()
+    constant = log_ball + np.log(n - 1) + np.euler_gamma
+    return (distances.min(dim=1).values.log().mean() + constant / d).item()
+
+
+class OfFeatures:
+    """A measure of features that an encoder makes of the images."""
+
+    def __init__(self, measure: Callable[[Tensor], float], encoder: Encoder) -> None:
+        self.measure, self.encoder = measure, encoder
+
+    def __call__(self, images: Images) -> float:
+        return self.measure(torch.as_tensor(self.encoder(images)))
+
+
+class Lpips:
+    """Mean LPIPS (Zhang et al. 2018, version 0.1, AlexNet) over the pairs of a caption's images."""
+
+    def __init__(self, model: str | None, device: torch.device) -> None:
+        from fdpo_fast.evaluate.lpips import Distance
+
+        self.distance = Distance(model, device)
+
+    def __call__(self, images: Images) -> float:
+        layers = self.distance.features(images)
+        pairs = torch.tensor(list(combinations(range(len(images)), 2)))
+        return self.distance.between(layers, *pairs.T).mean().item()
+
+
+def _encoder(model: str | None, device: torch.device) -> Encoder:
+    """The user's `module:function`, or the image side of a CLIP by its folder or hub name."""
+    from fdpo_fast.evaluate.scorers import Clip
+
+    if model and ":" in model:
+        return named(model, {}, "evaluate.diversity's model")
+    return Clip(model or Clip.published, device).image_features
+
+
+MEASURES: dict[str, Callable[[str | None, torch.device], Callable[[Images], float]]] = {
+    "rmse": lambda model, device: rmse,
+    "vendi": lambda model, device: OfFeatures(vendi, _encoder(model, device)),
+    "entropy": lambda model, device: OfFeatures(entropy, _encoder(model, device)),
+    "lpips": Lpips,
+}
+"""Each made of the `model` in the configuration and a device."""

@@ -1,0 +1,224 @@
+"""Score what `fdpo sample` has drawn: `fdpo evaluate --config ...`.
+
+Alignment by `evaluate.scorers`, diversity within a caption by `evaluate.diversity`; means, medians and win rates
+against the base at equal noise, with bootstrap intervals. Scores stay beside the images: a second run
+computes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fdpo_fast import commands
+from fdpo_fast.config import Config, ConfigError
+from fdpo_fast.data.files import digest, read_json, replacing
+from fdpo_fast.evaluate import index, stats
+from fdpo_fast.evaluate.diversity import MEASURES
+from fdpo_fast.evaluate.index import Gallery
+from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.scorers import SCORERS
+from fdpo_fast.evaluate.tools import named
+from fdpo_fast.models import quiet_libraries
+from fdpo_fast.processes import alone
+from fdpo_fast.sections import Measure
+
+Score = Callable[[Gallery], np.ndarray]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, score, and print the table."""
+    parser = commands.parser("evaluate", __doc__.split(":")[0])
+    parser.add_argument("--images", type=Path, help="folder of `fdpo sample` (default: evaluation in train.output_dir)")
+    commands.run(parser.parse_args(arguments), "evaluate", evaluate)
+
+
+def evaluate(config: Config, options: argparse.Namespace) -> None:
+    """Score all models of the folder; ends with status 1, after everything else is done, where a measure failed."""
+    quiet_libraries()
+    folder = (options.images or Path(config.train.output_dir) / "evaluation").expanduser()
+    found = index.galleries(folder)
+    report = measure(config, found)
+    with replacing(folder / "evaluation.json") as partial:
+        partial.write_text(json.dumps(report.figures(), indent=2) + "\n")
+    print("\n".join(report.markdown()))
+    print(f"\nfigures: {folder / 'evaluation.json'}; scores of every image: {folder}/<model>/scores")
+    if report.failures:
+        sys.exit("\n".join(f"fdpo evaluate: {failure}" for failure in report.failures))
+
+
+@dataclass
+class Report:
+    """Of several models over the same captions."""
+
+    images_per_prompt: int
+    captions: int
+    seed: int
+    resample: str
+    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """By measure's name and model: [captions, images]."""
+    diversity: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """By measure's name and model: [captions]."""
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    """By measure's name."""
+    failures: list[str] = field(default_factory=list)
+
+    def wins(self, name: str, model: str) -> stats.Estimate | None:
+        """The win rate against the base; None where there is no base, or it is the model."""
+        by_model = self.scores[name]
+        if model == BASE or BASE not in by_model:
+            return None
+        return stats.mean(stats.wins(by_model[model], by_model[BASE]), self.resample)
+
+    def figures(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "captions": self.captions,
+            "images_per_prompt": self.images_per_prompt,
+            "seed": self.seed,
+            "resample": self.resample,
+            "checkpoints": self.checkpoints,
+            "scores": {
+                name: {
+                    model: {
+                        "mean": stats.mean(values, self.resample)._asdict(),
+                        "median": float(np.median(values)),
+                        "win_rate": won._asdict() if (won := self.wins(name, model)) else None,
+                    }
+                    for model, values in by_model.items()
+                }
+                for name, by_model in self.scores.items()
+            },
+            "diversity": {
+                name: {model: stats.mean(values[:, None], "captions")._asdict() for model, values in by_model.items()}
+                for name, by_model in self.diversity.items()
+            },
+            "failures": self.failures,
+        }
+
+    def markdown(self) -> Iterator[str]:
+        """A table; the intervals are of 95 %."""
+        yield (
+            f"{self.captions} captions, {self.images_per_prompt} images each, seed {self.seed}; intervals of 95 % by a "
+            f"bootstrap over {self.resample}.\n"
+        )
+        yield "| measure | model | mean | median | win rate against the base |\n|---|---|---|---|---|"
+        for name, by_model in self.scores.items():
+            for model, values in by_model.items():
+                won = self.wins(name, model)
+                yield (
+                    f"| {name} ({self.checkpoints[name]}) | {model} | {stats.mean(values, self.resample)} | "
+                    f"{np.median(values):.4g} | {won or ''} |"
+                )
+        for name, by_model in self.diversity.items():
+            for model, values in by_model.items():
+                spread, about = stats.mean(values[:, None], "captions"), self.checkpoints[name]
+                yield f"| diversity: {name} ({about}) | {model} | {spread} | {np.median(values):.4g} | |"
+
+
+def measure(config: Config, found: list[Gallery]) -> Report:
+    """Score the models; a measure that fails is noted, and the others go on.
+
+    Raises ConfigError where the models were not drawn alike.
+    """
+    first, settings = found[0], config.evaluate
+    for other in found[1:]:
+        if (other.prompts, other.seeds) != (first.prompts, first.seeds):
+            raise ConfigError(
+                f"{other.folder} and {first.folder} hold images of other captions or seeds: draw them anew"
+            )
+    report = Report(first.images_per_prompt, len(first.prompts), settings.seed, settings.resample)
+    device = alone().device
+    for kind, measures, into in (
+        ("evaluate.scorers", settings.scorers, report.scores),
+        ("evaluate.diversity", settings.diversity, report.diversity),
+    ):
+        for each in measures:
+            try:
+                make = _scorer if into is report.scores else _spread
+                about, score = make(each, device, settings.batch, first.images_per_prompt)
+                into[each.name] = {one.model: _kept(one, kind, each.name, about, score) for one in found}
+                report.checkpoints[each.name] = about
+            except Exception as error:  # from the user's function, or any library: the other measures go on
+                into.pop(each.name, None)
+                what = (str(error).splitlines() or [type(error).__name__])[0]
+                report.failures.append(f"{kind} '{each.name}': {what}")
+    return report
+
+
+def _scorer(each: Measure, device: torch.device, batch: int, _: int) -> tuple[str, Callable[[], Score]]:
+    """The checkpoint in words, and what makes the scorer, which is loaded where there is something to score."""
+    tool = named(each.name, SCORERS, "evaluate.scorers", each.options)
+    ours = each.name in SCORERS
+    about = (each.model or tool.published) if ours else _options(each)
+
+    @cache
+    def make() -> Score:
+        judge = tool(about, device) if ours else tool
+
+        def score(one: Gallery) -> np.ndarray:
+            rows = []
+            for number, prompt in enumerate(tqdm(one.prompts, desc=f"{each.name}, {one.model}", leave=False)):
+                images = one.images(number)
+                parts = [images[at : at + batch] for at in range(0, len(images), batch)]
+                scores = [np.asarray(judge(part, [prompt] * len(part)), dtype=np.float64) for part in parts]
+                rows.append(np.concatenate([part.reshape(-1) for part in scores]))
+                if len(rows[-1]) != len(images):
+                    raise ValueError(f"gave {len(rows[-1])} scores for {len(images)} images")
+            return np.stack(rows)
+
+        return score
+
+    return about, make
+
+
+def _options(each: Measure) -> str:
+    """Of the user's function, in words."""
+    return json.dumps(each.options) if each.options else "yours"
+
+
+def _spread(each: Measure, device: torch.device, _: int, images: int) -> tuple[str, Callable[[], Score]]:
+    if images < 2:
+        raise ValueError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
+    tool = named(each.name, MEASURES, "evaluate.diversity", each.options)
+    ours = each.name in MEASURES
+
+    @cache
+    def make() -> Score:
+        spread = tool(each.model, device) if ours else tool
+        return lambda one: np.array([float(spread(one.images(number))) for number in range(len(one.prompts))])
+
+    return each.model or ("" if ours else _options(each)), make
+
+
+def _kept(one: Gallery, kind: str, name: str, about: str, make: Callable[[], Score]) -> np.ndarray:
+    """A model's figures, from the file beside its images where they are there for the same images and checkpoint."""
+    key = {"measure": name, "checkpoint": about, "images": digest(_stamps(one))}
+    path = one.folder / "scores" / f"{kind.rpartition('.')[2]}-{digest([name, about])[:12]}.json"
+    if path.is_file() and (before := read_json(path))["of"] == key:
+        return np.array(before["values"], dtype=np.float64)
+    values = make()(one)
+    if not np.isfinite(values).all():
+        raise ValueError(f"gave figures for '{one.model}' that are not finite")
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps({"of": key, "values": values.tolist()}))
+    return values
+
+
+def _stamps(one: Gallery) -> list:
+    return [one.seeds, [[path.stat().st_size for path in row] for row in one.files]]
+
+
+if __name__ == "__main__":
+    main()

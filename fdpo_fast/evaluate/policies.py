@@ -1,0 +1,72 @@
+"""The denoisers that are compared: the base, exported pipelines, checkpoints of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fdpo_fast.config import Config
+from fdpo_fast.data.caches import DTYPES
+from fdpo_fast.data.files import digest, file_digest
+from fdpo_fast.models import tuning
+from fdpo_fast.models.family import Family
+from fdpo_fast.models.hub import pipeline_folder
+
+BASE = "base"
+_STATES = "mp_rank_00_model_states.pt"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A denoiser by the name under which its images lie."""
+
+    name: str
+    folder: Path
+    """A pipeline, or a checkpoint of a run."""
+
+    def digest(self) -> str:
+        """Of the weights' files."""
+        files = [self.folder / _STATES] if self._is_checkpoint else sorted((self.folder / "unet").glob("*.safetensors"))
+        return digest([file_digest(path) for path in files])
+
+    @property
+    def _is_checkpoint(self) -> bool:
+        return (self.folder / _STATES).is_file()
+
+    def load(self, config: Config, family: Family) -> nn.Module:
+        """The UNet on the CPU, in the configuration's dtype. Raises ValueError for a checkpoint that is in parts."""
+        dtype = DTYPES[config.model.dtype]
+        if not self._is_checkpoint:
+            return family.denoiser(dtype, self.folder)
+        unet = family.denoiser(dtype)
+        tuning.prepare(unet, config.model)
+        state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
+        if unfit := unet.load_state_dict(state, strict=False).missing_keys:
+            raise ValueError(f"the checkpoint {self.folder} lacks {unfit[0]}: it is of another model, or of ZeRO-3")
+        return unet
+
+
+def policy(text: str, family: Family) -> Policy:
+    """A policy of `[NAME=]PATH`: a pipeline folder, a run's folder (its export), a checkpoint, or a hub name.
+
+    Without a name it is "policy". Raises ValueError where there is none, or the name is no folder's.
+    """
+    name, sign, place = text.partition("=")
+    if not sign:
+        name, place = "policy", text
+    if not name or "/" in name or name.startswith(".") or name == BASE:
+        raise ValueError(f"--checkpoint '{text}': '{name}' cannot name a policy")
+    folder = Path(place).expanduser()
+    if (folder / "export").is_dir():
+        folder /= "export"
+    if (folder / _STATES).is_file():
+        return Policy(name, folder)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"--checkpoint '{place}' is no pipeline and no checkpoint: give a run's folder, its export, or one of its "
+            "checkpoints/step-N"
+        )
+    return Policy(name, pipeline_folder(str(folder), family.pipelines, "--checkpoint"))

@@ -1,0 +1,119 @@
+"""Captions to draw, from a configuration or from the files in which prompt sets are published."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("prompt", "Prompt", "caption", "text")
+"""Names of the column, or of the key, that holds the caption; PartiPrompts has "Prompt", Pick-a-Pic "caption"."""
+
+
+def read_prompts(prompts: str | list[str]) -> list[str]:
+    """The captions of a list, or of a file: one a line (txt), a table (tsv, csv, parquet), json or jsonl.
+
+    Raises ValueError where the file is missing, empty or broken, naming the line.
+    """
+    if isinstance(prompts, list):
+        found = [prompt.strip() for prompt in prompts]
+        if not found:
+            raise ValueError("no captions to draw: give --prompts FILE, or set evaluate.prompts")
+        where = "evaluate.prompts"
+    else:
+        path = where = Path(prompts).expanduser()
+        if path.suffix not in READERS:
+            raise ValueError(f"the prompt file {path} is of no known kind: use {', '.join(READERS)}")
+        if not path.is_file():
+            raise ValueError(f"the prompt file {path} does not exist")
+        try:
+            found = list(READERS[path.suffix](path))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the prompt file {path} is not UTF-8 text: {error.reason} at {error.start}") from None
+        if not found:
+            raise ValueError(f"the prompt file {path} holds no captions")
+    if "" in found:
+        raise ValueError(f"{where}: caption {found.index('') + 1} is empty")
+    return found
+
+
+def _lines(path: Path) -> Iterator[str]:
+    return (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+
+
+def _table(path: Path) -> Iterator[str]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        header = next(rows, [])
+        at = header.index(_column(path, header))
+        for row in rows:
+            if row and len(row) != len(header):
+                raise ValueError(
+                    f"the prompt file {path} is broken in line {rows.line_num}: {len(row)} fields in place of "
+                    f"{len(header)}"
+                )
+            if row:
+                yield row[at].strip()
+
+
+def _column(path: Path, names: list[str]) -> str:
+    for name in COLUMNS:
+        if name in names:
+            return name
+    raise ValueError(f"the prompt file {path} has none of the columns {', '.join(COLUMNS)}")
+
+
+def _json(path: Path) -> Iterator[str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the prompt file {path} is broken in line {error.lineno}: {error.msg}") from None
+    if not isinstance(content, list):
+        raise ValueError(f"the prompt file {path} holds a {type(content).__name__}, not a list of captions")
+    for number, item in enumerate(content, 1):
+        yield _caption(path, f"item {number}", item)
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the prompt file {path} is broken in line {number}: {error.msg}") from None
+        yield _caption(path, f"line {number}", item)
+
+
+def _caption(path: Path, where: str, item: Any) -> str:
+    """A caption by itself, or an object that holds one."""
+    if isinstance(item, dict):
+        item = item[_column(path, list(item))]
+    if not isinstance(item, str):
+        raise ValueError(f"the prompt file {path} is broken in {where}: a {type(item).__name__} is no caption")
+    return item.strip()
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"the prompt file {path} is no parquet file: {error}") from None
+    column = _column(path, file.schema_arrow.names)
+    for number, item in enumerate(file.read([column]).column(column).to_pylist(), 1):
+        yield _caption(path, f"row {number}", item)
+
+
+READERS: dict[str, Callable[[Path], Iterator[str]]] = {
+    ".txt": _lines,
+    ".tsv": _table,
+    ".csv": _table,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,53 @@
+"""What a training run has written so far."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fdpo_fast.data.files import read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of a run's folder; it may still be training."""
+
+    folder: Path
+
+    @cached_property
+    def records(self) -> list[dict]:
+        """Of every step that is on disk."""
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
+
+    @property
+    def bins(self) -> list[tuple[int, list[dict]]]:
+        """(step, bins) where there are some."""
+        return [(record["step"], record["bins"]) for record in self.records if "bins" in record]
+
+    @property
+    def edges(self) -> list[list[int]]:
+        """Of the bins that are filled in all of the run, or at times."""
+        found = {tuple(part["timesteps"]) for _, parts in self.bins for part in parts}
+        return [list(edge) for edge in sorted(found)]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [record["warning"] for record in self.records if "warning" in record]
+
+    @property
+    def config(self) -> dict:
+        return read_json(self.folder / "config.json")
+
+    @property
+    def data(self) -> dict:
+        file = self.folder / "data.json"
+        return read_json(file) if file.is_file() else {}
+
+    @property
+    def grids(self) -> list[Path]:
+        """Pictures of samples, by step."""
+        return sorted((self.folder / "samples").glob("step-*.png"))

@@ -1,0 +1,189 @@
+"""Draw the same captions from base and policy: `fdpo sample --config ... --checkpoint runs/mine`, or by several GPUs
+`deepspeed --num_gpus N fdpo_fast/evaluate/sample.py --config ...`.
+
+Image k of a caption starts from the same noise for every model: its seed follows from `evaluate.seed`, the caption and
+k, and is what `torch.Generator().manual_seed(seed)` takes in any diffusers pipeline. Whatever is drawn already stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # as in train.py
+    sys.path[0:1] = []
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fdpo_fast import commands
+from fdpo_fast.config import Config, ConfigError
+from fdpo_fast.data.files import digest, read_json, replacing
+from fdpo_fast.evaluate import index
+from fdpo_fast.evaluate.policies import BASE, Policy, policy
+from fdpo_fast.evaluate.prompts import read_prompts
+from fdpo_fast.models import load_family, quiet_libraries
+from fdpo_fast.models.family import Family
+from fdpo_fast.prepare import resolve_embedded
+from fdpo_fast.processes import Rank, alone, start_processes, under_launcher
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and draw."""
+    parser = commands.parser("sample", __doc__.split(":")[0])
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="[NAME=]PATH",
+        help="a run's folder, an exported pipeline, a checkpoint or a hub name; several are drawn under their names "
+        "(default: train.output_dir)",
+    )
+    parser.add_argument("--prompts", help="file of captions (txt, tsv, csv, json, jsonl, parquet)")
+    parser.add_argument("--output", type=Path, help="folder of the images (default: evaluation in train.output_dir)")
+    parser.add_argument("--no-base", action="store_true", help="leave out the base")
+    parser.add_argument("--no-policy", action="store_true", help="draw with the base alone")
+    commands.run(parser.parse_args(arguments), "sample", sample)
+
+
+def sample(config: Config, options: argparse.Namespace) -> None:
+    """Check the input, then draw with one model after the other. Collective over the launcher's ranks."""
+    prompts = read_prompts(options.prompts or config.evaluate.prompts)
+    quiet_libraries()
+    rank = start_processes() if under_launcher() else alone()
+    config = resolve_embedded(config, rank)
+    family = load_family(config.model)
+    given = [] if options.no_policy else options.checkpoint or [config.train.output_dir]
+    policies = [policy(text, family) for text in given]
+    if not options.no_base:
+        policies.insert(0, Policy(BASE, family.base))
+    names = [each.name for each in policies]
+    if len(names) != len(set(names)) or not names:
+        raise ConfigError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
+    output = options.output or Path(config.train.output_dir) / "evaluation"
+    studio = Studio(config, family, prompts, output.expanduser(), rank)
+    for each in policies:
+        studio.draw(each)
+    if rank.index == 0:
+        index.merge(studio.folder)
+        index.sheet(studio.folder, names)
+    rank.barrier()
+    rank.say(f"images: {studio.folder}")
+
+
+def seed_of(seed: int, prompt: str, number: int) -> int:
+    """Of a caption's image: whatever other captions and images there are, it stays."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{prompt}".encode()).digest()[:6], "big")
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image to draw."""
+
+    prompt_number: int
+    prompt: str
+    image: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.prompt_number:05d}-{self.image}.png"
+
+
+class Studio:
+    """Draws all captions with a model into a folder of its name.
+
+    Raises ConfigError where the folder holds images of other settings.
+    """
+
+    def __init__(self, config: Config, family: Family, prompts: list[str], folder: Path, rank: Rank) -> None:
+        self.config, self.family, self.folder, self.rank = config, family, folder, rank
+        settings = config.evaluate
+        self.tasks = [
+            Task(number, prompt, image, seed_of(settings.seed, prompt, image))
+            for number, prompt in enumerate(prompts)
+            for image in range(settings.images_per_prompt)
+        ]
+        self.settings = {
+            "steps": settings.sampling_steps,
+            "guidance": settings.guidance,
+            "scheduler": settings.scheduler or "the pipeline's own",
+            "resolution": config.data.resolution,
+            "dtype": config.model.dtype,
+        }
+        self._claim(
+            folder / "sampling.json", {**self.settings, "images": digest([asdict(task) for task in self.tasks])}
+        )
+
+    def _claim(self, path: Path, content: dict) -> None:
+        """Write what the images of a folder are of, or refuse where they are of something else."""
+        before = read_json(path) if path.is_file() else None
+        self.rank.barrier()
+        if before is None and self.rank.index == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(content, indent=2) + "\n")
+        changed = [key for key in content if before is not None and before.get(key) != content[key]]
+        if changed:
+            raise ConfigError(
+                f"{path.parent} holds images of other {', '.join(changed)}: name another folder by --output, or delete "
+                "it"
+            )
+
+    def draw(self, policy: Policy) -> None:
+        """Draw what of a model's images is missing; by whole batches, as their size may decide about rounding."""
+        folder, size = self.folder / policy.name, self.config.evaluate.batch
+        self._claim(folder / "model.json", {"weights": policy.digest()})
+        self.rank.barrier()
+        batches = [self.tasks[at : at + size] for at in range(0, len(self.tasks), size)]
+        mine = batches[self.rank.index :: self.rank.count]
+        missing = [batch for batch in mine if not all((folder / task.file).is_file() for task in batch)]
+        if missing:
+            self._draw(policy, missing)
+        self.rank.barrier()
+        if self.rank.index == 0:
+            rows = [{"model": policy.name, **asdict(task), "file": f"{policy.name}/{task.file}"} for task in self.tasks]
+            index.write(folder / index.NAME, [{**row, **self.settings} for row in rows])
+
+    def _draw(self, policy: Policy, batches: list[list[Task]]) -> None:
+        from tqdm import tqdm
+
+        device = self.rank.device
+        pipeline = self.family.sampler(policy.load(self.config, self.family).eval().to(device), device)
+        if name := self.config.evaluate.scheduler:
+            pipeline.scheduler = self.family.scheduler(name, pipeline)
+        bar = tqdm(total=sum(map(len, batches)), desc=f"{policy.name}", unit="image", disable=self.rank.index > 0)
+        for batch in batches:
+            for task, image in zip(batch, self._images(pipeline, batch), strict=True):
+                self._save(image, policy.name, task)
+            bar.update(len(batch))
+        bar.close()
+
+    @torch.inference_mode()
+    def _images(self, pipeline, batch: list[Task]) -> Iterator[Image.Image]:
+        settings = self.config.evaluate
+        return pipeline(
+            [task.prompt for task in batch],
+            generator=[torch.Generator().manual_seed(task.seed) for task in batch],
+            num_inference_steps=settings.sampling_steps,
+            guidance_scale=settings.guidance,
+            height=self.config.data.resolution,
+            width=self.config.data.resolution,
+        ).images
+
+    def _save(self, image: Image.Image, model: str, task: Task) -> None:
+        about = PngInfo()
+        for key, value in {"model": model, "prompt": task.prompt, "seed": task.seed, **self.settings}.items():
+            about.add_itxt(key, str(value))
+        with replacing(self.folder / model / task.file) as partial:
+            image.save(partial, format="PNG", pnginfo=about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""How well an image does what its caption asks, or pleases: the scorers that the field reports, one adapter each.
+
+Each is made of a `model` (folder, file or hub name) and a device, and takes n images (PIL, RGB) with their captions;
+it gives n scores, float64. `published` is the checkpoint its authors released. All run in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fdpo_fast.data.files import read_json
+from fdpo_fast.evaluate import weights
+
+Images = list[Image.Image]
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+def prepared(
+    images: Images, side: int, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
+) -> Tensor:
+    """The shorter side to `side` (bicubic), the middle cut out, normalised as CLIP does: [n, 3, side, side]."""
+    found = []
+    for image in images:
+        scale = side / min(image.size)
+        size = [max(side, round(length * scale)) for length in image.size]
+        left, top = ((length - side) // 2 for length in size)
+        cut = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+        found.append(torch.from_numpy(np.array(cut.convert("RGB"))).permute(2, 0, 1))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (torch.stack(found).float() / 255 - mean) / std
+
+
+class Clip:
+    """100 cos(image, caption), at least 0 (Hessel et al. 2021 with the factor of torchmetrics)."""
+
+    published: ClassVar[str] = CLIP_H
+
+    def __init__(self, model: str, device: torch.device) -> None:
+        from transformers import AutoTokenizer
+
+        self.device = device
+        self.model = self._model(model).to(device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(self._tokenizer(model))
+        self.side = self.model.config.vision_config.image_size
+
+    def _model(self, model: str) -> nn.Module:
+        from transformers import CLIPModel
+
+        return CLIPModel.from_pretrained(model, use_safetensors=True)
+
+    def _tokenizer(self, model: str) -> str:
+        return model
+
+    @torch.inference_mode()
+    def image_features(self, images: Images) -> Tensor:
+        """Of unit length, [n, d]."""
+        vision = self.model.vision_model(pixel_values=prepared(images, self.side).to(self.device))
+        return normalize(self.model.visual_projection(vision.pooler_output), dim=-1)
+
+    @torch.inference_mode()
+    def text_features(self, prompts: list[str]) -> Tensor:
+        """Of unit length, [n, d]."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        text = self.model.text_model(input_ids=tokens.input_ids.to(self.device))
+        return normalize(self.model.text_projection(text.pooler_output), dim=-1)
+
+    def cosine(self, images: Images, prompts: list[str]) -> Tensor:
+        return (self.image_features(images) * self.text_features(prompts)).sum(dim=-1).double()
+
+    def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        return 100 * self.cosine(images, prompts).clamp(min=0)
+
+
+class PickScore(Clip):
+    """exp(logit scale) cos(image, caption) of a CLIP tuned on Pick-a-Pic (Kirstain et al. 2023)."""
+
+    published = "yuvalkirstain/PickScore_v1"
+
+    def _tokenizer(self, model: str) -> str:
+        """The published repository has weights alone; its authors take the tokenizer of the CLIP they began with."""
+        return model if (Path(model).expanduser() / "tokenizer_config.json").is_file() else CLIP_H
+
+    def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        return self.model.logit_scale.detach().exp().double() * self.cosine(images, prompts)
+
+
+class HPS(Clip):
+    """cos(image, caption) of a CLIP tuned on HPDv2 (Wu et al. 2023). 2.0 and 2.1 are not comparable.
+
+    `model`: a folder of transformers' CLIPModel, or the authors' weights of open_clip's ViT-H/14.
+    """
+
+    published = "xswu/HPSv2:HPS_v2.1_compressed.pt"
+
+    def _model(self, model: str) -> nn.Module:
+        if self._is_folder(model):
+            return super()._model(model)
+        from transformers import CLIPConfig, CLIPModel
+
+        file = weights.file_of(model)
+        with torch.device("meta"):
+            made = CLIPModel(CLIPConfig.from_pretrained(CLIP_H))
+        made.load_state_dict(weights.from_open_clip(weights.read(file)), assign=True, strict=False)
+        return made
+
+    def _tokenizer(self, model: str) -> str:
+        return model if self._is_folder(model) else CLIP_H
+
+    @staticmethod
+    def _is_folder(model: str) -> bool:
+        return Path(model).expanduser().is_dir()
+
+    def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        return self.cosine(images, prompts)
+
+
+class HPS20(HPS):
+    published = "xswu/HPSv2:HPS_v2_compressed.pt"
+
+
+class Aesthetic:
+    """A linear head on CLIP's unit image features, 1 to 10 (LAION's improved-aesthetic-predictor).
+
+    `model`: a folder with CLIP in it and the head as `head.safetensors`; or the head's file, for OpenAI's ViT-L/14.
+    """
+
+    published = "trl-lib/ddpo-aesthetic-predictor:aesthetic-model.pth"
+    clip = "openai/clip-vit-large-patch14"
+
+    def __init__(self, model: str, device: torch.device) -> None:
+        folder = Path(model).expanduser()
+        head = folder / "head.safetensors" if folder.is_dir() else weights.file_of(model)
+        self.encoder = Clip(model if folder.is_dir() else self.clip, device)
+        state = weights.read(head)
+        names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: int(name.rpartition(".")[2] or 0))
+        self.layers = [(state[f"{n}.weight"].to(device).float(), state[f"{n}.bias"].to(device).float()) for n in names]
+
+    @torch.inference_mode()
+    def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        found = self.encoder.image_features(images)
+        for weight, bias in self.layers:  # there is nothing between them but dropout
+            found = found @ weight.T + bias
+        return found[:, 0].double()
+
+
+class ImageReward:
+    """(head(BLIP's first text state, attending to the image) - 0.167) / 1.033 (Xu et al. 2023).
+
+    `model`: a folder with the authors' `ImageReward.pt` (or safetensors of its names), `config.json` of transformers'
+    BLIP and BERT's tokenizer; or the weights' file alone, of BLIP's size (ViT-L/16).
+    """
+
+    published = "THUDM/ImageReward:ImageReward.pt"
+    MEAN, STD = 0.16717362830052426, 1.0333394966054072
+    blip, tokens = "Salesforce/blip-itm-large-coco", "bert-base-uncased"
+
+    def __init__(self, model: str, device: torch.device) -> None:
+        from transformers import AutoTokenizer, BlipConfig
+        from transformers.models.blip.modeling_blip import BlipTextModel, BlipVisionModel
+
+        folder = Path(model).expanduser()
+        is_folder = folder.is_dir()
+        files = [*folder.glob("*.safetensors"), *folder.glob("*.pt")] if is_folder else [weights.file_of(model)]
+        if not files:
+            raise ValueError(f"{folder} has no weights: neither *.safetensors nor *.pt")
+        config = BlipConfig.from_pretrained(model if is_folder else self.blip)
+        config.vision_config.image_size = 224
+        if is_folder:
+            config.vision_config.image_size = read_json(folder / "config.json")["vision_config"]["image_size"]
+        config.text_config.is_decoder = False
+        self.device, self.side = device, config.vision_config.image_size
+        state = weights.read(files[0])
+        ours = weights.from_blip({n.removeprefix("blip."): t for n, t in state.items() if n.startswith("blip.")})
+        self.vision = self._loaded(BlipVisionModel(config.vision_config), ours, "vision_model.")
+        self.text = self._loaded(BlipTextModel(config.text_config, add_pooling_layer=False), ours, "text_encoder.")
+        numbers = sorted(int(name.split(".")[2]) for name in state if name.startswith("mlp.") and "weight" in name)
+        heads = ((state[f"mlp.layers.{n}.weight"], state[f"mlp.layers.{n}.bias"]) for n in numbers)
+        self.head = [(weight.to(device).float(), bias.to(device).float()) for weight, bias in heads]
+        self.tokenizer = AutoTokenizer.from_pretrained(model if is_folder else self.tokens)
+
+    def _loaded(self, module: nn.Module, state: dict[str, Tensor], prefix: str) -> nn.Module:
+        part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        missing = [
+            name for name in module.load_state_dict(part, strict=False).missing_keys if "position_ids" not in name
+        ]
+        if missing:
+            raise ValueError(f"the weights lack {prefix}{missing[0]}")
+        return module.float().to(self.device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        seen = self.vision(pixel_values=prepared(images, self.side).to(self.device)).last_hidden_state
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+        text = self.text(
+            input_ids=tokens.input_ids.to(self.device),
+            attention_mask=tokens.attention_mask.to(self.device),
+            encoder_hidden_states=seen,
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.int64, device=self.device),
+        )
+        found = text.last_hidden_state[:, 0]
+        for weight, bias in self.head:
+            found = found @ weight.T + bias
+        return (found[:, 0].double() - self.MEAN) / self.STD
+
+
+SCORERS: dict[str, Callable[[str, torch.device], Callable[[Images, list[str]], Tensor]]] = {
+    "clip": Clip,
+    "pickscore": PickScore,
+    "hpsv2.0": HPS20,
+    "hpsv2.1": HPS,
+    "imagereward": ImageReward,
+    "aesthetic": Aesthetic,
+}

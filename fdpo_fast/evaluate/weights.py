@@ -1,0 +1,101 @@
+"""Weights of scorers, from folders, files or the hub, in the names of `transformers`. Only tensors are unpickled."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+
+def file_of(name: str) -> Path:
+    """A local file, or `owner/name:file` of the hub. Raises ValueError where there is none."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    repository, colon, file = name.partition(":")
+    if not colon or repository.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"'{name}' is no file here, nor of the hub's form owner/name:file")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"'{name}' cannot be fetched from the hub: {str(error).splitlines()[0]}") from None
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a pickled state dict; ValueError where it holds anything else."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} is no state dict of tensors: {str(error).splitlines()[0]}") from None
+    return found.get("state_dict", found)
+
+
+_OPEN_CLIP = (
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.ln_1\.", ".layer_norm1."),
+    (r"\.ln_2\.", ".layer_norm2."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+"""From open_clip's CLIP to transformers' CLIPModel."""
+
+_BLIP = (
+    (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
+    (r"^visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^visual_encoder\.blocks\.", "vision_model.encoder.layers."),
+    (r"\.attn\.proj\.", ".self_attn.projection."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.norm1\.", ".layer_norm1."),
+    (r"\.norm2\.", ".layer_norm2."),
+)
+"""From the BLIP of its authors, which ImageReward has, to transformers'."""
+
+
+def _renamed(state: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in state.items():
+        for pattern, new in rules:
+            name = re.sub(pattern, new, name)
+        found[name] = tensor
+    return found
+
+
+def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For `CLIPModel.load_state_dict`: open_clip keeps q, k and v in one matrix, and projections as x @ W."""
+    found = {}
+    for name, tensor in _renamed(state, _OPEN_CLIP).items():
+        if match := re.search(r"in_proj_(weight|bias)$", name):
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                found[name[: match.start()] + f"{letter}_proj.{match[1]}"] = part
+        elif name in ("visual.proj", "text_projection"):
+            found[{"visual.proj": "visual_projection.weight"}.get(name, "text_projection.weight")] = tensor.T
+        elif name != "attn_mask":
+            found[name] = tensor
+    return found
+
+
+def from_blip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of vision model and text encoder, for `BlipForImageTextRetrieval` and the like."""
+    return _renamed(state, _BLIP)
