@@ -128,7 +128,7 @@ def _how(found: Comparison) -> Iterator[str]:
     yield f"Strength 1 is the beta that `fdpo calibrate` finds at median |u| {compare.median_u:g} and gradient weight"
     yield f"{compare.weight:g}; at strength s it is divided by s."
     yield f"{report.captions} captions, {report.images_per_prompt} images each, the same noise for every model (seed"
-    yield f"{report.seed}). Alignment: {compare.alignment}; preference: {compare.preference}; diversity within a caption:"
+    yield f"{report.seed}). Alignment: {compare.alignment}; preference: {compare.preference}; diversity in a caption:"
     yield f"{compare.diversity}. Win rates by preference, against the base from the same noise."
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.files import digest, file_digest
-from fdpo_fast.models import tuning
+from fdpo_fast.models import load_family, tuning
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
 
@@ -28,7 +27,7 @@ class Policy:
     """A pipeline, or a checkpoint of a run."""
 
     def digest(self) -> str:
-        """Of the weights' files."""
+        """Of the UNet's weights."""
         files = [self.folder / _STATES] if self._is_checkpoint else sorted((self.folder / "unet").glob("*.safetensors"))
         return digest([file_digest(path) for path in files])
 
@@ -36,17 +35,22 @@ class Policy:
     def _is_checkpoint(self) -> bool:
         return (self.folder / _STATES).is_file()
 
-    def load(self, config: Config, family: Family) -> nn.Module:
-        """The UNet on the CPU, in the configuration's dtype. Raises ValueError for a checkpoint that is in parts."""
+    def sampler(self, config: Config, family: Family, device: torch.device):
+        """A diffusers pipeline ready to draw, in the configuration's dtype; a pipeline with all of its own components.
+
+        Raises ValueError for a checkpoint that is in parts.
+        """
         dtype = DTYPES[config.model.dtype]
-        if not self._is_checkpoint:
-            return family.denoiser(dtype, self.folder)
-        unet = family.denoiser(dtype)
-        tuning.prepare(unet, config.model)
-        state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
-        if unfit := unet.load_state_dict(state, strict=False).missing_keys:
-            raise ValueError(f"the checkpoint {self.folder} lacks {unfit[0]}: it is of another model, or of ZeRO-3")
-        return unet
+        if self._is_checkpoint:
+            unet = family.denoiser(dtype)
+            tuning.prepare(unet, config.model)
+            state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
+            if unfit := unet.load_state_dict(state, strict=False).missing_keys:
+                raise ValueError(f"the checkpoint {self.folder} lacks {unfit[0]}: it is of another model, or of ZeRO-3")
+        else:
+            family = load_family(config.model.model_copy(update={"base": str(self.folder)}))
+            unet = family.denoiser(dtype)
+        return family.sampler(unet.eval().to(device), device)
 
 
 def policy(text: str, family: Family) -> Policy:

@@ -154,8 +154,7 @@ class Studio:
     def _draw(self, policy: Policy, batches: list[list[Task]]) -> None:
         from tqdm import tqdm
 
-        device = self.rank.device
-        pipeline = self.family.sampler(policy.load(self.config, self.family).eval().to(device), device)
+        pipeline = policy.sampler(self.config, self.family, self.rank.device)
         if name := self.config.evaluate.scheduler:
             pipeline.scheduler = self.family.scheduler(name, pipeline)
         bar = tqdm(total=sum(map(len, batches)), desc=f"{policy.name}", unit="image", disable=self.rank.index > 0)

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fdpo_fast.data.files import read_json
 from fdpo_fast.evaluate import weights
 
 Images = list[Image.Image]
@@ -97,28 +96,27 @@ class PickScore(Clip):
 class HPS(Clip):
     """cos(image, caption) of a CLIP tuned on HPDv2 (Wu et al. 2023). 2.0 and 2.1 are not comparable.
 
-    `model`: a folder of transformers' CLIPModel, or the authors' weights of open_clip's ViT-H/14.
+    `model`: a folder of transformers' CLIPModel; one with config.json, a tokenizer, and the authors' weights, which are
+    open_clip's; or those weights alone, of a ViT-H/14.
     """
 
     published = "xswu/HPSv2:HPS_v2.1_compressed.pt"
 
     def _model(self, model: str) -> nn.Module:
-        if self._is_folder(model):
-            return super()._model(model)
         from transformers import CLIPConfig, CLIPModel
 
-        file = weights.file_of(model)
+        folder = Path(model).expanduser()
+        if (folder / "model.safetensors").is_file():
+            return super()._model(model)
+        file = next(folder.glob("*.pt"), None) if folder.is_dir() else weights.file_of(model)
+        if file is None:
+            raise ValueError(f"{folder} has no weights: neither model.safetensors nor *.pt")
         with torch.device("meta"):
-            made = CLIPModel(CLIPConfig.from_pretrained(CLIP_H))
-        made.load_state_dict(weights.from_open_clip(weights.read(file)), assign=True, strict=False)
-        return made
+            made = CLIPModel(CLIPConfig.from_pretrained(self._tokenizer(model)))
+        return weights.assign(made, weights.from_open_clip(weights.read(file)))
 
     def _tokenizer(self, model: str) -> str:
-        return model if self._is_folder(model) else CLIP_H
-
-    @staticmethod
-    def _is_folder(model: str) -> bool:
-        return Path(model).expanduser().is_dir()
+        return model if Path(model).expanduser().is_dir() else CLIP_H
 
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
         return self.cosine(images, prompts)
@@ -174,28 +172,20 @@ class ImageReward:
         if not files:
             raise ValueError(f"{folder} has no weights: neither *.safetensors nor *.pt")
         config = BlipConfig.from_pretrained(model if is_folder else self.blip)
-        config.vision_config.image_size = 224
-        if is_folder:
-            config.vision_config.image_size = read_json(folder / "config.json")["vision_config"]["image_size"]
-        config.text_config.is_decoder = False
+        if not is_folder:
+            config.vision_config.image_size = 224  # the authors'; BLIP's own is larger
         self.device, self.side = device, config.vision_config.image_size
         state = weights.read(files[0])
         ours = weights.from_blip({n.removeprefix("blip."): t for n, t in state.items() if n.startswith("blip.")})
-        self.vision = self._loaded(BlipVisionModel(config.vision_config), ours, "vision_model.")
-        self.text = self._loaded(BlipTextModel(config.text_config, add_pooling_layer=False), ours, "text_encoder.")
+        with torch.device("meta"):
+            vision = BlipVisionModel(config.vision_config)
+            text = BlipTextModel(config.text_config, add_pooling_layer=False)
+        self.vision = weights.assign(vision, ours, "vision_model.").to(device).eval()
+        self.text = weights.assign(text, ours, "text_encoder.").to(device).eval()
         numbers = sorted(int(name.split(".")[2]) for name in state if name.startswith("mlp.") and "weight" in name)
         heads = ((state[f"mlp.layers.{n}.weight"], state[f"mlp.layers.{n}.bias"]) for n in numbers)
         self.head = [(weight.to(device).float(), bias.to(device).float()) for weight, bias in heads]
         self.tokenizer = AutoTokenizer.from_pretrained(model if is_folder else self.tokens)
-
-    def _loaded(self, module: nn.Module, state: dict[str, Tensor], prefix: str) -> nn.Module:
-        part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        missing = [
-            name for name in module.load_state_dict(part, strict=False).missing_keys if "position_ids" not in name
-        ]
-        if missing:
-            raise ValueError(f"the weights lack {prefix}{missing[0]}")
-        return module.float().to(self.device).eval()
 
     @torch.inference_mode()
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def file_of(name: str) -> Path:
@@ -38,6 +38,17 @@ def read(path: Path) -> dict[str, Tensor]:
     except (UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{path} is no state dict of tensors: {str(error).splitlines()[0]}") from None
     return found.get("state_dict", found)
+
+
+def assign(module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> nn.Module:
+    """Give a module of the meta device the tensors below `prefix`, in float32; ValueError where some are missing."""
+    part = {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
+    if missing := module.load_state_dict(part, assign=True, strict=False).missing_keys:
+        raise ValueError(f"the weights lack {prefix}{missing[0]}")
+    for owner in module.modules():
+        if "position_ids" in owner._buffers:  # not saved
+            owner.position_ids = torch.arange(owner.position_ids.shape[-1])[None]
+    return module
 
 
 _OPEN_CLIP = (

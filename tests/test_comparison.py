@@ -1,0 +1,169 @@
+"""What a grid of runs shows: fronts, volumes, differences, and the page that says so."""
+
+import csv
+import math
+import re
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from fdpo_fast.config import ConfigError, load
+from fdpo_fast.evaluate import compare
+from fdpo_fast.evaluate.comparison import COLUMNS, Comparison, hypervolume
+from fdpo_fast.evaluate.evaluate import Report
+from fdpo_fast.evaluate.grid import losses, points
+from fdpo_fast.evaluate.index import Gallery
+from fdpo_fast.evaluate.pages import sentences, write_comparison
+from fdpo_fast.evaluate.sample import seed_of
+
+CONFIG = ROOT / "configs/digits_sweep.json"
+
+
+def comparison(tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0, 1, 2)):
+    """Runs whose alignment and diversity are `place(kind, strength, seed)`; the base is at (0, 1)."""
+    import json
+
+    words = json.dumps(list(kinds)), json.dumps(list(seeds))
+    config = load(CONFIG, [f"compare.divergences={words[0]}", f"compare.seeds={words[1]}", "compare.strengths=[1, 2]"])
+    fits = losses(config, config.compare.divergences)
+    found = list(points(config, fits, tmp_path / "runs"))
+    wanted = config.compare
+    report = Report(2, 2, 0, "captions")
+    for model, (alignment, diversity) in {
+        "base": (0.0, 1.0),
+        **{p.name: place(p.kind.name, p.strength, p.seed) for p in found},
+    }.items():
+        for name in (wanted.alignment, wanted.preference):
+            report.scores.setdefault(name, {})[model] = np.full((2, 2), alignment)
+            report.checkpoints[name] = ""
+        report.diversity.setdefault(wanted.diversity, {})[model] = np.full(2, diversity)
+        folder = tmp_path / "images" / model
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    galleries = [
+        Gallery(model, tmp_path / "images" / model, ["a", "b"],
+                [[tmp_path / "images" / model / f"{2 * c + k}.png" for k in range(2)] for c in range(2)], [[0, 1]] * 2)
+        for model in report.scores[wanted.alignment]
+    ]  # fmt: skip
+    return Comparison(config, found, report, galleries)
+
+
+def test_hypervolume_is_the_area_of_a_union():
+    assert hypervolume(np.array([[0.5, 0.5]])) == pytest.approx(0.25)
+    assert hypervolume(np.array([[1.0, 0.2], [0.5, 0.6], [0.4, 0.4]])) == pytest.approx(0.2 + 0.5 * 0.4)
+    rng = np.random.default_rng(0)
+    places = rng.random((7, 2))
+    dots = rng.random((200_000, 2))
+    inside = (dots[:, None] <= places).all(axis=2).any(axis=1).mean()  # counted another way
+    assert hypervolume(places) == pytest.approx(inside, abs=5e-3)
+
+
+def test_the_front_holds_what_nothing_beats(tmp_path):
+    places = {("reverse_kl", 1): (0.5, 0.5), ("reverse_kl", 2): (1.0, 0.1), ("jensen_shannon", 1): (0.6, 0.6)}
+    found = comparison(tmp_path, lambda kind, strength, seed: places.get((kind, strength), (0.55, 0.1)))
+    assert [(spot.kind, spot.strength) for spot in found.front] == [("jensen_shannon", 1), ("reverse_kl", 2)]
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "words"),
+    [
+        (0.2, 0.002, "support that Jensen-Shannon"),
+        (-0.2, 0.002, "speak against"),
+        (0.0, 0.1, "do not decide"),
+        (0.001, 0.2, "do not decide"),
+    ],
+)
+def test_the_sentence_follows_the_data(tmp_path, gain, noise, words):
+    rng = np.random.default_rng(3)
+
+    def place(kind, strength, seed):
+        height = 0.5 + gain * (kind == "jensen_shannon") + noise * rng.normal()
+        return (0.5 * strength, height / strength)
+
+    text = " ".join(sentences(comparison(tmp_path, place, seeds=(0, 1, 2, 3, 4))))
+    assert words in text
+    assert "Pareto front" in text
+
+
+def test_p_values_are_paired_and_adjusted(tmp_path):
+    """Seeds differ much more than divergences, so only the pairing shows it. Holm: the smallest p times their number."""
+    from scipy.stats import ttest_rel
+
+    rng = np.random.default_rng(0)
+    seeds, shift = {n: rng.normal(0, 0.2) for n in range(4)}, {"reverse_kl": 0, "jensen_shannon": 0.1, "jeffreys": 0.02}
+
+    def place(kind, strength, seed):
+        return (0.5, 0.5 + seeds[seed] + shift[kind] + rng.normal(0, 0.005)) if strength == 1 else (1.0, 0.0)
+
+    found = comparison(tmp_path, place, kinds=tuple(shift), seeds=tuple(seeds))
+    by_kind = {volume.kind: list(volume.by_seed.values()) for volume in found.volumes}
+    raw = {k: ttest_rel(by_kind["jensen_shannon"], by_kind[k]).pvalue for k in ("reverse_kl", "jeffreys")}
+    adjusted = {difference.other: difference.p for difference in found.differences("jensen_shannon")}
+    smallest = min(raw, key=raw.get)
+    assert adjusted[smallest] == pytest.approx(2 * raw[smallest])
+    assert max(adjusted.values()) < 0.05
+
+
+def test_a_single_seed_says_so(tmp_path):
+    found = comparison(tmp_path, lambda kind, strength, seed: (0.4 * strength, 0.5), seeds=(0,))
+    assert "fewer than two seeds" in " ".join(sentences(found))
+    assert all(math.isnan(volume.low) for volume in found.volumes)
+
+
+def test_the_page_holds_everything_it_shows(tmp_path):
+    found = comparison(tmp_path, lambda kind, strength, seed: (0.4 * strength + 0.01 * seed, 0.9 / strength))
+    write_comparison(found, tmp_path)
+    report = tmp_path / "report"
+    page = (report / "index.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
+    assert page.count("<img") == len(list(report.glob("*.png")))
+    with (report / "points.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 2 * 2 * 3
+    assert float(rows[0]["win_rate"]) == 1.0
+    assert "| base |" in (report / "report.md").read_text()
+
+
+def test_every_run_has_its_own_strength_and_seed(tmp_path):
+    config = load(CONFIG)
+    found = list(points(config, losses(config, config.compare.divergences), tmp_path))
+    compare_ = config.compare
+    assert len({point.name for point in found}) == len(found)
+    assert len(found) == len(compare_.divergences) * len(compare_.strengths) * len(compare_.seeds)
+    for point in found:
+        assert point.config.loss.beta == pytest.approx(config.loss.beta / point.strength)
+        assert point.config.train.seed == point.seed
+        assert point.config.reference == config.reference  # one cache for all
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ('compare.divergences=["nonsense"]', "compare.divergences 'nonsense'"),
+        ("compare.alignment=clip", "compare.alignment 'clip' is not among the evaluated ones"),
+        ("compare.diversity=lpips", "compare.diversity 'lpips' is not among"),
+        ("evaluate.images_per_prompt=1", "at least two images"),
+        ("evaluate.prompts=[]", "no captions to draw"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(override, words):
+    with pytest.raises(ValueError, match=words):
+        compare.check(load(CONFIG, [override]))
+
+
+def test_a_folder_keeps_its_comparison(tmp_path):
+    config = load(CONFIG)
+    compare.claim(tmp_path, config)
+    compare.claim(tmp_path, config)
+    with pytest.raises(ConfigError, match=r"another train.max_steps: 100 -> 7"):
+        compare.claim(tmp_path, load(CONFIG, ["train.max_steps=7"]))
+
+
+def test_seeds_follow_caption_and_number():
+    assert seed_of(0, "a cat", 1) == seed_of(0, "a cat", 1)
+    assert len({seed_of(s, p, k) for s in range(3) for p in ("a cat", "a dog") for k in range(4)}) == 24
+    assert 0 <= seed_of(0, "a cat", 0) < 2**48

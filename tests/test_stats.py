@@ -1,0 +1,59 @@
+"""Win rates and the intervals they come with."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fdpo_fast.evaluate import stats
+
+
+def test_wins_count_ties_half():
+    assert stats.wins(np.array([[1.0, 2.0, 3.0]]), np.array([[0.0, 2.0, 4.0]])).tolist() == [[1.0, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("resample", ["captions", "images"])
+def test_the_mean_lies_in_its_interval(resample):
+    values = np.random.default_rng(0).normal(3, 1, (40, 5))
+    found = stats.mean(values, resample)
+    assert found.value == pytest.approx(values.mean())
+    assert found.low < found.value < found.high
+    assert found == stats.mean(values, resample)  # the same every time
+
+
+def test_where_there_is_nothing_to_draw_from():
+    one = stats.mean(np.ones((1, 5)), "captions")
+    assert one.value == 1
+    assert math.isnan(one.low)
+    assert stats.mean(np.full((4, 3), 0.7), "captions") == pytest.approx((0.7, 0.7, 0.7))
+
+
+def test_images_of_a_caption_are_not_taken_for_captions():
+    """What all images of a caption have in common widens the interval over captions, not the one over images."""
+    values = np.repeat(np.random.default_rng(0).normal(0, 1, (30, 1)), 20, axis=1)
+    values += np.random.default_rng(1).normal(0, 0.1, values.shape)
+    wide, narrow = stats.mean(values, "captions"), stats.mean(values, "images")
+    assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
+
+
+def coverage(resample, experiments, seed):
+    """How often the interval of a win rate holds the true one: captions differ, images of one do not stand alone."""
+    rng = np.random.default_rng(seed)
+    captions, images, hits = 150, 4, 0
+    fixed = rng.beta(4, 2, captions)
+    for experiment in range(experiments):
+        # each caption has a win rate of its own, with a mean of 2/3 over all captions there are
+        rates = rng.beta(4, 2, captions) if resample == "captions" else fixed
+        truth = 2 / 3 if resample == "captions" else fixed.mean()
+        won = (rng.random((captions, images)) < rates[:, None]).astype(float)
+        won[rng.random(won.shape) < 0.1] = 0.5
+        found = stats.mean(won, resample, seed=experiment)
+        hits += found.low <= 0.9 * truth + 0.05 <= found.high
+    return hits / experiments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resample", ["captions", "images"])
+def test_95_percent_means_95_percent(resample, monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    assert 0.93 <= coverage(resample, 2000, 7) <= 0.97
