@@ -89,7 +89,7 @@ def test_the_sentence_follows_the_data(tmp_path, gain, noise, words):
 
 
 def test_p_values_are_paired_and_adjusted(tmp_path):
-    """Seeds differ much more than divergences, so only the pairing shows it. Holm: the smallest p times their number."""
+    """Seeds differ much more than divergences, so only the pairing shows it; Holm: the smallest p times two."""
     from scipy.stats import ttest_rel
 
     rng = np.random.default_rng(0)
