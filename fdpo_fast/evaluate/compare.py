@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -55,13 +56,14 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     claim(folder, config)
     started = time.monotonic()
     if not options.report_only:
-        run_grid(config, folder, Crew(folder / "logs", options.jobs))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+        try:
+            run_grid(config, folder, Crew(folder / "logs", options.jobs))
+        except KeyboardInterrupt:
+            raise ConfigError("stopped; the same command goes on where it was") from None
     fits = grid.calibrated(config, folder / "calibration.json")
-    finished = [
-        point
-        for point in grid.points(config, fits, folder / "runs")
-        if (folder / "images" / point.name / index.NAME).is_file()
-    ]
+    finished = [point for point in grid.points(config, fits, folder / "runs") if _is_drawn(folder, point)]
     if not finished:
         raise ConfigError(f"no run of {folder} is finished yet")
     galleries = [index.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
@@ -112,6 +114,7 @@ class Crew:
         for place in range(jobs):
             self.places.put(place)
         self.running: set[subprocess.Popen] = set()
+        self.stopped = False
         logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, log: str, *commands: tuple[Path, list[str]]) -> None:
@@ -119,6 +122,8 @@ class Crew:
         place = self.places.get()
         try:
             for script, arguments in commands:
+                if self.stopped:
+                    raise ConfigError("stopped")
                 self._run(log, place, script, arguments)
         finally:
             self.places.put(place)
@@ -136,7 +141,11 @@ class Crew:
         path = self.logs / f"{log}.txt"
         with path.open("a") as output:
             process = subprocess.Popen(  # noqa: S603
-                [*command, str(script), *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment
+                [*command, str(script), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for us, who pass it on once: a second signal would kill
             )
             self.running.add(process)
             code = process.wait()
@@ -146,7 +155,8 @@ class Crew:
             raise ConfigError(f"{script.stem} of {log} failed: {' '.join(last)} (all of it: {path})")
 
     def stop(self) -> None:
-        """End what runs; training keeps a checkpoint."""
+        """End what runs, for good; training keeps a checkpoint."""
+        self.stopped = True
         for process in list(self.running):
             process.terminate()
         for process in list(self.running):
@@ -169,7 +179,11 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> None:
     fits = grid.calibrated(config, folder / "calibration.json")
     crew.run("base", (SAMPLE, ["--config", str(shared), "--no-policy", *images]))
     points = list(grid.points(config, fits, folder / "runs"))
-    todo = [point for point in points if not (folder / "images" / point.name / index.NAME).is_file()]
+    todo = [point for point in points if not _is_drawn(folder, point)]
+    if not config.compare.keep_models:  # leftovers of a stop
+        for point in points:
+            if point not in todo:
+                drop_models(Path(point.config.train.output_dir))
     bar = tqdm(total=len(points), initial=len(points) - len(todo), desc="runs", unit="run")
 
     def work(point: Point) -> None:
@@ -180,8 +194,7 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> None:
         sampling = ["--config", str(own), "--no-base", "--checkpoint", f"{point.name}={run}", *images]
         crew.run(point.name, (TRAIN, ["--config", str(own), "--resume"]), (SAMPLE, sampling))
         if not config.compare.keep_models:
-            for name in ("checkpoints", "export"):
-                shutil.rmtree(Path(run) / name)
+            drop_models(Path(run))
         bar.update()
 
     (folder / "runs").mkdir(exist_ok=True)
@@ -196,6 +209,17 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> None:
             crew.stop()
             raise
     bar.close()
+
+
+def _is_drawn(folder: Path, point: Point) -> bool:
+    return (folder / "images" / point.name / index.NAME).is_file()
+
+
+def drop_models(run: Path) -> None:
+    """Delete the checkpoints and the export of a run, which is of no more use once its images are drawn."""
+    for part in (run / "checkpoints", run / "export"):
+        if part.is_dir():
+            shutil.rmtree(part)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""A whole comparison with the public command: stopped, gone on with, reported."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from fdpo_fast.evaluate.index import NAME
+
+
+def first(images, prompts):
+    """A scorer of ours."""
+    return [float(sum(image.getpixel((8, 8)))) for image in images]
+
+
+def second(images, prompts):
+    return [float(sum(image.getpixel((16, 16)))) for image in images]
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_stopped_goes_on(raw_config, write_config, tmp_path):
+    raw_config["data"]["cache_dir"] = str(tmp_path / "cache")
+    raw_config["train"] |= {"output_dir": str(tmp_path / "sweep"), "max_steps": 3}
+    raw_config["evaluate"] = {
+        "prompts": ["a handwritten two", "a handwritten five"],
+        "images_per_prompt": 2,
+        "sampling_steps": 2,
+        "scorers": ["test_compare:first", "test_compare:second"],
+        "diversity": ["rmse"],
+    }
+    raw_config["compare"] = {
+        "divergences": ["jensen_shannon", {"divergence": "alpha", "alpha": 0.3}],
+        "strengths": [1],
+        "seeds": [0, 1],
+        "trial_steps": 2,
+        "alignment": "test_compare:first",
+        "preference": "test_compare:second",
+        "diversity": "rmse",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "fdpo_fast.cli",
+        "compare",
+        "--config",
+        str(write_config(raw_config)),
+        "--jobs",
+        "2",
+    ]
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": path}, "text": True}
+    images = tmp_path / "sweep/images"
+
+    process = subprocess.Popen(command, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 300
+    while not [done for done in images.glob(f"*/{NAME}") if done.parent.name != "base"]:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "stopped; the same command goes on where it was" in said
+    kept = {done: done.stat().st_mtime_ns for done in images.glob("*/*.png")}
+
+    done = subprocess.run(command, **options, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    with (tmp_path / "sweep/report/points.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["divergence"], row["alpha"], row["seed"]) for row in rows] == [
+        ("jensen_shannon", "", "0"), ("alpha", "0.3", "0"), ("jensen_shannon", "", "1"), ("alpha", "0.3", "1"),
+    ]  # fmt: skip
+    assert len(list((tmp_path / "cache").glob("reference-*"))) == 1  # one cache for all runs
+    assert not list((tmp_path / "sweep/runs").glob("*/export"))
+
+    changed = subprocess.run([*command, "--set", "train.max_steps=4"], **options, capture_output=True, timeout=100)
+    assert "a comparison with another train.max_steps" in changed.stderr
