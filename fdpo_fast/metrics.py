@@ -12,12 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fdpo_fast.boards import Boards
 from fdpo_fast.data.files import replacing
 from fdpo_fast.loss import LossStats
 from fdpo_fast.sections import Log
 
 # Sums per timestep bin; each but the count is divided by it when written.
 COLUMNS = ("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped")
+
+BY_TIMESTEP = ("margin", "accuracy", "delta_w", "delta_l")
+"""Of each bin, on the boards."""
 
 
 class Metrics:
@@ -115,9 +119,9 @@ class WinnerWatch:
 
 
 class Writer:
-    """`metrics.jsonl` and TensorBoard scalars of one run, on rank 0."""
+    """`metrics.jsonl` and the boards of one run, on rank 0."""
 
-    def __init__(self, folder: Path, first_step: int, tensorboard: bool, data_report: dict) -> None:
+    def __init__(self, folder: Path, first_step: int, settings: Log, data_report: dict) -> None:
         with replacing(folder / "data.json") as partial:
             partial.write_text(json.dumps(data_report, indent=2))
         self.path = folder / "metrics.jsonl"
@@ -125,24 +129,15 @@ class Writer:
         # steps after the checkpoint are about to be taken again
         kept = [line for line in kept if line.endswith("}") and json.loads(line)["step"] < first_step]
         self.path.write_text("".join(line + "\n" for line in kept))
-        self.board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
+        self.boards = Boards(settings, folder, first_step)
 
     def write(self, records: list[dict]) -> None:
         with self.path.open("a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
-        if self.board is None:
-            return
         for record in records:
-            step = record["step"]
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, step)
+            values = {name: value for name, value in record.items() if isinstance(value, float)}
             for part in record.get("bins", []):
                 low, high = part["timesteps"]
-                for name in ("margin", "accuracy", "delta_w", "delta_l"):
-                    self.board.add_scalar(f"{name}/t{low}-{high}", part[name], step)
-        self.board.flush()
+                values |= {f"{name}/t{low}-{high}": part[name] for name in BY_TIMESTEP}
+            self.boards.scalars(record["step"], values)
+        self.boards.flush()

@@ -162,6 +162,7 @@ class Log(Section):
     every: int = Field(10, ge=1)
     timestep_bins: int = Field(5, ge=1)
     tensorboard: bool = True
+    wandb: str | None = Field(None, description="project of Weights & Biases; null: none")
     samples_every: int = Field(0, ge=0, description="steps between sample grids; 0: none")
     prompts: list[str] = []
     images_per_prompt: int = Field(4, ge=1)

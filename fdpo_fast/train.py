@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import torch
 import torch.distributed as dist
 
-from fdpo_fast import commands
+from fdpo_fast import boards, commands
 from fdpo_fast import config as configuration
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.noise import timesteps
@@ -40,6 +40,7 @@ def start(config: Config, options: argparse.Namespace) -> None:
     if options.dry_run:
         print(config.dumps(), end="")
         return
+    boards.check(config.log)
     check_output(Path(config.train.output_dir), options.resume)
     train(config, options.resume)
 
@@ -146,7 +147,7 @@ def train(config: Config, resume: bool) -> None:
     if rank.index == 0:
         with replacing(folder / "config.json") as partial:
             partial.write_text(config.dumps())
-    writer = Writer(folder, first_step, config.log.tensorboard, data.report) if rank.index == 0 else None
+    writer = Writer(folder, first_step, config.log, data.report) if rank.index == 0 else None
     criterion = config.loss.criterion()
 
     def reference(batch: Batch) -> torch.Tensor:
@@ -234,6 +235,7 @@ def train(config: Config, resume: bool) -> None:
         if rank.index == 0:
             family.export(state, unet_config, folder / "export")
             rank.say(f"exported to {folder / 'export'}")
+            writer.boards.close()
     dist.barrier()
 
 

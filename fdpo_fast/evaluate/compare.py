@@ -22,11 +22,12 @@ from queue import Queue
 import torch
 from tqdm import tqdm
 
-from fdpo_fast import commands
+from fdpo_fast import boards, commands
+from fdpo_fast.boards import Boards
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.files import replacing
 from fdpo_fast.evaluate import grid, index
-from fdpo_fast.evaluate.comparison import Comparison
+from fdpo_fast.evaluate.comparison import FIGURES, Comparison
 from fdpo_fast.evaluate.evaluate import measure
 from fdpo_fast.evaluate.grid import Point
 from fdpo_fast.evaluate.pages import write_comparison
@@ -70,13 +71,18 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     evaluated = measure(config, galleries)
     if evaluated.failures:
         raise ConfigError("; ".join(evaluated.failures))
-    write_comparison(Comparison(config, finished, evaluated, galleries), folder)
+    found = Comparison(config, finished, evaluated, galleries)
+    write_comparison(found, folder)
+    board = Boards(config.log, folder / "report")
+    board.table("points", found.rows, FIGURES)
+    board.close()
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; report: {folder / 'report' / 'index.html'}")
 
 
 def check(config: Config) -> None:
     """Raise ValueError for what would only show after hours."""
     compare, settings = config.compare, config.evaluate
+    boards.check(config.log)
     read_prompts(settings.prompts)
     scorers, spreads = ([each.name for each in measures] for measures in (settings.scorers, settings.diversity))
     for key, name, known in (

@@ -15,7 +15,8 @@ from fdpo_fast.evaluate.grid import Point
 from fdpo_fast.evaluate.index import Gallery
 from fdpo_fast.evaluate.policies import BASE
 
-COLUMNS = ("divergence", "alpha", "strength", "seed", "alignment", "preference", "diversity", "win_rate")
+FIGURES = ("alignment", "preference", "diversity", "win_rate")
+COLUMNS = ("divergence", "alpha", "strength", "seed", *FIGURES)
 CONFIDENCE = 0.95
 
 
@@ -101,7 +102,7 @@ class Comparison:
             groups.setdefault((point.kind.name, point.strength), []).append(row)
         found = []
         for kind, strength in sorted(groups, key=lambda key: (self.kinds.index(key[0]), key[1])):
-            values = {key: np.array([row[key] for row in groups[kind, strength]]) for key in COLUMNS[4:]}
+            values = {key: np.array([row[key] for row in groups[kind, strength]]) for key in FIGURES}
             n = len(groups[kind, strength])
             errors = {key: v.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan for key, v in values.items()}
             found.append(Spot(kind, strength, {key: float(v.mean()) for key, v in values.items()}, errors))

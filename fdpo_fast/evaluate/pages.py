@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fdpo_fast.config import Config
 from fdpo_fast.data.files import replacing
 from fdpo_fast.evaluate import figures
-from fdpo_fast.evaluate.comparison import COLUMNS, Comparison, Spot
+from fdpo_fast.evaluate.comparison import COLUMNS, FIGURES, Comparison, Spot
 from fdpo_fast.evaluate.index import contact_sheet
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.runs import Run
@@ -93,7 +93,7 @@ def _comparison(found: Comparison, folder: Path) -> Iterator[Part]:
         "All runs",
         "Means over the seeds, with the standard error of the mean.",
         ("divergence", "strength", "alignment", "preference", "diversity", "win rate", "Pareto front"),
-        (("base", "", *(f"{found.base[key]:.4f}" for key in COLUMNS[4:]), ""), *(_row(s, found) for s in found.spots)),
+        (("base", "", *(f"{found.base[key]:.4f}" for key in FIGURES), ""), *(_row(s, found) for s in found.spots)),
     )
     yield Part(
         "Where the pull goes",
@@ -148,7 +148,7 @@ def _range(low: float, high: float) -> str:
 
 
 def _row(spot: Spot, found: Comparison) -> tuple[str, ...]:
-    cells = (f"{spot.mean[key]:.4f} ± {spot.error[key]:.4f}" for key in COLUMNS[4:])
+    cells = (f"{spot.mean[key]:.4f} ± {spot.error[key]:.4f}" for key in FIGURES)
     return spot.kind, f"{spot.strength:g}", *cells, "yes" if spot in found.front else ""
 
 
