@@ -164,11 +164,24 @@ def _plan(command, raw, *options):
 
 
 def test_what_the_advice_says_fits(command, tmp_path):
+    """The lines to change are taken word for word, and then the plan says that it fits."""
     raw = json.loads((CONFIGS / "sdxl_js.json").read_text())
-    raw["model"]["base"] = str(build("tiny_sdxl", tmp_path / "base"))
-    raw["data"] |= {"resolution": 64}
-    text = _plan(command, raw, "--gpu", "1GB", "--host", "2.001GB")
-    assert "fits" in text
+    base = build("tiny_sdxl", tmp_path / "base")
+    unet = json.loads((base / "unet/config.json").read_text())
+    unet |= {"block_out_channels": [128, 256], "norm_num_groups": 32}  # a plan reads no weights
+    (base / "unet/config.json").write_text(json.dumps(unet))
+    raw["model"]["base"], raw["data"]["resolution"], raw["data"]["max_rows"] = str(base), 64, 4
+    _plan(command, raw, "--json", str(tmp_path / "plan.json"))
+    rungs = json.loads((tmp_path / "plan.json").read_text())["rungs"]
+    assert rungs["C"]["gpu_total_gib"] < rungs["A"]["gpu_total_gib"] - 0.01
+    limits = ["--gpu", f"{rungs['C']['gpu_total_gib'] + 0.002:.3f}GB", "--host", "24GB"]
+    text = _plan(command, raw, *limits)
+    assert "this configuration does not fit" in text
+    advice = text[text.index(" does; change\n") :].splitlines()[1:]
+    changes = [line.strip().split(": ", 1) for line in advice]
+    overrides = [word for key, change in changes for word in ("--set", f"{key}={change.split(' -> ')[1]}")]
+    assert overrides
+    assert "\nthis configuration fits" in _plan(command, raw, *limits, *overrides)
 
 
 @pytest.mark.parametrize("options", [["--gpu", "24MB"], ["--gpus", "0"], ["--gpus", "two"], ["--host", "0"]])

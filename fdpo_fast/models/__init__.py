@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
     from fdpo_fast.sections import Model
 
+# Without a GPU it warns, while diffusers imports it, that its 4-bit kernels are missing: nothing here has 4 bits.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 def quiet_libraries() -> None:
     """Turn off the progress bars and notices of the libraries below: a run has one bar of its own."""
     # newer releases of diffusers call it `dtype`, which older ones do not know
     warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
