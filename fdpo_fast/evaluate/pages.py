@@ -148,7 +148,8 @@ def _range(low: float, high: float) -> str:
 
 
 def _row(spot: Spot, found: Comparison) -> tuple[str, ...]:
-    cells = (f"{spot.mean[key]:.4f} ± {spot.error[key]:.4f}" for key in FIGURES)
+    errors = {key: "" if math.isnan(error) else f" ± {error:.4f}" for key, error in spot.error.items()}
+    cells = (f"{spot.mean[key]:.4f}{errors[key]}" for key in FIGURES)
     return spot.kind, f"{spot.strength:g}", *cells, "yes" if spot in found.front else ""
 
 
