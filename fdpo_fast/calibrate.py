@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--policy", type=Path, metavar="FOLDER", help="an exported pipeline instead of a trial")
     parser.add_argument("--median-u", type=float, default=1.0, help="asked for: median |u| (default 1)")
     parser.add_argument("--weight", type=float, default=0.4, help="asked for: median gradient weight (default 0.4)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--json", type=commands.output_file, metavar="FILE", help="write the figures")
     commands.run(parser.parse_args(sys.argv[1:] if arguments is None else arguments), "calibrate", calibrate)
 
 
@@ -58,7 +58,6 @@ def calibrate(config: Config, options: Namespace) -> None:
         raise ConfigError("--pairs, --steps and --median-u must be positive")
     if config.loss.type != "sigmoid":
         raise ConfigError(f"the gradient weight of loss.type '{config.loss.type}' is not sigmoid(-z): set 'sigmoid'")
-    commands.check_folder(options.json)
     found = drift(config, options.pairs, options.steps, options.policy)
     figures = fit(config.loss.link(), found.delta, options.median_u, options.weight)
     figures["elements"] = found.elements

@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
@@ -59,13 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] != ["check"]:
         sys.exit("fdpo data: the command is `fdpo data check --config FILE`")
     parser = commands.parser("data check", __doc__.split(":")[1])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, each refused row included")
+    parser.add_argument(
+        "--json", type=commands.output_file, metavar="FILE", help="write everything, each refused row included"
+    )
     commands.run(parser.parse_args(arguments[1:]), "data check", check)
 
 
 def check(config: Config, options: Namespace) -> None:
     """Read, print, and write the report if asked to."""
-    commands.check_folder(options.json)
     if config.data.source == EMBEDDED:
         from fdpo_fast.digits import embedded
 

@@ -20,10 +20,14 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
-def check_folder(file: Path | None) -> None:
-    """Raise ConfigError where a file to be written at the end has no folder to lie in."""
-    if file and not file.expanduser().absolute().parent.is_dir():
-        raise ConfigError(f"--json '{file}': the folder {file.parent} does not exist")
+def output_file(text: str) -> Path:
+    """The path of a file to be written at the end; ArgumentTypeError where none could lie there."""
+    path = Path(text).expanduser().absolute()
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}': the folder {path.parent} does not exist")
+    if not text or (path.exists() and not path.is_file()):
+        raise argparse.ArgumentTypeError(f"'{text}' is not the name of a file")
+    return path
 
 
 def run(options: argparse.Namespace, name: str, work: Callable[[Config, argparse.Namespace], None]) -> None:

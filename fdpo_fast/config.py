@@ -83,9 +83,7 @@ class Config(Section):
         for key in self.deepspeed:
             if key in _OWNED:
                 raise ValueError(f"deepspeed.{key} is not set there: {_OWNED[key]} states it once for both")
-        for key in ("bf16", "zero_optimization"):
-            if not isinstance(self.deepspeed.get(key, {}), dict):
-                raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
+        self._check_deepspeed()
         if type(self.stage) is not int or not 0 <= self.stage <= 3:
             raise ValueError(f"deepspeed.zero_optimization.stage must be 0, 1, 2 or 3, got {json.dumps(self.stage)}")
         if self.model.dtype == "fp32" and self.deepspeed.get("bf16", {}).get("enabled"):
@@ -98,6 +96,17 @@ class Config(Section):
         if self.log.samples_every and not self.log.prompts:
             raise ValueError("log.samples_every is set but log.prompts is empty: give the captions to draw")
         return self
+
+    def _check_deepspeed(self) -> None:
+        """Refuse values that we read ourselves and could not."""
+        for key in ("bf16", "zero_optimization"):
+            if not isinstance(self.deepspeed.get(key, {}), dict):
+                raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
+        for key, value in self.deepspeed.get("zero_optimization", {}).items():
+            if key.startswith("offload_") and not isinstance(value, dict | None):
+                raise ValueError(f'deepspeed.zero_optimization.{key} must be an object like {{"device": "cpu"}}')
+            if value == "auto":
+                raise ValueError(f"deepspeed.zero_optimization.{key} 'auto' is for other trainers: give a number")
 
     @property
     def stage(self) -> int:

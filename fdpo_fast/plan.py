@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
@@ -16,8 +17,6 @@ from fdpo_fast.memory.ladder import RUNGS
 from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan
 from fdpo_fast.models import quiet_libraries
 
-STDOUT = Path("-")
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line; prints a table."""
@@ -27,12 +26,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--gpus", type=count, default=1, metavar="N", help="GPUs of the machine, a rank each (default 1)"
     )
-    parser.add_argument("--tflops", type=float, metavar="T", help="what your GPU sustains, for seconds per step")
+    parser.add_argument("--tflops", type=rate, metavar="T", help="what your GPU sustains, for seconds per step")
     parser.add_argument(
         "--json",
         nargs="?",
-        const=STDOUT,
-        type=Path,
+        const=True,
+        type=commands.output_file,
         metavar="FILE",
         help="write the figures; no FILE: print them alone",
     )
@@ -47,6 +46,17 @@ def size(text: str) -> float:
     return float(found[1]) * 2**30
 
 
+def rate(text: str) -> float:
+    """TFLOP/s."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ArgumentTypeError(f"'{text}' is not a positive number")
+    return found
+
+
 def count(text: str) -> int:
     """A number of GPUs."""
     if not text.isdigit() or not int(text):
@@ -56,13 +66,12 @@ def count(text: str) -> int:
 
 def show(config: Config, options: Namespace) -> None:
     """Draw up the plan and print it."""
-    commands.check_folder(options.json)
     quiet_libraries()
     drawn = plan(config, options.gpus)
     text = json.dumps(figures(drawn, options), indent=2)
-    print(text if options.json == STDOUT else "\n".join(table(drawn, options)))
-    if options.json and options.json != STDOUT:
-        with replacing(options.json.expanduser()) as partial:
+    print(text if options.json is True else "\n".join(table(drawn, options)))
+    if isinstance(options.json, Path):
+        with replacing(options.json) as partial:
             partial.write_text(text + "\n")
 
 
@@ -164,15 +173,29 @@ def _advice(drawn: Plan, options: Namespace) -> Iterator[str]:
     for name, (config, needs) in drawn.rungs.items():
         if not _lacks(needs, options):
             yield f"rung {name} does; change"
-            yield from (f"    {line}" for line in drawn.config.differences(config))
+            changes = drawn.config.differences(config)
+            yield from (f"    {line}" for line in changes)
+            if any(line.startswith("train.pairs_per_step") for line in changes):
+                yield "    and optimizer.lr and train.max_steps to go with smaller steps, as configs/sdxl_js_16gb.json"
             return
-    book = drawn.needs.book
-    parts = book.parts(book.peak("gpu"), "gpu")
-    dominates = max(parts, key=parts.__getitem__)
-    yield (
-        f"no rung does; most of the GPU's share is '{dominates}': lower data.resolution, "
-        "train.pairs_per_micro_batch or data.encode_batch, or train an adapter (model.train)"
-    )
+    yield "no rung does:"
+    least = min((found for _, found in drawn.rungs.values()), key=lambda found: found.gpu_total)
+    if options.gpu and least.gpu_total > options.gpu:
+        phase = least.fullest[0]
+        yield f"    the least a GPU takes is in the phase '{phase}': {SMALLER.get(phase, SMALLER['step'])}"
+    if options.host and all(found.host > options.host for _, found in drawn.rungs.values()):
+        yield "    each takes more host memory than that: train an adapter (model.train 'lora') or a smaller base"
+
+
+SMALLER = {
+    "caching images": "lower data.encode_batch",
+    "caching text": "lower data.encode_batch, or fill the cache on another machine",
+    "sample grids": "lower log.images_per_prompt, or set log.samples_every to 0",
+    "caching reference errors": "lower train.pairs_per_micro_batch",
+    "starting": "train on more GPUs, or an adapter in stage 0",
+    "step": "lower data.resolution or train.pairs_per_micro_batch, or train an adapter (model.train)",
+}
+"""What makes a phase smaller; "step" stands for the phases of a training step."""
 
 
 if __name__ == "__main__":

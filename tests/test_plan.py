@@ -11,7 +11,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from fdpo_fast import config
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, account
-from fdpo_fast.memory.needs import needs, shortage
+from fdpo_fast.memory.needs import disk, needs, shortage
 from fdpo_fast.memory.trace import _Rehearsal, flops, trace
 from fdpo_fast.models.blueprint import blueprint
 from fdpo_fast.models.presets import build, unet_config
@@ -205,3 +205,76 @@ def test_the_trainer_warns_where_memory_is_short(tiny, monkeypatch):
     assert shortage(settings, 1, 1, torch.device("cpu")) is None
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**20))
     assert "fdpo plan" in shortage(settings, 1, 1, torch.device("cpu"))
+
+
+def test_the_trainer_warns_where_a_gpu_is_short(tiny, monkeypatch):
+    settings, cuda = tiny(), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
+    assert shortage(settings, 1, 1, cuda) is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**10, 2**30))
+    assert "GPU memory" in shortage(settings, 1, 1, cuda)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model.family=sd"], "is a StableDiffusionXLPipeline, this model.family takes StableDiffusionPipeline"),
+        (["model.base=a b/c"], "is no name on the hub"),
+        (["model.base=digits"], "is a StableDiffusionPipeline, this model.family takes StableDiffusionXLPipeline"),
+        (['deepspeed={"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}'], "must be an object like"),
+        (
+            ['deepspeed={"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}'],
+            "'auto' is for other trainers",
+        ),
+    ],
+)
+def test_mistakes_get_a_sentence(command, tiny_config, tmp_path, words, sentence):
+    overrides = [word for override in words for word in ("--set", override)]
+    with pytest.raises(SystemExit, match=sentence):
+        _plan(command, tiny_config("sdxl", tmp_path), *overrides)
+
+
+def test_a_folder_is_not_overwritten_by_a_file(command, tiny_config, tmp_path, capsys):
+    kept = tmp_path / "results"
+    kept.mkdir()
+    (kept / "precious").touch()
+    for name in (str(kept), "", "/dev/null"):
+        with pytest.raises(SystemExit):
+            _plan(command, tiny_config("sdxl", tmp_path), "--json", name)
+        assert "is not the name of a file" in capsys.readouterr().err
+    assert (kept / "precious").exists()
+
+
+def test_the_keys_of_deepspeed_that_are_no_rungs_stay():
+    made = config.load(
+        CONFIGS / "sdxl_js.json", ['deepspeed={"bf16": {"enabled": false}, "wall_clock_breakdown": true}']
+    )
+    assert ladder.current(made) == "A"
+    assert ladder.on_rung(made, "C", 1).deepspeed["wall_clock_breakdown"] is True
+
+
+def test_frozen_weights_lie_where_zero_puts_them(tiny):
+    """ZeRO-3 splits what is frozen too, and offloads it with the rest; below it every rank has all of it."""
+    offload = {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
+    for stage, place, ranks, share in (
+        ({"stage": 0}, "gpu", 2, 1),
+        ({"stage": 3}, "gpu", 2, 2),
+        (offload, "host", 4, 4),
+    ):
+        settings = tiny("model.train=lora", f"deepspeed={json.dumps({'zero_optimization': stage})}")
+        traced = trace(settings, blueprint(settings.model))
+        book = account(settings, traced, ranks, gpu=True)
+        assert book.parts("forward", place)["frozen weights"] == traced.frozen_bytes / share
+        assert traced.frozen_bytes > traced.trained_bytes
+
+
+def test_disk_counts_what_a_checkpoint_holds(tiny):
+    """LoRA: the frozen weights too. With an average: four bytes for each that is trained."""
+    plain, lora, average = tiny(), tiny("model.train=lora"), tiny("train.ema_decay=0.9")
+    for settings in (plain, lora, average):
+        drawn = blueprint(settings.model)
+        traced = trace(settings, drawn)
+        each = 4 * traced.trained * (1 + 2)  # float32 weights and two moments
+        each += traced.frozen_bytes + (4 * traced.trained if settings.train.ema_decay else 0)
+        found, _ = disk(settings, drawn, traced)
+        assert found["checkpoints"] == (settings.train.keep_checkpoints + 1) * each

@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        if path.is_dir():
+        if path.is_dir() and partial.is_dir():  # a file in place of a folder is nobody's wish: os.replace refuses
             shutil.rmtree(path)
         os.replace(partial, path)
     finally:

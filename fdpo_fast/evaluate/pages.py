@@ -22,6 +22,8 @@ from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.runs import Run
 
 _PAGES = Environment(loader=PackageLoader("fdpo_fast.evaluate", "."), autoescape=True, undefined=StrictUndefined)
+ALPHA = 0.05
+"""Of the tests' significance."""
 SHEETS = 8
 """Sample grids of a comparison's page at most."""
 
@@ -80,7 +82,8 @@ def _comparison(found: Comparison, folder: Path) -> Iterator[Part]:
     yield Part("Preference against diversity", picture=figures.trade_off(found, "preference"), file="preference.png")
     yield Part(
         "Hypervolume",
-        "The area that a divergence's runs dominate, the base among them; all runs together span the unit square.",
+        "The area that a divergence's runs dominate, the base among them; all runs together span the unit square. It "
+        "depends on the strengths that were run: a curve that reaches less far covers less.",
         ("divergence", "mean", "95 % over seeds", "seeds"),
         tuple(
             (v.kind, f"{v.mean:.4f}", _range(v.low, v.high), ", ".join(f"{area:.3f}" for area in v.by_seed.values()))
@@ -169,22 +172,21 @@ def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
     if not differences:
         yield "With fewer than two seeds nothing can be said about significance."
         return
-    better = [d.other for d in differences if d.p < 0.05 and d.mean > 0]
-    worse = [d.other for d in differences if d.p < 0.05 and d.mean < 0]
-    same = [d.other for d in differences if d.p >= 0.05]
+    verdicts = {
+        "significantly larger than that of": [d.other for d in differences if d.p < ALPHA and d.mean > 0],
+        "significantly smaller than that of": [d.other for d in differences if d.p < ALPHA and d.mean < 0],
+        "not significantly different from that of": [d.other for d in differences if d.p >= ALPHA],
+    }
     seeds = len(next(volume for volume in found.volumes if volume.kind == kind).by_seed)
-    yield f"Paired over {seeds} seeds (t-test, Holm): significantly larger than that of {_list(better)}; "
-    yield f"significantly smaller than that of {_list(worse)}; no significant difference to {_list(same)}."
+    said = "; ".join(f"{words} {', '.join(names)}" for words, names in verdicts.items() if names)
+    yield f"Paired over {seeds} seeds (t-test, Holm), its hypervolume is {said}."
+    _, worse, same = verdicts.values()
     if rank == 1 and not same and on:
         yield "So these runs support that Jensen-Shannon balances alignment and diversity best."
     elif worse:
         yield "So these runs speak against Jensen-Shannon balancing alignment and diversity best."
     else:
         yield "So these runs do not decide whether Jensen-Shannon balances alignment and diversity best."
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 def _markdown(parts: list[Part]) -> Iterator[str]:

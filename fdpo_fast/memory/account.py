@@ -82,7 +82,7 @@ class Engine:
         stage = config.stage
 
         def offloaded(key: str) -> bool:
-            return zero.get(key, {}).get("device", "none") != "none"
+            return (zero.get(key) or {}).get("device", "none") != "none"
 
         return cls(
             stage,
@@ -127,7 +127,8 @@ def _activations(book: Account, trace: Trace, engine: Engine, config: Config) ->
 
 def _weights(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     frozen = trace.frozen_bytes
-    book.add("frozen weights", "gpu", frozen)
+    beside = engine.stage == 3 and engine.offload_param
+    book.add("frozen weights", "host" if beside else "gpu", frozen / (engine.ranks if engine.stage == 3 else 1))
     if config.reference.mode == "live":
         book.add("reference model", "gpu", trace.trained_bytes + frozen)
     if config.train.ema_decay:

@@ -18,7 +18,7 @@ _ON_HOST = {"device": "cpu"}
 _BUCKETS = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
 _SMALL = {"dtype": "bf16", "gradient_checkpointing": "full"}
 _PLAIN = {"type": "adamw8bit", "rounding": "stochastic", "clipping": "global"}
-_NO_MASTER = {"bf16": {"enabled": False}, "zero_optimization": {"stage": 0, **_BUCKETS}}
+_NO_MASTER = {"bf16": {"enabled": False}, "zero_optimization": {"stage": 0}}
 _BF16_MASTER = {"enabled": True, "bf16_master_weights_and_grads": True}
 
 RUNGS = {
@@ -80,7 +80,7 @@ def on_rung(config: Config, name: str, ranks: int) -> Config:
     """
     raw = json.loads(config.dumps())
     for section, values in RUNGS[name].sections.items():
-        raw[section] = values if section == "deepspeed" else raw[section] | values
+        raw[section] |= values
     if raw["train"]["step_in_backward"]:
         raw["train"]["pairs_per_step"] = raw["train"]["pairs_per_micro_batch"] * ranks
     return Config.model_validate(raw)
@@ -89,12 +89,13 @@ def on_rung(config: Config, name: str, ranks: int) -> Config:
 def current(config: Config) -> str | None:
     """The rung that the configuration stands on; None for settings of its own."""
     raw = json.loads(config.dumps())
-    for name, rung in RUNGS.items():
-        matches = [_holds(raw[section], values) for section, values in rung.sections.items()]
-        if all(matches):
-            return name
-    return None
+    raw["deepspeed"] = config.for_deepspeed(1)
+    return next((name for name, rung in RUNGS.items() if _holds(raw, rung.sections)), None)
 
 
-def _holds(section: dict[str, Any], values: dict[str, Any]) -> bool:
-    return all(section.get(key) == value for key, value in values.items())
+def _holds(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether everything that is wanted is in there, at any depth."""
+    return all(
+        _holds(found.get(key) or {}, value) if isinstance(value, dict) else found.get(key) == value
+        for key, value in wanted.items()
+    )

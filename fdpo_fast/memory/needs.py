@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.readers import open_source
 from fdpo_fast.memory import ladder
-from fdpo_fast.memory.account import GIB, Account, account, moments
+from fdpo_fast.memory.account import GIB, PHASES, Account, account, moments
 from fdpo_fast.memory.trace import Trace, flops, trace, vae_passes
 from fdpo_fast.models.blueprint import Blueprint, blueprint
 from fdpo_fast.models.tuning import CHECKPOINTING
@@ -77,11 +78,15 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int) -> Ne
     if config.stage == 3:
         beside["starting"] = everything  # DeepSpeed moves the model there before it splits it
     if config.log.samples_every:
-        resting = book.total("step", "gpu") - book.parts("step", "gpu").get("gradients", 0)
+        resting = sum(e.size for e in book.entries if e.place == "gpu" and e.phases == PHASES and e.part != "gradients")
         # with guidance every image of a prompt is in the UNet's batch twice
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
         beside["sample grids"] = resting + width * text + max(decode, traced.inference * share)
-    return Needs(book, beside, everything, ranks)
+    starting = everything
+    if config.bf16_masters and book.total("step", "host"):
+        # flat weights, master and gradients are made beside what is read, before `optim/offload.py` makes them one
+        starting += 3 * 2 * traced.trained / ranks
+    return Needs(book, beside, starting, ranks)
 
 
 def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str, float], str]:
@@ -91,11 +96,13 @@ def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str,
     image = blueprint.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
     optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
     whole = traced.trained_bytes + traced.frozen_bytes
+    average = 4 * traced.trained if config.train.ema_decay else 0
+    pairs = rows * (2 if config.data.ties == "half" else 1)
     written = {
         "latents": 2.0 * rows * image * width,
         "text embeddings": float(rows * blueprint.text_elements() * width),
-        "reference errors": 16.0 * rows * (config.reference.visits or 0),
-        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + optimizer),
+        "reference errors": 16.0 * pairs * (config.reference.visits or 0),
+        "checkpoints": (config.train.keep_checkpoints + 1) * (whole + optimizer + average),
         "export": float(whole),
     }
     return {name: size for name, size in written.items() if size}, known
@@ -106,7 +113,8 @@ def _rows(config: Config) -> tuple[int, str]:
     source, most = config.data.source, config.data.max_rows
     if source == EMBEDDED:
         return config.data.digits.pairs, "the embedded pairs"
-    if Path(source).expanduser().exists():
+    path = Path(source).expanduser()
+    if path.exists() or ("://" not in source and glob.glob(str(path))):
         return len(open_source(config.data)), "the rows of data.source"
     if most:
         return most, "data.max_rows, as data.source is not here"

@@ -12,9 +12,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from fdpo_fast.data.files import read_json
-from fdpo_fast.models import family_class, presets
+from fdpo_fast.models import family_class, hub, presets
 from fdpo_fast.models.family import Family, shrinks
-from fdpo_fast.models.hub import component_config
 from fdpo_fast.sections import EMBEDDED, Model
 
 
@@ -41,8 +40,8 @@ class Blueprint:
     def text_encoders(self) -> list[nn.Module]:
         with torch.device("meta"):
             return [
-                getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**config))
-                for config in self.text_configs.values()
+                presets.text_encoder_class(name)(transformers.CLIPTextConfig(**config))
+                for name, config in self.text_configs.items()
             ]
 
     def text_elements(self) -> int:
@@ -63,13 +62,16 @@ def blueprint(model: Model) -> Blueprint:
     family = family_class(model)
     encoders = [name for name in family.text_components if name.startswith("text_encoder")]
     if model.base == EMBEDDED:
+        hub.check_kind(EMBEDDED, {"_class_name": presets.PRESETS["sd15"]["pipeline"]}, family.pipelines)
         found, source = presets.configs(_embedded(encoders)), "the embedded pipeline"
     elif Path(model.base).expanduser().is_dir():
         folder = Path(model.base).expanduser()
+        if (folder / "model_index.json").is_file():
+            hub.check_kind(model.base, read_json(folder / "model_index.json"), family.pipelines)
         encoders = [name for name in encoders if (folder / name).is_dir()]  # not needed where the data are encoded
         found, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
     else:
-        found = {name: component_config(model.base, name) for name in ("unet", "vae", *encoders)}
+        found = {name: hub.component_config(model.base, name) for name in ("unet", "vae", *encoders)}
         source = model.base
         if None in found.values():
             found = presets.configs(presets.components(family.preset))

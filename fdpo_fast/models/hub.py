@@ -22,11 +22,7 @@ def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.bas
     if not index.is_file():
         raise ValueError(f"{key} '{base}' has no model_index.json: give a diffusers pipeline folder")
     parts = read_json(index)
-    if parts.get("_class_name") not in pipelines:
-        raise ValueError(
-            f"{key} '{base}' is a {parts.get('_class_name')}, this model.family takes {' or '.join(pipelines)}: "
-            f"set model.family or {key}"
-        )
+    check_kind(base, parts, pipelines, key)
     missing = [name for name in ("vae", "unet", "scheduler") if name not in parts]
     if missing:
         raise ValueError(f"the pipeline {folder} has no {' and no '.join(missing)}")
@@ -35,6 +31,15 @@ def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.bas
         if not weights or not (folder / name / "config.json").is_file():
             raise ValueError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")
     return folder
+
+
+def check_kind(base: str, parts: dict[str, Any], pipelines: tuple[str, ...], key: str = "model.base") -> None:
+    """Raise ValueError where the model_index.json of `base`, the value of `key`, is of another kind of pipeline."""
+    if parts.get("_class_name") not in pipelines:
+        raise ValueError(
+            f"{key} '{base}' is a {parts.get('_class_name')}, this model.family takes {' or '.join(pipelines)}: "
+            f"set model.family or {key}"
+        )
 
 
 def vae_folder(name: str) -> Path:
@@ -54,12 +59,14 @@ def component_config(base: str, component: str) -> dict[str, Any] | None:
     """
     _check_name("model.base", base)
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return read_json(Path(hf_hub_download(base, f"{component}/config.json", local_files_only=True)))
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise ValueError(f"model.base '{base}' is no name on the hub: {str(error).splitlines()[0]}") from None
 
 
 def _check_name(key: str, name: str) -> None:

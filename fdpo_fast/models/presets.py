@@ -152,7 +152,12 @@ def text_encoder(name: str, key: str) -> CLIPTextModel:
     config = CLIPTextConfig(
         bos_token_id=BEGIN, eos_token_id=END, pad_token_id=END, **{"vocab_size": 49408, **PRESETS[name][key]}
     )
-    return (CLIPTextModelWithProjection if key.endswith("_2") else CLIPTextModel)(config)
+    return text_encoder_class(key)(config)
+
+
+def text_encoder_class(key: str) -> type[CLIPTextModel]:
+    """Of the component; the second one has a projection."""
+    return CLIPTextModelWithProjection if key.endswith("_2") else CLIPTextModel
 
 
 def components(name: str) -> dict[str, Callable[[], nn.Module]]:
