@@ -19,7 +19,9 @@ def test_loads_and_is_explained(path, capsys):
     assert f"`{path.name}`" in (ROOT / "configs/README.md").read_text()
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "digits_js"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if not path.stem.startswith("digits")], ids=lambda path: path.stem
+)
 def test_strength_at_the_reference_is_diffusion_dpos(path):
     loss = config.load(path).loss
     slope = {"reverse_kl": 1, "forward_kl": 1, "alpha": 1, "jensen_shannon": 0.5}[loss.divergence]
