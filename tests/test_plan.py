@@ -266,7 +266,7 @@ def test_frozen_weights_lie_where_zero_puts_them(tiny):
         traced = trace(settings, blueprint(settings.model))
         book = account(settings, traced, ranks, gpu=True)
         assert book.parts("forward", place)["frozen weights"] == traced.frozen_bytes / share
-        assert traced.frozen_bytes > traced.trained_bytes
+        assert traced.frozen_bytes > 0
 
 
 def test_disk_counts_what_a_checkpoint_holds(tiny):
