@@ -171,7 +171,9 @@ def _scorer(each: Measure, device: torch.device, batch: int, _: int) -> tuple[st
             for number, prompt in enumerate(tqdm(one.prompts, desc=f"{each.name}, {one.model}", leave=False)):
                 images = one.images(number)
                 parts = [images[at : at + batch] for at in range(0, len(images), batch)]
-                scores = [np.asarray(judge(part, [prompt] * len(part)), dtype=np.float64) for part in parts]
+                scores = [
+                    torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts
+                ]
                 rows.append(np.concatenate([part.reshape(-1) for part in scores]))
                 if len(rows[-1]) != len(images):
                     raise ValueError(f"gave {len(rows[-1])} scores for {len(images)} images")
