@@ -196,6 +196,15 @@ class Evaluate(Section):
     batch: int = Field(4, ge=1, description="images drawn, or scored, at a time")
     scorers: list[Named] = Field([Measure(name="clip")])
     diversity: list[Named] = Field([Measure(name="rmse")])
+
+    @model_validator(mode="after")
+    def _once(self) -> Evaluate:
+        for key in ("scorers", "diversity"):
+            names = [each.name for each in getattr(self, key)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"evaluate.{key} has '{twice[0]}' twice: results go by the name")
+        return self
+
     resample: Literal["captions", "images"] = Field(
         "captions", description="what the bootstrap draws anew: captions, or the images of each where captions are all"
     )
@@ -232,3 +241,8 @@ class Compare(Section):
     preference: str = Field(description="the scorer that stands for the preferences; wins are counted by it")
     diversity: str = Field(description="one of evaluate.diversity")
     keep_models: bool = Field(False, description="keep the exported pipeline of every run")
+
+    @property
+    def runs(self) -> int:
+        """Of the whole grid."""
+        return len(self.divergences) * len(self.strengths) * len(self.seeds)

@@ -41,7 +41,7 @@ def start(config: Config, options: argparse.Namespace) -> None:
         print(config.dumps(), end="")
         return
     boards.check(config.log)
-    check_output(Path(config.train.output_dir), options.resume)
+    check_output(Path(config.train.output_dir).expanduser(), options.resume)
     train(config, options.resume)
 
 
@@ -85,7 +85,7 @@ def train(config: Config, resume: bool) -> None:
 
     rank = start_processes()
     device = rank.device
-    settings, folder = config.train, Path(config.train.output_dir)
+    settings, folder = config.train, Path(config.train.output_dir).expanduser()
     check_shared(rank, "train.output_dir", folder)
 
     if short := shortage(config, rank.count, ranks_here(), device):  # on every rank, so that a mistake ends them all

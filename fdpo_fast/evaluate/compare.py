@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from queue import Queue
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fdpo_fast import boards, commands
@@ -28,11 +30,14 @@ from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.files import replacing
 from fdpo_fast.evaluate import grid, index
 from fdpo_fast.evaluate.comparison import FIGURES, Comparison
+from fdpo_fast.evaluate.diversity import MEASURES
 from fdpo_fast.evaluate.evaluate import measure
 from fdpo_fast.evaluate.grid import Point
 from fdpo_fast.evaluate.pages import write_comparison
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
+from fdpo_fast.evaluate.scorers import SCORERS
+from fdpo_fast.evaluate.tools import named
 
 PACKAGE = Path(__file__).parent.parent
 TRAIN, SAMPLE, CACHE = PACKAGE / "train.py", PACKAGE / "evaluate/sample.py", PACKAGE / "cache.py"
@@ -54,28 +59,40 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     if options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
     folder = Path(config.train.output_dir).expanduser()
-    claim(folder, config)
     started = time.monotonic()
-    if not options.report_only:
+    if options.report_only:
+        if not (folder / "calibration.json").is_file():
+            raise ConfigError(f"no run of {folder} is finished yet")
+    else:
+        claim(folder, config)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
         try:
-            run_grid(config, folder, Crew(folder / "logs", options.jobs))
+            with FileLock(folder / "lock", timeout=0):
+                run_grid(config, folder, Crew(folder / "logs", options.jobs))
+        except Timeout:
+            raise ConfigError(f"another `fdpo compare` is at work in {folder}: wait for it, or end it") from None
         except KeyboardInterrupt:
             raise ConfigError("stopped; the same command goes on where it was") from None
+        index.merge(folder / "images")  # runs beside one another may have missed each other's
     fits = grid.calibrated(config, folder / "calibration.json")
     finished = [point for point in grid.points(config, fits, folder / "runs") if _is_drawn(folder, point)]
     if not finished:
         raise ConfigError(f"no run of {folder} is finished yet")
     galleries = [index.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
     evaluated = measure(config, galleries)
-    if evaluated.failures:
+    wanted = config.compare
+    if not (
+        {wanted.alignment, wanted.preference} <= evaluated.scores.keys() and wanted.diversity in evaluated.diversity
+    ):
         raise ConfigError("; ".join(evaluated.failures))
     found = Comparison(config, finished, evaluated, galleries)
     write_comparison(found, folder)
     board = Boards(config.log, folder / "report")
     board.table("points", found.rows, FIGURES)
     board.close()
+    for failure in evaluated.failures:
+        print(f"warning: {failure}")
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; report: {folder / 'report' / 'index.html'}")
 
 
@@ -92,19 +109,31 @@ def check(config: Config) -> None:
     ):
         if name not in known:
             raise ConfigError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
+    for each in settings.scorers:
+        named(each.name, SCORERS, "evaluate.scorers", each.options)
+    for each in settings.diversity:
+        named(each.name, MEASURES, "evaluate.diversity", each.options)
     if settings.images_per_prompt < 2:
         raise ConfigError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
-    grid.losses(config, compare.divergences)
+    if config.loss.type != "sigmoid":
+        raise ConfigError(f"strengths are calibrated for loss.type 'sigmoid', not '{config.loss.type}'")
+    names = [point.name for point in grid.points(config, grid.losses(config, compare.divergences), Path())]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"compare has the run {twice[0]} twice")
+
+
+_FREE = re.compile(r"log\.|evaluate\.|compare\.(?!trial_steps|median_u|weight)")
+"""Keys that no run of a comparison depends on. Images keep their own settings, see `fdpo sample`."""
 
 
 def claim(folder: Path, config: Config) -> None:
-    """Refuse a folder that holds another comparison."""
+    """Refuse a folder whose runs are of something else; what is measured, and how many there are, may change."""
     file = folder / "comparison.json"
     if file.is_file():
         before = Config.model_validate_json(file.read_text())
-        if changes := before.differences(config):
+        changes = [change for change in before.differences(config) if not _FREE.match(change)]
+        if changes:
             raise ConfigError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")
-        return
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
         partial.write_text(config.dumps())
@@ -115,7 +144,8 @@ class Crew:
 
     def __init__(self, logs: Path, jobs: int) -> None:
         self.logs, self.jobs = logs, jobs
-        self.gpus = torch.cuda.device_count() // jobs
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        self.gpus = [visible[n] if visible[0] else str(n) for n in range(torch.cuda.device_count())]
         self.places: Queue[int] = Queue()
         for place in range(jobs):
             self.places.put(place)
@@ -136,13 +166,13 @@ class Crew:
 
     def _run(self, log: str, place: int, script: Path, arguments: list[str]) -> None:
         command, environment = [sys.executable], dict(os.environ)
-        if self.gpus:
-            mine = range(place * self.gpus, (place + 1) * self.gpus)
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+        mine = self.gpus[place :: self.jobs] or self.gpus[place % max(1, len(self.gpus)) :][:1]
+        if mine:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        if self.gpus > 1:
-            ranks = ["--nproc_per_node", str(self.gpus), "--master_port", str(_free_port())]
+        if len(mine) > 1:
+            ranks = ["--nproc_per_node", str(len(mine)), "--master_port", str(_free_port())]
             command += ["-m", "torch.distributed.run", *ranks]
         path = self.logs / f"{log}.txt"
         with path.open("a") as output:
@@ -154,8 +184,14 @@ class Crew:
                 start_new_session=True,  # Ctrl-C is for us, who pass it on once: a second signal would kill
             )
             self.running.add(process)
-            code = process.wait()
-            self.running.discard(process)
+            try:
+                code = process.wait()
+            except BaseException:  # Ctrl-C, which it has not heard
+                process.terminate()
+                process.wait()
+                raise
+            finally:
+                self.running.discard(process)
         if code:
             last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-1:]
             raise ConfigError(f"{script.stem} of {log} failed: {' '.join(last)} (all of it: {path})")

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from fdpo_fast.config import Config
+from fdpo_fast.evaluate import stats
 from fdpo_fast.evaluate.evaluate import Report
 from fdpo_fast.evaluate.grid import Point
 from fdpo_fast.evaluate.index import Gallery
@@ -68,12 +70,12 @@ class Comparison:
 
     def _figures(self, model: str) -> dict[str, float]:
         compare, report = self.config.compare, self.report
-        won = report.wins(compare.preference, model)
+        scores = report.scores[compare.preference]
         return {
             "alignment": float(report.scores[compare.alignment][model].mean()),
             "preference": float(report.scores[compare.preference][model].mean()),
             "diversity": float(report.diversity[compare.diversity][model].mean()),
-            "win_rate": won.value if won else 0.5,
+            "win_rate": float(stats.wins(scores[model], scores[BASE]).mean()),
         }
 
     @cached_property
@@ -110,9 +112,10 @@ class Comparison:
 
     @cached_property
     def front(self) -> list[Spot]:
-        """Spots that no other one beats in both alignment and diversity, by means over the seeds."""
+        """Spots that no other one, nor the base, beats in both alignment and diversity, by means over the seeds."""
         places = [(spot.mean["alignment"], spot.mean["diversity"]) for spot in self.spots]
-        kept = [s for s, at in zip(self.spots, places, strict=True) if not any(_beats(other, at) for other in places)]
+        rivals = [self._place(self.base), *places]
+        kept = [s for s, at in zip(self.spots, places, strict=True) if not any(_beats(other, at) for other in rivals)]
         return sorted(kept, key=lambda spot: spot.mean["alignment"])
 
     @cached_property
@@ -120,7 +123,7 @@ class Comparison:
         """The area that a divergence's runs, with the base, dominate in the plane of alignment and diversity.
 
         The plane is scaled so that all runs and the base span the unit square; its lower left corner is the reference
-        point. Of every seed by itself.
+        point. Of every seed by itself, where all strengths of it are finished: shorter curves cover less.
         """
         everything = np.array([(row["alignment"], row["diversity"]) for row in (self.base, *self.rows)])
         low, span = everything.min(axis=0), np.ptp(everything, axis=0)
@@ -131,7 +134,10 @@ class Comparison:
             seeds.setdefault(point.seed, [self._place(self.base)]).append(self._place(row))
         found = []
         for kind, seeds in by_kind.items():
-            areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in seeds.items()}
+            whole = {seed: at for seed, at in seeds.items() if len(at) == 1 + len(self.config.compare.strengths)}
+            areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in whole.items()}
+            if not areas:
+                continue
             found.append(Volume(kind, *_interval(np.array(list(areas.values()))), areas))
         return sorted(found, key=lambda volume: -volume.mean)
 
@@ -140,15 +146,15 @@ class Comparison:
         return row["alignment"], row["diversity"]
 
     def differences(self, kind: str) -> list[Difference]:
-        """Of a divergence's hypervolume to every other's, over the seeds that both have; none with fewer than two."""
+        """Of a divergence's hypervolume to every other's with which it shares at least two seeds."""
         ours = next((volume for volume in self.volumes if volume.kind == kind), None)
         found = []
         for other in (volume for volume in self.volumes if ours and volume.kind != kind):
             seeds = sorted(ours.by_seed.keys() & other.by_seed.keys())
             if len(seeds) < 2:
-                return []
+                continue
             gaps = np.array([ours.by_seed[seed] - other.by_seed[seed] for seed in seeds])
-            p = float(stats.ttest_1samp(gaps, 0).pvalue) if gaps.std() else float(not gaps.any())
+            p = float(ttest_1samp(gaps, 0).pvalue) if gaps.std() else float(not gaps.any())
             found.append(Difference(kind, other.kind, *_interval(gaps), p))
         return _holm(found)
 
@@ -171,7 +177,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
     centre = float(values.mean())
     if len(values) < 2:
         return centre, math.nan, math.nan
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    half = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return centre, centre - float(half), centre + float(half)
 
 

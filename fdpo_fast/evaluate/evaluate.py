@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from fdpo_fast import commands
 from fdpo_fast.config import Config, ConfigError
-from fdpo_fast.data.files import digest, read_json, replacing
+from fdpo_fast.data.files import digest, read_json, replacing, stamp
 from fdpo_fast.evaluate import index, stats
 from fdpo_fast.evaluate.diversity import MEASURES
 from fdpo_fast.evaluate.index import Gallery
 from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.evaluate.tools import named
 from fdpo_fast.models import quiet_libraries
@@ -78,7 +79,7 @@ class Report:
         by_model = self.scores[name]
         if model == BASE or BASE not in by_model:
             return None
-        return stats.mean(stats.wins(by_model[model], by_model[BASE]), self.resample)
+        return stats.mean(stats.wins(by_model[model], by_model[BASE]), self.resample).within(0.0, 1.0)
 
     def figures(self) -> dict[str, Any]:
         """For machines."""
@@ -91,16 +92,16 @@ class Report:
             "scores": {
                 name: {
                     model: {
-                        "mean": stats.mean(values, self.resample)._asdict(),
+                        "mean": stats.mean(values, self.resample).figures(),
                         "median": float(np.median(values)),
-                        "win_rate": won._asdict() if (won := self.wins(name, model)) else None,
+                        "win_rate": won.figures() if (won := self.wins(name, model)) else None,
                     }
                     for model, values in by_model.items()
                 }
                 for name, by_model in self.scores.items()
             },
             "diversity": {
-                name: {model: stats.mean(values[:, None], "captions")._asdict() for model, values in by_model.items()}
+                name: {model: stats.mean(values[:, None], "captions").figures() for model, values in by_model.items()}
                 for name, by_model in self.diversity.items()
             },
             "failures": self.failures,
@@ -110,7 +111,7 @@ class Report:
         """A table; the intervals are of 95 %."""
         yield (
             f"{self.captions} captions, {self.images_per_prompt} images each, seed {self.seed}; intervals of 95 % by a "
-            f"bootstrap over {self.resample}.\n"
+            f"bootstrap over {self.resample}, of diversity over captions.\n"
         )
         yield "| measure | model | mean | median | win rate against the base |\n|---|---|---|---|---|"
         for name, by_model in self.scores.items():
@@ -129,9 +130,11 @@ class Report:
 def measure(config: Config, found: list[Gallery]) -> Report:
     """Score the models; a measure that fails is noted, and the others go on.
 
-    Raises ConfigError where the models were not drawn alike.
+    Raises ConfigError where the models were not drawn alike, or with another seed than the configuration's.
     """
     first, settings = found[0], config.evaluate
+    if first.seeds[0][0] != seed_of(settings.seed, first.prompts[0], 0):
+        raise ConfigError(f"{first.folder} was not drawn with evaluate.seed {settings.seed}: set the one it has")
     for other in found[1:]:
         if (other.prompts, other.seeds) != (first.prompts, first.seeds):
             raise ConfigError(
@@ -147,10 +150,10 @@ def measure(config: Config, found: list[Gallery]) -> Report:
             try:
                 make = _scorer if into is report.scores else _spread
                 about, score = make(each, device, settings.batch, first.images_per_prompt)
-                into[each.name] = {one.model: _kept(one, kind, each.name, about, score) for one in found}
+                key = {"measure": each.name, "checkpoint": about, "files": _files(each)}
+                into[each.name] = {one.model: _kept(one, kind, key, score) for one in found}
                 report.checkpoints[each.name] = about
             except Exception as error:  # from the user's function, or any library: the other measures go on
-                into.pop(each.name, None)
                 what = (str(error).splitlines() or [type(error).__name__])[0]
                 report.failures.append(f"{kind} '{each.name}': {what}")
     return report
@@ -203,10 +206,21 @@ def _spread(each: Measure, device: torch.device, _: int, images: int) -> tuple[s
     return each.model or ("" if ours else _options(each)), make
 
 
-def _kept(one: Gallery, kind: str, name: str, about: str, make: Callable[[], Score]) -> np.ndarray:
-    """A model's figures, from the file beside its images where they are there for the same images and checkpoint."""
-    key = {"measure": name, "checkpoint": about, "images": digest(_stamps(one))}
-    path = one.folder / "scores" / f"{kind.rpartition('.')[2]}-{digest([name, about])[:12]}.json"
+def _files(each: Measure) -> list:
+    """What tells another function, or other weights, behind the same name without reading them."""
+    place = Path(each.model or "").expanduser()
+    found = sorted(place.rglob("*")) if each.model and place.is_dir() else [place] if place.is_file() else []
+    for name in (each.name, each.model or ""):
+        if ":" in name and (module := sys.modules.get(name.partition(":")[0])):
+            found.append(Path(module.__file__))
+    return [stamp(path) for path in found]
+
+
+def _kept(one: Gallery, kind: str, key: dict, make: Callable[[], Score]) -> np.ndarray:
+    """A model's figures, from the file beside its images where they are there for the same images and measure."""
+    key = {**key, "images": digest([one.seeds, [[stamp(path) for path in row] for row in one.files]])}
+    name = digest([key["measure"], key["checkpoint"]])[:12]
+    path = one.folder / "scores" / f"{kind.rpartition('.')[2]}-{name}.json"
     if path.is_file() and (before := read_json(path))["of"] == key:
         return np.array(before["values"], dtype=np.float64)
     values = make()(one)
@@ -216,10 +230,6 @@ def _kept(one: Gallery, kind: str, name: str, about: str, make: Callable[[], Sco
     with replacing(path) as partial:
         partial.write_text(json.dumps({"of": key, "values": values.tolist()}))
     return values
-
-
-def _stamps(one: Gallery) -> list:
-    return [one.seeds, [[path.stat().st_size for path in row] for row in one.files]]
 
 
 if __name__ == "__main__":

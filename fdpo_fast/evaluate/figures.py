@@ -79,8 +79,6 @@ def volumes(found: Comparison) -> bytes:
         if not math.isnan(volume.low):
             axes.plot([volume.low, volume.high], [row, row], color="black", linewidth=1)
     axes.set_yticks(range(len(found.volumes)), [volume.kind for volume in reversed(found.volumes)])
-    least = min(min(volume.by_seed.values()) for volume in found.volumes)
-    axes.set_xlim(left=max(0, least - 0.1))
     axes.set(xlabel="hypervolume of alignment and diversity, base included (points: seeds; lines: 95 %)")
     return png(figure)
 
@@ -89,7 +87,7 @@ def gradient_fields(found: Comparison) -> bytes:
     """How hard a step of the loss pulls at winner and loser, over the plane of their log-ratios.
 
     With u = log p_theta / p_ref the loss falls along (sigmoid(-z) beta h'(u_w), -sigmoid(-z) beta h'(u_l)): arrows
-    point there, colours are log10 of the pull on the winner divided by that on the loser. At the beta of strength 1.
+    point there, colours are log10 of the pull on the winner divided by that on the loser. Strength nearest 1.
     """
     losses = {}
     for point in sorted(found.points, key=lambda point: abs(math.log(point.strength))):
@@ -99,18 +97,23 @@ def gradient_fields(found: Comparison) -> bytes:
     figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.1 * rows), layout="constrained", squeeze=False)
     line = torch.linspace(-PLANE, PLANE, 81, dtype=torch.float64)
     u_l, u_w = torch.meshgrid(line, line, indexing="ij")
-    image = None
+    image, longest = None, 0.0
+    arrows = []
     for axes, (kind, loss) in zip(grid.flat, losses.items(), strict=False):
         link = loss.link()
         weight = torch.sigmoid(-loss.beta * (link(u_w) - link(u_l))) * loss.beta
         pull_w, pull_l = weight * link.slope(u_w), weight * link.slope(u_l)
-        image = axes.pcolormesh(u_w, u_l, (pull_w / pull_l).log10(), cmap="coolwarm", vmin=-2, vmax=2, rasterized=True)
+        ratio = (link.slope(u_w) / link.slope(u_l)).log10()  # of the pulls; their common weight may underflow
+        image = axes.pcolormesh(u_w, u_l, ratio, cmap="coolwarm", vmin=-2, vmax=2, rasterized=True)
         some = slice(None, None, 10)
         size = torch.hypot(pull_w, pull_l).clamp(min=1e-12)
         grown = size.log1p() / size  # arrows by the logarithm of the pull: it spans decades
-        axes.quiver(u_w[some, some], u_l[some, some], (pull_w * grown)[some, some], -(pull_l * grown)[some, some])
+        arrows.append((axes, *(x[some, some] for x in (u_w, u_l, pull_w * grown, -pull_l * grown))))
+        longest = max(longest, size.log1p().max().item())
         axes.set_title(f"{kind}, beta {loss.beta:.3g}", fontsize=9)
         axes.set(xlabel="u of the winner", ylabel="u of the loser")
+    for axes, *arrow in arrows:
+        axes.quiver(*arrow, scale=10 * longest)  # one scale for all
     for axes in list(grid.flat)[len(losses) :]:
         axes.axis("off")
     figure.colorbar(image, ax=grid, label="log10 (pull on the winner / on the loser)", shrink=0.8)

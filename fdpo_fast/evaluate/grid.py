@@ -52,17 +52,15 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
     """
     compare = config.compare
     found = losses(config, compare.divergences)
-    if not file.is_file():
+    fits = read_json(file) if file.is_file() else {}
+    if any(kind.name not in fits for kind in compare.divergences):
         moved = drift(config, PAIRS, compare.trial_steps)
-        fits = {
-            kind.name: fit(loss.link(), moved.delta, compare.median_u, compare.weight)
-            for kind, loss in zip(compare.divergences, found, strict=True)
-        }
+        for kind, loss in zip(compare.divergences, found, strict=True):
+            fits.setdefault(kind.name, fit(loss.link(), moved.delta, compare.median_u, compare.weight))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # for the runs, which are other processes
         with replacing(file) as partial:
             partial.write_text(json.dumps(fits, indent=2) + "\n")
-    fits = read_json(file)
     keys = ("beta", "ratio_scale")
     return [
         loss.model_copy(update={key: fits[kind.name][key] for key in keys})

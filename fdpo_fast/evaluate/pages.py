@@ -24,8 +24,6 @@ from fdpo_fast.evaluate.runs import Run
 _PAGES = Environment(loader=PackageLoader("fdpo_fast.evaluate", "."), autoescape=True, undefined=StrictUndefined)
 ALPHA = 0.05
 """Of the tests' significance."""
-SHEETS = 8
-"""Sample grids of a comparison's page at most."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +73,12 @@ def write_comparison(found: Comparison, folder: Path) -> None:
 
 
 def _comparison(found: Comparison, folder: Path) -> Iterator[Part]:
-    compare = found.config.compare
     yield Part("What the data say", " ".join(sentences(found)))
     yield Part("How it was made", " ".join(_how(found)))
     yield Part("Alignment against diversity", picture=figures.trade_off(found), file="trade_off.png")
     yield Part("Preference against diversity", picture=figures.trade_off(found, "preference"), file="preference.png")
-    yield Part(
-        "Hypervolume",
-        "The area that a divergence's runs dominate, the base among them; all runs together span the unit square. It "
-        "depends on the strengths that were run: a curve that reaches less far covers less.",
-        ("divergence", "mean", "95 % over seeds", "seeds"),
-        tuple(
-            (v.kind, f"{v.mean:.4f}", _range(v.low, v.high), ", ".join(f"{area:.3f}" for area in v.by_seed.values()))
-            for v in found.volumes
-        ),
-        figures.volumes(found),
-        "hypervolume.png",
-    )
+    if found.volumes:
+        yield _hypervolume(found)
     yield Part(
         "All runs",
         "Means over the seeds, with the standard error of the mean.",
@@ -106,14 +93,14 @@ def _comparison(found: Comparison, folder: Path) -> Iterator[Part]:
         picture=figures.gradient_fields(found),
         file="gradient_fields.png",
     )
-    middle, seed = _middle(compare.strengths), found.points[0].seed
+    middle, seed = _middle([point.strength for point in found.points]), found.points[0].seed
     shown = [p for p in found.points if (p.strength, p.seed) == (middle, seed)]
     runs = [(point.kind.name, Run(folder / "runs" / point.name)) for point in shown]
-    if all(run.records for _, run in runs):
+    if runs and all(run.records for _, run in runs):
         about = f"Strength {middle:g}, seed {seed}; means of ten steps."
         yield Part("Training", about, picture=figures.training(runs), file="training.png")
         yield Part("By timesteps", about, picture=figures.timestep_bins(runs) or b"", file="timestep_bins.png")
-    names = [BASE, *(point.name for point in shown[:SHEETS])]
+    names = [BASE, *(point.name for point in shown)]
     sheets = [gallery for gallery in found.galleries if gallery.model in names]
     yield Part(
         "Samples",
@@ -123,10 +110,26 @@ def _comparison(found: Comparison, folder: Path) -> Iterator[Part]:
     )
 
 
+def _hypervolume(found: Comparison) -> Part:
+    return Part(
+        "Hypervolume",
+        "The area that a divergence's runs dominate, the base among them; all runs together span the unit square. It "
+        "depends on the strengths that were run: a curve that reaches less far covers less.",
+        ("divergence", "mean", "95 % over seeds", "seeds"),
+        tuple(
+            (v.kind, f"{v.mean:.4f}", _range(v.low, v.high), ", ".join(f"{area:.3f}" for area in v.by_seed.values()))
+            for v in found.volumes
+        ),
+        figures.volumes(found),
+        "hypervolume.png",
+    )
+
+
 def _how(found: Comparison) -> Iterator[str]:
     compare, train, report = found.config.compare, found.config.train, found.report
     strengths, seeds = (", ".join(f"{value:g}" for value in values) for values in (compare.strengths, compare.seeds))
-    yield f"{len(found.points)} runs: {len(found.kinds)} divergences, strengths {strengths}, seeds {seeds};"
+    yield f"{len(found.points)} of {compare.runs} runs: {len(found.kinds)} divergences, strengths {strengths},"
+    yield f"seeds {seeds};"
     yield f"{train.max_steps} steps of {train.pairs_per_step} pairs each, from one cached reference."
     yield f"Strength 1 is the beta that `fdpo calibrate` finds at median |u| {compare.median_u:g} and gradient weight"
     yield f"{compare.weight:g}; at strength s it is divided by s."
@@ -160,6 +163,10 @@ def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
     """Plainly, what the runs do and do not support; `kind` is the divergence that the paper's finding is about."""
     front = ", ".join(f"{spot.kind} at {spot.strength:g}" for spot in found.front)
     yield f"On the Pareto front of alignment and diversity, by means over the seeds: {front}."
+    missing = found.config.compare.runs - len(found.points)
+    if missing or not found.volumes:
+        yield f"{missing} of {found.config.compare.runs} runs are not finished, so nothing more is said."
+        return
     best = found.volumes[0]
     yield f"The largest hypervolume has {best.kind} ({best.mean:.4f}, 95 % {_range(best.low, best.high)})."
     if kind not in found.kinds:
@@ -170,7 +177,8 @@ def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
     yield f"By hypervolume it is number {rank} of {len(found.volumes)}."
     differences = found.differences(kind)
     if not differences:
-        yield "With fewer than two seeds nothing can be said about significance."
+        what = "two divergences" if len(found.volumes) < 2 else "two seeds"
+        yield f"With fewer than {what} nothing can be said about significance."
         return
     verdicts = {
         "significantly larger than that of": [d.other for d in differences if d.p < ALPHA and d.mean > 0],
@@ -209,7 +217,7 @@ def run_page(run: Run) -> Iterator[Part]:
     config = Config.model_validate(run.config)
     last = run.records[-1] if run.records else {}
     done = last.get("step", -1) + 1
-    state = "finished" if (run.folder / "export").is_dir() else "not finished"
+    state = "finished" if done >= config.train.max_steps else "not finished"
     memory = max((record["memory_gib"] for record in run.records if "memory_gib" in record), default=math.nan)
     yield Part(
         "Where it stands",

@@ -26,10 +26,19 @@ class Policy:
     folder: Path
     """A pipeline, or a checkpoint of a run."""
 
-    def digest(self) -> str:
-        """Of the UNet's weights."""
-        files = [self.folder / _STATES] if self._is_checkpoint else sorted((self.folder / "unet").glob("*.safetensors"))
-        return digest([file_digest(path) for path in files])
+    def digest(self, config: Config, family: Family) -> str:
+        """Of everything that decides about its images."""
+        if self._is_checkpoint:
+            return digest([file_digest(self.folder / _STATES), *self._parts(family)])
+        return digest(self._parts(self._family(config)))
+
+    @staticmethod
+    def _parts(family: Family) -> list[str]:
+        return [family.digest("unet", "vae", "scheduler", *family.text_components)]
+
+    def _family(self, config: Config) -> Family:
+        """With the components of the policy's own pipeline."""
+        return load_family(config.model.model_copy(update={"base": str(self.folder)}))
 
     @property
     def _is_checkpoint(self) -> bool:
@@ -45,10 +54,14 @@ class Policy:
             unet = family.denoiser(dtype)
             tuning.prepare(unet, config.model)
             state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
-            if unfit := unet.load_state_dict(state, strict=False).missing_keys:
-                raise ValueError(f"the checkpoint {self.folder} lacks {unfit[0]}: it is of another model, or of ZeRO-3")
+            try:
+                unet.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the checkpoint {self.folder} is of another model: {str(error).split(chr(10))[1].strip()}"
+                ) from None
         else:
-            family = load_family(config.model.model_copy(update={"base": str(self.folder)}))
+            family = self._family(config)
             unet = family.denoiser(dtype)
         return family.sampler(unet.eval().to(device), device)
 
@@ -59,7 +72,7 @@ def policy(text: str, family: Family) -> Policy:
     Without a name it is "policy". Raises ValueError where there is none, or the name is no folder's.
     """
     name, sign, place = text.partition("=")
-    if not sign:
+    if not sign or Path(text).expanduser().is_dir():
         name, place = "policy", text
     if not name or "/" in name or name.startswith(".") or name == BASE:
         raise ValueError(f"--checkpoint '{text}': '{name}' cannot name a policy")
@@ -68,6 +81,8 @@ def policy(text: str, family: Family) -> Policy:
         folder /= "export"
     if (folder / _STATES).is_file():
         return Policy(name, folder)
+    if any(folder.glob("zero_pp_rank_*_model_states.pt")):
+        raise ValueError(f"--checkpoint '{place}' is in the parts of ZeRO-3: let the run finish, and give its export")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"--checkpoint '{place}' is no pipeline and no checkpoint: give a run's folder, its export, or one of its "

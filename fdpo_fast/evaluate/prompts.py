@@ -30,6 +30,8 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
             raise ValueError(f"the prompt file {path} does not exist")
         try:
             found = list(READERS[path.suffix](path))
+        except csv.Error as error:
+            raise ValueError(f"the prompt file {path} is broken: {error}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"the prompt file {path} is not UTF-8 text: {error.reason} at {error.start}") from None
         if not found:
@@ -40,12 +42,12 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    return (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    return (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
 
 
 def _table(path: Path) -> Iterator[str]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         header = next(rows, [])
         at = header.index(_column(path, header))
         for row in rows:
@@ -77,7 +79,7 @@ def _json(path: Path) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -102,10 +104,11 @@ def _parquet(path: Path) -> Iterator[str]:
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+        column = _column(path, file.schema_arrow.names)
+        items = file.read([column]).column(column).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"the prompt file {path} is no parquet file: {error}") from None
-    column = _column(path, file.schema_arrow.names)
-    for number, item in enumerate(file.read([column]).column(column).to_pylist(), 1):
+    for number, item in enumerate(items, 1):
         yield _caption(path, f"row {number}", item)
 
 

@@ -18,7 +18,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not (folder / "config.json").is_file():
         sys.exit(f"fdpo report: {folder} is no run: it has no config.json")
     run = Run(folder)
-    write(folder / "report.html", title_of(run), run_page(run))
+    try:
+        write(folder / "report.html", title_of(run), run_page(run))
+    except ValueError as error:  # pydantic's, and those of broken files
+        sys.exit(f"fdpo report: {folder} cannot be read: {str(error).splitlines()[0]}")
     print(folder / "report.html")
 
 

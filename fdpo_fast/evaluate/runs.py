@@ -10,6 +10,15 @@ from pathlib import Path
 from fdpo_fast.data.files import read_json
 
 
+def is_whole(line: str) -> bool:
+    """Whether a line of metrics.jsonl was written to its end."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Run:
     """The records of a run's folder; it may still be training."""
@@ -21,7 +30,7 @@ class Run:
         """Of every step that is on disk."""
         file = self.folder / "metrics.jsonl"
         lines = file.read_text().splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
+        return [json.loads(line) for line in lines[:-1]] + [json.loads(line) for line in lines[-1:] if is_whole(line)]
 
     @property
     def bins(self) -> list[tuple[int, list[dict]]]:

@@ -139,7 +139,7 @@ class Studio:
     def draw(self, policy: Policy) -> None:
         """Draw what of a model's images is missing; by whole batches, as their size may decide about rounding."""
         folder, size = self.folder / policy.name, self.config.evaluate.batch
-        self._claim(folder / "model.json", {"weights": policy.digest()})
+        self._claim(folder / "model.json", {"weights": policy.digest(self.config, self.family)})
         self.rank.barrier()
         batches = [self.tasks[at : at + size] for at in range(0, len(self.tasks), size)]
         mine = batches[self.rank.index :: self.rank.count]

@@ -46,6 +46,8 @@ class Clip:
     def __init__(self, model: str, device: torch.device) -> None:
         from transformers import AutoTokenizer
 
+        if Path(model).expanduser().is_dir():
+            model = str(Path(model).expanduser())
         self.device = device
         self.model = self._model(model).to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(self._tokenizer(model))
@@ -173,7 +175,8 @@ class ImageReward:
             raise ValueError(f"{folder} has no weights: neither *.safetensors nor *.pt")
         config = BlipConfig.from_pretrained(model if is_folder else self.blip)
         if not is_folder:
-            config.vision_config.image_size = 224  # the authors'; BLIP's own is larger
+            # the authors'; BLIP's own image is larger, and its layers are normalised by models/vit.py
+            config.vision_config.image_size, config.vision_config.layer_norm_eps = 224, 1e-6
         self.device, self.side = device, config.vision_config.image_size
         state = weights.read(files[0])
         ours = weights.from_blip({n.removeprefix("blip."): t for n, t in state.items() if n.startswith("blip.")})

@@ -17,6 +17,14 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def figures(self) -> dict[str, float | None]:
+        """For JSON, which knows no NaN."""
+        return {name: None if math.isnan(value) else value for name, value in self._asdict().items()}
+
+    def within(self, low: float, high: float) -> Estimate:
+        """Its interval cut at what the figure can be."""
+        return Estimate(self.value, max(low, self.low), min(high, self.high))
+
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
@@ -40,9 +48,8 @@ def mean(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
     # BCa's jackknife costs a round for each image, and means of that many have no skew
     method = "BCa" if len(samples) == 1 else "percentile"
     rng = np.random.default_rng(seed)
-    found = bootstrap(
-        samples, _mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method=method, rng=rng, vectorized=True
-    ).confidence_interval
+    sizes = {"n_resamples": RESAMPLES, "batch": 200, "confidence_level": CONFIDENCE}  # all at once would be quadratic
+    found = bootstrap(samples, _mean, method=method, rng=rng, vectorized=True, **sizes).confidence_interval
     # n drawn from n have (n - 1) / n of the variance, which counts for a few images a caption (Rao and Wu 1988)
     wider = 1.0 if method == "BCa" else math.sqrt(values.shape[1] / (values.shape[1] - 1))
     return Estimate(centre, centre + wider * float(found.low - centre), centre + wider * float(found.high - centre))

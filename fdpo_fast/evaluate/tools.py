@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -20,6 +22,8 @@ def named(name: str, ours: dict[str, Tool], key: str, options: dict[str, Any] | 
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(f"{key} has no '{name}': use {', '.join(ours)}, or a function of yours as 'module:function'")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # a console script does not look there by itself
     try:
         return partial(getattr(import_module(module), function), **(options or {}))
     except ImportError as error:

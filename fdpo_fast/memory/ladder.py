@@ -89,7 +89,8 @@ def on_rung(config: Config, name: str, ranks: int) -> Config:
 def current(config: Config) -> str | None:
     """The rung that the configuration stands on; None for settings of its own."""
     raw = json.loads(config.dumps())
-    raw["deepspeed"] = config.for_deepspeed(1)
+    raw["deepspeed"]["bf16"] = {"enabled": config.master, **config.deepspeed.get("bf16", {})}
+    raw["deepspeed"]["zero_optimization"] = {"stage": 0, **config.deepspeed.get("zero_optimization", {})}
     return next((name for name, rung in RUNGS.items() if _holds(raw, rung.sections)), None)
 
 

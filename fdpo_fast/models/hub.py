@@ -80,10 +80,10 @@ def _folder(key: str, name: str, patterns: list[str]) -> Path:
         return folder
     _check_name(key, name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_VARIANTS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key} '{name}' is no folder here and cannot be fetched from the hub: {reason}") from None
