@@ -148,6 +148,10 @@ def test_every_run_has_its_own_strength_and_seed(tmp_path):
         ("compare.diversity=lpips", "compare.diversity 'lpips' is not among"),
         ("evaluate.images_per_prompt=1", "at least two images"),
         ("evaluate.prompts=[]", "no captions to draw"),
+        ("compare.seeds=[0, 0]", "has the run reverse_kl-strength0.1-seed0 twice"),
+        ('compare.divergences=["jeffreys", "jeffreys"]', "twice"),
+        ('evaluate.scorers=["fdpo_fast.digits:unseen", "fdpo_fast.digits:preference", "a.b:c"]', "No module named 'a'"),
+        ("loss.type=hinge", "calibrated for loss.type 'sigmoid'"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(override, words):
@@ -161,6 +165,54 @@ def test_a_folder_keeps_its_comparison(tmp_path):
     compare.claim(tmp_path, config)
     with pytest.raises(ConfigError, match=r"another train.max_steps: 100 -> 7"):
         compare.claim(tmp_path, load(CONFIG, ["train.max_steps=7"]))
+
+
+def test_what_is_measured_may_change_and_runs_may_come(tmp_path):
+    compare.claim(tmp_path, load(CONFIG))
+    changed = ["compare.seeds=[0, 1, 2, 3, 4]", "evaluate.resample=captions", "log.every=5", "compare.diversity=rmse"]
+    compare.claim(tmp_path, load(CONFIG, changed))
+    for fixed in ("compare.median_u=1.0", "compare.trial_steps=3", "loss.ratio_scale=100.0", "optimizer.lr=1e-6"):
+        with pytest.raises(ConfigError, match="a comparison with another"):
+            compare.claim(tmp_path, load(CONFIG, [fixed]))
+
+
+def test_a_part_of_the_grid_proves_nothing(tmp_path):
+    """A curve that lacks its end covers less; nothing is concluded from that."""
+    whole = comparison(tmp_path, lambda kind, strength, seed: (0.5 * strength, 0.5 / strength + 0.01 * seed))
+    keep = [p for p in whole.points if (p.kind.name, p.strength) != ("jensen_shannon", 2)]
+    part = Comparison(whole.config, keep, whole.report, whole.galleries)
+    assert [volume.kind for volume in part.volumes] == ["reverse_kl"]
+    text = " ".join(sentences(part))
+    assert "3 of 12 runs are not finished, so nothing more is said" in text
+    assert "balanc" not in text
+    write_comparison(part, tmp_path)
+    assert "9 of 12 runs" in (tmp_path / "report/report.md").read_text()
+
+
+def test_what_the_base_beats_is_not_on_the_front(tmp_path):
+    found = comparison(tmp_path, lambda kind, strength, seed: (-0.1 * strength, 0.5))
+    assert found.front == []
+
+
+def test_a_seed_that_one_divergence_lacks_costs_that_pair_alone(tmp_path):
+    kinds = ("reverse_kl", "jensen_shannon", "jeffreys")
+    whole = comparison(tmp_path, lambda kind, strength, seed: (0.5 * strength, 0.5 + 0.01 * seed), kinds=kinds)
+    keep = [p for p in whole.points if p.kind.name != "jeffreys" or p.seed == 0]
+    part = Comparison(whole.config, keep, whole.report, whole.galleries)
+    assert [difference.other for difference in part.differences("jensen_shannon")] == ["reverse_kl"]
+
+
+def test_arrows_follow_the_gradient_of_the_loss():
+    """What the field draws, by autograd: the loss falls along (weight h'(u_w), -weight h'(u_l))."""
+    import torch
+
+    loss = load(CONFIG).loss
+    u = torch.tensor([-1.3, 0.7], dtype=torch.float64, requires_grad=True)
+    link = loss.link()
+    torch.nn.functional.softplus(-loss.beta * (link(u[:1]) - link(u[1:]))).sum().backward()
+    weight = torch.sigmoid(-loss.beta * (link(u[:1]) - link(u[1:]))) * loss.beta
+    pulls = torch.cat([weight * link.slope(u[:1]), -weight * link.slope(u[1:])])
+    torch.testing.assert_close(pulls.detach(), -u.grad)
 
 
 def test_seeds_follow_caption_and_number():

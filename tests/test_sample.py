@@ -237,6 +237,30 @@ def test_scores_are_kept_until_the_images_change(command, raw, other, monkeypatc
     assert sum(calls) == 6
 
 
+def test_another_seed_than_that_of_the_images(command, raw):
+    command(raw, "sample", "--no-policy")
+    with pytest.raises(SystemExit, match=r"was not drawn with evaluate\.seed 99"):
+        command(raw, "evaluate", "--set", "evaluate.seed=99")
+
+
+def test_an_edited_function_is_asked_again(command, raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a console script does not look by itself
+    raw["evaluate"]["scorers"] = ["mine_edited:score"]
+    command(raw, "sample", "--no-policy")
+    for value in ("1.0", "-22.5"):
+        sys.modules.pop("mine_edited", None)
+        (tmp_path / "mine_edited.py").write_text(f"def score(images, prompts):\n    return [{value}] * len(images)\n")
+        command(raw, "evaluate")
+        found = json.loads((folder_of(raw) / "evaluation.json").read_text())
+        assert found["scores"]["mine_edited:score"]["base"]["mean"]["value"] == float(value)
+
+
+def test_a_measure_is_listed_once(command, raw):
+    raw["evaluate"]["scorers"] *= 2
+    with pytest.raises(SystemExit, match="has 'test_sample:brightness' twice"):
+        command(raw, "evaluate")
+
+
 def test_diversity_takes_two_images(command, raw):
     raw["evaluate"]["images_per_prompt"] = 1
     command(raw, "sample", "--no-policy")
