@@ -14,10 +14,8 @@ on fake tensors under its own autocast. Writes results/plan_rivals.csv.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +27,7 @@ from fdpo_fast.memory.trace import trace, vae_passes
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.models.blueprint import Blueprint, blueprint
 
-ROOT = Path(__file__).parent.parent
+CONFIGS = Path(__file__).parent.parent / "configs"
 CSV = Path(__file__).parent / "results/plan_rivals.csv"
 HALF = 2
 """Bytes of fp16 and of bf16, which a CPU's autocast knows."""
@@ -42,13 +40,6 @@ class Autocast(Blueprint):
         unet = super().unet(dtype)
         unet.forward = torch.autocast("cpu", torch.bfloat16)(unet.forward)
         return unet
-
-
-def changed(config: Config, **sections: dict[str, Any]) -> Config:
-    raw = json.loads(config.dumps())
-    for section, values in sections.items():
-        raw[section] = values if section == "deepspeed" else raw[section] | values
-    return Config.model_validate(raw)
 
 
 def rivals_book(config: Config, drawn: Blueprint) -> Account:
@@ -68,22 +59,16 @@ def rivals_book(config: Config, drawn: Blueprint) -> Account:
 
 
 def plans() -> Iterator[tuple[str, Account]]:
-    ours = load(ROOT / "configs/sdxl_js.json")
+    full, adapter, a_pair = CONFIGS / "sdxl_js.json", CONFIGS / "sdxl_lora_js.json", "data.encode_batch=2"
+    ours = load(full)
     drawn = blueprint(ours.model)
-    a_pair = {"encode_batch": 2}
-    official = changed(
-        ours,
-        model={"dtype": "fp32"},
-        data=a_pair,
-        reference={"mode": "live", "visits": None},
-        optimizer={"type": "adamw"},
-        deepspeed={},
-    )
+    live = ["reference.mode=live", "reference.visits=null"]
+    official = load(full, ["model.dtype=fp32", "optimizer.type=adamw", a_pair, *live])
     yield "official recipe, AdamW", rivals_book(official, drawn)
-    lora = load(ROOT / "configs/sdxl_lora_js.json")
-    lora = changed(lora, model={"lora": lora.model.lora.model_dump() | {"rank": 8, "alpha": 8.0}}, data=a_pair)
-    theirs = changed(lora, optimizer={"type": "adamw"}, deepspeed={"bf16": {"enabled": False}})
+    of_rank_8 = ["model.lora.rank=8", "model.lora.alpha=8.0", a_pair]
+    theirs = load(adapter, [*of_rank_8, "optimizer.type=adamw", "deepspeed.bf16.enabled=false"])
     yield "diffusers' LoRA script, rank 8", rivals_book(theirs, blueprint(theirs.model))
+    lora = load(adapter, of_rank_8)
     drawn_lora = blueprint(lora.model)
     yield "fdpo_fast, LoRA, rank 8", account(lora, trace(lora, drawn_lora), 1, gpu=True)
     traced = trace(ours, drawn)

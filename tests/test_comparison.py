@@ -110,7 +110,7 @@ def test_p_values_are_paired_and_adjusted(tmp_path):
 def test_a_single_seed_says_so(tmp_path):
     found = comparison(tmp_path, lambda kind, strength, seed: (0.4 * strength, 0.5), seeds=(0,))
     assert "fewer than two seeds" in " ".join(sentences(found))
-    assert all(math.isnan(volume.low) for volume in found.volumes)
+    assert all(math.isnan(volume.area.low) for volume in found.volumes)
 
 
 def test_the_page_holds_everything_it_shows(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
@@ -16,10 +17,10 @@ from fdpo_fast.evaluate.evaluate import Report
 from fdpo_fast.evaluate.grid import Point
 from fdpo_fast.evaluate.index import Gallery
 from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.stats import Estimate
 
 FIGURES = ("alignment", "preference", "diversity", "win_rate")
 COLUMNS = ("divergence", "alpha", "strength", "seed", *FIGURES)
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -32,26 +33,19 @@ class Spot:
     error: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Volume:
-    """A divergence's hypervolume: the mean over seeds, an interval of 95 % (Student's t), and each seed's."""
+class Volume(NamedTuple):
+    """A divergence's hypervolume over the seeds, with an interval of 95 % (Student's t), and each seed's."""
 
     kind: str
-    mean: float
-    low: float
-    high: float
+    area: Estimate
     by_seed: dict[int, float]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Of two divergences' hypervolumes, paired by seed: mean, interval of 95 %, p of a paired t-test after Holm."""
+class Difference(NamedTuple):
+    """Of a divergence's hypervolume to another's, paired by seed; p of a paired t-test after Holm."""
 
-    kind: str
     other: str
-    mean: float
-    low: float
-    high: float
+    gap: Estimate
     p: float
 
 
@@ -138,8 +132,8 @@ class Comparison:
             areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in whole.items()}
             if not areas:
                 continue
-            found.append(Volume(kind, *_interval(np.array(list(areas.values()))), areas))
-        return sorted(found, key=lambda volume: -volume.mean)
+            found.append(Volume(kind, _interval(np.array(list(areas.values()))), areas))
+        return sorted(found, key=lambda volume: -volume.area.value)
 
     @staticmethod
     def _place(row: dict) -> tuple[float, float]:
@@ -155,7 +149,7 @@ class Comparison:
                 continue
             gaps = np.array([ours.by_seed[seed] - other.by_seed[seed] for seed in seeds])
             p = float(ttest_1samp(gaps, 0).pvalue) if gaps.std() else float(not gaps.any())
-            found.append(Difference(kind, other.kind, *_interval(gaps), p))
+            found.append(Difference(other.kind, _interval(gaps), p))
         return _holm(found)
 
 
@@ -172,13 +166,13 @@ def hypervolume(places: np.ndarray) -> float:
     return area
 
 
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
+def _interval(values: np.ndarray) -> Estimate:
     """Mean, and the interval of 95 % by Student's t; NaN with a single value."""
     centre = float(values.mean())
     if len(values) < 2:
-        return centre, math.nan, math.nan
-    half = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return centre, centre - float(half), centre + float(half)
+        return Estimate(centre, math.nan, math.nan)
+    half = student.ppf((1 + stats.CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return Estimate(centre, centre - float(half), centre + float(half))
 
 
 def _holm(differences: list[Difference]) -> list[Difference]:
@@ -188,4 +182,4 @@ def _holm(differences: list[Difference]) -> list[Difference]:
     for rank, number in enumerate(order):
         largest = max(largest, min(1.0, (len(order) - rank) * differences[number].p))
         adjusted[number] = largest
-    return [Difference(**{**vars(d), "p": adjusted[number]}) for number, d in enumerate(differences)]
+    return [difference._replace(p=adjusted[number]) for number, difference in enumerate(differences)]

@@ -74,10 +74,10 @@ def volumes(found: Comparison) -> bytes:
     style = _style(found)
     for row, volume in enumerate(reversed(found.volumes)):
         color = style[volume.kind]["color"]
-        axes.barh(row, volume.mean, color=color, alpha=0.5)
+        axes.barh(row, volume.area.value, color=color, alpha=0.5)
         axes.plot(list(volume.by_seed.values()), [row] * len(volume.by_seed), "o", color=color, markersize=4)
-        if not math.isnan(volume.low):
-            axes.plot([volume.low, volume.high], [row, row], color="black", linewidth=1)
+        if not math.isnan(volume.area.low):
+            axes.plot([volume.area.low, volume.area.high], [row, row], color="black", linewidth=1)
     axes.set_yticks(range(len(found.volumes)), [volume.kind for volume in reversed(found.volumes)])
     axes.set(xlabel="hypervolume of alignment and diversity, base included (points: seeds; lines: 95 %)")
     return png(figure)

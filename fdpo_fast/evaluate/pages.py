@@ -20,6 +20,7 @@ from fdpo_fast.evaluate.comparison import COLUMNS, FIGURES, Comparison, Spot
 from fdpo_fast.evaluate.index import contact_sheet
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.runs import Run
+from fdpo_fast.evaluate.stats import Estimate
 
 _PAGES = Environment(loader=PackageLoader("fdpo_fast.evaluate", "."), autoescape=True, undefined=StrictUndefined)
 ALPHA = 0.05
@@ -117,7 +118,7 @@ def _hypervolume(found: Comparison) -> Part:
         "depends on the strengths that were run: a curve that reaches less far covers less.",
         ("divergence", "mean", "95 % over seeds", "seeds"),
         tuple(
-            (v.kind, f"{v.mean:.4f}", _range(v.low, v.high), ", ".join(f"{area:.3f}" for area in v.by_seed.values()))
+            (v.kind, f"{v.area.value:.4f}", _range(v.area), ", ".join(f"{area:.3f}" for area in v.by_seed.values()))
             for v in found.volumes
         ),
         figures.volumes(found),
@@ -149,8 +150,8 @@ def _png(image) -> bytes:
     return buffer.getvalue()
 
 
-def _range(low: float, high: float) -> str:
-    return "one seed" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+def _range(found: Estimate) -> str:
+    return "one seed" if math.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
 
 
 def _row(spot: Spot, found: Comparison) -> tuple[str, ...]:
@@ -168,7 +169,7 @@ def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
         yield f"{missing} of {found.config.compare.runs} runs are not finished, so nothing more is said."
         return
     best = found.volumes[0]
-    yield f"The largest hypervolume has {best.kind} ({best.mean:.4f}, 95 % {_range(best.low, best.high)})."
+    yield f"The largest hypervolume has {best.kind} ({best.area.value:.4f}, 95 % {_range(best.area)})."
     if kind not in found.kinds:
         return
     on = [spot for spot in found.front if spot.kind == kind]
@@ -181,8 +182,8 @@ def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
         yield f"With fewer than {what} nothing can be said about significance."
         return
     verdicts = {
-        "significantly larger than that of": [d.other for d in differences if d.p < ALPHA and d.mean > 0],
-        "significantly smaller than that of": [d.other for d in differences if d.p < ALPHA and d.mean < 0],
+        "significantly larger than that of": [d.other for d in differences if d.p < ALPHA and d.gap.value > 0],
+        "significantly smaller than that of": [d.other for d in differences if d.p < ALPHA and d.gap.value < 0],
         "not significantly different from that of": [d.other for d in differences if d.p >= ALPHA],
     }
     seeds = len(next(volume for volume in found.volumes if volume.kind == kind).by_seed)
