@@ -19,6 +19,7 @@ from tqdm import tqdm
 from fdpo_fast import config as configuration
 from fdpo_fast.data.files import replacing
 from fdpo_fast.digits import CAPTIONS, draw, embedded, ink, read_digits, score
+from fdpo_fast.evaluate import stats
 from fdpo_fast.grids import side_by_side
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.sections import DigitsRecipe
@@ -52,9 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows.append(["**all**", *cells(before, after, labels, recipe)])
     table = markdown(HEADER, rows)
     (folder / "report.md").write_text(table)
-    low, high = interval(wins(before, after, labels, recipe))
+    won = wins(before, after, labels, recipe)
     numbers = {"images_per_caption": options.images, "base": measure(before, labels), "policy": measure(after, labels),
-               "win_rate": wins(before, after, labels, recipe).mean().item(), "win_rate_95": [low, high]}  # fmt: skip
+               "win_rate": won.value, "win_rate_95": [won.low, won.high]}  # fmt: skip
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     blocks = {name: images.unflatten(0, (10, -1))[:, :8] for name, images in (("base", before), ("aligned", after))}
     with replacing(folder / "alignment.png") as partial:
@@ -93,26 +94,18 @@ def measure(images: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def wins(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> Tensor:
-    """Per image: 1 where the policy's scores higher under the rule than the base's from the same latents, ties 0.5."""
-    gap = score(after, labels, recipe) - score(before, labels, recipe)
-    return (gap > 0).double() + 0.5 * (gap == 0).double()
-
-
-def interval(values: Tensor, draws: int = 10_000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the mean."""
-    rng = np.random.default_rng(0)
-    means = values.numpy()[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def wins(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> stats.Estimate:
+    """How often an image of the policy scores higher under the rule than the base's from the same latents; ties 0.5."""
+    captions = len(labels.unique())
+    by_caption = (score(images, labels, recipe).double().view(captions, -1).numpy() for images in (after, before))
+    return stats.mean(stats.wins(*by_caption), "images").within(0.0, 1.0)
 
 
 def cells(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> list[str]:
     """One row of the table: before -> after, and the win rate."""
     pairs = zip(measure(before, labels).values(), measure(after, labels).values(), strict=True)
     won = wins(before, after, labels, recipe)
-    low, high = interval(won)
-    return [f"{a:.3f} → {b:.3f}" for a, b in pairs] + [f"{won.mean():.1%} [{low:.1%}, {high:.1%}]"]
+    return [f"{a:.3f} → {b:.3f}" for a, b in pairs] + [f"{won.value:.1%} [{won.low:.1%}, {won.high:.1%}]"]
 
 
 def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -10,7 +10,7 @@ from conftest import RECIPE
 from fdpo_fast import digits, digits_pipeline
 from fdpo_fast.data.images import decode
 from fdpo_fast.data.pickapic import SCHEMA, PickAPic
-from fdpo_fast.demo import diversity, interval, wins
+from fdpo_fast.demo import diversity, wins
 from fdpo_fast.sections import DigitsRecipe
 
 
@@ -98,14 +98,6 @@ def test_diversity_and_wins_by_hand():
     labels = digits.scans()[1][:4]
     recipe = DigitsRecipe(correct_weight=0.0)
     after = torch.stack([base[0], base[1] * 0.5, (base[2] * 1.5).clamp(max=1), base[3]])
-    assert wins(base, after, labels, recipe).tolist() == [0.5, 0, 1, 0.5]
-
-
-def test_interval_covers():
-    # 95 % nominal; 400 experiments put the found share within 0.92 to 0.98 with overwhelming probability
-    generator = torch.Generator().manual_seed(0)
-    covered = 0
-    for _ in range(400):
-        low, high = interval((torch.rand(200, generator=generator) < 0.7).double(), draws=500)
-        covered += low <= 0.7 <= high
-    assert 0.92 <= covered / 400 <= 0.98
+    won = wins(base, after, labels, recipe)
+    assert won.value == 0.5  # 0.5, 0, 1, 0.5
+    assert won.low != won.low  # one image a caption: nothing to draw from

@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
 
     def within(self, low: float, high: float) -> Estimate:
         """Its interval cut at what the figure can be."""
-        return Estimate(self.value, max(low, self.low), min(high, self.high))
+        return Estimate(self.value, *np.clip([self.low, self.high], low, high).tolist())  # NaN stays
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
