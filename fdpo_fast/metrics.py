@@ -118,6 +118,21 @@ class WinnerWatch:
         )
 
 
+def read_records(folder: Path) -> list[dict]:
+    """What a run has written to `metrics.jsonl` so far; a kill, or a run at work, may leave half of the last line."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines[:-1]] + [json.loads(line) for line in lines[-1:] if _is_whole(line)]
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
 class Writer:
     """`metrics.jsonl` and the boards of one run, on rank 0."""
 
@@ -125,10 +140,10 @@ class Writer:
         with replacing(folder / "data.json") as partial:
             partial.write_text(json.dumps(data_report, indent=2))
         self.path = folder / "metrics.jsonl"
-        kept = self.path.read_text().splitlines() if self.path.exists() else []
         # steps after the checkpoint are about to be taken again
-        kept = [line for line in kept if line.endswith("}") and json.loads(line)["step"] < first_step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        kept = [record for record in read_records(folder) if record["step"] < first_step]
+        with replacing(self.path) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self.boards = Boards(settings, folder, first_step)
 
     def write(self, records: list[dict]) -> None:

@@ -87,9 +87,15 @@ def train(config: Config, resume: bool) -> None:
     device = rank.device
     settings, folder = config.train, Path(config.train.output_dir).expanduser()
     check_shared(rank, "train.output_dir", folder)
+    warnings: list[str] = []
+
+    def warn(words: str) -> None:
+        """Say it now, and keep it for the next record in metrics.jsonl."""
+        rank.say(f"warning: {words}")
+        warnings.append(words)
 
     if short := shortage(config, rank.count, ranks_here(), device):  # on every rank, so that a mistake ends them all
-        rank.say(f"warning: {short}")
+        warn(short)
 
     # Data: caches first, so that VAE, text encoders and reference UNet are gone before the policy arrives.
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
@@ -101,9 +107,9 @@ def train(config: Config, resume: bool) -> None:
     rank.say(f"data: {describe(data.report)}")
     walk = Walk(data.shapes, settings.pairs_per_step, settings.seed)
     if walk.rare:
-        rank.say(
-            f"warning: {walk.rare} pairs are in shapes with fewer pairs than train.pairs_per_step "
-            f"{settings.pairs_per_step}: a step of such a shape repeats pairs"
+        warn(
+            f"{walk.rare} pairs are in shapes with fewer pairs than train.pairs_per_step {settings.pairs_per_step}: "
+            "a step of such a shape repeats pairs"
         )
 
     # Policy, optimizer, engine.
@@ -211,12 +217,14 @@ def train(config: Config, resume: bool) -> None:
         checkpoint = (done % settings.checkpoint_every == 0 or last) and not guard.in_a_row  # keep the good ones
         if done % config.log.every == 0 or checkpoint or last:  # a checkpoint never runs ahead of the metrics on disk
             records = metrics.flush()
-            if warning := watch(records):
-                records[-1]["warning"] = warning
-                bar.write(f"warning: {warning}")
+            if rising := watch(records):
+                warn(rising)
             if guard.skipped > reported:
                 reported = guard.skipped
-                rank.say(f"warning: {reported} steps skipped so far, their gradients were not finite")
+                warn(f"{reported} steps skipped so far, their gradients were not finite")
+            if warnings:
+                records[-1]["warnings"] = warnings.copy()
+                warnings.clear()
             if writer:
                 writer.write(records)
                 bar.set_postfix_str(progress(records[-1]))

@@ -55,6 +55,9 @@ def test_a_comparison_that_is_stopped_goes_on(raw_config, write_config, tmp_path
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     options = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": path}, "text": True}
     images = tmp_path / "sweep/images"
+    in_the_way = tmp_path / "sweep/runs/alpha0.3-strength1-seed1"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()  # this run fails, the others go on
 
     process = subprocess.Popen(command, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 300
@@ -68,10 +71,18 @@ def test_a_comparison_that_is_stopped_goes_on(raw_config, write_config, tmp_path
     assert "stopped; the same command goes on where it was" in said
     kept = {done: done.stat().st_mtime_ns for done in images.glob("*/*.png")}
 
+    report = tmp_path / "sweep/report"
+    partly = subprocess.run(command, **options, capture_output=True, timeout=300)
+    assert partly.returncode == 1
+    assert "warning: train of alpha0.3-strength1-seed1 failed: fdpo train: train.output_dir" in partly.stdout
+    assert "not in the report, and tried again by the same command: 1 of the runs" in partly.stderr
+    assert "3 of 4 runs" in (report / "report.md").read_text()
+    in_the_way.unlink()
+
     done = subprocess.run(command, **options, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    with (tmp_path / "sweep/report/points.csv").open(newline="") as file:
+    with (report / "points.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["divergence"], row["alpha"], row["seed"]) for row in rows] == [
         ("jensen_shannon", "", "0"), ("alpha", "0.3", "0"), ("jensen_shannon", "", "1"), ("alpha", "0.3", "1"),

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
 
@@ -59,7 +59,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     if options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
     folder = Path(config.train.output_dir).expanduser()
-    started = time.monotonic()
+    started, failures = time.monotonic(), []
     if options.report_only:
         if not (folder / "calibration.json").is_file():
             raise ConfigError(f"no run of {folder} is finished yet")
@@ -69,7 +69,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
             signal.signal(number, signal.default_int_handler)
         try:
             with FileLock(folder / "lock", timeout=0):
-                run_grid(config, folder, Crew(folder / "logs", options.jobs))
+                failures = run_grid(config, folder, Crew(folder / "logs", options.jobs))
         except Timeout:
             raise ConfigError(f"another `fdpo compare` is at work in {folder}: wait for it, or end it") from None
         except KeyboardInterrupt:
@@ -78,7 +78,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     fits = grid.calibrated(config, folder / "calibration.json")
     finished = [point for point in grid.points(config, fits, folder / "runs") if _is_drawn(folder, point)]
     if not finished:
-        raise ConfigError(f"no run of {folder} is finished yet")
+        raise ConfigError("; ".join(failures) or f"no run of {folder} is finished yet")
     galleries = [index.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
     evaluated = measure(config, galleries)
     wanted = config.compare
@@ -91,9 +91,11 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     board = Boards(config.log, folder / "report")
     board.table("points", found.rows, FIGURES)
     board.close()
-    for failure in evaluated.failures:
+    for failure in [*evaluated.failures, *failures]:
         print(f"warning: {failure}")
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; report: {folder / 'report' / 'index.html'}")
+    if failures:
+        raise ConfigError(f"not in the report, and tried again by the same command: {len(failures)} of the runs")
 
 
 def check(config: Config) -> None:
@@ -211,8 +213,15 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-def run_grid(config: Config, folder: Path, crew: Crew) -> None:
-    """Caches, calibration and the base's images, then every run that is not there yet."""
+GIVES_UP = 3
+"""Runs that may fail before any has succeeded: then it is nothing that a single divergence or strength does."""
+
+
+def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
+    """Caches, calibration and the base's images, then every run that is not there yet; gives what failed, in words.
+
+    A run that fails leaves the others alone.
+    """
     shared = folder / "comparison.json"
     images = ["--output", str(folder / "images")]
     print("caches and the base's images", flush=True)
@@ -227,6 +236,7 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> None:
             if point not in todo:
                 drop_models(Path(point.config.train.output_dir))
     bar = tqdm(total=len(points), initial=len(points) - len(todo), desc="runs", unit="run")
+    failures: list[str] = []
 
     def work(point: Point) -> None:
         own = folder / "runs" / f"{point.name}.json"
@@ -243,14 +253,21 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> None:
     with ThreadPoolExecutor(crew.jobs) as pool:
         futures = [pool.submit(work, point) for point in todo]
         try:
-            for done in wait(futures, return_when=FIRST_EXCEPTION).done:
-                done.result()
+            for number, done in enumerate(as_completed(futures), start=1):
+                try:
+                    done.result()
+                except ConfigError as error:
+                    failures.append(str(error))
+                    tqdm.write(f"warning: {error}")
+                if len(failures) == number == GIVES_UP:
+                    raise ConfigError(f"the first {GIVES_UP} runs failed, so the others are left; {failures[-1]}")
         except BaseException:
             for future in futures:
                 future.cancel()
             crew.stop()
             raise
     bar.close()
+    return failures
 
 
 def _is_drawn(folder: Path, point: Point) -> bool:

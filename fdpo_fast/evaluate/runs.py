@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fdpo_fast.data.files import read_json
-
-
-def is_whole(line: str) -> bool:
-    """Whether a line of metrics.jsonl was written to its end."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+from fdpo_fast.metrics import read_records
 
 
 @dataclass(frozen=True)
@@ -28,9 +19,7 @@ class Run:
     @cached_property
     def records(self) -> list[dict]:
         """Of every step that is on disk."""
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines[:-1]] + [json.loads(line) for line in lines[-1:] if is_whole(line)]
+        return read_records(self.folder)
 
     @property
     def bins(self) -> list[tuple[int, list[dict]]]:
@@ -45,7 +34,7 @@ class Run:
 
     @property
     def warnings(self) -> list[str]:
-        return [record["warning"] for record in self.records if "warning" in record]
+        return [warning for record in self.records for warning in record.get("warnings", [])]
 
     @property
     def config(self) -> dict:
