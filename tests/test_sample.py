@@ -181,14 +181,15 @@ def test_evaluate_compares_with_the_base(command, raw, other):
         means[model] = np.array([image.mean() for image in images])
         score = found["scores"]["test_sample:brightness"][model]
         assert score["mean"]["value"] == pytest.approx(means[model].mean())
-        assert score["median"] == pytest.approx(np.median(means[model]))
+        assert score["median"]["value"] == pytest.approx(np.median(means[model]))
+        assert score["median"]["low"] <= score["median"]["value"] <= score["median"]["high"]
     won = found["scores"]["test_sample:brightness"]["policy"]["win_rate"]
     assert won["value"] == pytest.approx((means["policy"] > means["base"]).mean())
     assert won["low"] <= won["value"] <= won["high"]
     assert found["scores"]["test_sample:brightness"]["base"]["win_rate"] is None
     assert (found["captions"], found["images_per_prompt"], found["seed"]) == (3, 2, 5)
     assert "| test_sample:brightness (yours) | policy |" in printed
-    assert "diversity: rmse" in printed
+    assert "diversity: rmse (pixels)" in printed
 
 
 def test_a_measure_that_fails_leaves_the_others(command, raw, other):

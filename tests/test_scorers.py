@@ -266,7 +266,7 @@ def test_lpips(images, tmp_path):
     found = distance.between(layers, torch.tensor([0, 0]), torch.tensor([1, 0]))
     torch.testing.assert_close(found, torch.stack([total, torch.zeros(())]).double(), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="lpips"):
-        Distance(None, CPU)
+        Distance("", CPU)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (300, 224), (100, 171), (640, 480)])

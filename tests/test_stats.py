@@ -12,20 +12,23 @@ def test_wins_count_ties_half():
     assert stats.wins(np.array([[1.0, 2.0, 3.0]]), np.array([[0.0, 2.0, 4.0]])).tolist() == [[1.0, 0.5, 0.0]]
 
 
+@pytest.mark.parametrize("of", ["mean", "median"])
 @pytest.mark.parametrize("resample", ["captions", "images"])
-def test_the_mean_lies_in_its_interval(resample):
+def test_an_estimate_lies_in_its_interval(of, resample):
     values = np.random.default_rng(0).normal(3, 1, (40, 5))
-    found = stats.mean(values, resample)
-    assert found.value == pytest.approx(values.mean())
+    estimate = getattr(stats, of)
+    found = estimate(values, resample)
+    assert found.value == pytest.approx(getattr(np, of)(values))
     assert found.low < found.value < found.high
-    assert found == stats.mean(values, resample)  # the same every time
+    assert found == estimate(values, resample)  # the same every time
 
 
-def test_where_there_is_nothing_to_draw_from():
-    one = stats.mean(np.ones((1, 5)), "captions")
+@pytest.mark.parametrize("estimate", [stats.mean, stats.median])
+def test_where_there_is_nothing_to_draw_from(estimate):
+    one = estimate(np.ones((1, 5)), "captions")
     assert one.value == 1
     assert math.isnan(one.low)
-    assert stats.mean(np.full((4, 3), 0.7), "captions") == pytest.approx((0.7, 0.7, 0.7))
+    assert estimate(np.full((4, 3), 0.7), "captions") == pytest.approx((0.7, 0.7, 0.7))
 
 
 def test_images_of_a_caption_are_not_taken_for_captions():
@@ -67,3 +70,14 @@ def coverage(resample, experiments, seed):
 def test_95_percent_means_95_percent(resample, monkeypatch):
     monkeypatch.setattr(stats, "RESAMPLES", 1000)
     assert 0.93 <= coverage(resample, 2000, 7) <= 0.97
+
+
+@pytest.mark.slow
+def test_medians_too(monkeypatch):
+    """Over captions that differ, of scores whose true median is 0."""
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    rng, hits = np.random.default_rng(5), 0
+    for experiment in range(1000):
+        values = rng.standard_normal((100, 1)) + rng.standard_normal((100, 4))
+        hits += np.prod(np.sign(stats.median(values, "captions", seed=experiment)[1:])) <= 0
+    assert 0.93 <= hits / 1000 <= 0.97

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fdpo_fast.evaluate.scorers import Clip
 from fdpo_fast.evaluate.tools import named
 
 Images = list[Image.Image]
@@ -67,7 +69,7 @@ class OfFeatures:
 class Lpips:
     """Mean LPIPS (Zhang et al. 2018, version 0.1, AlexNet) over the pairs of a caption's images."""
 
-    def __init__(self, model: str | None, device: torch.device) -> None:
+    def __init__(self, model: str, device: torch.device) -> None:
         from fdpo_fast.evaluate.lpips import Distance
 
         self.distance = Distance(model, device)
@@ -78,19 +80,26 @@ class Lpips:
         return self.distance.between(layers, *pairs.T).mean().item()
 
 
-def _encoder(model: str | None, device: torch.device) -> Encoder:
+def _encoder(model: str, device: torch.device) -> Encoder:
     """The user's `module:function`, or the image side of a CLIP by its folder or hub name."""
-    from fdpo_fast.evaluate.scorers import Clip
-
-    if model and ":" in model:
+    if ":" in model:
         return named(model, {}, "evaluate.diversity's model")
-    return Clip(model or Clip.published, device).image_features
+    return Clip(model, device).image_features
 
 
-MEASURES: dict[str, Callable[[str | None, torch.device], Callable[[Images], float]]] = {
-    "rmse": lambda model, device: rmse,
-    "vendi": lambda model, device: OfFeatures(vendi, _encoder(model, device)),
-    "entropy": lambda model, device: OfFeatures(entropy, _encoder(model, device)),
-    "lpips": Lpips,
+class Spread(NamedTuple):
+    """A measure by what makes it of `model` and a device, and the model it takes where none is named."""
+
+    make: Callable[[str, torch.device], Callable[[Images], float]]
+    published: str
+
+    def __call__(self, model: str, device: torch.device) -> Callable[[Images], float]:
+        return self.make(model, device)
+
+
+MEASURES = {
+    "rmse": Spread(lambda model, device: rmse, "pixels"),
+    "vendi": Spread(lambda model, device: OfFeatures(vendi, _encoder(model, device)), Clip.published),
+    "entropy": Spread(lambda model, device: OfFeatures(entropy, _encoder(model, device)), Clip.published),
+    "lpips": Spread(Lpips, ""),  # there is no single file of both its parts
 }
-"""Each made of the `model` in the configuration and a device."""

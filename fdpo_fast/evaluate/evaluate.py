@@ -12,9 +12,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +33,6 @@ from fdpo_fast.evaluate.tools import named
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.processes import alone
 from fdpo_fast.sections import Measure
-
-Score = Callable[[Gallery], np.ndarray]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,6 +56,18 @@ def evaluate(config: Config, options: argparse.Namespace) -> None:
         sys.exit("\n".join(f"fdpo evaluate: {failure}" for failure in report.failures))
 
 
+class Summary(NamedTuple):
+    """Of a measure and a model."""
+
+    mean: stats.Estimate
+    median: stats.Estimate
+    win_rate: stats.Estimate | None = None
+    """Against the base; of diversity there is none."""
+
+    def figures(self) -> dict[str, Any]:
+        return {key: value and value.figures() for key, value in self._asdict().items()}
+
+
 @dataclass
 class Report:
     """Of several models over the same captions."""
@@ -74,12 +84,32 @@ class Report:
     """By measure's name."""
     failures: list[str] = field(default_factory=list)
 
-    def wins(self, name: str, model: str) -> stats.Estimate | None:
-        """The win rate against the base; None where there is no base, or it is the model."""
-        by_model = self.scores[name]
-        if model == BASE or BASE not in by_model:
-            return None
-        return stats.mean(stats.wins(by_model[model], by_model[BASE]), self.resample).within(0.0, 1.0)
+    @cached_property
+    def summaries(self) -> dict[str, dict[str, dict[str, Summary]]]:
+        """By "scores" or "diversity", measure and model."""
+        return {
+            "scores": {
+                name: {
+                    model: Summary(
+                        stats.mean(values, self.resample),
+                        stats.median(values, self.resample),
+                        self._wins(values, by_model.get(BASE)) if model != BASE else None,
+                    )
+                    for model, values in by_model.items()
+                }
+                for name, by_model in self.scores.items()
+            },
+            "diversity": {
+                name: {
+                    model: Summary(stats.mean(values[:, None], "captions"), stats.median(values[:, None], "captions"))
+                    for model, values in by_model.items()
+                }
+                for name, by_model in self.diversity.items()
+            },
+        }
+
+    def _wins(self, values: np.ndarray, base: np.ndarray | None) -> stats.Estimate | None:
+        return None if base is None else stats.mean(stats.wins(values, base), self.resample).within(0.0, 1.0)
 
     def figures(self) -> dict[str, Any]:
         """For machines."""
@@ -89,20 +119,12 @@ class Report:
             "seed": self.seed,
             "resample": self.resample,
             "checkpoints": self.checkpoints,
-            "scores": {
-                name: {
-                    model: {
-                        "mean": stats.mean(values, self.resample).figures(),
-                        "median": float(np.median(values)),
-                        "win_rate": won.figures() if (won := self.wins(name, model)) else None,
-                    }
-                    for model, values in by_model.items()
+            **{
+                kind: {
+                    name: {model: summary.figures() for model, summary in by_model.items()}
+                    for name, by_model in by_name.items()
                 }
-                for name, by_model in self.scores.items()
-            },
-            "diversity": {
-                name: {model: stats.mean(values[:, None], "captions").figures() for model, values in by_model.items()}
-                for name, by_model in self.diversity.items()
+                for kind, by_name in self.summaries.items()
             },
             "failures": self.failures,
         }
@@ -114,17 +136,11 @@ class Report:
             f"bootstrap over {self.resample}, of diversity over captions.\n"
         )
         yield "| measure | model | mean | median | win rate against the base |\n|---|---|---|---|---|"
-        for name, by_model in self.scores.items():
-            for model, values in by_model.items():
-                won = self.wins(name, model)
-                yield (
-                    f"| {name} ({self.checkpoints[name]}) | {model} | {stats.mean(values, self.resample)} | "
-                    f"{np.median(values):.4g} | {won or ''} |"
-                )
-        for name, by_model in self.diversity.items():
-            for model, values in by_model.items():
-                spread, about = stats.mean(values[:, None], "captions"), self.checkpoints[name]
-                yield f"| diversity: {name} ({about}) | {model} | {spread} | {np.median(values):.4g} | |"
+        for kind, by_name in self.summaries.items():
+            for name, by_model in by_name.items():
+                title = f"{'diversity: ' * (kind == 'diversity')}{name} ({self.checkpoints[name]})"
+                for model, found in by_model.items():
+                    yield f"| {title} | {model} | {found.mean} | {found.median} | {found.win_rate or ''} |"
 
 
 def measure(config: Config, found: list[Gallery]) -> Report:
@@ -142,16 +158,16 @@ def measure(config: Config, found: list[Gallery]) -> Report:
             )
     report = Report(first.images_per_prompt, len(first.prompts), settings.seed, settings.resample)
     device = alone().device
-    for kind, measures, into in (
-        ("evaluate.scorers", settings.scorers, report.scores),
-        ("evaluate.diversity", settings.diversity, report.diversity),
+    for kind, measures, ours, values_of, into in (
+        ("evaluate.scorers", settings.scorers, SCORERS, _scores, report.scores),
+        ("evaluate.diversity", settings.diversity, MEASURES, _spreads, report.diversity),
     ):
         for each in measures:
             try:
-                make = _scorer if into is report.scores else _spread
-                about, score = make(each, device, settings.batch, first.images_per_prompt)
+                about, tool = _tool(each, kind, ours, device)
                 key = {"measure": each.name, "checkpoint": about, "files": _files(each)}
-                into[each.name] = {one.model: _kept(one, kind, key, score) for one in found}
+                values = partial(values_of, each.name, tool, settings.batch)
+                into[each.name] = {one.model: _kept(one, kind, key, values) for one in found}
                 report.checkpoints[each.name] = about
             except Exception as error:  # from the user's function, or any library: the other measures go on
                 what = (str(error).splitlines() or [type(error).__name__])[0]
@@ -159,51 +175,35 @@ def measure(config: Config, found: list[Gallery]) -> Report:
     return report
 
 
-def _scorer(each: Measure, device: torch.device, batch: int, _: int) -> tuple[str, Callable[[], Score]]:
-    """The checkpoint in words, and what makes the scorer, which is loaded where there is something to score."""
-    tool = named(each.name, SCORERS, "evaluate.scorers", each.options)
-    ours = each.name in SCORERS
-    about = (each.model or tool.published) if ours else _options(each)
-
-    @cache
-    def make() -> Score:
-        judge = tool(about, device) if ours else tool
-
-        def score(one: Gallery) -> np.ndarray:
-            rows = []
-            for number, prompt in enumerate(tqdm(one.prompts, desc=f"{each.name}, {one.model}", leave=False)):
-                images = one.images(number)
-                parts = [images[at : at + batch] for at in range(0, len(images), batch)]
-                scores = [
-                    torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts
-                ]
-                rows.append(np.concatenate([part.reshape(-1) for part in scores]))
-                if len(rows[-1]) != len(images):
-                    raise ValueError(f"gave {len(rows[-1])} scores for {len(images)} images")
-            return np.stack(rows)
-
-        return score
-
-    return about, make
+def _tool(each: Measure, kind: str, ours: dict, device: torch.device) -> tuple[str, Callable[[], Callable]]:
+    """The checkpoint in words, and what makes the tool: it is loaded where there is something to measure."""
+    tool = named(each.name, ours, kind, each.options)
+    if each.name not in ours:
+        return json.dumps(each.options) if each.options else "yours", lambda: tool
+    about = each.model or tool.published
+    return about, cache(lambda: tool(about, device))
 
 
-def _options(each: Measure) -> str:
-    """Of the user's function, in words."""
-    return json.dumps(each.options) if each.options else "yours"
+def _scores(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
+    """[captions, images]."""
+    judge, rows = make(), []
+    for number, prompt in enumerate(tqdm(one.prompts, desc=f"{name}, {one.model}", leave=False)):
+        images = one.images(number)
+        parts = [images[at : at + batch] for at in range(0, len(images), batch)]
+        scores = [torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts]
+        rows.append(np.concatenate([part.reshape(-1) for part in scores]))
+        if len(rows[-1]) != len(images):
+            raise ValueError(f"gave {len(rows[-1])} scores for {len(images)} images")
+    return np.stack(rows)
 
 
-def _spread(each: Measure, device: torch.device, _: int, images: int) -> tuple[str, Callable[[], Score]]:
-    if images < 2:
+def _spreads(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
+    """[captions]."""
+    if one.images_per_prompt < 2:
         raise ValueError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
-    tool = named(each.name, MEASURES, "evaluate.diversity", each.options)
-    ours = each.name in MEASURES
-
-    @cache
-    def make() -> Score:
-        spread = tool(each.model, device) if ours else tool
-        return lambda one: np.array([float(spread(one.images(number))) for number in range(len(one.prompts))])
-
-    return each.model or ("" if ours else _options(each)), make
+    spread, numbers = make(), range(len(one.prompts))
+    bar = tqdm(numbers, desc=f"{name}, {one.model}", leave=False)
+    return np.array([float(spread(one.images(number))) for number in bar])
 
 
 def _files(each: Measure) -> list:
@@ -216,14 +216,14 @@ def _files(each: Measure) -> list:
     return [stamp(path) for path in found]
 
 
-def _kept(one: Gallery, kind: str, key: dict, make: Callable[[], Score]) -> np.ndarray:
+def _kept(one: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.ndarray]) -> np.ndarray:
     """A model's figures, from the file beside its images where they are there for the same images and measure."""
     key = {**key, "images": digest([one.seeds, [[stamp(path) for path in row] for row in one.files]])}
     name = digest([key["measure"], key["checkpoint"]])[:12]
     path = one.folder / "scores" / f"{kind.rpartition('.')[2]}-{name}.json"
     if path.is_file() and (before := read_json(path))["of"] == key:
         return np.array(before["values"], dtype=np.float64)
-    values = make()(one)
+    values = values_of(one)
     if not np.isfinite(values).all():
         raise ValueError(f"gave figures for '{one.model}' that are not finite")
     path.parent.mkdir(exist_ok=True)

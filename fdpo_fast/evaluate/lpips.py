@@ -29,8 +29,8 @@ POOLED = (3, 6)
 class Distance:
     """Of a folder with `alexnet` (torchvision's weights) and `lpips` (the authors' alex.pth), as pth or safetensors."""
 
-    def __init__(self, model: str | None, device: torch.device) -> None:
-        folder = Path(model or "").expanduser()
+    def __init__(self, model: str, device: torch.device) -> None:
+        folder = Path(model).expanduser()
         files = {
             name: [*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}.pth")] for name in ("alexnet", "lpips")
         }
