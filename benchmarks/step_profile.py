@@ -1,9 +1,10 @@
 """Where a training step's time goes, by torch's profiler: `python -m benchmarks.step_profile`.
 
 The trainer itself (fdpo_fast/train.py, in-process) on a UNet of SDXL's block types at 104 M parameters, latents 32 x
-32, bf16, cached reference, each rung of the memory ladder: two micro-batches of a pair a step where it accumulates, one
-on B. Methods are wrapped in `record_function`; a part's time is its own, less that of the parts inside it. Two
-steps warm up, five are profiled. Writes results/step_profile.csv: seconds a step, and shares.
+32, bf16, cached reference, each rung of the memory ladder, with 2 and with 16 pairs a step: in micro-batches of one
+where the rung accumulates, all at once on B. Methods are wrapped in `record_function`; a part's time is its own, less
+that of the parts inside it. Two steps warm up, five are profiled. Writes results/step_profile.csv: seconds a step, and
+shares.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +26,8 @@ CSV = Path(__file__).parent / "results/step_profile.csv"
 UNET = ("forward", "backward")
 WARM, PROFILED = 2, 5
 SIZE = "100M"
+PAIRS = (2, 16)
+"""A step."""
 
 
 def wrapped() -> dict[tuple[Any, str], str]:
@@ -38,6 +42,7 @@ def wrapped() -> dict[tuple[Any, str], str]:
     from fdpo_fast.metrics import Metrics
     from fdpo_fast.ops.autograd import FusedLoss
     from fdpo_fast.optim.adamw8bit import AdamW8bit
+    from fdpo_fast.optim.guard import StepGuard
 
     reduce = "reduce_ready_partitions_and_remove_grads"
     return {
@@ -52,6 +57,7 @@ def wrapped() -> dict[tuple[Any, str], str]:
         (PartitionedParameterCoordinator, "fetch_sub_module"): "ZeRO: parameters fetched",
         (PartitionedParameterCoordinator, "release_sub_module"): "ZeRO: parameters fetched",
         (DeepSpeedEngine, "step"): "norm, clipping, bookkeeping",
+        (StepGuard, "_hide"): "norm, clipping, bookkeeping",
         (AdamW8bit, "step"): "optimizer",
         (AdamW8bit, "step_parameter"): "optimizer",
         (Metrics, "add"): "metrics",
@@ -134,23 +140,32 @@ def main() -> None:
         base = Path(folder) / "base"
         with spawn.Pool(1) as pool:
             pool.apply(prepare, (size.preset, base, size.side, size.changes))
-        for rung in "ABCD":
-            scratch = Path(folder) / rung
+        for pairs, rung in product(PAIRS, "ABCD"):
+            scratch = Path(folder) / f"{rung}-{pairs}"
             scratch.mkdir()
             settings = config(size.preset, base, scratch, rung, size.side)
-            settings["train"] |= {"pairs_per_step": 1 if rung == "B" else 2, "max_steps": WARM + PROFILED + 1}
+            settings["train"] |= {
+                "pairs_per_step": pairs,
+                "pairs_per_micro_batch": pairs if rung == "B" else 1,
+                "max_steps": WARM + PROFILED + 1,
+            }
             settings["log"]["every"] = WARM + PROFILED + 1
             with spawn.Pool(1) as pool:
                 found = pool.apply(profile, (json.loads(json.dumps(settings)),))
             step = found.pop("step")
             for part, seconds in sorted(found.items(), key=lambda item: -item[1]):
-                rows.append((rung, part, f"{seconds:.4g}", f"{seconds / step:.4f}", machine()))
+                rows.append((rung, pairs, part, f"{seconds:.4g}", f"{seconds / step:.4f}", machine()))
                 print(*rows[-1][:-1], sep=", ", flush=True)
             rest = sum(seconds for part, seconds in found.items() if part not in UNET)
-            print(f"rung {rung}: a step takes {step:.3g} s, of which all but the UNet {rest / step:.1%}", flush=True)
+            print(
+                f"rung {rung}, {pairs} pairs: a step takes {step:.3g} s, of which all but the UNet {rest / step:.1%}",
+                flush=True,
+            )
     partial = CSV.with_suffix(".csv.tmp")
     with partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("rung", "part", "seconds", "share", "machine"), *rows])
+        csv.writer(file, lineterminator="\n").writerows(
+            [("rung", "pairs", "part", "seconds", "share", "machine"), *rows]
+        )
     partial.replace(CSV)
 
 

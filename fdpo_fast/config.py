@@ -120,6 +120,11 @@ class Config(Section):
         return self.deepspeed.get("bf16", {}).get("enabled", bf16)
 
     @property
+    def whole_gradients(self) -> bool:
+        """Whether the optimizer is given the model's own gradients: then we clip them, and not DeepSpeed."""
+        return not (self.stage or self.master)
+
+    @property
     def bf16_masters(self) -> bool:
         """Whether ZeRO's masters, and their gradients, are in bf16."""
         return self.deepspeed.get("bf16", {}).get("bf16_master_weights_and_grads", False)
@@ -134,7 +139,11 @@ class Config(Section):
         optimizer, inside = self.optimizer, self.train.step_in_backward
         if optimizer.clipping == "per_parameter" and not inside:
             raise ValueError("optimizer.clipping 'per_parameter' needs train.step_in_backward: use 'global' without it")
-        offload = self.deepspeed.get("zero_optimization", {}).get("offload_optimizer", False)
+        zero = self.deepspeed.get("zero_optimization", {})
+        for key in ("offload_optimizer", "offload_param"):
+            if (zero.get(key) or {}).get("device") == "nvme":
+                raise ValueError(f"deepspeed.zero_optimization.{key} to 'nvme' is not supported: take 'cpu'")
+        offload = zero.get("offload_optimizer", False)
         if self.bf16_masters and not (self.master and self.stage):
             raise ValueError("deepspeed.bf16.bf16_master_weights_and_grads needs bf16 enabled and ZeRO stage 1, 2 or 3")
         if self.bf16_masters and optimizer.type != "adamw8bit" and not (optimizer.type == "cpu_adam" and offload):
@@ -188,7 +197,7 @@ class Config(Section):
             "zero_optimization": {"stage": 0, **self.deepspeed.get("zero_optimization", {})},
             "train_micro_batch_size_per_gpu": self.train.pairs_per_micro_batch,
             "gradient_accumulation_steps": self.accumulation(world_size),
-            "gradient_clipping": 0.0 if self.train.step_in_backward else self.optimizer.max_grad_norm,
+            "gradient_clipping": 0.0 if self.whole_gradients else self.optimizer.max_grad_norm,
         }
 
     def differences(self, other: Config) -> list[str]:

@@ -97,9 +97,21 @@ def figures(drawn: Plan, options: Namespace) -> dict:
             name: {"gpu_tensors_gib": round(price.gpu_tensors / GIB, 3), "tflop_per_pair": round(price.flops / 1e12, 2)}
             for name, price in drawn.prices.items()
         },
+        "step": {"tflop_a_gpu": round(_tflop(drawn, options), 3), "seconds": _seconds(drawn, options)},
         "architecture": drawn.blueprint.source,
         "gpus": options.gpus,
     }
+
+
+def _tflop(drawn: Plan, options: Namespace) -> float:
+    """Of a step's forward and backward on one GPU."""
+    price = drawn.prices[drawn.config.model.gradient_checkpointing]
+    return price.flops * drawn.config.train.pairs_per_step / options.gpus / 1e12
+
+
+def _seconds(drawn: Plan, options: Namespace) -> float | None:
+    """Of the same, at the rate that was given."""
+    return round(_tflop(drawn, options) / options.tflops, 3) if options.tflops else None
 
 
 def table(drawn: Plan, options: Namespace) -> Iterator[str]:
@@ -132,11 +144,10 @@ def table(drawn: Plan, options: Namespace) -> Iterator[str]:
     for name, price in drawn.prices.items():
         here = " (this)" if name == config.model.gradient_checkpointing else ""
         yield f"{name + here:34}{price.gpu_tensors / GIB:12.2f}{price.flops / 1e12:14.1f}"
-    flops = drawn.prices[config.model.gradient_checkpointing].flops * config.train.pairs_per_step / options.gpus
     if options.tflops:
-        yield f"a step's forward and backward at {options.tflops:g} TFLOP/s: {flops / options.tflops / 1e12:.1f} s"
+        yield f"a step's forward and backward at {options.tflops:g} TFLOP/s: {_seconds(drawn, options):.1f} s"
     else:
-        yield f"a step's forward and backward: {flops / 1e12:,.0f} TFLOP a GPU; --tflops gives seconds"
+        yield f"a step's forward and backward: {_tflop(drawn, options):,.0f} TFLOP a GPU; --tflops gives seconds"
 
     yield f"\n{'rung':5}{'GPU tensors':>12}{'GPU total':>11}{'host':>8}  GPU fullest in, and what it is"
     for name, (_, found) in drawn.rungs.items():

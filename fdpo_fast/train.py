@@ -120,7 +120,8 @@ def train(config: Config, resume: bool) -> None:
     if config.model.compile:
         unet.compile()
     optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
-    guard = StepGuard(optimizer, largest_over_ranks)
+    clips = config.whole_gradients and not settings.step_in_backward
+    guard = StepGuard(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
     with offload.bf16_masters():
         engine, _, _, _ = deepspeed.initialize(
             model=unet,
@@ -212,7 +213,7 @@ def train(config: Config, resume: bool) -> None:
         if ema:
             ema.update()
         done = step + 1
-        metrics.end_step(step, lr, engine.get_global_grad_norm())
+        metrics.end_step(step, lr, guard.norm if clips else engine.get_global_grad_norm())
         last = done == settings.max_steps
         checkpoint = (done % settings.checkpoint_every == 0 or last) and not guard.in_a_row  # keep the good ones
         if done % config.log.every == 0 or checkpoint or last:  # a checkpoint never runs ahead of the metrics on disk

@@ -14,7 +14,8 @@ def test_the_benchmark_at_full_size_runs_with_a_tiny_model(rung):
     command = [sys.executable, "-m", "benchmarks.full_sdxl", "--tiny", "--rung", rung]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    figures = {tuple(line.split(", ")[:3]): line.split(", ")[3] for line in done.stdout.splitlines() if ", " in line}
+    rows = [line.split(", ") for line in done.stdout.splitlines() if line.count(", ") == 3]
+    figures = {tuple(row[:3]): row[3] for row in rows}
     for run in ("three steps", "resumed"):
         assert 0 < float(figures[run, "all", "trainer_peak_gib"]) <= float(figures[run, "all", "processes_peak_gib"])
         assert 0 < float(figures[run, "all", "share_changed"]) < 1

@@ -153,6 +153,10 @@ def test_the_command(tiny_config, command, tmp_path, capsys):
     assert all(r.keys() == {"gpu_tensors_gib", "gpu_total_gib", "host_gib"} for r in figures["rungs"].values())
     file = tmp_path / "plan.json"
     text = _plan(command, raw, "--json", str(file), "--gpu", "24GB", "--host", "32", "--tflops", "50")
+    step = figures["step"]
+    assert step["seconds"] is None  # nothing to derive it from
+    assert step["tflop_a_gpu"] > 0
+    step["seconds"] = round(step["tflop_a_gpu"] / 50, 3)
     assert json.loads(file.read_text()) == figures
     assert "this configuration fits" in text
     text = _plan(command, raw, "--gpu", "0.1GB")
@@ -226,6 +230,17 @@ def test_the_trainer_warns_where_a_gpu_is_short(tiny, monkeypatch):
             ['deepspeed.zero_optimization={"stage": 2, "reduce_bucket_size": "auto"}'],
             "'auto' is for other trainers",
         ),
+        (
+            ['deepspeed.zero_optimization={"stage": 3, "offload_param": {"device": "nvme"}}'],
+            "offload_param to 'nvme' is not supported",
+        ),
+        (["data.resolution=33"], r"data\.resolution 33 is not a multiple of 4, .* take 36"),
+        (["model.vae=/nowhere"], r"model\.vae '/nowhere' is neither a folder nor a hub name"),
+        (
+            ["model.train=lora", 'model.lora={"targets": ["to_k", "nothing"]}'],
+            "no layer of the UNet is named 'nothing'",
+        ),
+        (["model.train=lora", 'model.lora={"targets": ["norm1"]}'], "'norm1' is a (LayerNorm|GroupNorm), not linear"),
     ],
 )
 def test_mistakes_get_a_sentence(command, tiny_config, tmp_path, words, sentence):

@@ -146,6 +146,25 @@ def test_the_guard_tells_large_gradients_from_infinite_ones(dtype):
             assert guard.end_step(0) == bad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("max_norm", [0.0, 0.3, 1e6])
+def test_the_guard_clips_the_global_norm(dtype, max_norm):
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (5000, 7, 300)]
+    for p in ours:
+        p.grad = torch.randn(p.shape).to(dtype)
+    grads = [p.grad.double() for p in ours]
+    norm = torch.cat(grads).norm().item()
+    optimizer = torch.optim.SGD(ours, lr=1.0)
+    guard = StepGuard(optimizer, Agree(), max_norm)
+    optimizer.step()
+    assert guard.norm.item() == pytest.approx(norm, rel=2e-3 if dtype == torch.bfloat16 else 1e-6)
+    factor = min(1.0, max_norm / norm) if max_norm else 1.0
+    for p, grad in zip(ours, grads, strict=True):
+        rtol = 1e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(-p.detach().double(), factor * grad, rtol=rtol, atol=1e-9)
+
+
 def test_inside_backward_a_gradient_lives_for_its_turn_only():
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(4)))

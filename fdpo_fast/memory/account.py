@@ -167,8 +167,8 @@ def _gradients_whole(book: Account, trace: Trace, engine: Engine, config: Config
         return
     book.add("gradients", "gpu", trace.trained_bytes, "backward", "step", *(("forward",) * engine.accumulates))
     if engine.master:
-        book.add("gradients", "gpu", 4 * trace.trained, "step")  # of the master
-    book.add("gradients", "gpu", (4 if gpu else 12) * largest, "step")  # one's norm, and clipping
+        # the master's, and one's norm, and clipping
+        book.add("gradients", "gpu", 4 * trace.trained + (4 if gpu else 12) * largest, "step")
     if engine.ranks > 1:
         flat = min(trace.trained, _BUCKET + largest)
         book.add("communication buckets", "gpu", (width if engine.master else width + 4) * flat, "step")

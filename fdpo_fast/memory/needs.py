@@ -11,6 +11,7 @@ import torch
 
 from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
+from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.readers import open_source
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, account, moments
@@ -92,7 +93,7 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int) -> Ne
 def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str, float], str]:
     """Bytes by what is written, and what that rests on."""
     rows, known = _rows(config)
-    side, width = config.data.resolution // blueprint.image_factor(), DTYPES[config.data.cache_dtype].itemsize
+    side, width = config.data.resolution // blueprint.factors()[0], DTYPES[config.data.cache_dtype].itemsize
     image = blueprint.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
     optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
     whole = traced.trained_bytes + traced.frozen_bytes
@@ -176,6 +177,7 @@ def plan(config: Config, ranks: int) -> Plan:
     """Everything `fdpo plan` prints; half a minute for SDXL. Raises ConfigError, and ValueError for an unknown base."""
     config.accumulation(ranks)
     drawn = blueprint(config.model)
+    Geometry(config.data, config.reference.seed, *drawn.factors())  # refuses sizes that do not divide
     traces = {name: trace(_with(config, name), drawn) for name in CHECKPOINTING}
     traced = traces[config.model.gradient_checkpointing]
     pairs = config.train.pairs_per_micro_batch

@@ -114,7 +114,7 @@ class _Rehearsal:
 
     def __init__(self, config: Config, blueprint: Blueprint) -> None:
         dtype, pairs = DTYPES[config.model.dtype], config.train.pairs_per_micro_batch
-        side = config.data.resolution // blueprint.image_factor()
+        side = config.data.resolution // blueprint.factors()[0]
         self.family, unet = blueprint.family, blueprint.unet(dtype).train()
         tuning.prepare(unet, config.model)
         self.criterion = config.loss.criterion()
@@ -175,7 +175,7 @@ def vae_passes(config: Config, blueprint: Blueprint) -> tuple[int, int]:
     The first fills the cache of latents, the second draws sample grids.
     """
     encode, decode = Tracker(), Tracker()
-    side, factor, dtype = config.data.resolution, blueprint.image_factor(), DTYPES[config.model.dtype]
+    side, factor, dtype = config.data.resolution, blueprint.factors()[0], DTYPES[config.model.dtype]
     with FakeTensorMode(), torch.no_grad():
         vae = _fake(blueprint.vae(torch.float32)).eval()
         encode.ignore(vae)

@@ -48,9 +48,9 @@ class Blueprint:
         """How many numbers the embeddings of a caption are."""
         return self.family.elements_of_text(self.unet_config)
 
-    def image_factor(self) -> int:
-        """By how much the VAE divides a side."""
-        return shrinks(self.vae_config)
+    def factors(self) -> tuple[int, int]:
+        """By how much VAE and UNet divide a side of the image, and of the latents."""
+        return shrinks(self.vae_config), shrinks(self.unet_config)
 
 
 def blueprint(model: Model) -> Blueprint:
@@ -76,9 +76,10 @@ def blueprint(model: Model) -> Blueprint:
         if None in found.values():
             found = presets.configs(presets.components(family.preset))
             source = f"the published architecture '{family.preset}' ({model.base} is not here)"
-    vae = Path(model.vae).expanduser() if model.vae else None
-    if vae and vae.is_dir():
-        found["vae"] = _read(vae if (vae / "config.json").is_file() else vae / "vae", "")
+    if model.vae and Path(model.vae).expanduser().is_dir():
+        found["vae"] = read_json(hub.vae_folder(model.vae) / "config.json")
+    elif model.vae:
+        hub.check_name("model.vae", model.vae)  # the base's stands for it, until it is fetched
     return Blueprint(family, found["unet"], found["vae"], {name: found[name] for name in encoders}, source)
 
 

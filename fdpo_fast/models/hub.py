@@ -57,7 +57,7 @@ def component_config(base: str, component: str) -> dict[str, Any] | None:
 
     Raises ValueError where `base` can be no name on the hub.
     """
-    _check_name("model.base", base)
+    check_name("model.base", base)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -69,7 +69,8 @@ def component_config(base: str, component: str) -> dict[str, Any] | None:
         raise ValueError(f"model.base '{base}' is no name on the hub: {str(error).splitlines()[0]}") from None
 
 
-def _check_name(key: str, name: str) -> None:
+def check_name(key: str, name: str) -> None:
+    """Raise ValueError where `name`, the value of `key`, can be no name on the hub."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(f"{key} '{name}' is neither a folder nor a hub name of the form owner/name")
 
@@ -78,7 +79,7 @@ def _folder(key: str, name: str, patterns: list[str]) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    _check_name(key, name)
+    check_name(key, name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -34,6 +34,15 @@ def prepare(unet: nn.Module, model: Model) -> list[Parameter]:
 
 
 def add_lora(unet: nn.Module, lora: LoRA) -> None:
-    """Freeze `unet` and add a trainable adapter that changes nothing yet."""
+    """Freeze `unet` and add a trainable adapter that changes nothing yet.
+
+    Raises ValueError for a target that no layer is named by, or that no adapter can be made for.
+    """
+    for target in lora.targets:
+        found = [module for name, module in unet.named_modules() if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise ValueError(f"model.lora.targets: no layer of the UNet is named '{target}'")
+        if other := next((module for module in found if not isinstance(module, nn.Linear | nn.Conv2d)), None):
+            raise ValueError(f"model.lora.targets: '{target}' is a {type(other).__name__}, not linear or a convolution")
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))

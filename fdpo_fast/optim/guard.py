@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite: skipped, counted, and the run stopped when they do not end."""
+"""What stands before an optimizer's step: gradients that are not finite skip it, large ones are clipped."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ class StepGuard:
     Args:
         optimizer: the one that is handed to DeepSpeed; under ZeRO it sees the partitions.
         agree: makes the largest value of a tensor that of every rank, in place.
+        max_norm: where the optimizer sees all gradients and nobody else clips them: the largest global norm that is
+            let through, 0 for any. DeepSpeed would copy each to float32, and keep the norm for itself.
     """
 
     LIMIT = 10
     """Skipped steps in a row that end a run."""
 
-    def __init__(self, optimizer: Optimizer, agree: Callable[[Tensor], Any]) -> None:
+    def __init__(self, optimizer: Optimizer, agree: Callable[[Tensor], Any], max_norm: float | None = None) -> None:
         self.skipped = self.in_a_row = 0
+        self.norm: Tensor | None = None
+        """Of all gradients at the last step, before clipping; None without `max_norm`."""
+        self._max_norm = max_norm
         self._agree, self._found, self._elsewhere = agree, False, 0
         self._hidden: list[tuple[Tensor, Tensor]] = []
         optimizer.register_step_pre_hook(self._hide)
@@ -40,10 +45,14 @@ class StepGuard:
             norms = torch.stack(torch._foreach_norm(grads, dtype=dtype))
             bad = (~norms.isfinite()).sum().float()
         self.found(bad)
+        if held and self._max_norm is not None:
+            self.norm = torch.linalg.vector_norm(norms.float())
         if self._found:
             self._hidden = held
             for parameter, _ in held:
                 parameter.grad = None
+        elif held and self._max_norm and self.norm > self._max_norm:
+            torch._foreach_mul_(grads, self._max_norm / self.norm)
 
     def _show(self, *_: Any) -> None:
         for parameter, grad in self._hidden:  # offloading keeps its buffers there
