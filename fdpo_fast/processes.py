@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import signal
@@ -106,6 +107,17 @@ def check_shared(rank: Rank, key: str, folder: Path) -> None:
         token.unlink()
     if missing:
         raise ValueError(f"{key} '{folder}' is not shared between the nodes: name a folder that all of them reach")
+
+
+def check_equal(rank: Rank, text: str, sentence: str) -> None:
+    """Raise ValueError with a sentence, on every rank, where a text is not the same on all. Collective."""
+    if ranks_here() == rank.count:
+        return
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    ends = torch.tensor([number, -number])
+    largest_over_ranks(ends)
+    if ends.sum():
+        raise ValueError(sentence)
 
 
 def _appears(file: Path, seconds: float = 10) -> bool:

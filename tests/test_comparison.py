@@ -88,6 +88,15 @@ def test_the_sentence_follows_the_data(tmp_path, gain, noise, words):
     assert "Pareto front" in text
 
 
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.1, "Alignments from 0.6000 to 1.0000 lie"), (2.0, "No alignment lies")]
+)
+def test_whether_the_curves_can_be_compared(tmp_path, shift, words):
+    found = comparison(tmp_path, lambda kind, strength, seed: (strength / 2 + shift * (kind == "reverse_kl"), 0.5))
+    write_comparison(found, tmp_path)
+    assert words in (tmp_path / "report/report.md").read_text()
+
+
 def test_p_values_are_paired_and_adjusted(tmp_path):
     """Seeds differ much more than divergences, so only the pairing shows it; Holm: the smallest p times two."""
     from scipy.stats import ttest_rel
@@ -148,7 +157,7 @@ def test_every_run_has_its_own_strength_and_seed(tmp_path):
         ("compare.diversity=lpips", "compare.diversity 'lpips' is not among"),
         ("evaluate.images_per_prompt=1", "at least two images"),
         ("evaluate.prompts=[]", "no captions to draw"),
-        ("compare.seeds=[0, 0]", "has the run reverse_kl-strength0.1-seed0 twice"),
+        ("compare.seeds=[0, 0]", "has the run reverse_kl-strength0.01-seed0 twice"),
         ('compare.divergences=["jeffreys", "jeffreys"]', "twice"),
         ('evaluate.scorers=["fdpo_fast.digits:unseen", "fdpo_fast.digits:preference", "a.b:c"]', "No module named 'a'"),
         ("loss.type=hinge", "calibrated for loss.type 'sigmoid'"),

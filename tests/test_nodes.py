@@ -139,6 +139,15 @@ def test_a_folder_of_each_node_is_one_sentence(shared, two_nodes, tmp_path, key,
     assert not list((tmp_path / "other").iterdir()) + list(tmp_path.rglob(".shared*"))
 
 
+@pytest.mark.slow
+def test_other_pairs_on_a_node_are_one_sentence(shared, two_nodes, tmp_path, embedded_folder):
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes((embedded_folder / "pairs.parquet").read_bytes())
+    for log in two_nodes(shared, second=("--set", f"data.source={copy}"), fails=True):
+        assert len([line for line in lines(log) if "fdpo train:" in line]) == 1
+        assert "the nodes would make another latents cache each: data.source or model.base" in log
+
+
 def test_a_guard_that_a_killed_build_left_behind_does_not_hold_up(tmp_path, monkeypatch):
     """torch waits for ever where its build folder has a file `lock`; younger ones are another's, and waited for."""
     import torch.utils.cpp_extension as extensions

@@ -1,5 +1,6 @@
 """ZeRO with bf16 masters: the same steps from fewer bytes."""
 
+import json
 import math
 import os
 import subprocess
@@ -15,6 +16,7 @@ from test_train_optimizers import run_of, weights
 
 from fdpo_fast import AdamW8bit, config
 from fdpo_fast.config import ConfigError
+from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.optim import offload
 
 BF16 = {"enabled": True, "bf16_master_weights_and_grads": True}
@@ -53,6 +55,17 @@ def test_a_resumed_run_is_the_same_run(raw_config, launch, read_metrics, tmp_pat
         runs.append(weights(raw))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     assert all(weight.isfinite().all() for weight in runs[0].values())
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "D" else pytest.mark.slow) for n in RUNGS])
+def test_every_rung_trains(raw_config, launch, read_metrics, tmp_path, name):
+    raw = run_of(raw_config, tmp_path / name)
+    launch(json.loads(on_rung(config.Config.model_validate(raw), name, 1).dumps()))
+    records = read_metrics(raw)
+    assert len(records) == 6
+    assert all(math.isfinite(record["loss"]) for record in records)
+    assert all(("grad_norm" in record) == (name != "B") for record in records)
+    assert records[-1]["margin"] != 0
 
 
 # Run in a process of its own: training, in which `share` is what the first line makes of it.

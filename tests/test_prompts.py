@@ -65,6 +65,12 @@ def test_a_broken_file_is_told_in_a_sentence(tmp_path, name, content, words):
     assert "\n" not in str(error.value)
 
 
+def test_quotes_in_tab_separated_text_are_text(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('Prompt\tNote\r\n"Hi" on a wall\t\r\n"a ""b"" c"\t"\r\n5" nails\tx\r\n')
+    assert read_prompts(str(path)) == ['"Hi" on a wall', 'a "b" c', '5" nails']
+
+
 def test_no_captions_at_all():
     with pytest.raises(ValueError, match="--prompts FILE"):
         read_prompts([])

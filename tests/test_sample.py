@@ -125,6 +125,7 @@ def test_another_setting_or_checkpoint_is_refused(command, raw, other, pipelines
             ["--no-policy", "--set", "evaluate.scheduler=Nonsense"],
             "evaluate.scheduler 'Nonsense' does not fit: use one",
         ),
+        (["--no-policy", "--set", "evaluate.scheduler=DPMSolverSDEScheduler"], "'DPMSolverSDEScheduler' does not fit"),
         ([], "is neither a folder nor a hub name"),
     ],
 )

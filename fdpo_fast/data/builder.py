@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fdpo_fast.data.files import digest, read_json, replacing
 from fdpo_fast.data.shards import Shard
-from fdpo_fast.processes import Rank
+from fdpo_fast.processes import Rank, check_equal
 
 _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
 
@@ -59,9 +59,15 @@ class Builder:
         """The folder of the cache, filled now if need be. Collective.
 
         Raises ValueError, before anything is built, when there is no room for it, when its manifest was changed, when
-        one was asked for that differs, or the run was trained from another.
+        one was asked for that differs, the run was trained from another, or the nodes do not agree.
         """
         folder = self.root / f"{cache.kind}-{digest(cache.manifest)[:16]}"
+        check_equal(
+            self.rank,
+            folder.name,
+            f"the nodes would make another {cache.kind} cache each: data.source or model.base is not the same on all "
+            "(a copy of pairs with other times of change counts as other pairs); put both on a file system they share",
+        )
         self._agree(folder, cache)
         missing = [shard for shard in range(len(cache.items)) if not _file(folder, shard).exists()]
         if missing and self.complete:

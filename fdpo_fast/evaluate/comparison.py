@@ -112,6 +112,12 @@ class Comparison:
         kept = [s for s, at in zip(self.spots, places, strict=True) if not any(_beats(other, at) for other in rivals)]
         return sorted(kept, key=lambda spot: spot.mean["alignment"])
 
+    @property
+    def overlap(self) -> tuple[float, float]:
+        """The alignments, from and to, that lie within every divergence's runs; from above to where there are none."""
+        reached = {kind: [s.mean["alignment"] for s in self.spots if s.kind == kind] for kind in self.kinds}
+        return max(map(min, reached.values())), min(map(max, reached.values()))
+
     @cached_property
     def volumes(self) -> list[Volume]:
         """The area that a divergence's runs, with the base, dominate in the plane of alignment and diversity.

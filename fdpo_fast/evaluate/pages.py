@@ -134,6 +134,11 @@ def _how(found: Comparison) -> Iterator[str]:
     yield f"{train.max_steps} steps of {train.pairs_per_step} pairs each, from one cached reference."
     yield f"Strength 1 is the beta that `fdpo calibrate` finds at median |u| {compare.median_u:g} and gradient weight"
     yield f"{compare.weight:g}; at strength s it is divided by s."
+    low, high = found.overlap
+    if low <= high:
+        yield f"Alignments from {low:.4f} to {high:.4f} lie within the curves of all divergences."
+    else:
+        yield "No alignment lies within the curves of all divergences: add strengths."
     yield f"{report.captions} captions, {report.images_per_prompt} images each, the same noise for every model (seed"
     yield f"{report.seed}). Alignment: {compare.alignment}; preference: {compare.preference}; diversity in a caption:"
     yield f"{compare.diversity}. Win rates by preference, against the base from the same noise."

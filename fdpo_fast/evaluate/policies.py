@@ -9,10 +9,11 @@ import torch
 
 from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
-from fdpo_fast.data.files import digest, file_digest
+from fdpo_fast.data.files import digest, file_digest, read_json
 from fdpo_fast.models import load_family, tuning
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
+from fdpo_fast.sections import Model
 
 BASE = "base"
 _STATES = "mp_rank_00_model_states.pt"
@@ -40,6 +41,11 @@ class Policy:
         """With the components of the policy's own pipeline."""
         return load_family(config.model.model_copy(update={"base": str(self.folder)}))
 
+    def _trained_as(self, config: Config) -> Model:
+        """A checkpoint keeps its configuration, and so its adapter's rank and alpha."""
+        file = self.folder / "config.json"
+        return Model.model_validate(read_json(file)["model"]) if file.is_file() else config.model
+
     @property
     def _is_checkpoint(self) -> bool:
         return (self.folder / _STATES).is_file()
@@ -52,7 +58,7 @@ class Policy:
         dtype = DTYPES[config.model.dtype]
         if self._is_checkpoint:
             unet = family.denoiser(dtype)
-            tuning.prepare(unet, config.model)
+            tuning.prepare(unet, self._trained_as(config))
             state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
             try:
                 unet.load_state_dict(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,19 +46,35 @@ def _lines(path: Path) -> Iterator[str]:
     return (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
 
 
-def _table(path: Path) -> Iterator[str]:
+def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        header = next(rows, [])
-        at = header.index(_column(path, header))
+        rows = csv.reader(file, strict=True)
         for row in rows:
-            if row and len(row) != len(header):
-                raise ValueError(
-                    f"the prompt file {path} is broken in line {rows.line_num}: {len(row)} fields in place of "
-                    f"{len(header)}"
-                )
-            if row:
-                yield row[at].strip()
+            yield rows.line_num, row
+
+
+_QUOTED = re.compile(r'"([^"]|"")*"')
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The same. Quotes are text here, but around a whole field, as spreadsheets write them."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        fields = line.rstrip("\r").split("\t") if line.strip() else []
+        yield number, [f[1:-1].replace('""', '"') if _QUOTED.fullmatch(f) else f for f in fields]
+
+
+def _table(path: Path) -> Iterator[str]:
+    rows = (_tab_separated if path.suffix == ".tsv" else _comma_separated)(path)
+    _, header = next(rows, (0, []))
+    at = header.index(_column(path, header))
+    for number, row in rows:
+        if row and len(row) != len(header):
+            raise ValueError(
+                f"the prompt file {path} is broken in line {number}: {len(row)} fields in place of {len(header)}"
+            )
+        if row:
+            yield row[at].strip()
 
 
 def _column(path: Path, names: list[str]) -> str:

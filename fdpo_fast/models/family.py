@@ -26,6 +26,10 @@ PREDICTIONS = ("epsilon", "v_prediction")
 """What a denoiser may predict, by the scheduler's own names."""
 
 
+OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+"""Schedulers of diffusers whose noise does not come from the generator that they are given: no image is drawn twice."""
+
+
 def shrinks(config: dict) -> int:
     """By how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
     return 2 ** (len(config["block_out_channels"]) - 1)
@@ -198,7 +202,7 @@ class Family(ABC):
     @staticmethod
     def scheduler(name: str, pipeline: DiffusionPipeline) -> SchedulerMixin:
         """A scheduler of the pipeline's noise; ValueError where diffusers has none of that name that fits."""
-        fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles}
+        fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles if cls.__name__ not in OWN_NOISE}
         if name not in fitting:
             raise ValueError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
         return fitting[name].from_config(pipeline.scheduler.config)
