@@ -11,19 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from fdpo_fast.evaluate.scorers import Clip
+from fdpo_fast.evaluate.lpips import Distance
+from fdpo_fast.evaluate.scorers import Clip, Images, pixels
 from fdpo_fast.evaluate.tools import named
 
-Images = list[Image.Image]
 Encoder = Callable[[Images], Tensor]
-
-
-def pixels(images: Images) -> Tensor:
-    """[n, 3 h w] in [0, 1], float64."""
-    return torch.stack([torch.from_numpy(np.array(image)).flatten() for image in images]).double() / 255
 
 
 def rmse(images: Images) -> float:
@@ -70,8 +64,6 @@ class Lpips:
     """Mean LPIPS (Zhang et al. 2018, version 0.1, AlexNet) over the pairs of a caption's images."""
 
     def __init__(self, model: str, device: torch.device) -> None:
-        from fdpo_fast.evaluate.lpips import Distance
-
         self.distance = Distance(model, device)
 
     def __call__(self, images: Images) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fdpo_fast.evaluate import weights
-from fdpo_fast.evaluate.diversity import pixels
+from fdpo_fast.evaluate.scorers import pixels
 
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """LPIPS' own, of pixels in [-1, 1]."""

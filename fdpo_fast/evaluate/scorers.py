@@ -38,6 +38,11 @@ def prepared(
     return (torch.stack(found).float() / 255 - mean) / std
 
 
+def pixels(images: Images) -> Tensor:
+    """[n, h w 3] in [0, 1], float64."""
+    return torch.stack([torch.from_numpy(np.array(image)).flatten() for image in images]).double() / 255
+
+
 class Clip:
     """100 cos(image, caption), at least 0 (Hessel et al. 2021 with the factor of torchmetrics)."""
 
