@@ -21,6 +21,7 @@ from fdpo_fast.data.files import replacing
 from fdpo_fast.digits import CAPTIONS, draw, embedded, ink, read_digits, score
 from fdpo_fast.evaluate import stats
 from fdpo_fast.grids import side_by_side
+from fdpo_fast.metrics import read_records
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.sections import DigitsRecipe
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     blocks = {name: images.unflatten(0, (10, -1))[:, :8] for name, images in (("base", before), ("aligned", after))}
     with replacing(folder / "alignment.png") as partial:
         side_by_side(list(CAPTIONS), blocks, scale=2).save(partial, format="PNG")
-    curves(folder / "metrics.jsonl", folder / "curves.png")
+    curves(folder, folder / "curves.png")
     print(table)
     print(f"pictures: {folder / 'alignment.png'}, {folder / 'curves.png'}")
 
@@ -113,14 +114,14 @@ def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def curves(metrics: Path, picture: Path) -> None:
+def curves(folder: Path, picture: Path) -> None:
     """Loss and implicit accuracy per step, with a running mean of 10."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = read_records(folder)
     steps = [record["step"] for record in records]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for axis, key, level in ((axes[0], "loss", np.log(2)), (axes[1], "accuracy", 0.5)):

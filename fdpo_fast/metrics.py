@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from itertools import pairwise
@@ -122,7 +123,10 @@ def read_records(folder: Path) -> list[dict]:
     """What a run has written to `metrics.jsonl` so far; a kill, or a run at work, may leave half of the last line."""
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines[:-1]] + [json.loads(line) for line in lines[-1:] if _is_whole(line)]
+    if lines and not _is_whole(lines[-1]):
+        lines.pop()
+    records = map(json.loads, lines)
+    return [{key: math.nan if value is None else value for key, value in record.items()} for record in records]
 
 
 def _is_whole(line: str) -> bool:
@@ -131,6 +135,14 @@ def _is_whole(line: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _line(record: dict) -> str:
+    """A record as JSON, which knows no NaN and no infinity: null."""
+    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    if "bins" in values:
+        values["bins"] = [json.loads(_line(part)) for part in values["bins"]]
+    return json.dumps(values) + "\n"
 
 
 class Writer:
@@ -143,12 +155,12 @@ class Writer:
         # steps after the checkpoint are about to be taken again
         kept = [record for record in read_records(folder) if record["step"] < first_step]
         with replacing(self.path) as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            partial.write_text("".join(map(_line, kept)))
         self.boards = Boards(settings, folder, first_step)
 
     def write(self, records: list[dict]) -> None:
         with self.path.open("a") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.writelines(map(_line, records))
         for record in records:
             values = {name: value for name, value in record.items() if isinstance(value, float)}
             for part in record.get("bins", []):

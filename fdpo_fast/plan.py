@@ -14,7 +14,7 @@ from fdpo_fast.config import Config
 from fdpo_fast.data.files import replacing
 from fdpo_fast.memory.account import GIB, PHASES, Account
 from fdpo_fast.memory.ladder import RUNGS
-from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan
+from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan, with_allowances
 from fdpo_fast.models import quiet_libraries
 
 
@@ -168,6 +168,15 @@ def _lacks(needs: Needs, options: Namespace) -> list[str]:
     return [f"{place} {(has - limit) / 2**30:.1f} GiB over" for place, has, limit in limits if limit and has > limit]
 
 
+def _too_full_beside(needs: Needs, options: Namespace) -> list[str]:
+    """Phases outside the steps that pass a GPU's limit, where nothing else does."""
+    if not options.gpu or with_allowances(needs.gpu_tensors) > options.gpu:
+        return []
+    if options.host and needs.host > options.host:
+        return []
+    return [phase for phase, tensors in needs.beside.items() if with_allowances(tensors) > options.gpu]
+
+
 def _verdict(needs: Needs, options: Namespace) -> str:
     if not (options.gpu or options.host):
         return ""
@@ -181,11 +190,17 @@ def _advice(drawn: Plan, options: Namespace) -> Iterator[str]:
         yield "\nthis configuration fits"
         return
     yield f"\nthis configuration does not fit: {', '.join(lacks)}"
+    if beside := _too_full_beside(drawn.needs, options):
+        yield "its steps do; change"
+        yield from (f"    for {phase}: {SMALLER[phase]}" for phase in beside)
+        return
     for name, (config, needs) in drawn.rungs.items():
-        if not _lacks(needs, options):
+        beside = _too_full_beside(needs, options)
+        if beside or not _lacks(needs, options):
             yield f"rung {name} does; change"
             changes = drawn.config.differences(config)
             yield from (f"    {line}" for line in changes)
+            yield from (f"    for {phase}: {SMALLER[phase]}" for phase in beside)
             if any(line.startswith("train.pairs_per_step") for line in changes):
                 yield "    and optimizer.lr and train.max_steps to go with smaller steps, as configs/sdxl_js_16gb.json"
             return

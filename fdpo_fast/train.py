@@ -24,6 +24,7 @@ from fdpo_fast import boards, commands
 from fdpo_fast import config as configuration
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.noise import timesteps
+from fdpo_fast.processes import LOCK, at_work
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,8 +42,10 @@ def start(config: Config, options: argparse.Namespace) -> None:
         print(config.dumps(), end="")
         return
     boards.check(config.log)
-    check_output(Path(config.train.output_dir).expanduser(), options.resume)
-    train(config, options.resume)
+    folder = Path(config.train.output_dir).expanduser()
+    check_output(folder, options.resume)
+    with at_work(folder):
+        train(config, options.resume)
 
 
 def check_output(folder: Path, resume: bool) -> None:
@@ -51,7 +54,7 @@ def check_output(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
-    if not resume and any(folder.iterdir()):
+    if not resume and any(path.name != LOCK for path in folder.iterdir()):
         raise ConfigError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
 
 
@@ -204,11 +207,12 @@ def train(config: Config, resume: bool) -> None:
             engine.step()
         if not guard.end_step(engine.skipped_steps):
             sound = step  # steps behind weights that have finite gradients
-        elif guard.in_a_row == guard.LIMIT:
+        elif guard.in_a_row == guard.LIMIT or (guard.in_a_row > 1 and step + 1 == settings.max_steps):
             good = checkpoints.fall_back(sound)
             raise ConfigError(
-                f"step {step}: gradients were not finite for {guard.LIMIT} steps in a row; the last good checkpoint is "
-                f"{good or 'none, as none was written'}: lower optimizer.lr or loss.beta, and go on there with --resume"
+                f"step {step}: gradients were not finite for {guard.in_a_row} steps in a row; the last good checkpoint "
+                f"is {good or 'none, as none was written'}: lower optimizer.lr or loss.beta, and go on there with "
+                "--resume"
             )
         if ema:
             ema.update()

@@ -201,6 +201,7 @@ def test_a_part_of_the_grid_proves_nothing(tmp_path):
 def test_what_the_base_beats_is_not_on_the_front(tmp_path):
     found = comparison(tmp_path, lambda kind, strength, seed: (-0.1 * strength, 0.5))
     assert found.front == []
+    assert "by means over the seeds: none, as the base has more" in " ".join(sentences(found))
 
 
 def test_a_seed_that_one_divergence_lacks_costs_that_pair_alone(tmp_path):

@@ -249,6 +249,18 @@ def test_mistakes_get_a_sentence(command, tiny_config, tmp_path, words, sentence
         _plan(command, tiny_config("sdxl", tmp_path), *overrides)
 
 
+def test_where_only_sample_grids_are_too_large(command, tiny_config, tmp_path):
+    raw = tiny_config("sdxl", tmp_path)
+    raw["model"]["compile"] = True  # which ZeRO-3 cannot
+    raw["log"] |= {"samples_every": 2, "images_per_prompt": 64, "prompts": ["a cat"]}
+    figures = json.loads(_plan(command, raw, "--json"))
+    steps = figures["gpu_tensors_gib"] * 1.06 + 0.75
+    assert steps < figures["gpu_total_gib"]
+    text = _plan(command, raw, "--gpu", f"{(steps + figures['gpu_total_gib']) / 2:.6f}GB")
+    assert "its steps do; change" in text
+    assert "for sample grids: lower log.images_per_prompt" in text
+
+
 def test_a_folder_is_not_overwritten_by_a_file(command, tiny_config, tmp_path, capsys):
     kept = tmp_path / "results"
     kept.mkdir()

@@ -28,6 +28,17 @@ def test_a_checkpoint_brings_its_own_adapter(raw_config, command):
     assert abs(drawn(raw_config, "export") - drawn(raw_config, "base")).max() > 10
 
 
+def test_a_checkpoint_brings_its_average(raw_config, command):
+    raw_config["evaluate"] = {"prompts": ["a handwritten two"], "sampling_steps": 2, "images_per_prompt": 2}
+    raw_config["train"]["ema_decay"] = 0.5
+    raw_config["optimizer"]["lr"] = 1e-3
+    command(raw_config, "train")
+    run = Path(raw_config["train"]["output_dir"])
+    last = f"last={run / 'checkpoints/step-000006'}"
+    command(raw_config, "sample", "--no-base", "--checkpoint", f"export={run}", "--checkpoint", last)
+    assert (drawn(raw_config, "export") == drawn(raw_config, "last")).all()
+
+
 def test_sdxl(tiny_config, command, tmp_path):
     raw = tiny_config("sdxl", tmp_path / "no pairs are read")
     raw["evaluate"] = {"prompts": ["a photo of a cat"], "sampling_steps": 2, "images_per_prompt": 2, "guidance": 3.0}

@@ -71,6 +71,10 @@ def test_quotes_in_tab_separated_text_are_text(tmp_path):
     assert read_prompts(str(path)) == ['"Hi" on a wall', 'a "b" c', '5" nails']
 
 
+def test_each_caption_counts_once():
+    assert read_prompts(["b", "a", " b "]) == ["b", "a"]
+
+
 def test_no_captions_at_all():
     with pytest.raises(ValueError, match="--prompts FILE"):
         read_prompts([])

@@ -87,7 +87,7 @@ def test_steps_inside_backward_on_two_ranks_and_resumed(raw_config, launch, tmp_
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ten_steps_without_a_finite_gradient_end_the_run(raw_config, launch, tmp_path, inside):
     raw = run_of(raw_config, tmp_path / "run")
     raw["train"] |= {"max_steps": 2, "checkpoint_every": 1, "pairs_per_micro_batch": 4, "step_in_backward": inside}
@@ -106,6 +106,16 @@ def test_ten_steps_without_a_finite_gradient_end_the_run(raw_config, launch, tmp
     raw["train"]["max_steps"] = 4
     launch(raw, "--resume")
     assert all(weight.isfinite().all() for weight in weights(raw).values())
+
+
+def test_a_run_that_ends_broken_is_not_exported(raw_config, launch, tmp_path):
+    raw = run_of(raw_config, tmp_path / "run")
+    raw["train"]["max_steps"] = 4
+    raw["optimizer"]["lr"] = 1e38
+    done = launch(raw, check=False)
+    assert done.returncode != 0
+    assert "step 3: gradients were not finite for 3 steps in a row" in done.stderr
+    assert not (tmp_path / "run/export").exists()
 
 
 class Agree:

@@ -21,7 +21,6 @@ from pathlib import Path
 from queue import Queue
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fdpo_fast import boards, commands
@@ -38,6 +37,7 @@ from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.evaluate.tools import named
+from fdpo_fast.processes import at_work
 
 PACKAGE = Path(__file__).parent.parent
 TRAIN, SAMPLE, CACHE = PACKAGE / "train.py", PACKAGE / "evaluate/sample.py", PACKAGE / "cache.py"
@@ -64,14 +64,13 @@ def compare(config: Config, options: argparse.Namespace) -> None:
         if not (folder / "calibration.json").is_file():
             raise ConfigError(f"no run of {folder} is finished yet")
     else:
-        claim(folder, config)
+        folder.mkdir(parents=True, exist_ok=True)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
         try:
-            with FileLock(folder / "lock", timeout=0):
+            with at_work(folder):
+                claim(folder, config)
                 failures = run_grid(config, folder, Crew(folder / "logs", options.jobs))
-        except Timeout:
-            raise ConfigError(f"another `fdpo compare` is at work in {folder}: wait for it, or end it") from None
         except KeyboardInterrupt:
             raise ConfigError("stopped; the same command goes on where it was") from None
         index.merge(folder / "images")  # runs beside one another may have missed each other's
@@ -124,8 +123,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"compare has the run {twice[0]} twice")
 
 
-_FREE = re.compile(r"log\.|evaluate\.|compare\.(?!trial_steps|median_u|weight)")
-"""Keys that no run of a comparison depends on. Images keep their own settings, see `fdpo sample`."""
+_FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\.(?!trial_steps|median_u|weight)")
+"""Keys that no run of a comparison depends on, nor its images."""
 
 
 def claim(folder: Path, config: Config) -> None:
@@ -136,7 +135,6 @@ def claim(folder: Path, config: Config) -> None:
         changes = [change for change in before.differences(config) if not _FREE.match(change)]
         if changes:
             raise ConfigError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
         partial.write_text(config.dumps())
 

@@ -138,7 +138,7 @@ class Comparison:
             areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in whole.items()}
             if not areas:
                 continue
-            found.append(Volume(kind, _interval(np.array(list(areas.values()))), areas))
+            found.append(Volume(kind, _interval(np.array(list(areas.values()))).within(0.0, 1.0), areas))
         return sorted(found, key=lambda volume: -volume.area.value)
 
     @staticmethod

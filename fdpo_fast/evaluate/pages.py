@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fdpo_fast.config import Config
+from fdpo_fast import config as configuration
 from fdpo_fast.data.files import replacing
 from fdpo_fast.evaluate import figures
 from fdpo_fast.evaluate.comparison import COLUMNS, FIGURES, Comparison, Spot
@@ -131,7 +131,7 @@ def _how(found: Comparison) -> Iterator[str]:
     strengths, seeds = (", ".join(f"{value:g}" for value in values) for values in (compare.strengths, compare.seeds))
     yield f"{len(found.points)} of {compare.runs} runs: {len(found.kinds)} divergences, strengths {strengths},"
     yield f"seeds {seeds};"
-    yield f"{train.max_steps} steps of {train.pairs_per_step} pairs each, from one cached reference."
+    yield f"{train.max_steps} steps of {train.pairs_per_step} pairs each, reference: {found.config.reference.mode}."
     yield f"Strength 1 is the beta that `fdpo calibrate` finds at median |u| {compare.median_u:g} and gradient weight"
     yield f"{compare.weight:g}; at strength s it is divided by s."
     low, high = found.overlap
@@ -168,6 +168,7 @@ def _row(spot: Spot, found: Comparison) -> tuple[str, ...]:
 def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
     """Plainly, what the runs do and do not support; `kind` is the divergence that the paper's finding is about."""
     front = ", ".join(f"{spot.kind} at {spot.strength:g}" for spot in found.front)
+    front = front or "none, as the base has more of both than any run, or as much"
     yield f"On the Pareto front of alignment and diversity, by means over the seeds: {front}."
     missing = found.config.compare.runs - len(found.points)
     if missing or not found.volumes:
@@ -220,7 +221,7 @@ def _markdown(parts: list[Part]) -> Iterator[str]:
 
 def run_page(run: Run) -> Iterator[Part]:
     """Of a run that is finished or still training."""
-    config = Config.model_validate(run.config)
+    config = configuration.load(run.folder / "config.json")
     last = run.records[-1] if run.records else {}
     done = last.get("step", -1) + 1
     state = "finished" if done >= config.train.max_steps else "not finished"

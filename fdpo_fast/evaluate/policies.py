@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
@@ -17,6 +18,7 @@ from fdpo_fast.sections import Model
 
 BASE = "base"
 _STATES = "mp_rank_00_model_states.pt"
+_AVERAGE = "ema-rank00000.safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Policy:
             unet = family.denoiser(dtype)
             tuning.prepare(unet, self._trained_as(config))
             state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
+            if (average := self.folder / _AVERAGE).is_file():  # what the export holds, too
+                state |= load_file(average)
             try:
                 unet.load_state_dict(state)
             except RuntimeError as error:

@@ -16,6 +16,8 @@ COLUMNS = ("prompt", "Prompt", "caption", "text")
 def read_prompts(prompts: str | list[str]) -> list[str]:
     """The captions of a list, or of a file: one a line (txt), a table (tsv, csv, parquet), json or jsonl.
 
+    Each once: repeated, it would give the same images again, and count as a caption of its own.
+
     Raises ValueError where the file is missing, empty or broken, naming the line.
     """
     if isinstance(prompts, list):
@@ -39,7 +41,7 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
             raise ValueError(f"the prompt file {path} holds no captions")
     if "" in found:
         raise ValueError(f"{where}: caption {found.index('') + 1} is empty")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -50,7 +50,7 @@ RUNGS = {
     "D": Rung(
         "ZeRO-3, parameters on the host too",
         {
-            "model": _SMALL,
+            "model": _SMALL | {"compile": False},
             "optimizer": _PLAIN,
             "train": {"step_in_backward": False},
             "deepspeed": {

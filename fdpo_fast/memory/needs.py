@@ -28,6 +28,11 @@ PROCESS = 2 * GIB
 """Allowance: host memory of a process with torch, CUDA and DeepSpeed loaded, on a machine with a GPU."""
 
 
+def with_allowances(tensors: float) -> float:
+    """Of a GPU, for tensors of that many bytes."""
+    return tensors * (1 + FRAGMENTATION) + CONTEXT
+
+
 @dataclass(frozen=True)
 class Needs:
     """Of one configuration, in bytes. With a GPU each rank has its own; host memory is that of all on a machine."""
@@ -53,7 +58,7 @@ class Needs:
     @property
     def gpu_total(self) -> float:
         """The most at once in any phase, with the allowances."""
-        return self.fullest[1] * (1 + FRAGMENTATION) + CONTEXT
+        return with_allowances(self.fullest[1])
 
     @property
     def host(self) -> float:

@@ -162,10 +162,16 @@ def trace(config: Config, blueprint: Blueprint) -> Trace:
 
 
 def flops(config: Config, blueprint: Blueprint) -> int:
-    """Of a micro-batch's forward and backward, what is computed again included: products, convolutions, attention."""
+    """Of a micro-batch's forward and backward, what is computed again included: products, convolutions, attention.
+
+    And of the reference's forward, where its errors are not cached.
+    """
     rehearsal = _Rehearsal(config, blueprint)
     with rehearsal.mode, FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         rehearsal.loss().backward()
+        if config.reference.mode != "cached":
+            with torch.no_grad():
+                rehearsal.predict()
     return counter.get_total_flops()
 
 
