@@ -250,7 +250,7 @@ def test_mistakes_get_a_sentence(command, tiny_config, tmp_path, words, sentence
 
 
 def test_where_only_sample_grids_are_too_large(command, tiny_config, tmp_path):
-    raw = tiny_config("sdxl", tmp_path)
+    raw = tiny_config("sdxl", tmp_path / "not here")
     raw["model"]["compile"] = True  # which ZeRO-3 cannot
     raw["log"] |= {"samples_every": 2, "images_per_prompt": 64, "prompts": ["a cat"]}
     figures = json.loads(_plan(command, raw, "--json"))
