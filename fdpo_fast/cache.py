@@ -24,7 +24,7 @@ from fdpo_fast.data.builder import Builder
 from fdpo_fast.data.images import Geometry, to_vae
 from fdpo_fast.data.pairs import Rejected
 from fdpo_fast.data.readers import open_source
-from fdpo_fast.prepare import Prepared, cache_root, caches_of
+from fdpo_fast.prepare import Prepared, cache_root, caches_of, reference_model
 from fdpo_fast.processes import Rank, start_processes
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
@@ -88,7 +88,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
         found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
     if data.reference is not None:
-        unet = family.denoiser(caches.DTYPES[config.model.dtype]).to(rank.device).eval()
+        unet = reference_model(config, family).to(rank.device)
         pieces = []
         for position in positions:
             visit = torch.randint(config.reference.visits, (1,), generator=generator)

@@ -194,7 +194,12 @@ class Config(Section):
             "steps_per_print": 2**31,
             **self.deepspeed,
             "bf16": {"enabled": self.master, **self.deepspeed.get("bf16", {})},
-            "zero_optimization": {"stage": 0, **self.deepspeed.get("zero_optimization", {})},
+            "zero_optimization": {
+                "stage": 0,
+                # stage 3's own linear layer rounds otherwise than torch's, and so than the reference
+                "memory_efficient_linear": False,
+                **self.deepspeed.get("zero_optimization", {}),
+            },
             "train_micro_batch_size_per_gpu": self.train.pairs_per_micro_batch,
             "gradient_accumulation_steps": self.accumulation(world_size),
             "gradient_clipping": 0.0 if self.whole_gradients else self.optimizer.max_grad_norm,

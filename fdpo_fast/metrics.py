@@ -16,6 +16,7 @@ from torch import Tensor
 from fdpo_fast.boards import Boards
 from fdpo_fast.data.files import replacing
 from fdpo_fast.loss import LossStats
+from fdpo_fast.processes import largest_over_ranks
 from fdpo_fast.sections import Log
 
 # Sums per timestep bin; each but the count is divided by it when written.
@@ -117,6 +118,61 @@ class WinnerWatch:
             f"{len(values)} windows in a row (now +{values[-1]:.2e}): the margin is bought by forgetting; "
             "lower optimizer.lr or raise loss.beta"
         )
+
+
+class FirstMargin:
+    """Whether a run starts at its reference: at the first step both are the same weights, and every margin is 0.
+
+    Where it is not, the two were computed by different kernels, and every log-ratio u of the run carries an error of
+    that size. It is compared with the median |u| of training once the learning rate has warmed up.
+    """
+
+    def __init__(self, device: torch.device, starts: bool, warmup: int) -> None:
+        self.open = starts
+        """Whether micro-batches are still to be added."""
+        self._device, self._warmup, self._off = device, warmup, 0.0
+        self._margins: list[Tensor] = []
+        self._log_ratios: list[Tensor] = []
+
+    def add(self, stats: LossStats) -> None:
+        """Take note of a micro-batch."""
+        self._margins.append(stats.margin.abs())
+        self._log_ratios.append(torch.cat([stats.log_ratio_w, stats.log_ratio_l]).abs())
+
+    def apart(self) -> str | None:
+        """After the first step, a sentence where a margin was not 0. Waits for the device. Collective."""
+        largest = torch.cat(self._margins).max().nan_to_num(nan=math.inf)
+        largest_over_ranks(largest)
+        self._off, self._margins = self._median(), []
+        self.open = bool(largest)
+        if not self.open:
+            return None
+        return (
+            f"step 0: the margin is up to {largest:.3g}, where policy and reference are the same weights and it should "
+            f"be 0: they were computed by different kernels, and every log-ratio u is off by about {self._off:.2g}; "
+            "what that is of the median |u| will be said after the warm-up"
+        )
+
+    def judged(self, step: int) -> str | None:
+        """At a flush after the warm-up, say what that is of the median |u| since the last flush. Collective."""
+        if not self.open:
+            return None
+        self._margins = []
+        median = self._median()
+        if step < max(self._warmup, 1):
+            return None
+        self.open = False
+        return (
+            f"step {step}: the median |u| is {median:.3g}, and {self._off:.2g} at step 0 was rounding alone: "
+            f"{self._off / median if median else math.inf:.0%} of it; where that is more than a tenth, compute the "
+            "reference anew, in this environment"
+        )
+
+    def _median(self) -> float:
+        median = torch.cat(self._log_ratios).median().nan_to_num(nan=math.inf)
+        self._log_ratios = []
+        largest_over_ranks(median)
+        return median.item()
 
 
 def read_records(folder: Path) -> list[dict]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from fdpo_fast.config import Config
 from fdpo_fast.data.builder import Builder
 from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.readers import open_source
 from fdpo_fast.data.training_set import TrainingSet
-from fdpo_fast.models import load_family, quiet_libraries
+from fdpo_fast.models import load_family, quiet_libraries, tuning
 from fdpo_fast.models.family import Family
 from fdpo_fast.processes import Rank, check_shared
 from fdpo_fast.sections import EMBEDDED
@@ -38,8 +40,15 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     family = load_family(config.model)
     data = TrainingSet(config, family, open_source(config.data), builder)
     if config.reference.mode == "cached":
-        data.cache_reference(lambda: family.denoiser(DTYPES[config.model.dtype]))
+        data.cache_reference(lambda: reference_model(config, family))
     return Prepared(config, family, data)
+
+
+def reference_model(config: Config, family: Family) -> nn.Module:
+    """The base's denoiser on the CPU, made ready as the policy is, so that both round alike."""
+    unet = family.denoiser(DTYPES[config.model.dtype])
+    tuning.ready(unet, config.model)
+    return unet
 
 
 def cache_root(config: Config) -> Path:

@@ -23,7 +23,6 @@ import torch.distributed as dist
 from fdpo_fast import boards, commands
 from fdpo_fast import config as configuration
 from fdpo_fast.config import Config, ConfigError
-from fdpo_fast.noise import timesteps
 from fdpo_fast.processes import LOCK, at_work
 
 
@@ -71,12 +70,12 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.memory.needs import shortage
-    from fdpo_fast.metrics import Metrics, WinnerWatch, Writer
+    from fdpo_fast.metrics import FirstMargin, Metrics, WinnerWatch, Writer
     from fdpo_fast.models import tuning
     from fdpo_fast.optim import factory, offload
     from fdpo_fast.optim.guard import StepGuard
     from fdpo_fast.optim.in_backward import StepInBackward
-    from fdpo_fast.prepare import cache_root, caches_of
+    from fdpo_fast.prepare import cache_root, caches_of, reference_model
     from fdpo_fast.processes import (
         StopSignal,
         check_shared,
@@ -119,9 +118,7 @@ def train(config: Config, resume: bool) -> None:
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     unet = family.denoiser(dtype)
     unet_config = dict(unet.config)
-    trained = tuning.prepare(unet, config.model)
-    if config.model.compile:
-        unet.compile()
+    trained = tuning.ready(unet, config.model)
     optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
     guard = StepGuard(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
@@ -141,7 +138,7 @@ def train(config: Config, resume: bool) -> None:
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False
-    frozen = family.denoiser(dtype).to(device).eval() if mode == "live" else None
+    frozen = reference_model(config, family).to(device) if mode == "live" else None
     ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
 
     first_step = 0
@@ -170,17 +167,14 @@ def train(config: Config, resume: bool) -> None:
             return batch.ref_error
         if mode == "live":
             with as_in_training():
-                pred, target = predict(family, frozen, batch)
-            return errors(pred.detach(), target)
-        with torch.no_grad():
-            unet.disable_adapters()
-            pred = predict(family, unet, batch)[0]
-            unet.enable_adapters()
-            return pred
+                pred, target, _ = predict(family, frozen, batch)
+            return errors(pred, target)
+        with as_in_training(), tuning.without_adapter(unet):
+            return predict(family, unet, batch).pred.detach()
 
     # The loop. Nothing here waits for the device between flushes.
     metrics = Metrics(config.log, len(family.signal), device)
-    watch = WinnerWatch()
+    watch, start = WinnerWatch(), FirstMargin(device, first_step == 0, config.optimizer.warmup_steps)
     stop = StopSignal(device)
     micro = settings.pairs_per_micro_batch
     accumulation = config.accumulation(rank.count)
@@ -189,7 +183,6 @@ def train(config: Config, resume: bool) -> None:
                disable=rank.index > 0)  # fmt: skip
     if config.log.samples_every and first_step == 0:
         grids.write(unet, 0, rank.index)
-    unet.train()
     for step in bar:
         lr = engine.get_lr()[0]
         positions, epochs = walk.step(step)
@@ -198,10 +191,12 @@ def train(config: Config, resume: bool) -> None:
             first = (rank.index * accumulation + part) * micro
             batch = data.batch(positions[first : first + micro], visits[first : first + micro])
             ref = reference(batch)
-            pred, target = predict(family, engine, batch)
+            pred, target, timesteps = predict(family, engine, batch)
             losses, stats = criterion(pred, ref, target, batch.weight)
             engine.backward(losses.mean())
-            metrics.add(losses, stats, timesteps(batch.draws, len(family.signal)))
+            metrics.add(losses, stats, timesteps)
+            if start.open:
+                start.add(stats)
             if inside:
                 guard.found(inside.bad())
             engine.step()
@@ -216,14 +211,17 @@ def train(config: Config, resume: bool) -> None:
             )
         if ema:
             ema.update()
+        if step == 0 and (apart := start.apart()):
+            warn(apart)
         done = step + 1
         metrics.end_step(step, lr, guard.norm if clips else engine.get_global_grad_norm())
         last = done == settings.max_steps
         checkpoint = (done % settings.checkpoint_every == 0 or last) and not guard.in_a_row  # keep the good ones
         if done % config.log.every == 0 or checkpoint or last:  # a checkpoint never runs ahead of the metrics on disk
             records = metrics.flush()
-            if rising := watch(records):
-                warn(rising)
+            for words in (watch(records), start.judged(step)):
+                if words:
+                    warn(words)
             if guard.skipped > reported:
                 reported = guard.skipped
                 warn(f"{reported} steps skipped so far, their gradients were not finite")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,14 @@ from fdpo_fast.data.builder import Builder, Cache
 from fdpo_fast.data.files import digest
 from fdpo_fast.data.pairs import PairSource
 from fdpo_fast.data.shards import Shard, Shards
-from fdpo_fast.ops.operands import is_draws
-from fdpo_fast.reference import denoising_error
+from fdpo_fast.loss import fdpo_loss
+from fdpo_fast.models.kernels import kernels
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
 
 
-VERSION = 3  # of how reference errors are computed
+VERSION = 4  # of how reference errors are computed
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,22 @@ class Batch:
     ref_error: Tensor | None  # [2b] float64, from the cache
 
 
-def predict(family: Family, unet: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Prediction [2b, c, h, w] and target (see `Family.target`) of a batch."""
+class Prediction(NamedTuple):
+    """What a denoiser made of a batch, and what it is measured by."""
+
+    pred: Tensor  # [2b, c, h, w]
+    target: Tensor  # see `Family.target`
+    timesteps: Tensor  # [b] int64
+
+
+def predict(family: Family, unet: nn.Module, batch: Batch) -> Prediction:
+    """Noise a batch as its draws say and denoise it once."""
     signal, sigma = (table.to(batch.latents.device) for table in (family.signal, family.sigma))
     noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)
     if family.model.channels_last:
         noisy = noisy.contiguous(memory_format=torch.channels_last)
     pred = family.predict(unet, noisy, torch.cat([timesteps, timesteps]), batch.condition)
-    return pred, family.target(batch.latents, batch.draws)
+    return Prediction(pred, family.target(batch.latents, batch.draws), timesteps)
 
 
 @contextmanager
@@ -56,7 +64,8 @@ def as_in_training() -> Iterator[None]:
 
     torch chooses them by whether gradients are required (`should_fold` of at::matmul is one place). Frozen, SDXL's
     linear layers behind a permuted input round another way, and in bf16 its errors differ by 4e-4 from those in
-    training: as a logit, times ratio_scale, by 1. The model's parameters must require gradients.
+    training: as a logit, times ratio_scale, by 1. The model must have been made ready as the policy was
+    (`models.tuning.ready`).
     """
     with torch.enable_grad(), saved_tensors_hooks(lambda tensor: None, _refuse):
         yield
@@ -66,12 +75,18 @@ def _refuse(nothing: None) -> Tensor:
     raise RuntimeError("a reference model has no backward pass: nothing was kept for it")
 
 
+@torch.no_grad()
 def errors(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample in float64, [2b]."""
-    if is_draws(target):
-        eps = noise.normals(target, pred[0].numel()).reshape(-1, *pred.shape[1:])
-        target = torch.cat([eps, eps])
-    return denoising_error(pred, target, torch.float64)
+    """Mean squared error of each sample, [2b] float64: to the last bit the sum that the loss forms of the same tensors.
+
+    The loss tells by how much the error exceeds a given one, in float32. What was found is given back to it twice; the
+    differences are exact, and three times 24 bits hold all 53.
+    """
+    found = torch.zeros(len(pred), dtype=torch.float64, device=pred.device)
+    for _ in range(3):
+        _, stats = fdpo_loss(pred, found, target, divergence="reverse_kl", beta=1.0, ratio_scale=1.0, reduction="none")
+        found = found - torch.cat([stats.log_ratio_w, stats.log_ratio_l])
+    return found
 
 
 class TrainingSet:
@@ -133,7 +148,10 @@ class TrainingSet:
         return torch.stack([self.latents.item(shard, "image", at) for at in self.images[position].tolist()]).float()
 
     def cache_reference(self, load: Callable[[], nn.Module]) -> None:
-        """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on."""
+        """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on.
+
+        `load` gives the reference model, made ready as the policy will be; it is asked only where something is missing.
+        """
         config, family = self.config, self.family
         visits = config.reference.visits
         manifest = {
@@ -149,12 +167,13 @@ class TrainingSet:
             "visits": visits,
             "caption_dropout": config.data.caption_dropout,
             "dtype": config.model.dtype,
+            "kernels": kernels(config.model, self.micro, self.device),
         }
         models: list[nn.Module] = []
 
         def make(shard: int, advance: Callable[[int], Any]) -> Shard:
             if not models:
-                models.append(load().to(self.device).eval())
+                models.append(load().to(self.device))
             start, stop = self.latents.starts[shard : shard + 2]
             found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64)
             for positions in self._of_one_shape(start, stop):
@@ -163,6 +182,11 @@ class TrainingSet:
                         models[0], positions, torch.full_like(positions, visit)
                     )
                 advance(len(positions))
+            if not found.isfinite().all():
+                raise ValueError(
+                    f"the reference's error on a pair of rows {start} to {stop - 1} is not finite: a latent or an "
+                    "embedding is not, or the model overflows in model.dtype"
+                )
             return Shard(columns={"error": found})
 
         items = [stop - start for start, stop in pairwise(self.latents.starts)]
@@ -191,6 +215,6 @@ class TrainingSet:
         found = []
         for part in filled.split(self.micro):
             with as_in_training():
-                pred, target = predict(self.family, unet, self.batch(positions[part], visits[part]))
-            found.append(errors(pred.detach(), target).cpu().unflatten(0, (2, -1)).T)
+                pred, target, _ = predict(self.family, unet, self.batch(positions[part], visits[part]))
+            found.append(errors(pred, target).cpu().unflatten(0, (2, -1)).T)
         return torch.cat(found)[:count]

@@ -1,10 +1,13 @@
-"""What of a denoiser is trained, and which of its activations are kept for the backward pass."""
+"""What of a denoiser is trained, and how its layers are run; policy and reference are made ready by the same code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 from diffusers import Transformer2DModel
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from peft import LoraConfig
 from torch import nn
 from torch.nn import Parameter
@@ -20,6 +23,39 @@ CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
 
 A Transformer2DModel does so with each of its transformer blocks, the UNet's down, mid and up blocks with their resnets.
 """
+
+
+SHAPES = 256
+"""How many versions torch.compile may make of a block: one for each size of its inputs. Beyond, it would run the block
+as it stands, by other kernels than the reference's."""
+
+
+def ready(unet: nn.Module, model: Model) -> list[Parameter]:
+    """Make a denoiser run as training runs it: adapter, checkpointing, mode, compiled blocks; returns what is trained.
+
+    The reference is made ready by this too, whatever it is frozen for: libraries choose kernels by all of these, and in
+    bf16 another kernel's rounding, times ratio_scale, is as large as a margin. A fresh adapter adds exact zeros.
+    """
+    trained = prepare(unet, model)
+    unet.train()
+    if model.compile:
+        torch._dynamo.config.cache_size_limit = SHAPES
+        # a version for each shape, so that what a batch is computed by does not depend on those before it
+        unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    return trained
+
+
+@contextmanager
+def without_adapter(unet: nn.Module) -> Iterator[None]:
+    """Run a policy as its base within the block: what the adapter adds is multiplied by zero.
+
+    Taking the adapter out of the graph would leave its layers without gradients, and they would take other kernels.
+    """
+    scale_lora_layers(unet, 0.0)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(unet, 0.0)
 
 
 def prepare(unet: nn.Module, model: Model) -> list[Parameter]:
