@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	touch $@
 
 demo: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed fdpo_fast/train.py --config $(CONFIG) --resume
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m deepspeed.launcher.runner fdpo_fast/train.py --config $(CONFIG) --resume
 	$(BIN)/fdpo demo --config $(CONFIG)
 
 test: setup

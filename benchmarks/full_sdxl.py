@@ -1,11 +1,13 @@
-"""SDXL's UNet at full size (2.567 B parameters, random weights) trained on the CPU: `python -m benchmarks.full_sdxl`.
+"""SDXL's UNet at full size (2.567 B parameters, random weights), trained: `python -m benchmarks.full_sdxl`.
 
 Under the `deepspeed` launcher, as a user would: full tuning in bf16 with cached reference errors and AdamW8bit with
 stochastic rounding, three steps of one pair on latents of 16 x 16 (128 x 128 pixels), a checkpoint, an export; then
 `--resume` for a fourth step. Latents and text embeddings lie ready in parquet, so VAE and text encoders have no part.
-Reports seconds and peak resident memory of the trainer by phase, the checkpoint's size, and how many parameters have
-changed. A phase's memory is sampled; the peak of a run is the kernel's own. The figures are of the CPU: they tell what
-the program holds, not how fast a GPU is. Writes results/full_sdxl.csv, the rows of other rungs left as they are.
+Reports seconds and memory of the trainer by phase, the checkpoint's size, and how many parameters have changed. Memory
+is what the trainer holds resident on the host: sampled by phase, the peak of a run by the kernel's own account. On a
+GPU there is beside it what the driver counts in use, by phase, and what the trainer's allocator says. Without one the
+figures tell what the program holds, not how fast a GPU is. Writes results/full_sdxl.csv, the rows of other rungs and
+machines left as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import json
 import multiprocessing
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,48 +27,65 @@ from typing import Any
 
 import psutil
 
+from benchmarks import launcher
+from benchmarks.device import CUDA, GIB, machine, smi
+
 ROOT = Path(__file__).parent.parent
 CSV = Path(__file__).parent / "results/full_sdxl.csv"
 COLUMNS = ("rung", "run", "phase", "figure", "value", "machine")
 PAIRS, LATENT_SIDE, TOKENS = 4, 16, 77
-GIB = 2**30
 
-
+ALLOCATOR = {"memory_gib": "allocated_gib", "memory_reserved_gib": "reserved_gib"}
+"""What the trainer's records say of the GPU's allocator, and the figures' names."""
 LIMITS = {"A": 20, "B": 14}
 """GiB that a rung of fdpo_fast/memory/ladder.py must stay under."""
 
 
-def prepare(preset: str, folder: Path, side: int = LATENT_SIDE, changes: dict[str, Any] | None = None) -> None:
+def prepare(
+    preset: str,
+    folder: Path,
+    side: int = LATENT_SIDE,
+    changes: dict[str, Any] | None = None,
+    pairs: int = PAIRS,
+    weights: bool = True,
+) -> None:
     """Write to `folder` as much of a pipeline as the trainer reads, with random weights, and pairs that are encoded.
 
-    side: of the latents; changes: to the preset's UNet.
+    side: of the latents; changes: to the preset's UNet; pairs: how many; weights: False leaves UNet and VAE without
+    any, for a run whose UNet comes from elsewhere.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
     import torch
     from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
 
     from fdpo_fast.models import presets, quiet_libraries
 
     quiet_libraries()
+    folder.mkdir(parents=True, exist_ok=True)
     presets.scheduler().save_pretrained(folder / "scheduler")
-    parts = {"_class_name": presets.PRESETS[preset]["pipeline"], "vae": [], "unet": [], "scheduler": []}
-    (folder / "model_index.json").write_text(json.dumps(parts))
+    index = {"_class_name": presets.PRESETS[preset]["pipeline"], "vae": [], "unet": [], "scheduler": []}
+    (folder / "model_index.json").write_text(json.dumps(index))
     with torch.device("meta"):  # the plan of memory looks at their configurations
         for name in (name for name in presets.PRESETS[preset] if name.startswith("text_encoder")):
             presets.text_encoder(preset, name).config.save_pretrained(folder / name)
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)  # a float32 UNet never exists
-    unet = UNet2DConditionModel(**presets.unet_config(preset) | (changes or {}))
-    unet.save_pretrained(folder / "unet")
-    presets.vae(preset).save_pretrained(folder / "vae")  # its configuration is read, and the export has a copy
-    torch.set_default_dtype(torch.float32)
+    with torch.device("cpu" if weights else "meta"), presets.default_dtype(torch.bfloat16):  # never in float32
+        unet = UNet2DConditionModel(**presets.unet_config(preset) | (changes or {}))
+        parts = {"unet": unet, "vae": presets.vae(preset)}  # the VAE's configuration is read, and the export has a copy
+    for name, part in parts.items():
+        if weights:
+            part.save_pretrained(folder / name)
+        else:
+            part.save_config(folder / name)
+            save_file({}, folder / name / "diffusion_pytorch_model.safetensors")
     pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
     shapes = {f"latents_{number}": (4, side, side) for number in (0, 1)}
     shapes |= {"prompt_embeds": (TOKENS, unet.config.cross_attention_dim), "pooled_prompt_embeds": (pooled,)}
-    columns = {name: [torch.randn(shape).tolist() for _ in range(PAIRS)] for name, shape in shapes.items()}
-    columns["caption"] = ["", *(f"caption {row}" for row in range(1, PAIRS))]  # the empty one too: nothing to encode
-    columns |= {"label_0": [1.0] * PAIRS, "label_1": [0.0] * PAIRS}
+    columns = {name: [torch.randn(shape).tolist() for _ in range(pairs)] for name, shape in shapes.items()}
+    columns["caption"] = ["", *(f"caption {row}" for row in range(1, pairs))]  # the empty one too: nothing to encode
+    columns |= {"label_0": [1.0] * pairs, "label_1": [0.0] * pairs}
     pq.write_table(pa.table(columns), folder / "pairs.parquet")
 
 
@@ -112,6 +130,8 @@ class Watch:
     """Of the trainer, largest sample by phase, in bytes."""
     peak: int = 0
     tree_peak: int = 0
+    gpu: dict[str, float] = field(default_factory=dict)
+    """In use by the driver's account, less what was so before, largest sample by phase, in bytes; empty without one."""
 
     def phases(self) -> list[tuple[str, Callable[[str], bool]]]:
         """In order, each with what shows in the output or in the folder once it has begun."""
@@ -128,8 +148,8 @@ class Watch:
 
     def run(self, command: list[str]) -> None:
         """Run the launcher to its end; RuntimeError with its output where it fails."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        env = os.environ | {"PATH": path, "OMP_NUM_THREADS": str(os.cpu_count())}
+        env = launcher.environment(threads=os.cpu_count())
+        unused = gpu_used()
         at, phases, before = 0, self.phases(), time.perf_counter()
         with self.log.open("w") as log:
             process = psutil.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -139,6 +159,8 @@ class Watch:
                 name, since, before = phases[at][0], before, time.perf_counter()
                 self.seconds[name] = self.seconds.get(name, 0) + before - since
                 self._sample(process, name)
+                if CUDA:
+                    self.gpu[name] = max(self.gpu.get(name, 0), gpu_used() - unused)
                 time.sleep(0.1)
         if process.returncode:
             raise RuntimeError(f"the trainer failed:\n{self.log.read_text()[-4000:]}")
@@ -159,6 +181,11 @@ class Watch:
         self.tree_peak = max(self.tree_peak, sum(held))
 
 
+def gpu_used() -> float:
+    """Bytes of the GPU in use, all processes together; 0 without one."""
+    return float(smi("memory.used") or "nan") * 2**20 if CUDA else 0.0
+
+
 def changed(base: Path, export: Path) -> tuple[int, int]:
     """How many weights differ, and of how many; read tensor by tensor."""
     from safetensors import safe_open
@@ -176,9 +203,7 @@ def changed(base: Path, export: Path) -> tuple[int, int]:
 def measure(preset: str, rung: str, base: Path, scratch: Path) -> Iterator[tuple[str, str, str, float]]:
     """(run, phase, figure, value) of three steps from the base, and of a fourth that is resumed."""
     (scratch / "config.json").write_text(json.dumps(config(preset, base, scratch, rung)))
-    port = str(20_000 + os.getpid() % 20_000)
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--master_port", port]
-    command = [*launcher, "fdpo_fast/train.py", "--config", str(scratch / "config.json")]
+    command = [*launcher.deepspeed(1), "fdpo_fast/train.py", "--config", str(scratch / "config.json")]
     run = scratch / "run"
     for name, steps, more in (("three steps", 3, []), ("resumed", 4, ["--resume", "--set", "train.max_steps=4"])):
         tag = f"step-{steps:06d}"
@@ -187,7 +212,11 @@ def measure(preset: str, rung: str, base: Path, scratch: Path) -> Iterator[tuple
         for phase, seconds in watch.seconds.items():
             yield name, phase, "seconds", seconds
             yield name, phase, "trainer_rss_gib", watch.resident[phase] / GIB
+            if CUDA:
+                yield name, phase, "gpu_used_gib", watch.gpu[phase] / GIB
         yield name, "all", "seconds", sum(watch.seconds.values())
+        if CUDA:
+            yield name, "all", "gpu_peak_gib", max(watch.gpu.values()) / GIB
         yield name, "all", "trainer_peak_gib", watch.peak / GIB
         yield name, "all", "processes_peak_gib", watch.tree_peak / GIB
         size = sum(path.stat().st_size for path in (run / "checkpoints" / tag).rglob("*") if path.is_file())
@@ -198,23 +227,22 @@ def measure(preset: str, rung: str, base: Path, scratch: Path) -> Iterator[tuple
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         yield f"step {record['step']}", "steps", "loss", record["loss"]
-
-
-def machine() -> str:
-    """What the figures are of."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return f"CPU only: {os.cpu_count()} cores, {model}, {psutil.virtual_memory().total / GIB:.0f} GiB"
+        for key in ALLOCATOR.keys() & record.keys() if CUDA else ():
+            yield f"step {record['step']}", "steps", ALLOCATOR[key], record[key]
 
 
 def write(rung: str, rows: list[tuple]) -> None:
-    """Into the CSV, in place of what it has of this rung."""
+    """Into the CSV, in place of what it has of this rung on a machine of this kind."""
     with CSV.open(newline="") if CSV.exists() else open(os.devnull) as file:
-        others = [row for row in list(csv.reader(file))[1:] if row[0] != rung]
+        others = [row for row in list(csv.reader(file))[1:] if row[0] != rung or _on_gpu(row) != CUDA]
     partial = CSV.with_suffix(".csv.tmp")
     with partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *sorted([*others, *rows], key=lambda row: row[0])])
     partial.replace(CSV)
+
+
+def _on_gpu(row: list[str]) -> bool:
+    return not row[-1].startswith("CPU only")
 
 
 def main() -> None:
@@ -234,7 +262,7 @@ def main() -> None:
         for run, phase, figure, value in measure(preset, options.rung, base, Path(scratch)):
             rows.append((options.rung, run, phase, figure, f"{value:.10g}" if value > 1e6 else f"{value:.4g}", label))
             print(*rows[-1][1:-1], sep=", ", flush=True)
-    peak = max(float(row[4]) for row in rows if row[3] == "trainer_peak_gib")
+    peak = max(float(row[4]) for row in rows if row[3] == ("gpu_peak_gib" if CUDA else "trainer_peak_gib"))
     verdict = f", {'within' if peak < limit else 'OVER'} the {limit} GiB of rung {options.rung}" if limit else ""
     print(f"peak {peak:.2f} GiB{verdict}")
     if not options.tiny:

@@ -1,8 +1,11 @@
-"""The optimizer's step on the host, beside DeepSpeed's and bitsandbytes': `python -m benchmarks.optimizer`.
+"""The optimizer's step beside those of other libraries, on one large tensor: `python -m benchmarks.optimizer`.
 
-Each round steps every optimizer once, on the same gradient, beside a memory copy; medians over the rounds. Before
-anything is timed, each must agree with a float64 AdamW after one step. Writes results/optimizer.csv and prints it as a
-table; then trains bfloat16 weights by updates of 1e-4 of their step and draws results/rounding.png.
+On the GPU where there is one, beside torch's fused AdamW and bitsandbytes; with `--host`, and where there is none, on
+the host, beside DeepSpeed's and bitsandbytes'. Each round steps every optimizer once, on the same gradient, beside a memory
+copy; medians over the rounds, the device idle at both ends of a step. Before anything is timed, each must agree with a
+float64 AdamW after one step. Prints a table that names the device and writes it to results/optimizer.csv, or
+results/gpu/optimizer.csv; on the host it then trains bfloat16 weights by updates of 1e-4 of their step and draws
+results/rounding.png.
 """
 
 from __future__ import annotations
@@ -10,21 +13,25 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from benchmarks.device import DEVICE, machine, synchronize
 from fdpo_fast import AdamW8bit
 from fdpo_fast.ops import host
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
-# Bytes that must be read and written for a parameter: weight twice, gradient, states twice.
-STATE_BYTES = {"fdpo_fast": 2 + 8 / 256, "deepspeed": 8, "bitsandbytes": 2 + 8 / 256}
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}
+"""Relative, of a first step against AdamW in float64."""
+
+Maker = Callable[[list[Parameter]], Optimizer]
 
 
 def _deepspeed(parameters: list[Parameter]) -> Optimizer:
@@ -39,65 +46,102 @@ def _bitsandbytes(parameters: list[Parameter]) -> Optimizer:
     return AdamW8bit(parameters, **OPTIONS)
 
 
-MAKERS: dict[str, Callable[[list[Parameter]], Optimizer]] = {
-    "deepspeed": _deepspeed,
-    "bitsandbytes": _bitsandbytes,
-    "fdpo_fast": lambda parameters: AdamW8bit(parameters, **OPTIONS),
+def _fused(parameters: list[Parameter]) -> Optimizer:
+    return torch.optim.AdamW(parameters, **OPTIONS, fused=True)
+
+
+def _ours(parameters: list[Parameter]) -> Optimizer:
+    return AdamW8bit(parameters, **OPTIONS)
+
+
+MAKERS: dict[str, dict[str, Maker]] = {
+    "cpu": {"deepspeed": _deepspeed, "bitsandbytes": _bitsandbytes, "fdpo_fast": _ours},
+    "cuda": {"torch fused": _fused, "bitsandbytes": _bitsandbytes, "fdpo_fast": _ours},
 }
+"""By the device that is measured."""
 
 
-def check(dtype: torch.dtype) -> None:
-    """Every optimizer's first step is AdamW's, to the dtype's resolution."""
+def check(name: str, make: Maker, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise ValueError where an optimizer's first step is not AdamW's in float64, to the dtype's resolution."""
     torch.manual_seed(0)
-    values, grad = torch.randn(10_000).to(dtype), torch.randn(10_000).to(dtype)
+    values, grad = (torch.randn(10_000).to(device, dtype) for _ in range(2))
     want = Parameter(values.double())
     want.grad = grad.double()
     torch.optim.AdamW([want], **OPTIONS).step()
-    for name, make in MAKERS.items():
-        p = Parameter(values.clone())
-        p.grad = grad.clone()
-        make([p]).step()
-        tolerance = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}[dtype]
-        torch.testing.assert_close(p.double(), want.double(), rtol=tolerance, atol=1e-6, msg=f"{name} is not AdamW")
+    p = Parameter(values.clone())
+    p.grad = grad.clone()
+    make([p]).step()
+    apart = (p.detach().double() - want.detach()).abs()
+    if not (apart <= 1e-6 + TOLERANCE[dtype] * want.detach().abs()).all():
+        raise ValueError(f"{name} is not AdamW in {dtype}: its first step differs by as much as {apart.max():.1e}")
 
 
-def measure(dtype: torch.dtype, elements: int, rounds: int) -> list[dict]:
+def state_bytes(optimizer: Optimizer) -> float:
+    """Of an optimizer's states, an element of what it steps; tables that all parameters share do not count."""
+    elements = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    own = (value for state in optimizer.state.values() for name, value in state.items() if "qmap" not in name)
+    return sum(x.nbytes for value in own for x in _tensors(value)) / elements
+
+
+def _tensors(value: object) -> Iterable[Tensor]:
+    """The plain tensors that a state is made of, wrapped ones too."""
+    if not isinstance(value, Tensor):
+        return
+    if hasattr(value, "__tensor_flatten__"):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _tensors(getattr(value, name))
+    else:
+        yield value
+
+
+def steps_of(p: Parameter, device: torch.device) -> Iterator[tuple[str, Callable[[], object], float]]:
+    """(name, step, bytes that it must move an element) of each optimizer, after its first step."""
+    for name, make in MAKERS[device.type].items():
+        optimizer = make([p])
+        optimizer.step()
+        moved = 3 * p.element_size() + 2 * state_bytes(optimizer)  # weight twice, gradient, states twice
+        if name != "fdpo_fast" or device.type != "cpu":
+            yield name, optimizer.step, moved
+            continue
+        for kernels in host.KERNELS:
+            yield f"{name}, {kernels}", lambda kernels=kernels, step=optimizer.step: _with(kernels, step), moved
+
+
+def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device) -> list[dict]:
     """Rows of the table."""
     torch.manual_seed(0)
-    p = Parameter(torch.randn(elements).to(dtype))
-    p.grad = torch.randn(elements).to(dtype)
-    steps: dict[str, Callable[[], object]] = {}
-    for name in ("deepspeed", "bitsandbytes"):
-        steps[name] = MAKERS[name]([p]).step
-    ours = MAKERS["fdpo_fast"]([p])
-    for kernels in host.KERNELS:
-        steps[f"fdpo_fast, {kernels}"] = lambda kernels=kernels: _with(kernels, ours.step)
-    wide = p.element_size()
-    moved = {name: wide * 3 + 2 * STATE_BYTES[name.split(",")[0]] for name in steps}
+    p = Parameter(torch.randn(elements, device=device).to(dtype))
+    p.grad = torch.randn(elements, device=device).to(dtype)
+    found = list(steps_of(p, device))
+    steps, moved = {name: step for name, step, _ in found}, {name: size for name, _, size in found}
     smallest = min(moved.values())
-    source, to = torch.ones(2, int(elements * smallest) // 8)
+    source, to = torch.ones(2, int(elements * smallest) // 8, device=device)
     steps["copy"] = lambda: to.copy_(source)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):  # the first one makes the states
+    slow = ("bitsandbytes", "fdpo_fast, portable") if device.type == "cpu" else ()
+    for turn in range(rounds + 1):  # the first one warms up
         for name, step in steps.items():
-            if turn > 7 and name in ("bitsandbytes", "fdpo_fast, portable"):
-                continue  # slow
+            if turn > 7 and name in slow:
+                continue
+            synchronize()
             start = time.perf_counter()
             step()
+            synchronize()
             if turn:
                 times[name].append(time.perf_counter() - start)
     seconds = {name: median(values) for name, values in times.items()}
+    rivals = [name for name in MAKERS[device.type] if name != "fdpo_fast"]
     return [
         {
             "weights": str(dtype).removeprefix("torch."),
             "optimizer": name,
             "million_per_s": round(elements / seconds[name] / 1e6),
-            "vs_deepspeed": round(seconds["deepspeed"] / seconds[name], 2),
-            "vs_bitsandbytes": round(seconds["bitsandbytes"] / seconds[name], 1),
-            "state_bytes": round(STATE_BYTES[name.split(",")[0]], 2),
+            **{f"vs_{rival.replace(' ', '_')}": round(seconds[rival] / seconds[name], 2) for rival in rivals},
+            "state_bytes": round((moved[name] - 3 * p.element_size()) / 2, 2),
             "moved_bytes": round(moved[name], 2),
             "gb_per_s": round(moved[name] * elements / seconds[name] / 1e9, 1),
             "share_of_copy": round(seconds["copy"] * moved[name] / smallest / seconds[name], 2),
+            "machine": machine(device),
         }
         for name in moved
     ]
@@ -143,23 +187,29 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=100_000_000)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--host", action="store_true", help="measure the host although there is a GPU")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    device = torch.device("cpu") if options.host else DEVICE
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        check(dtype)
-        rows += measure(dtype, options.elements, options.rounds)
+    for dtype in TOLERANCE:
+        for name, make in MAKERS[device.type].items():
+            check(name, make, dtype, device)
+        rows += measure(dtype, options.elements, options.rounds, device)
     print("|", " | ".join(rows[0]), "|\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("|", " | ".join(map(str, row.values())), "|")
-    partial = options.results / "optimizer.csv.tmp"
+    folder = options.results / "gpu" if device.type == "cuda" else options.results
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "optimizer.csv.tmp"
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(options.results / "optimizer.csv")
-    draw_rounding(options.results / "rounding.png")
+    partial.replace(folder / "optimizer.csv")
+    if device.type == "cpu":
+        draw_rounding(options.results / "rounding.png")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What `fdpo plan` predicts, beside what a run on the CPU holds: `python -m benchmarks.plan_accuracy`.
+"""What `fdpo plan` predicts, beside what a run holds: `python -m benchmarks.plan_accuracy`.
 
 UNets of SDXL's block types up to the full 2.567 B parameters, with random weights, on the rungs of the ladder: three
 steps of one pair on ready latents, two micro-batches a step where the rung accumulates. Measured is the most that the
 trainer holds resident in its steps, sampled, less the interpreter's: what the same run holds with a UNet of 0.1 M
 parameters, less the few MiB of the plan for it. Predicted is the account of the same configuration with GPU and host in
 one memory; nothing is fitted to the measurements.
+
+On a GPU measured is the most in tensors by the allocator's account, as the trainer records it, and predicted the
+account's part of the GPU; the interpreter has no part in either.
 
 What libraries keep for later is no need of the program, so the runs are made with `ENVIRONMENT`: glibc otherwise holds
 on to freed blocks below 32 MiB, and oneDNN to the code of up to 1024 kernels (20 MiB here). The tiny UNet's own tensors
@@ -18,13 +21,16 @@ import csv
 import json
 import multiprocessing
 import os
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.full_sdxl import GIB, Watch, config, machine, prepare
+from benchmarks import launcher
+from benchmarks.device import CUDA, GIB, machine
+from benchmarks.full_sdxl import Watch, config, prepare
+from fdpo_fast.metrics import read_records
 
 CSV = Path(__file__).parent / "results/plan_accuracy.csv"
 COLUMNS = ("unet", "parameters", "latents", "rung", "predicted_gib", "measured_gib", "predicted_by_measured", "machine")
@@ -64,17 +70,17 @@ def predicted(settings: dict) -> tuple[float, int]:
 
     made = Config.model_validate(settings)
     traced = trace(made, blueprint(made.model))
-    book = account(made, traced, 1, gpu=False)
-    return book.total(book.peak("gpu", "host"), "gpu", "host"), traced.trained
+    book, places = account(made, traced, 1, gpu=CUDA), ("gpu",) if CUDA else ("gpu", "host")
+    return book.total(book.peak(*places), *places), traced.trained
 
 
 def measured(settings: dict, scratch: Path) -> float:
-    """Bytes that the trainer holds at most in the steps of a run."""
+    """Bytes that the trainer holds at most in the steps of a run, resident on the host or in tensors on the GPU."""
     (scratch / "config.json").write_text(json.dumps(settings))
     watch = Watch(Path(settings["train"]["output_dir"]), f"step-{STEPS:06d}", scratch / "train.log")
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1"]
-    port = ["--master_port", str(20_000 + os.getpid() % 20_000)]
-    watch.run([*launcher, *port, "fdpo_fast/train.py", "--config", str(scratch / "config.json")])
+    watch.run([*launcher.deepspeed(1), "fdpo_fast/train.py", "--config", str(scratch / "config.json")])
+    if CUDA:
+        return max(record.get("memory_gib", 0.0) for record in read_records(watch.folder)) * GIB
     return watch.resident["steps"]
 
 
@@ -99,9 +105,11 @@ def main() -> None:
     os.environ.update(ENVIRONMENT)
     with TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as folder:
         for rung in options.rungs:
-            need, held, _ = run(NOTHING, rung, Path(folder) / "nothing", options.work)
-            interpreter = held - need
-            print(f"rung {rung}: the interpreter {interpreter / GIB:.3f} GiB", flush=True)
+            interpreter = 0.0
+            if not CUDA:
+                need, held, _ = run(NOTHING, rung, Path(folder) / "nothing", options.work)
+                interpreter = held - need
+                print(f"rung {rung}: the interpreter {interpreter / GIB:.3f} GiB", flush=True)
             for name in options.sizes:
                 need, held, parameters = run(SIZES[name], rung, Path(folder) / name, options.work)
                 held -= interpreter
@@ -111,16 +119,21 @@ def main() -> None:
                 write((*row, machine()))
 
 
+def _key(row: Sequence[str]) -> tuple[str, str, bool]:
+    """(size, rung, whether on a GPU)."""
+    return row[0], row[3], not row[-1].startswith("CPU only")
+
+
 def write(row: tuple) -> None:
-    """Into the CSV, in place of the row of the same size and rung."""
+    """Into the CSV, in place of the row of the same size and rung on a machine of this kind."""
     rows = {}
     if CSV.exists():
         with CSV.open(newline="") as file:
-            rows = {(old[0], old[3]): old for old in list(csv.reader(file))[1:]}
-    rows[row[0], row[3]] = row
+            rows = {_key(old): old for old in list(csv.reader(file))[1:]}
+    rows[_key(row)] = row
     partial = CSV.with_suffix(".csv.tmp")
     with partial.open("w", newline="") as file:
-        order = sorted(rows, key=lambda key: (list(SIZES).index(key[0]), key[1]))
+        order = sorted(rows, key=lambda key: (key[2], list(SIZES).index(key[0]), key[1]))
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(rows[key] for key in order)])
     partial.replace(CSV)
 

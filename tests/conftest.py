@@ -10,6 +10,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from benchmarks import launcher
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
 
@@ -87,14 +89,11 @@ def launch(write_config):
     def run(raw, *arguments, ranks=1, check=True):
         command = [sys.executable, "fdpo_fast/train.py"]
         if ranks > 1:
-            port = 20_000 + os.getpid() % 20_000
-            deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-            command = [deepspeed, "--num_gpus", str(ranks), "--master_port", str(port), "fdpo_fast/train.py"]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            command = [*launcher.deepspeed(ranks), "fdpo_fast/train.py"]
         done = subprocess.run(
             [*command, "--config", str(write_config(raw)), *arguments],
             cwd=ROOT,
-            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            env=launcher.environment(threads=1),
             capture_output=True,
             text=True,
             timeout=300,

@@ -2,9 +2,7 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +12,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from benchmarks.launcher import DEEPSPEED, TORCHRUN, environment, free_port
+
 OURS = ("data:", "caching", "warning", "train:", "exported")
 """How what the trainer prints begins."""
 
@@ -22,8 +22,8 @@ def command(launcher, node, ranks, hosts, port):
     """The launcher's command line on one node."""
     where = ["--node_rank", str(node), "--master_addr", "127.0.0.1", "--master_port", str(port)]
     if launcher == "torchrun":
-        return ["torchrun", "--nnodes", "2", "--nproc_per_node", str(ranks), *where]
-    return ["deepspeed", "--hostfile", str(hosts), "--no_ssh", *where]
+        return [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", str(ranks), *where]
+    return [*DEEPSPEED, "--hostfile", str(hosts), "--no_ssh", *where]
 
 
 @pytest.fixture
@@ -33,10 +33,7 @@ def two_nodes(tmp_path, write_config):
     def run(raw, *arguments, launcher="deepspeed", ranks=1, second=(), fails=False):
         hosts = tmp_path / "hostfile"
         hosts.write_text(f"node0 slots={ranks}\nnode1 slots={ranks}\n")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        port = free_port()
         started, logs = [], [tmp_path / f"node{node}.log" for node in (0, 1)]
         for node, log in enumerate(logs):
             words = [*command(launcher, node, ranks, hosts, port), "fdpo_fast/train.py", "--config"]
@@ -46,7 +43,7 @@ def two_nodes(tmp_path, write_config):
                     subprocess.Popen(
                         words,
                         cwd=ROOT,
-                        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+                        env=environment(threads=1),
                         stdout=file,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,

@@ -1,7 +1,6 @@
 """`fdpo sample` and `fdpo evaluate`: what they draw, keep and refuse."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from benchmarks import launcher
 from fdpo_fast.models.presets import build
 
 PROMPTS = ["a photo of a cat", "an oil painting of a house", "a table"]
@@ -280,13 +280,10 @@ def test_nothing_was_sampled(command, raw):
 def test_ranks_draw_what_one_process_draws(command, raw, write_config, tmp_path):
     command(raw, "sample", "--no-policy")
     alone = {path.name: path.read_bytes() for path in (folder_of(raw) / "base").glob("*.png")}
-    port = str(20_000 + os.getpid() % 20_000)
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", port]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(
-        [*launcher, "fdpo_fast/evaluate/sample.py", "--config", str(write_config(raw)), "--no-policy",
+        [*launcher.deepspeed(2), "fdpo_fast/evaluate/sample.py", "--config", str(write_config(raw)), "--no-policy",
          "--output", str(tmp_path / "two")],
-        cwd=ROOT, env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}, check=True, timeout=300,
+        cwd=ROOT, env=launcher.environment(threads=1), check=True, timeout=300,
     )  # fmt: skip
     together = {path.name: path.read_bytes() for path in (tmp_path / "two/base").glob("*.png")}
     assert together.keys() == alone.keys()

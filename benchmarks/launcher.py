@@ -1,0 +1,28 @@
+"""How DeepSpeed's launcher is started: as a module of this interpreter, wherever its script may lie."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
+def deepspeed(ranks: int) -> list[str]:
+    """The words before the script, for `ranks` processes on this machine and a port that is free."""
+    return [*DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port())]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Ours, with the interpreter's own programs (ninja) on the path, and threads for each rank."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": str(threads)}
