@@ -1,9 +1,9 @@
 """The optimizer's step beside those of other libraries, on one large tensor: `python -m benchmarks.optimizer`.
 
 On the GPU where there is one, beside torch's fused AdamW and bitsandbytes; with `--host`, and where there is none, on
-the host, beside DeepSpeed's and bitsandbytes'. Each round steps every optimizer once, on the same gradient, beside a memory
-copy; medians over the rounds, the device idle at both ends of a step. Before anything is timed, each must agree with a
-float64 AdamW after one step. Prints a table that names the device and writes it to results/optimizer.csv, or
+the host, beside DeepSpeed's and bitsandbytes'. Each round steps every optimizer once, on the same gradient, beside a
+memory copy; medians over the rounds, the device idle at both ends of a step. Before anything is timed, each must agree
+with a float64 AdamW after one step. Prints a table that names the device and writes it to results/optimizer.csv, or
 results/gpu/optimizer.csv; on the host it then trains bfloat16 weights by updates of 1e-4 of their step and draws
 results/rounding.png.
 """

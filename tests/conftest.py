@@ -23,6 +23,19 @@ FUSED = [
 """The fused backends, each on the device it is tested on."""
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """What runs on the GPU where there is one belongs to `-m gpu`; where there is none, that lane says so."""
+    cuda = torch.cuda.is_available()
+    for item in items:
+        if cuda and "triton_device" in item.fixturenames:
+            item.add_marker("gpu")
+        elif not cuda and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 RECIPE = {"vae_steps": 2, "unet_steps": 2, "pairs": 30, "sampling_steps": 2, "batch": 8, "tie_below": 0.0}
 
 

@@ -23,12 +23,15 @@ class Watch:
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
-            self.lab.line(failed=report.nodeid, phase=report.when, why=str(getattr(crash, "message", ""))[:300])
+            self.lab.line(
+                what="failure", test=report.nodeid, phase=report.when, why=str(getattr(crash, "message", ""))[:300]
+            )
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         kinds = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
         counts = {kind: len(terminalreporter.stats.get(kind, ())) for kind in kinds}
-        self.lab.line(what="tests", **counts)
+        failures = [report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())]
+        self.lab.line(what="tests", **counts, failures=failures)
 
 
 def ready(lab: Lab) -> Work:

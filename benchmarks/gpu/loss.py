@@ -36,7 +36,7 @@ def measure(lab: Lab) -> None:
 def one(lab: Lab, case: Case) -> None:
     """Microseconds of each provider and of the copy; GB/s of ours by the bytes that must be moved."""
     inputs, providers = make_inputs(case, DEVICE), make_providers(case)
-    about = case._asdict() | {"minimal_mb": case.minimal_bytes(DEVICE) / 1e6, "graphs": CUDA}
+    about = case._asdict() | {"elements": case.elements, "minimal_mb": case.minimal_bytes(DEVICE) / 1e6, "graphs": CUDA}
     took = {"copy": kernels(prepare_copy(case.minimal_bytes(DEVICE), DEVICE)())}
     if lab.rehearse:
         providers.pop("compile", None)  # compiles for the host, for longer than a rehearsal may take

@@ -25,8 +25,8 @@ from fdpo_fast.models.family import Family
 def without_disks(make: Callable[[torch.dtype], nn.Module], after_step: Callable[[int], None]) -> Iterator[None]:
     """Within the block the trainer's weights are made, not read, and neither checkpoints nor an export are written.
 
-    make: the UNet, of a dtype; the same weights every time. after_step: called with each optimizer step's number, as soon
-    as its work has been launched. RuntimeError at the end of the block where the trainer did not come by.
+    make: the UNet, of a dtype; the same weights every time. after_step: called with each optimizer step's number, as
+    soon as its work has been launched. RuntimeError at the end of the block where the trainer did not come by.
     """
     end_step = Metrics.end_step
 

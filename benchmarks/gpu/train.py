@@ -64,8 +64,10 @@ def configuration(lab: Lab, rung: str, checkpointing: str, pairs: int, changes: 
 def planned(config: Config) -> dict[str, float]:
     """What `fdpo plan` says of a step: GiB in tensors and in all on the GPU, TFLOP."""
     drawn = blueprint(config.model)
-    found = needs(config, drawn, trace(config, drawn), 1)
+    traced = trace(config, drawn)
+    found = needs(config, drawn, traced, 1)
     return {
+        "parameters": traced.trained,
         "plan_gib": found.gpu_tensors / GIB,
         "plan_total_gib": found.gpu_total / GIB,
         "plan_fullest_in": found.fullest[0],
@@ -77,7 +79,7 @@ def planned(config: Config) -> dict[str, float]:
 class Run:
     """A run of the trainer, some steps to warm up and some that count.
 
-    The start (engine, caches of reference errors, first steps) and the steps after it have peaks of memory of their own.
+    The start (caches of reference errors, engine, first steps) and the steps after it have peaks of memory each.
     """
 
     lab: Lab

@@ -1,0 +1,202 @@
+"""Fills a folder with what a GPU machine without a network lacks: `python -m benchmarks.gpu pack FOLDER`.
+
+Wheels for its Python, in the versions of constraints.txt: what the trainer and the tests need beyond torch, less what
+is installed there. Our own compiled part, and DeepSpeed as a wheel without its compiled operators. And activate.sh, to
+be sourced there from the project's root. Everything comes through pip, from wherever pip is set up to look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = ("train", "eval", "dev")
+THERE = ("torch", "triton")
+"""Taken to be there, with all that they need: a GPU machine is one that has torch for its GPU."""
+SOURCES = ("deepspeed",)
+"""Made into wheels here, without compiled operators: there are none to download."""
+COLLECT = ("--no-deps", "--only-binary=:all:", "--implementation", "cp")
+
+ACTIVATE = """\
+# Source it from the project's root: installs what lies beside it, without a network, and puts it on the path.
+pack=$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)
+site=${FDPO_SITE:-$(mktemp -d)/site}
+python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site" "$pack"/wheels/*.whl || return 1
+cp "$pack"/native/*.so fdpo_fast/ 2>/dev/null || echo "no compiled part in the pack: the host computes in eager torch"
+export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+"""
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu pack", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="made, or emptied of an earlier pack")
+    here = ".".join(map(str, sys.version_info[:2]))
+    parser.add_argument("--python-version", default=here, metavar="3.N", help=f"of that machine (default: {here})")
+    parser.add_argument("--python", metavar="PROGRAM", help="an interpreter of that version here (default: python3.N)")
+    parser.add_argument("--glibc", type=int, default=28, metavar="N", help="of that machine: 2.N (default: 28)")
+    parser.add_argument("--machine", default="x86_64", help="of that machine (default: x86_64)")
+    parser.add_argument("--installed", type=Path, metavar="FILE", help="what `pip freeze` prints there: left out")
+    parser.add_argument("--also", default="", metavar="NAME,...", help="more packages, such as torchao,flashoptim")
+    parser.add_argument("--cuda", metavar="130", help="of bitsandbytes' libraries keep the one for this CUDA alone")
+    options = parser.parse_args(arguments)
+    try:
+        pack(options)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Fill the folder; ValueError with a sentence where something cannot be had."""
+    folder = options.folder.resolve()
+    if folder.exists() and any(folder.iterdir()) and not (folder / "activate.sh").exists():
+        raise ValueError(f"{folder} is not empty and no earlier pack: name another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "native").mkdir(parents=True)
+    (folder / "activate.sh").write_text(ACTIVATE)
+    wheels = folder / "wheels"
+    there = installed(options.installed)
+    names = [name for name in lacking() if name not in there]
+    more = [canonicalize_name(name) for name in filter(None, options.also.split(","))]
+    download([pinned(name) for name in names if name not in SOURCES], options, wheels)
+    download(more, options, wheels)
+    for name in SOURCES:
+        if name in names:
+            wheel(pinned(name), wheels)
+    if options.cuda:
+        for file in wheels.glob("bitsandbytes-*.whl"):
+            keep_one_cuda(file, options.cuda)
+    compiled = native(options, folder / "native")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+    print(f"{folder}: {len(list(wheels.iterdir()))} wheels, {size:.0f} MiB; {compiled}")
+    print(f"there, in the project's root: . {folder.name}/activate.sh && python3 -m benchmarks.gpu")
+
+
+def installed(freeze: Path | None) -> set[str]:
+    """Names in the output of `pip freeze`."""
+    if freeze is None:
+        return set()
+    if not freeze.is_file():
+        raise ValueError(f"there is no {freeze}: write `pip freeze` of the GPU machine to it")
+    found = (re.match(r"[A-Za-z0-9._-]+", line.strip()) for line in freeze.read_text().splitlines())
+    return {canonicalize_name(match[0]) for match in found if match}
+
+
+def lacking() -> list[str]:
+    """What the extras of this project bring beyond torch and its own, by the metadata of what is installed here."""
+    ours = closure(requirements("fdpo_fast", EXTRAS))
+    return sorted(ours - closure(THERE))
+
+
+def closure(names: Iterable[str]) -> set[str]:
+    """The packages and all that they need, of what is installed here."""
+    found: set[str] = set()
+    waiting = [canonicalize_name(name) for name in names]
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found.add(name)
+            waiting += requirements(name)
+    return {name for name in found if is_here(name)}
+
+
+def is_here(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
+def requirements(name: str, extras: Iterable[str] = ("",)) -> Iterator[str]:
+    """Names of what a package needs here, with some of its extras; one that is not installed has no say."""
+    for line in (requires(name) or []) if is_here(name) else []:
+        needed = Requirement(line)
+        markers = [default_environment() | {"extra": extra} for extra in extras]
+        if needed.marker is None or any(map(needed.marker.evaluate, markers)):
+            yield canonicalize_name(needed.name)
+
+
+def pinned(name: str) -> str:
+    """`name==version` of constraints.txt; ValueError for a package that it does not have."""
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        package, sign, number = line.partition("==")
+        if sign and canonicalize_name(package) == name:
+            return f"{name}=={number}"
+    raise ValueError(f"constraints.txt has no version of {name}: add one, or name it with --also")
+
+
+def pip(*words: object, env: dict[str, str] | None = None, python: object = sys.executable) -> None:
+    """Run pip to its end; ValueError with its last line where it fails."""
+    command = [str(python), "-m", "pip", *map(str, words)]
+    done = subprocess.run(command, env=os.environ | (env or {}), capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise ValueError(f"pip {words[0]} failed: {said[-1] if said else 'it said nothing'}")
+
+
+def download(names: list[str], options: argparse.Namespace, to: Path) -> None:
+    """Wheels for that machine's Python and glibc, as they are, without what they need."""
+    to.mkdir(exist_ok=True)
+    kinds = [f"manylinux_2_{n}_{options.machine}" for n in range(options.glibc, 4, -1)]
+    kinds += [f"manylinux{old}_{options.machine}" for old in ("2014", "2010", "1")]
+    platforms = [word for kind in kinds for word in ("--platform", kind)]
+    if names:
+        target = ["--python-version", options.python_version, *platforms]
+        pip("download", "-q", *COLLECT, *target, "-d", to, *names)
+
+
+def wheel(name: str, to: Path) -> None:
+    """Of a package that is published as source, made beside this interpreter's torch."""
+    with TemporaryDirectory() as elsewhere:
+        os.chdir(elsewhere)
+        pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", to, name, env={"DS_BUILD_OPS": "0"})
+        os.chdir(ROOT)
+
+
+def keep_one_cuda(file: Path, cuda: str) -> None:
+    """Drop the libraries of other versions of CUDA from bitsandbytes' wheel, which are most of it."""
+    wanted = f"libbitsandbytes_cuda{cuda}.so"
+
+    def stays(name: str) -> bool:
+        library = Path(name).name
+        return not library.startswith("libbitsandbytes_cuda") or library == wanted
+
+    with zipfile.ZipFile(file) as whole:
+        if not any(Path(name).name == wanted for name in whole.namelist()):
+            raise ValueError(f"{file.name} has no library for CUDA {cuda}")
+        partial = file.with_suffix(".partial")
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as small:
+            for name in filter(stays, whole.namelist()):
+                content = whole.read(name)
+                if name.endswith(".dist-info/RECORD"):
+                    lines = content.decode().splitlines(keepends=True)
+                    content = "".join(line for line in lines if stays(line.split(",")[0])).encode()
+                small.writestr(name, content)
+    partial.replace(file)
+
+
+def native(options: argparse.Namespace, to: Path) -> str:
+    """Compile our part for that Python, where there is one of its version here; how it went, in words."""
+    python = options.python or shutil.which(f"python{options.python_version}")
+    if python is None:
+        return f"without our compiled part: there is no python{options.python_version} here, name one with --python"
+    with TemporaryDirectory() as scratch:
+        pip("wheel", "-q", "--no-deps", "-C", f"build-dir={scratch}/build", "-w", scratch, ROOT, python=python)
+        (file,) = Path(scratch).glob("fdpo_fast-*.whl")
+        with zipfile.ZipFile(file) as whole:
+            for name in whole.namelist():
+                if Path(name).match("fdpo_fast/_native*.so"):
+                    (to / Path(name).name).write_bytes(whole.read(name))
+    return f"our compiled part is for fdpo_fast {version('fdpo_fast')} and Python {options.python_version}"
