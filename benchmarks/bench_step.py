@@ -12,16 +12,16 @@ of SDXL's, and images are of 256 x 256. By the FLOPs of the layers the rival's s
 real UNet at 1024 x 1024 it is 64 T to 41 T a pair, 1.6 times: 13.5 T are the reference, 9.8 T the VAE, 0.1 T the text
 encoders. So look at "fdpo_fast, live reference": what is left to gain where latents and text are cached anyway.
 
-Each variant lives in a process of its own, two at a time: ours, and one rival after the other. A round takes one step
-of each; times are medians over the rounds, ratios are of medians over the same rounds. Memory is a process's peak, and
-what it held after imports, before anything was built. First, every variant's loss must equal ours after a step on the
-same draws has moved the policy. Writes results/step.csv, where ratio_to_ours is ours' steps/s by the variant's.
+All of it is on the GPU where there is one. Each variant lives in a process of its own, two at a time: ours, and one
+rival after the other. A round takes one step of each, the device idle at both ends of a phase; times are medians over
+the rounds, ratios of medians over the same rounds. Memory is a process's peak (tensors on a GPU, else resident), and
+what it held before anything was built. First, every variant's loss must equal ours after a step on the same draws has
+moved the policy. Writes step.csv to results or results/gpu; ratio_to_ours is ours' steps/s by the variant's.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import multiprocessing
@@ -38,13 +38,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss
 
-from benchmarks.optimizer_memory import _peak, _resident
+from benchmarks.device import CUDA, DEVICE, held_gib, machine, peak_gib, synchronize
+from benchmarks.tables import write_csv
 from fdpo_fast import FDPOLoss, noise
 from fdpo_fast.data.training_set import Batch, errors, predict
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.sections import Model
 
-RESULTS = Path(__file__).parent / "results"
+CSV = Path(__file__).parent / ("results/gpu" if CUDA else "results") / "step.csv"
 THREADS, PAIRS, LATENT_SIDE, TOKENS = 2, 2, 32, 77
 BETA_DPO, MAX_GRAD_NORM = 5000.0, 1.0
 LR = {"sdxl": 1e-6, "tiny_sdxl": 1e-4}  # by preset: what moves the loss within a step
@@ -53,7 +54,7 @@ MIDDLE = {"block_out_channels": (128, 256, 384), "attention_head_dim": (2, 4, 6)
 MIDDLE["transformer_layers_per_block"] = (1, 1, 2)
 SPAWN = multiprocessing.get_context("spawn")
 PHASES = ("vae", "text", "reference", "forward", "loss", "backward", "optimizer")
-COLUMNS = ("variant", "steps_per_second", "ratio_to_ours", "peak_rss_gib", "baseline_rss_gib", "threads")
+COLUMNS = ("variant", "steps_per_second", "ratio_to_ours", "peak_gib", "baseline_gib", "threads", "machine")
 OURS = "fdpo_fast"
 VARIANTS = {
     OURS: {"latents", "text", "reference", "loss"},
@@ -82,8 +83,8 @@ def component(name: str, preset: str) -> nn.Module:
 
     torch.manual_seed(COMPONENTS.index(name))
     if name == "unet":
-        return UNet2DConditionModel(**presets.unet_config(preset) | (MIDDLE if preset == "sdxl" else {}))
-    return presets.vae(preset) if name == "vae" else presets.text_encoder(preset, name)
+        return UNet2DConditionModel(**presets.unet_config(preset) | (MIDDLE if preset == "sdxl" else {})).to(DEVICE)
+    return (presets.vae(preset) if name == "vae" else presets.text_encoder(preset, name)).to(DEVICE)
 
 
 def frozen(name: str, preset: str) -> nn.Module:
@@ -108,16 +109,16 @@ def prepare(preset: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(parts))
     vae, *encoders = (frozen(name, preset) for name in COMPONENTS[1:])
     side = LATENT_SIDE * 2 ** (len(vae.config.block_out_channels) - 1)
-    pixels = torch.rand(2 * PAIRS, 3, side, side) * 2 - 1
-    ids = torch.randint(2, encoders[0].config.vocab_size, (PAIRS, TOKENS))
+    pixels = torch.rand(2 * PAIRS, 3, side, side, device=DEVICE) * 2 - 1
+    ids = torch.randint(2, encoders[0].config.vocab_size, (PAIRS, TOKENS), device=DEVICE)
     ids[:, 0], ids[:, -1] = presets.BEGIN, presets.END
     text, pooled = encode_text(encoders, ids)
-    sizes = torch.tensor([[side, side, 0, 0, side, side]] * 2 * PAIRS).float()
+    sizes = torch.tensor([[side, side, 0, 0, side, side]] * 2 * PAIRS, device=DEVICE).float()
     batch = {
         "latents": vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor,
-        "draws": noise.draws(0, torch.arange(PAIRS), 0),
+        "draws": noise.draws(0, torch.arange(PAIRS, device=DEVICE), 0),
         "condition": {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "time_ids": sizes},
-        "weight": torch.ones(PAIRS),
+        "weight": torch.ones(PAIRS, device=DEVICE),
     }
     with torch.inference_mode():
         family = load_family(Model(family="sdxl", base=str(folder)))
@@ -155,6 +156,7 @@ class Step:
     def phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        synchronize()
         self.seconds[name] += time.perf_counter() - start
 
     def loss(self, check: bool) -> Tensor:
@@ -201,7 +203,9 @@ class DiffusersStep(Step):
         if check or not self.reference:
             eps = noise.normals(self.batch.draws, latents[0].numel()).reshape(-1, *latents.shape[1:])
             return eps.repeat(2, 1, 1, 1), noise.timesteps(self.batch.draws, steps).repeat(2)
-        return torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1), torch.randint(0, steps, (PAIRS,)).repeat(2)
+        return torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1), torch.randint(
+            0, steps, (PAIRS,), device=DEVICE
+        ).repeat(2)
 
 
 def published_loss(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
@@ -214,15 +218,15 @@ def published_loss(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
 def serve(pipe: Connection, name: str, preset: str, folder: Path) -> None:
     """A variant's process: two untimed steps for the check, a timed one for each True, at the end its peak."""
     start_process()
-    base = _resident() / 2**20
+    base = held_gib()
     step = (Step if name.startswith(OURS) else DiffusersStep)(preset, folder, VARIANTS[name])
     pipe.send((base, [step(check=True), step(check=True)], sum(p.numel() for p in step.policy.parameters())))
     step.optimizer.param_groups[0]["lr"] = 0.0  # the same work, and a loss that no number of rounds drives to zero
     while pipe.recv():
         start = time.perf_counter()
-        step(check=False)
+        step(check=False)  # which has waited for the device, for its loss
         pipe.send({**step.seconds, "step": time.perf_counter() - start})
-    pipe.send(_peak() / 2**20)
+    pipe.send(peak_gib())
 
 
 class Variant:
@@ -267,7 +271,7 @@ def measure(preset: str, rounds: int) -> list[Variant]:
 def markdown(variants: list[Variant]) -> Iterator[str]:
     """Speed and memory; seconds by phase."""
     ours = variants[0]
-    yield f"UNet: {ours.parameters / 1e6:.1f} M parameters. ours / this: how many times the steps/s, and the memory.\n"
+    yield f"{machine()}; a UNet of {ours.parameters / 1e6:.1f} M parameters. ours / this: times the steps/s, and memory.\n"
     yield "| variant | steps/s | ours / this | peak GiB | ours / this | less imports | ours / this |"
     yield "|---|" + "---:|" * 6
     for v in variants:
@@ -288,11 +292,8 @@ def main() -> None:
     print("\n".join(markdown(variants)))
     if not options.tiny:
         figures = [(1 / v.seconds("step"), v.ratio, v.peak, v.base, THREADS) for v in variants]
-        rows = [(v.name, *(f"{x:.4g}" for x in line)) for v, line in zip(variants, figures, strict=True)]
-        partial = RESULTS / "step.csv.tmp"
-        with partial.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-        partial.replace(RESULTS / "step.csv")
+        rows = [(v.name, *(f"{x:.4g}" for x in line), machine()) for v, line in zip(variants, figures, strict=True)]
+        write_csv(CSV, COLUMNS, rows)
 
 
 if __name__ == "__main__":

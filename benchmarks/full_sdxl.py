@@ -29,6 +29,7 @@ import psutil
 
 from benchmarks import launcher
 from benchmarks.device import CUDA, GIB, machine, smi
+from benchmarks.tables import write_csv
 
 ROOT = Path(__file__).parent.parent
 CSV = Path(__file__).parent / "results/full_sdxl.csv"
@@ -235,10 +236,7 @@ def write(rung: str, rows: list[tuple]) -> None:
     """Into the CSV, in place of what it has of this rung on a machine of this kind."""
     with CSV.open(newline="") if CSV.exists() else open(os.devnull) as file:
         others = [row for row in list(csv.reader(file))[1:] if row[0] != rung or _on_gpu(row) != CUDA]
-    partial = CSV.with_suffix(".csv.tmp")
-    with partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *sorted([*others, *rows], key=lambda row: row[0])])
-    partial.replace(CSV)
+    write_csv(CSV, COLUMNS, sorted([*others, *rows], key=lambda row: row[0]))
 
 
 def _on_gpu(row: list[str]) -> bool:

@@ -11,7 +11,6 @@ results/rounding.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from benchmarks.device import DEVICE, machine, synchronize
+from benchmarks.tables import write_csv
 from fdpo_fast import AdamW8bit
 from fdpo_fast.ops import host
 
@@ -201,13 +201,7 @@ def main() -> None:
     for row in rows:
         print("|", " | ".join(map(str, row.values())), "|")
     folder = options.results / "gpu" if device.type == "cuda" else options.results
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "optimizer.csv.tmp"
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(folder / "optimizer.csv")
+    write_csv(folder / "optimizer.csv", list(rows[0]), [list(row.values()) for row in rows])
     if device.type == "cpu":
         draw_rounding(options.results / "rounding.png")
 

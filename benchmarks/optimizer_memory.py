@@ -1,7 +1,7 @@
 """Peak memory of a training step by optimizer: `python -m benchmarks.optimizer_memory [million parameters]`.
 
-Each set-up runs in a process of its own: a stack of linear layers in bfloat16 under DeepSpeed on the CPU, three steps,
-peak resident memory less what the process held before the model was made.
+Each set-up runs in a process of its own: a stack of linear layers in bfloat16 under DeepSpeed, three steps; the peak,
+in tensors on a GPU or resident on the host without one, less what the process held before the model was made.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import subprocess
 import sys
 import time
+
+from benchmarks.device import DEVICE, held_gib, machine, peak_gib, synchronize
 
 WIDTH = 4096  # of a layer: 16.8 M parameters
 
@@ -36,7 +38,7 @@ def run(millions: float, type: str, stage: int, inside: bool = False) -> None:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(8))])  # compiled and loaded before the base is taken
-    base = _resident()
+    base = held_gib()
     layers = max(1, round(millions * 1e6 / WIDTH**2))
     model = torch.nn.Sequential(
         *(torch.nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16) for _ in range(layers))
@@ -63,32 +65,20 @@ def run(millions: float, type: str, stage: int, inside: bool = False) -> None:
     if inside:
         StepInBackward(optimizer, parameters, 1.0, mean_over_ranks)
         engine.enable_backward_allreduce = False
-    x, seconds = torch.randn(1, WIDTH, dtype=torch.bfloat16), 0.0
+    x, seconds = torch.randn(1, WIDTH, dtype=torch.bfloat16, device=DEVICE), 0.0
     for _ in range(3):
         start = time.perf_counter()
         engine.backward(engine(x).float().square().mean())
         engine.step()
+        synchronize()
         seconds = time.perf_counter() - start
     count = sum(p.numel() for p in parameters)
-    print(json.dumps({"millions": count / 1e6, "peak_gib": (_peak() - base) / 2**20, "seconds": seconds}))
-
-
-def _status(field: str) -> int:
-    """KiB."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
-
-
-def _resident() -> int:
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
+    print(json.dumps({"millions": count / 1e6, "peak_gib": peak_gib() - base, "seconds": seconds}))
 
 
 def main() -> None:
     millions = float(sys.argv[1]) if len(sys.argv) > 1 else 500
+    print(f"{machine()}\n")
     print("| set-up | million parameters | peak GiB | bytes a parameter | seconds of the last step |")
     print("|---|---:|---:|---:|---:|")
     for name, options in SETUPS.items():

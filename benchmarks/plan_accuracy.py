@@ -30,6 +30,7 @@ from typing import Any
 from benchmarks import launcher
 from benchmarks.device import CUDA, GIB, machine
 from benchmarks.full_sdxl import Watch, config, prepare
+from benchmarks.tables import write_csv
 from fdpo_fast.metrics import read_records
 
 CSV = Path(__file__).parent / "results/plan_accuracy.csv"
@@ -131,11 +132,8 @@ def write(row: tuple) -> None:
         with CSV.open(newline="") as file:
             rows = {_key(old): old for old in list(csv.reader(file))[1:]}
     rows[_key(row)] = row
-    partial = CSV.with_suffix(".csv.tmp")
-    with partial.open("w", newline="") as file:
-        order = sorted(rows, key=lambda key: (key[2], list(SIZES).index(key[0]), key[1]))
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(rows[key] for key in order)])
-    partial.replace(CSV)
+    order = sorted(rows, key=lambda key: (key[2], list(SIZES).index(key[0]), key[1]))
+    write_csv(CSV, COLUMNS, [rows[key] for key in order])
 
 
 if __name__ == "__main__":

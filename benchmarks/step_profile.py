@@ -3,13 +3,13 @@
 The trainer itself (fdpo_fast/train.py, in-process) on a UNet of SDXL's block types at 104 M parameters, latents 32 x
 32, bf16, cached reference, the rungs of the memory ladder, with 2 and with 16 pairs a step: in micro-batches of one
 where the rung accumulates, all at once on B. Methods are wrapped in `record_function`; a part's time is its own, less
-that of the parts inside it. Two steps warm up, five are profiled. Writes results/step_profile.csv: seconds a step, and
-shares.
+that of the parts inside it. On a GPU the device is waited for at both ends of a part: what runs side by side otherwise
+is taken one after the other, so that each part's time is its own. Two steps warm up, five are profiled. Writes
+results/step_profile.csv, or results/gpu/step_profile.csv: seconds a step, and shares.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 from collections import defaultdict
@@ -18,10 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.full_sdxl import config, machine, prepare
+from benchmarks.device import CUDA, machine, synchronize
+from benchmarks.full_sdxl import config, prepare
 from benchmarks.plan_accuracy import SIZES
+from benchmarks.tables import write_csv
 
-CSV = Path(__file__).parent / "results/step_profile.csv"
+CSV = Path(__file__).parent / ("results/gpu" if CUDA else "results") / "step_profile.csv"
 UNET = ("forward", "backward")
 WARM, PROFILED = 2, 5
 SIZE = "100M"
@@ -67,8 +69,11 @@ def recorded(method: Callable, part: str) -> Callable:
     from torch.profiler import record_function
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        synchronize()
         with record_function(f"part: {part}"):
-            return method(*args, **kwargs)
+            found = method(*args, **kwargs)
+            synchronize()
+            return found
 
     return run
 
@@ -102,6 +107,7 @@ def profile(settings: dict) -> dict[str, float]:
         def turn(metrics: Metrics, *args: Any) -> None:
             nonlocal whole
             end_step(metrics, *args)
+            synchronize()
             whole.__exit__(None, None, None)
             profiler.step()
             whole = record_function("part: other")
@@ -160,12 +166,7 @@ def main() -> None:
                 f"rung {rung}, {pairs} pairs: a step takes {step:.3g} s, of which all but the UNet {rest / step:.1%}",
                 flush=True,
             )
-    partial = CSV.with_suffix(".csv.tmp")
-    with partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [("rung", "pairs", "part", "seconds", "share", "machine"), *rows]
-        )
-    partial.replace(CSV)
+    write_csv(CSV, ("rung", "pairs", "part", "seconds", "share", "machine"), rows)
 
 
 if __name__ == "__main__":

@@ -129,12 +129,12 @@ def requirements(name: str, extras: Iterable[str] = ("",)) -> Iterator[str]:
 
 
 def pinned(name: str) -> str:
-    """`name==version` of constraints.txt; ValueError for a package that it does not have."""
+    """`name==version` of constraints.txt; of what is installed here for a package that it does not have."""
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         package, sign, number = line.partition("==")
         if sign and canonicalize_name(package) == name:
             return f"{name}=={number}"
-    raise ValueError(f"constraints.txt has no version of {name}: add one, or name it with --also")
+    return f"{name}=={version(name)}"
 
 
 def pip(*words: object, env: dict[str, str] | None = None, python: object = sys.executable) -> None:
