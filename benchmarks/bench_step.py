@@ -271,7 +271,7 @@ def measure(preset: str, rounds: int) -> list[Variant]:
 def markdown(variants: list[Variant]) -> Iterator[str]:
     """Speed and memory; seconds by phase."""
     ours = variants[0]
-    yield f"{machine()}; a UNet of {ours.parameters / 1e6:.1f} M parameters. ours / this: times the steps/s, and memory.\n"
+    yield f"{machine()}; UNet: {ours.parameters / 1e6:.1f} M parameters. ours / this: times the steps/s, and memory.\n"
     yield "| variant | steps/s | ours / this | peak GiB | ours / this | less imports | ours / this |"
     yield "|---|" + "---:|" * 6
     for v in variants:

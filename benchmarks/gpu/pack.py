@@ -21,12 +21,13 @@ from tempfile import TemporaryDirectory
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("train", "eval", "dev")
 THERE = ("torch", "triton")
-"""Taken to be there, with all that they need: a GPU machine is one that has torch for its GPU."""
+"""Taken to be there, with NVIDIA's libraries: a GPU machine is one that has torch for its GPU."""
 SOURCES = ("deepspeed",)
 """Made into wheels here, without compiled operators: there are none to download."""
 COLLECT = ("--no-deps", "--only-binary=:all:", "--implementation", "cp")
@@ -68,8 +69,7 @@ def pack(options: argparse.Namespace) -> None:
     (folder / "native").mkdir(parents=True)
     (folder / "activate.sh").write_text(ACTIVATE)
     wheels = folder / "wheels"
-    there = installed(options.installed)
-    names = [name for name in lacking() if name not in there]
+    names = lacking(installed(options.installed))
     more = [canonicalize_name(name) for name in filter(None, options.also.split(","))]
     download([pinned(name) for name in names if name not in SOURCES], options, wheels)
     download(more, options, wheels)
@@ -85,31 +85,36 @@ def pack(options: argparse.Namespace) -> None:
     print(f"there, in the project's root: . {folder.name}/activate.sh && python3 -m benchmarks.gpu")
 
 
-def installed(freeze: Path | None) -> set[str]:
-    """Names in the output of `pip freeze`."""
+def installed(freeze: Path | None) -> dict[str, str]:
+    """Names and versions in the output of `pip freeze`; no version where a package came from elsewhere."""
     if freeze is None:
-        return set()
+        return {}
     if not freeze.is_file():
         raise ValueError(f"there is no {freeze}: write `pip freeze` of the GPU machine to it")
-    found = (re.match(r"[A-Za-z0-9._-]+", line.strip()) for line in freeze.read_text().splitlines())
-    return {canonicalize_name(match[0]) for match in found if match}
+    found = (re.match(r"([A-Za-z0-9._-]+)(?:==([^ ;]+))?", line.strip()) for line in freeze.read_text().splitlines())
+    return {canonicalize_name(match[1]): match[2] or "" for match in found if match}
 
 
-def lacking() -> list[str]:
-    """What the extras of this project bring beyond torch and its own, by the metadata of what is installed here."""
-    ours = closure(requirements("fdpo_fast", EXTRAS))
-    return sorted(ours - closure(THERE))
-
-
-def closure(names: Iterable[str]) -> set[str]:
-    """The packages and all that they need, of what is installed here."""
-    found: set[str] = set()
-    waiting = [canonicalize_name(name) for name in names]
+def lacking(there: dict[str, str]) -> list[str]:
+    """What our extras bring that is not there, or not in a version that will do; by the metadata of what is here."""
+    found: dict[str, SpecifierSet] = {}
+    waiting = list(needed("fdpo_fast", EXTRAS))
     while waiting:
-        if (name := waiting.pop()) not in found:
-            found.add(name)
-            waiting += requirements(name)
-    return {name for name in found if is_here(name)}
+        one = waiting.pop()
+        name, known = canonicalize_name(one.name), found.get(canonicalize_name(one.name))
+        found[name] = one.specifier if known is None else known & one.specifier
+        if known is None and name not in THERE:
+            waiting += needed(name, one.extras)
+    return sorted(
+        name
+        for name, versions in found.items()
+        if name not in THERE and is_here(name) and not suits(versions, there.get(name))
+    )
+
+
+def suits(versions: SpecifierSet, there: str | None) -> bool:
+    """Whether a version is one of those; None: there is none, empty: one that is not known, which is believed in."""
+    return there == "" or (there is not None and versions.contains(there, prereleases=True))
 
 
 def is_here(name: str) -> bool:
@@ -119,13 +124,12 @@ def is_here(name: str) -> bool:
         return False
 
 
-def requirements(name: str, extras: Iterable[str] = ("",)) -> Iterator[str]:
-    """Names of what a package needs here, with some of its extras; one that is not installed has no say."""
-    for line in (requires(name) or []) if is_here(name) else []:
-        needed = Requirement(line)
-        markers = [default_environment() | {"extra": extra} for extra in extras]
-        if needed.marker is None or any(map(needed.marker.evaluate, markers)):
-            yield canonicalize_name(needed.name)
+def needed(name: str, extras: Iterable[str]) -> Iterator[Requirement]:
+    """What a package requires on a machine like this, with some of its extras; nothing where it is not installed."""
+    for one in map(Requirement, (requires(name) or []) if is_here(name) else []):
+        markers = [default_environment() | {"extra": extra} for extra in ("", *extras)]
+        if one.marker is None or any(map(one.marker.evaluate, markers)):
+            yield one
 
 
 def pinned(name: str) -> str:
