@@ -26,8 +26,8 @@ Work = Callable[[], None]
 
 
 def write_line(folder: Path, device: str, rehearsal: bool, **row: Any) -> None:
-    """Append a line to the folder's results and wait until the disk has it; floats keep five digits."""
-    row = {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
+    """Append a line to the folder's results and wait until the disk has it; floats keep seven digits."""
+    row = {key: float(f"{value:.7g}") if isinstance(value, float) else value for key, value in row.items()}
     row |= {"device": device, "rehearsal": rehearsal, "at": round(time.time(), 1)}
     with (folder / RESULTS).open("a") as file:
         file.write(json.dumps(row) + "\n")

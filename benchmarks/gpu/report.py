@@ -92,19 +92,27 @@ def markdown(device: str, lines: list[Line]) -> Iterator[str]:
 
 
 def machine(lines: list[Line]) -> Iterator[str]:
+    """Versions, the card, its ceilings and the tests, in sentences."""
     for line in of(lines, "versions"):
         known = ("python", "torch", "triton", "deepspeed", "diffusers", "bitsandbytes", "torchao", "flashoptim")
         yield ", ".join(f"{name} {line[name]}" for name in known if line.get(name)) + "."
     for line in of(lines, "card", "memory_gib"):
-        yield f"Driver {line.get('driver_version', 'unknown')}, CUDA {line['cuda']}, {line['memory_gib']:.1f} GiB, "
-        yield f"clocks {line.get('clocks_sm')} of {line.get('clocks_max_sm')} MHz at {line.get('power_limit')} W."
+        yield (
+            f"Driver {line.get('driver_version', 'unknown')}, CUDA {line['cuda']}, {line['memory_gib']:.1f} GiB, "
+            f"clocks {line.get('clocks_sm')} of {line.get('clocks_max_sm')} MHz, limit {line.get('power_limit')} W."
+        )
     for line in of(lines, "ceilings"):
-        peak = line["peak_tflops"]
-        yield f"A copy reads and writes {line['copy_gb_per_s']:,.0f} GB/s; a bfloat16 product runs at "
-        yield f"{line['matmul_tflops']:.3g} TFLOP/s" + (f", of {peak:,.0f} by the maker's table." if peak else ".")
+        peak = f", of {line['peak_tflops']:,.0f} by the maker's table" if line["peak_tflops"] else ""
+        yield (
+            f"A copy reads and writes {line['copy_gb_per_s']:,.4g} GB/s; a bfloat16 product runs at "
+            f"{line['matmul_tflops']:.3g} TFLOP/s{peak}."
+        )
     for line in of(lines, "tests"):
-        yield f"`pytest -m gpu`: {line['passed']} passed, {line['failed'] + line['error']} failed, "
-        yield f"{line['skipped']} skipped" + "".join(f"; failed: `{name}`" for name in line["failures"]) + "."
+        failed = "".join(f"; failed: `{name}`" for name in line["failures"])
+        yield (
+            f"`pytest -m gpu`: {line['passed']} passed, {line['failed'] + line['error']} failed, "
+            f"{line['skipped']} skipped{failed}."
+        )
     yield ""
 
 
@@ -132,7 +140,7 @@ def training(device: str, lines: list[Line]) -> Iterator[str]:
         "first loss": figure("first_loss", ".6f"),
     }
     rows = [line for line in lines if line["what"] in ("train", "rival")]
-    yield from table(columns, sorted(rows, key=lambda line: line["what"], reverse=True), 1)
+    yield from table(columns, sorted(rows, key=lambda line: line["what"] == "rival"), 1)
 
 
 def losses(lines: list[Line]) -> Iterator[str]:

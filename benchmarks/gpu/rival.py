@@ -62,6 +62,7 @@ class Step:
         self.policy = lab.unet(self.dtype).train()
         self.policy.enable_gradient_checkpointing()
         self.reference = lab.unet(torch.bfloat16).requires_grad_(False).eval()
+        self.reference.load_state_dict(self.policy.state_dict())
         if CUDA:
             torch.cuda.empty_cache()
         config = self.policy.config

@@ -44,7 +44,10 @@ def draw(device: str, lines: list[Line], path: Path) -> None:
     high = max([10 * corner, *(3 * p.intensity for p in points)])
     axes.plot([low, corner, high], [low * memory, product, product], color="black", linewidth=1.2)
     axes.text(high, product * 1.08, f"a bfloat16 product: {product:.3g} TFLOP/s", fontsize=8, ha="right", va="bottom")
-    axes.text(low * 1.2, low * memory * 2.2, f"a copy: {1e3 * memory:,.3g} GB/s", fontsize=8, va="bottom")
+    middle = (low * corner) ** 0.5
+    axes.annotate(
+        f"a copy: {1e3 * memory:,.4g} GB/s", (middle, middle * memory), (8, -9), textcoords="offset points", fontsize=8
+    )
     for kind, (found, marker, color) in kinds.items():
         if found:
             axes.scatter(*zip(*found, strict=True), marker=marker, color=color, label=kind, s=22)

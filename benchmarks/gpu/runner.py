@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,6 +27,7 @@ def run(stages: list[Stage], seconds: float, out: Path, rehearse: bool) -> bool:
     """Take the stages within `seconds`, each with the lines it writes to `out`; whether none has failed."""
     out.mkdir(parents=True, exist_ok=True)
     name = "rehearsal on the CPU" if rehearse else device.name()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the stages end with the runner
     with TemporaryDirectory(prefix="fdpo_gpu_") as scratch:
         return Runner(out, Path(scratch), name, rehearse).take(stages, time.monotonic() + seconds)
 
@@ -38,30 +40,29 @@ class Runner:
 
     def __init__(self, out: Path, scratch: Path, device: str, rehearse: bool) -> None:
         self.out, self.scratch, self.device, self.rehearse = out, scratch, device, rehearse
+        self.processes: dict[str, subprocess.Popen] = {}
+        """Those at work and waiting, by stage."""
         (out / "logs").mkdir(exist_ok=True)
 
     def take(self, stages: list[Stage], end: float) -> bool:
         """The stages in turn, until the monotonic clock says `end`; whether none has failed."""
         runnable, sound = self._with_all_they_need(stages), True
-        waiting = self._start(runnable[0]) if runnable else None
         try:
             for number, stage in enumerate(runnable):
                 if (left := end - time.monotonic()) < SMALLEST:
                     self._line(stage, skipped=f"only {max(left, 0):.0f} s are left")
                     continue
-                process = waiting or self._start(stage)
-                waiting = None
+                process, began = self._started(stage), time.monotonic()
                 with suppress(BrokenPipeError):  # it has ended already, and its status says how
                     process.stdin.write("\n")
                     process.stdin.flush()
-                began = time.monotonic()
                 if number + 1 < len(runnable):
-                    waiting = self._start(runnable[number + 1])
+                    self._started(runnable[number + 1])  # its imports; it waits for its turn
                 box = stage.seconds * (PATIENCE if self.rehearse else 1)
                 sound &= self._finish(stage, process, min(box, left), began)
         finally:
-            if waiting:
-                kill(waiting)
+            for process in self.processes.values():
+                kill(process)
         return sound
 
     def _with_all_they_need(self, stages: Iterable[Stage]) -> list[Stage]:
@@ -77,17 +78,21 @@ class Runner:
                 found.append(stage)
         return found
 
-    def _start(self, stage: Stage) -> subprocess.Popen:
+    def _started(self, stage: Stage) -> subprocess.Popen:
+        """The stage's process, which waits for its turn."""
+        if stage.name in self.processes:
+            return self.processes[stage.name]
         words = [*stage.command, "--out", self.out, "--scratch", self.scratch, "--device", self.device]
         env = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if self.rehearse:
             # what is tiny gains nothing from threads, and loses much where others want the cores
             words, env = [*words, "--rehearse"], env | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         with self._log(stage).open("w") as log:
-            return subprocess.Popen(
+            self.processes[stage.name] = subprocess.Popen(
                 list(map(str, words)), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True,
                 env=env, start_new_session=True, cwd=Path(__file__).parents[2],
             )  # fmt: skip
+        return self.processes[stage.name]
 
     def _log(self, stage: Stage) -> Path:
         return self.out / "logs" / f"{stage.name}.txt"
@@ -100,7 +105,7 @@ class Runner:
                 how = {"status": "failed", "why": last_words(self._log(stage))}
         except subprocess.TimeoutExpired:
             how = {"status": "stopped", "why": f"it had {seconds:.0f} s"}
-        kill(process)  # whatever it has started goes with it
+        kill(self.processes.pop(stage.name))  # whatever it has started goes with it
         self._line(stage, **how, seconds=round(time.monotonic() - began, 1))
         return how["status"] != "failed"
 
