@@ -22,7 +22,6 @@ moved the policy. Writes step.csv to results or results/gpu; ratio_to_ours is ou
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import time
@@ -38,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss
 
+from benchmarks import full_sdxl
 from benchmarks.device import CUDA, DEVICE, held_gib, machine, peak_gib, synchronize
 from benchmarks.tables import write_csv
 from fdpo_fast import FDPOLoss, noise
@@ -104,9 +104,7 @@ def prepare(preset: str, folder: Path) -> None:
     start_process()
     from fdpo_fast.models import presets
 
-    presets.scheduler().save_pretrained(folder / "scheduler")
-    parts = {"_class_name": presets.PRESETS[preset]["pipeline"], "vae": [], "unet": [], "scheduler": []}
-    (folder / "model_index.json").write_text(json.dumps(parts))
+    full_sdxl.prepare(preset, folder, weights=False)
     vae, *encoders = (frozen(name, preset) for name in COMPONENTS[1:])
     side = LATENT_SIDE * 2 ** (len(vae.config.block_out_channels) - 1)
     pixels = torch.rand(2 * PAIRS, 3, side, side, device=DEVICE) * 2 - 1

@@ -27,10 +27,10 @@ def report(file: Path, folder: Path) -> None:
     for device in dict.fromkeys(line["device"] for line in lines):
         ours = latest(line for line in lines if line["device"] == device)
         text = "\n".join(markdown(device, ours)) + "\n"
-        print(text)
         name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
         (folder / f"{name}.md").write_text(text)
         draw(device, ours, folder / f"{name}.png")
+        print(text)
 
 
 def read(file: Path) -> list[Line]:
