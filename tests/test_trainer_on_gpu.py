@@ -63,9 +63,9 @@ def same(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def starts_at_the_reference(records):
-    """Policy and reference are the same weights at the first step."""
-    assert records[0]["margin"] == 0
+def starts_at_the_reference(records, rounding=0.0):
+    """Policy and reference are the same weights at the first step; `rounding`: of float64 sums, in the margin."""
+    assert abs(records[0]["margin"]) <= rounding
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert all(math.isfinite(record["loss"]) for record in records)
 
@@ -114,11 +114,19 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run(train, device, ru
     ],
 )
 def test_ranks_under_the_launcher_take_the_same_steps(train, device, ranks):
-    alone, _ = train(device, "C", "alone", train__pairs_per_step=2)
-    records, _ = train(device, "C", "ranks", ranks=ranks, train__pairs_per_step=2)
-    starts_at_the_reference(records)
+    # in float32, since bfloat16 weights are rounded by place in a rank's part, and so tiny a model feels each
+    plain = {
+        "model__dtype": "fp32",
+        "optimizer__type": "adamw",
+        "deepspeed__bf16": {"enabled": False},
+        "deepspeed__zero_optimization": {"stage": 2},
+        "train__pairs_per_step": 2,
+    }
+    alone, _ = train(device, "A", "alone", **plain)
+    records, _ = train(device, "A", "ranks", ranks=ranks, **plain)
+    starts_at_the_reference(records, rounding=1e-9)  # a batch of another size may be summed in another order
     for ours, theirs in zip(records, alone, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
 @pytest.mark.gpu
