@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 
 from benchmarks import optimizer
+from benchmarks.device import machine
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.pack import keep_one_cuda, lacking, pinned
@@ -245,3 +246,14 @@ def test_the_launcher_is_a_module_of_this_interpreter():
     assert launcher.deepspeed(2)[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
     assert launcher.environment(3)["OMP_NUM_THREADS"] == "3"
     assert launcher.environment(3)["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+@pytest.mark.slow
+def test_the_training_step_beside_its_rivals_names_the_device():
+    before = sorted((ROOT / "benchmarks/results").iterdir())
+    line = [sys.executable, "-m", "benchmarks.bench_step", "--tiny", "--rounds", "1"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(machine())
+    assert "| fdpo_fast, live reference |" in done.stdout
+    assert sorted((ROOT / "benchmarks/results").iterdir()) == before

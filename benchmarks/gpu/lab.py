@@ -74,11 +74,10 @@ class Lab:
             return UNet2DConditionModel(**presets.unet_config(self.preset))
 
 
-@dataclass
 class Timer:
     """Seconds between marks that cost nothing to set: events on a GPU, the clock on the host."""
 
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         self.marks: list[Any] = []
 
     def mark(self) -> None:

@@ -6,17 +6,18 @@ cache, and tells time only. Without CUDA graphs (on the host) the calls themselv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from benchmarks.cases import Case, make_inputs
+from benchmarks.cases import DTYPES, READS, Case, make_inputs
 from benchmarks.device import CUDA, DEVICE
 from benchmarks.gpu.lab import Lab, Work, reported, seconds
 from benchmarks.providers import make_providers, prepare_copy, prepare_pass
 
 SIZES = (("SDXL", 1), ("SDXL", 16), ("SD3", 64))
 REHEARSED = (("SD1.5", 1),)
+FORMS = tuple(READS)
 CALLS = 10
 """In a graph: what it takes to start one is spread over them."""
 
@@ -26,27 +27,32 @@ def ready(lab: Lab) -> Work:
 
 
 def measure(lab: Lab) -> None:
-    """A line for each size, form of input and dtype; the rival that has to compile comes last."""
+    """A line for each size, dtype and form of input; then the first form again beside what has to compile for each."""
+    for form in FORMS:
+        for case in cases(lab, form):
+            one(lab, case, ("ours",) if form == "draws" else ("ours", "eager"))
+    if not lab.rehearse:  # compiles for the host, for longer than a rehearsal may take
+        for case in cases(lab, FORMS[0]):
+            one(lab, case, ("ours", "eager", "compile"))
+
+
+def cases(lab: Lab, form: str) -> Iterator[Case]:
     for size, pairs in REHEARSED if lab.rehearse else SIZES:
-        for dtype in ("bfloat16", "float32"):
-            for form in ("predictions", "errors", "draws"):
-                one(lab, Case(size, pairs, dtype, form, "fwd+bwd"))
+        for dtype in DTYPES:
+            yield Case(size, pairs, dtype, form, "fwd+bwd")
 
 
-def one(lab: Lab, case: Case) -> None:
-    """Microseconds of each provider and of the copy; GB/s of ours by the bytes that must be moved."""
-    inputs, providers = make_inputs(case, DEVICE), make_providers(case)
-    about = case._asdict() | {"elements": case.elements, "minimal_mb": case.minimal_bytes(DEVICE) / 1e6, "graphs": CUDA}
-    took = {"copy": kernels(prepare_copy(case.minimal_bytes(DEVICE), DEVICE)())}
-    if lab.rehearse:
-        providers.pop("compile", None)  # compiles for the host, for longer than a rehearsal may take
-    for name in sorted(providers, key=("ours", "eager", "compile").index):
-        with reported(lab, **about, provider=name):
+def one(lab: Lab, case: Case, names: Iterable[str]) -> None:
+    """Microseconds of some providers and of the copy; GB/s of ours by the bytes that must be moved."""
+    inputs, providers, needed = make_inputs(case, DEVICE), make_providers(case), case.minimal_bytes(DEVICE)
+    about = case._asdict() | {"elements": case.elements, "minimal_mb": needed / 1e6, "graphs": CUDA}
+    took = {"copy": kernels(prepare_copy(needed, DEVICE)())}
+    for name in names:
+        with reported(lab, what="loss", **about, provider=name):
             took[name] = kernels(prepare_pass(providers[name], case, inputs)())
     ours = {}
     if "ours" in took:
-        speed = {"gb_per_s": case.minimal_bytes(DEVICE) / took["ours"] / 1e9}
-        ours = speed | {"share_of_copy": took["copy"] / took["ours"]}
+        ours = {"gb_per_s": needed / took["ours"] / 1e9, "share_of_copy": took["copy"] / took["ours"]}
     lab.line(what="loss", **about, **{f"{name}_us": 1e6 * value for name, value in took.items()}, **ours)
 
 

@@ -102,6 +102,8 @@ def measure(lab: Lab, makers: dict[str, Maker], layouts: dict[str, list[torch.Si
 
 def one(lab: Lab, name: str, make: Maker, layout: str, parameters: list[Parameter]) -> None:
     """Time of a step by the device's clock and until it returns, and what its states hold."""
+    if CUDA:  # what the one before it took of the allocator is not this one's
+        torch.cuda.empty_cache()
     forget_peaks()
     optimizer, start = make(parameters), time.perf_counter()
     optimizer.step()

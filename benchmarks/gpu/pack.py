@@ -39,6 +39,7 @@ site=${FDPO_SITE:-$(mktemp -d)/site}
 python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site" "$pack"/wheels/*.whl || return 1
 cp "$pack"/native/*.so fdpo_fast/ 2>/dev/null || echo "no compiled part in the pack: the host computes in eager torch"
 export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-lo}"  # it may be the only interface
 """
 
 
