@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="made, or emptied of an earlier pack")
     here = ".".join(map(str, sys.version_info[:2]))
     parser.add_argument("--python-version", default=here, metavar="3.N", help=f"of that machine (default: {here})")
-    parser.add_argument("--python", metavar="PROGRAM", help="an interpreter of that version here (default: python3.N)")
+    parser.add_argument("--python", metavar="PROGRAM", help="an interpreter of that version (default: python3.N)")
     parser.add_argument("--glibc", type=int, default=28, metavar="N", help="of that machine: 2.N (default: 28)")
     parser.add_argument("--machine", default="x86_64", help="of that machine (default: x86_64)")
     parser.add_argument("--installed", type=Path, metavar="FILE", help="what `pip freeze` prints there: left out")
@@ -164,10 +164,7 @@ def download(names: list[str], options: argparse.Namespace, to: Path) -> None:
 
 def wheel(name: str, to: Path) -> None:
     """Of a package that is published as source, made beside this interpreter's torch."""
-    with TemporaryDirectory() as elsewhere:
-        os.chdir(elsewhere)
-        pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", to, name, env={"DS_BUILD_OPS": "0"})
-        os.chdir(ROOT)
+    pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", to, name, env={"DS_BUILD_OPS": "0"})
 
 
 def keep_one_cuda(file: Path, cuda: str) -> None:
@@ -194,7 +191,8 @@ def keep_one_cuda(file: Path, cuda: str) -> None:
 
 def native(options: argparse.Namespace, to: Path) -> str:
     """Compile our part for that Python, where there is one of its version here; how it went, in words."""
-    python = options.python or shutil.which(f"python{options.python_version}")
+    ours = ".".join(map(str, sys.version_info[:2])) == options.python_version
+    python = options.python or (sys.executable if ours else shutil.which(f"python{options.python_version}"))
     if python is None:
         return f"without our compiled part: there is no python{options.python_version} here, name one with --python"
     with TemporaryDirectory() as scratch:
