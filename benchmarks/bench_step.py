@@ -120,7 +120,7 @@ def prepare(preset: str, folder: Path) -> None:
     }
     with torch.inference_mode():
         family = load_family(Model(family="sdxl", base=str(folder)))
-        batch["ref_error"] = errors(*predict(family, frozen("unet", preset), Batch(**batch, ref_error=None)))
+        batch["ref_error"] = errors(*predict(family, frozen("unet", preset), Batch(**batch, ref_error=None))[:2])
     torch.save({"pixels": pixels, "ids": ids, "batch": batch}, folder / "stored.pt")
 
 
@@ -163,7 +163,7 @@ class Step:
             with self.phase("reference"), torch.no_grad():
                 ref = predict(self.family, self.reference, self.batch)[0]
         with self.phase("forward"):
-            pred, target = predict(self.family, self.policy, self.batch)
+            pred, target, _ = predict(self.family, self.policy, self.batch)
         with self.phase("loss"):
             return self.fused(pred, ref, target, self.batch.weight)[0]
 

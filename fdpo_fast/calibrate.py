@@ -29,10 +29,9 @@ from fdpo_fast.data.readers import Spread, open_source
 from fdpo_fast.data.training_set import TrainingSet, predict
 from fdpo_fast.data.walk import Walk
 from fdpo_fast.divergences import Divergence
-from fdpo_fast.models import load_family, quiet_libraries
+from fdpo_fast.models import load_family, quiet_libraries, tuning
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
-from fdpo_fast.models.tuning import prepare
 from fdpo_fast.optim import factory
 from fdpo_fast.prepare import cache_root, resolve_embedded
 from fdpo_fast.processes import alone
@@ -117,37 +116,44 @@ def _delta(
     # where training has an fp32 master, bf16 weights alone would hardly move
     dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
     unet = family.denoiser(dtype).to(data.device)
+    trained = tuning.ready(unet, config.model)
     before = _errors(data, unet, measured, "reference")
     if policy:
         unet = family.denoiser(dtype, policy).to(data.device)
+        tuning.ready(unet, config.model)
     else:
-        move(config, family, data, unet, trial, steps)
+        move(config, family, data, unet, trained, trial, steps)
     return _errors(data, unet, measured, "policy") - before
 
 
 def _errors(data: TrainingSet, unet: nn.Module, positions: Tensor, name: str) -> Tensor:
     parts = positions.split(data.micro) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
     found = [
-        data.reference_errors(unet.eval(), part.view(-1), torch.zeros_like(part.view(-1)))
+        data.reference_errors(unet, part.view(-1), torch.zeros_like(part.view(-1)))
         for part in tqdm(parts, desc=f"errors of the {name}", leave=False)
     ]
     return torch.cat(found)
 
 
-def move(config: Config, family: Family, data: TrainingSet, unet: nn.Module, pairs: Tensor, steps: int) -> None:
-    """The trial: `steps` steps of the configuration's loss, optimizer and rate (no warm-up), a micro-batch each."""
-    trained = prepare(unet, config.model)
+def move(
+    config: Config,
+    family: Family,
+    data: TrainingSet,
+    unet: nn.Module,
+    trained: list[nn.Parameter],
+    pairs: Tensor,
+    steps: int,
+) -> None:
+    """Take `steps` steps of the configuration's loss, optimizer and rate (no warm-up), a micro-batch each."""
     optimizer = factory.optimizer(config.optimizer, trained, config.train.seed)
     criterion, micro = config.loss.criterion(), config.train.pairs_per_micro_batch
     walk = Walk(data.shapes[pairs], micro, config.train.seed)
     chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
     visits = torch.zeros(micro, dtype=torch.int64)
-    unet.eval()
     ref_errors = [data.reference_errors(unet, at, visits).T.flatten().to(data.device) for at in chosen]
-    unet.train()
     for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
         batch = data.batch(at, visits)
-        pred, target = predict(family, unet, batch)
+        pred, target, _ = predict(family, unet, batch)
         losses, _ = criterion(pred, ref_error, target, batch.weight)
         losses.mean().backward()
         if config.optimizer.max_grad_norm:

@@ -141,14 +141,16 @@ class FirstMargin:
 
     def apart(self) -> str | None:
         """After the first step, a sentence where a margin was not 0. Waits for the device. Collective."""
-        largest = torch.cat(self._margins).max().nan_to_num(nan=math.inf)
+        largest = torch.stack([torch.cat(self._margins).max(), torch.cat(self._log_ratios).max()])
+        largest = largest.nan_to_num(nan=math.inf)
         largest_over_ranks(largest)
         self._off, self._margins = self._median(), []
-        self.open = bool(largest)
+        margin, log_ratio = largest.tolist()
+        self.open = log_ratio > 0
         if not self.open:
             return None
         return (
-            f"step 0: the margin is up to {largest:.3g}, where policy and reference are the same weights and it should "
+            f"step 0: the margin is up to {margin:.3g}, where policy and reference are the same weights and it should "
             f"be 0: they were computed by different kernels, and every log-ratio u is off by about {self._off:.2g}; "
             "what that is of the median |u| will be said after the warm-up"
         )
@@ -158,10 +160,10 @@ class FirstMargin:
         if not self.open:
             return None
         self._margins = []
-        median = self._median()
         if step < max(self._warmup, 1):
+            self._log_ratios = []
             return None
-        self.open = False
+        self.open, median = False, self._median()
         return (
             f"step {step}: the median |u| is {median:.3g}, and {self._off:.2g} at step 0 was rounding alone: "
             f"{self._off / median if median else math.inf:.0%} of it; where that is more than a tenth, compute the "

@@ -151,7 +151,7 @@ def test_reference_errors_are_those_of_the_draws(training_set):
     positions, visits = torch.tensor([2, 10, 15]), torch.tensor([1, 0, 1])
     batch = data.batch(positions, visits)
     with torch.no_grad():
-        pred, target = predict(data.family, data.family.denoiser(torch.float32).eval(), batch)
+        pred, target, _ = predict(data.family, data.family.denoiser(torch.float32).eval(), batch)
     assert batch.ref_error.dtype == torch.float64
     torch.testing.assert_close(batch.ref_error, errors(pred, target), rtol=1e-6, atol=0)
 
