@@ -92,10 +92,27 @@ class Config(Section):
             raise ValueError(
                 "model.compile does not go with ZeRO stage 3, whose parameters come and go: switch one off"
             )
+        self._check_graphs()
         self._check_optimizer()
         if self.log.samples_every and not self.log.prompts:
             raise ValueError("log.samples_every is set but log.prompts is empty: give the captions to draw")
         return self
+
+    def _check_graphs(self) -> None:
+        """Refuse what memory that stays where it was captured does not go with."""
+        if not self.model.cuda_graphs:
+            return
+        refused = {
+            "model.gradient_checkpointing 'off', as nothing is saved by computing a graph's activations again": (
+                self.model.gradient_checkpointing != "off"
+            ),
+            "ZeRO stage 0, 1 or 2, as stage 3's parameters come and go": self.stage == 3,
+            "train.step_in_backward false, as a graph holds all gradients": self.train.step_in_backward,
+            "data.buckets false, as each shape takes the memory of a whole step": self.data.buckets,
+        }
+        for needs, failed in refused.items():
+            if failed:
+                raise ValueError(f"model.cuda_graphs needs {needs}")
 
     def _check_deepspeed(self) -> None:
         """Refuse values that we read ourselves and could not."""

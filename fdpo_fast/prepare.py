@@ -47,7 +47,7 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
 def reference_model(config: Config, family: Family) -> nn.Module:
     """The base's denoiser on the CPU, made ready as the policy is, so that both round alike."""
     unet = family.denoiser(DTYPES[config.model.dtype])
-    tuning.ready(unet, config.model)
+    tuning.ready(unet, config.model, reference=True)
     return unet
 
 

@@ -45,7 +45,10 @@ class Model(Section):
         "auto", description="auto: torch's scaled_dot_product_attention, which has the same kernels as xformers"
     )
     channels_last: bool = Field(False, description="layout of the activations; DeepSpeed wants contiguous weights")
-    compile: bool = Field(False, description="the UNet by torch.compile")
+    compile: bool = Field(False, description="the denoiser's transformer blocks by torch.compile, one program for all")
+    cuda_graphs: bool = Field(
+        False, description="one launch for the denoiser's forward, one for its backward, at a fixed shape; takes memory"
+    )
 
 
 class DigitsRecipe(Section):

@@ -132,6 +132,29 @@ def test_a_compiled_block_is_made_once_for_each_shape(raw):
     assert versions(16) == versions(32) == second
 
 
+GRAPHS = {"model.cuda_graphs": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (GRAPHS | FULL, "needs model.gradient_checkpointing 'off'"),
+        (GRAPHS | {"data.buckets": True}, "needs data.buckets false"),
+        (GRAPHS | {"train.step_in_backward": True}, "needs train.step_in_backward false"),
+        (GRAPHS | {"deepspeed.zero_optimization": {"stage": 3}}, "needs ZeRO stage 0, 1 or 2"),
+    ],
+)
+def test_graphs_refuse_what_they_do_not_go_with(raw, changes, says):
+    with pytest.raises(ValueError, match=says):
+        Config.model_validate(changed(raw, changes))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they are made")
+def test_graphs_want_a_gpu(raw, command):
+    with pytest.raises(SystemExit, match=r"model\.cuda_graphs needs a CUDA GPU"):
+        command(changed(raw, GRAPHS), "train")
+
+
 CHOICES = [
     {"model.compile": True},
     {"model.channels_last": True},

@@ -64,6 +64,10 @@ STAGES = (
         "A-off-channels_last", "activations laid out by channel last",
         rung="A", checkpointing="off", changes=("model.channels_last=true",),
     ),
+    _train(
+        "A-off-cuda_graphs", "forward and backward a launch each", rehearsed=False,
+        rung="A", checkpointing="off", changes=("model.cuda_graphs=true",),
+    ),
     Stage("torchao", "torchao's AdamW8bit, which compiles first", "optimizers", 90, {"compiled": True},
           ("diffusers", "torchao"), rehearsed=False),
     _train(

@@ -52,6 +52,8 @@ class Family(ABC):
         if model.attention == "xformers" and not (find_spec("xformers") and torch.cuda.is_available()):
             lacks = "a CUDA GPU" if find_spec("xformers") else "the package: pip install xformers"
             raise ValueError(f"model.attention 'xformers' lacks {lacks}; 'auto' needs neither")
+        if model.cuda_graphs and not torch.cuda.is_available():
+            raise ValueError("model.cuda_graphs needs a CUDA GPU, and torch finds none here: set it to false")
         self.base = pipeline_folder(model.base, self.pipelines)
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
         self.schedule = DDPMScheduler.from_pretrained(self.base, subfolder="scheduler")

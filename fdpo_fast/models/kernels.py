@@ -24,6 +24,7 @@ def kernels(model: Model, pairs: int, device: torch.device) -> dict[str, Any]:
         "attention": model.attention,
         "channels_last": model.channels_last,
         "compile": model.compile,
+        "cuda_graphs": model.cuda_graphs,
         # it decides what a compiled block keeps for backward, and so what it can fuse
         "checkpointing": model.gradient_checkpointing if model.compile else None,
         "adapter": sorted(model.lora.targets) if model.train == "lora" else None,

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from torch import nn
 from torch.nn import Parameter
 
+from fdpo_fast.models.graphs import Graphs
 from fdpo_fast.sections import LoRA, Model
 
 CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
@@ -30,7 +31,7 @@ SHAPES = 256
 as it stands, by other kernels than the reference's."""
 
 
-def ready(unet: nn.Module, model: Model) -> list[Parameter]:
+def ready(unet: nn.Module, model: Model, *, reference: bool = False) -> list[Parameter]:
     """Make a denoiser run as training runs it: adapter, checkpointing, mode, compiled blocks; returns what is trained.
 
     The reference is made ready by this too, whatever it is frozen for: libraries choose kernels by all of these, and in
@@ -42,6 +43,8 @@ def ready(unet: nn.Module, model: Model) -> list[Parameter]:
         torch._dynamo.config.cache_size_limit = SHAPES
         # a version for each shape, so that what a batch is computed by does not depend on those before it
         unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    if model.cuda_graphs:
+        Graphs(unet, trains=not reference)
     return trained
 
 
