@@ -66,7 +66,8 @@ class Launch:
 def compiling(capability: int):
     """Launches compile for sm_<capability>, and are listed instead of made."""
     launches: list[Launch] = []
-    run, active = JITFunction.run, triton.runtime.driver._active
+    run, driver = JITFunction.run, triton.runtime.driver
+    before = vars(driver).copy()  # of which releases of Triton have different ones
 
     def record(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -75,13 +76,13 @@ def compiling(capability: int):
         launches.append(Launch(kernel, grid[0], sizes))
         return kernel
 
-    triton.runtime.driver.set_active(CompileOnly(capability))
+    driver.set_active(CompileOnly(capability))
     JITFunction.run = record
     try:
         yield launches
     finally:
         JITFunction.run = run
-        triton.runtime.driver._active = active
+        vars(driver).update(before)
 
 
 @dataclass

@@ -128,8 +128,8 @@ def loss_forward(
     with on(pred):
         _loss.loss_forward_kernel[over.grid](
             p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, _counters(pred, over.pairs + 1),
-            over.pairs, over.n, over.chunks, (p_row, r_row, t_row), over.sizes, p_strides, r_strides, t_strides,
-            row, kind, beta, ratio_scale, 1 / over.pairs if reduction == "mean" else 1.0,
+            over.pairs, over.n, over.chunks, p_row, r_row, t_row, *over.sizes, *p_strides, *r_strides, *t_strides,
+            *row, *kind, beta, ratio_scale, 1 / over.pairs if reduction == "mean" else 1.0,
             INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
             REDUCE=reduction != "none", **over.switches, **OPTIONS,
         )  # fmt: skip
@@ -153,7 +153,7 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
     with on(pred):
         _loss.loss_backward_kernel[over.grid](
             grad_loss, stats[-2:], p, t, g, over.pairs, over.n, over.chunks, grad_loss.stride(0),
-            (p_row, t_row, g_row), over.sizes, p_strides, t_strides, g_strides,
+            p_row, t_row, g_row, *over.sizes, *p_strides, *t_strides, *g_strides,
             INTERLEAVED=interleaved, DRAWN=drawn, **over.switches, **OPTIONS,
         )  # fmt: skip
     return grad if g is grad else grad.copy_(g)
@@ -172,7 +172,7 @@ def add_noise(
     with on(latents):
         _noise.add_noise_kernel[over.grid](
             x, draws, signal, sigma, noisy, timesteps, over.pairs, over.n, over.chunks, len(signal),
-            (x_row, o_row), over.sizes, x_strides, o_strides,
+            x_row, o_row, *over.sizes, *x_strides, *o_strides,
             INTERLEAVED=interleaved, **over.switches, **OPTIONS,
         )  # fmt: skip
     return out if noisy is out else out.copy_(noisy), timesteps

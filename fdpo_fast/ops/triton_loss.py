@@ -18,14 +18,6 @@ _LANES = tl.constexpr(128)  # partial sums, or pairs, read at once
 
 
 @triton.jit
-def _add(total, lost, x):
-    """(total, lost) + x, where what the sum rounds away is kept in `lost` (Knuth's two-sum)."""
-    s = total + x
-    y = s - total
-    return s, lost + ((total - (s - y)) + (x - y))
-
-
-@triton.jit
 def _arrive(counter):
     """Count this program in, behind everything it has written; returns how many came before."""
     tl.debug_barrier()
@@ -56,38 +48,29 @@ def _side(partials, ref_errors, row, n, chunks, ratio_scale, REF_ERRORS: tl.cons
 
 
 @triton.jit
-def _target(target, draw, at, offsets, inside, first, DRAWN: tl.constexpr, BLOCK: tl.constexpr):
+def _target(target, seed, pair_id, visit, at, inside, first, DRAWN: tl.constexpr, BLOCK: tl.constexpr):
     """A tile of the target: loaded from its row, or the noise of the draw."""
     if DRAWN:
-        return tl.where(inside, normals(draw[0], draw[1], draw[2], first // 4, BLOCK), 0.0)
-    return load(target, offsets, inside)
+        return tl.where(inside, normals(seed, pair_id, visit, first // 4, BLOCK), 0.0)
+    return load(target, at, inside)
 
 
 @triton.jit
-def _accumulate(sums, p, r_start, r_offsets, t, inside, REF_ERRORS: tl.constexpr):
-    """Add a tile to (error, ref_error, delta), lane by lane; with stored reference errors to (error, lost, unused)."""
-    error, ref_error, delta = sums
+def _terms(p, ref, at, t, inside, REF_ERRORS: tl.constexpr):
+    """What a tile adds to (error, ref_error, delta), lane by lane; with stored reference errors to the first only."""
     miss = p - t
     if REF_ERRORS:
-        # as good as a float64 sum: the stored error will be subtracted from this one
-        error, ref_error = _add(error, ref_error, miss * miss)
-    else:
-        r = load(r_start, r_offsets, inside)
-        ref_miss = r - t
-        error = tl.fma(miss, miss, error)
-        ref_error = tl.fma(ref_miss, ref_miss, ref_error)
-        delta = tl.fma(p - r, miss + ref_miss, delta)
-    return error, ref_error, delta
+        return miss * miss, miss, miss
+    r = load(ref, at, inside)
+    ref_miss = r - t
+    return miss * miss, ref_miss * ref_miss, (p - r) * (miss + ref_miss)
 
 
 @triton.jit
-def _store_sums(start, sums, chunks, REF_ERRORS: tl.constexpr):
-    """The sums over lanes, in float64, into [3, chunks]."""
-    error, ref_error, delta = sums
-    if REF_ERRORS:
-        tl.store(start, tl.sum(error.to(tl.float64) + ref_error.to(tl.float64)))
-    else:
-        tl.store(start, tl.sum(error.to(tl.float64)))
+def _store_sums(start, error, ref_error, delta, chunks, REF_ERRORS: tl.constexpr):
+    """The sums over lanes, in float64, into [3, chunks]; of errors alone into [1, chunks]."""
+    tl.store(start, tl.sum(error.to(tl.float64)))
+    if not REF_ERRORS:
         tl.store(start + chunks, tl.sum(ref_error.to(tl.float64)))
         tl.store(start + 2 * chunks, tl.sum(delta.to(tl.float64)))
 
@@ -95,9 +78,9 @@ def _store_sums(start, sums, chunks, REF_ERRORS: tl.constexpr):
 # Of a call only the shape class, dtypes and switches are compiled in: not the divergence, nor the number of pairs.
 @triton.jit(do_not_specialize=["pairs", "chunks"])
 def loss_forward_kernel(
-    pred,  # rows of pred, ref and target lie `rows` apart; `ref` holds errors [2B] if REF_ERRORS,
-    ref,  # `target` the draws [3, B] if DRAWN
-    target,
+    pred,  # [2B, ...], as ref and target
+    ref,  # errors [2B] float64 if REF_ERRORS
+    target,  # the draws [3, B] if DRAWN
     weight,  # [B]
     loss,  # [], or [B] if not REDUCE
     losses,  # [B]: room, or `loss` itself
@@ -108,13 +91,28 @@ def loss_forward_kernel(
     pairs,
     n,
     chunks,
-    rows,  # of pred, ref and target
-    sizes,  # inner two sizes of a sample
-    p_strides,
-    r_strides,
-    t_strides,
-    row,  # linear, scale, rate, logistic
-    loss_type,  # kept, flipped, hinge, square
+    p_row,  # from one sample to the next
+    r_row,
+    t_row,
+    middle,  # sizes of a sample, whose strides are from outer to inner
+    inner,
+    p_0,
+    p_1,
+    p_2,
+    r_0,
+    r_1,
+    r_2,
+    t_0,
+    t_1,
+    t_2,
+    linear,  # of the divergence
+    scale,
+    rate,
+    logistic,
+    kept,  # of the type of loss
+    flipped,
+    hinge,
+    square,
     beta,
     ratio_scale: tl.float64,
     share: tl.float64,  # of a pair in the loss: 1 / B for a mean
@@ -129,37 +127,35 @@ def loss_forward_kernel(
 ):
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
-    p_w, p_l = pred + row_w.to(tl.int64) * rows[0], pred + row_l.to(tl.int64) * rows[0]
-    r_w, r_l = ref + row_w.to(tl.int64) * rows[1], ref + row_l.to(tl.int64) * rows[1]
-    t_w, t_l = target + row_w.to(tl.int64) * rows[2], target + row_l.to(tl.int64) * rows[2]
-    draw = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
-    zero = tl.zeros([BLOCK], tl.float32)
-    sums_w, sums_l = (zero, zero, zero), (zero, zero, zero)
+    p_w, p_l = pred + row_w.to(tl.int64) * p_row, pred + row_l.to(tl.int64) * p_row
+    r_w, r_l = ref + row_w.to(tl.int64) * r_row, ref + row_l.to(tl.int64) * r_row
+    t_w, t_l = target + row_w.to(tl.int64) * t_row, target + row_l.to(tl.int64) * t_row
+    seed, pair_id, visit = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
     first = (chunk.to(tl.int64) if WIDE else chunk) * BLOCK
     at = first + tl.arange(0, BLOCK)
     inside = at < n
-    p_at = offsets(at, sizes, p_strides, DENSE)
-    r_at = offsets(at, sizes, r_strides, DENSE)
-    t_at = offsets(at, sizes, t_strides, DENSE)
-    target_w = _target(t_w, draw, at, t_at, inside, first, DRAWN, BLOCK)
-    target_l = target_w if DRAWN else _target(t_l, draw, at, t_at, inside, first, DRAWN, BLOCK)
-    sums_w = _accumulate(sums_w, load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS)
-    sums_l = _accumulate(sums_l, load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS)
+    p_at = offsets(at, middle, inner, p_0, p_1, p_2, DENSE)
+    r_at = offsets(at, middle, inner, r_0, r_1, r_2, DENSE)
+    t_at = offsets(at, middle, inner, t_0, t_1, t_2, DENSE)
+    target_w = _target(t_w, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
+    target_l = target_w if DRAWN else _target(t_l, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
+    squares_w, ref_squares_w, deltas_w = _terms(load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS)
+    squares_l, ref_squares_l, deltas_l = _terms(load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS)
     SUMS: tl.constexpr = 1 if REF_ERRORS else 3
     start = partials + pair.to(tl.int64) * (2 * SUMS) * chunks
-    _store_sums(start + chunk, sums_w, chunks, REF_ERRORS)
-    _store_sums(start + SUMS * chunks + chunk, sums_l, chunks, REF_ERRORS)
+    _store_sums(start + chunk, squares_w, ref_squares_w, deltas_w, chunks, REF_ERRORS)
+    _store_sums(start + SUMS * chunks + chunk, squares_l, ref_squares_l, deltas_l, chunks, REF_ERRORS)
 
     if _arrive(counters + 1 + pair) == chunks - 1:
         tl.store(counters + 1 + pair, 0)
         error_w, ref_error_w, u_w = _side(start, ref, row_w, n, chunks, ratio_scale, REF_ERRORS)
         error_l, ref_error_l, u_l = _side(start + SUMS * chunks, ref, row_l, n, chunks, ratio_scale, REF_ERRORS)
-        h_w, slope_w = link(u_w, row[0], row[1], row[2], row[3])
-        h_l, slope_l = link(u_l, row[0], row[1], row[2], row[3])
+        h_w, slope_w = link(u_w, linear, scale, rate, logistic)
+        h_l, slope_l = link(u_l, linear, scale, rate, logistic)
         gap = h_w - h_l
-        value, by_gap = pair_loss(gap, beta, loss_type[0], loss_type[1], loss_type[2], loss_type[3])
+        value, by_gap = pair_loss(gap, beta, kept, flipped, hinge, square)
         margin = beta * gap
-        past = (row[2] * u_w > CAP).to(tl.float32) + (row[2] * u_l > CAP).to(tl.float32)
+        past = (rate * u_w > CAP).to(tl.float32) + (rate * u_l > CAP).to(tl.float32)
         # d loss / d pred = coefficient * (pred - target); d u / d pred = -ratio_scale * 2 / n * (pred - target)
         outer = by_gap.to(tl.float64) * (ratio_scale * 2 / n) * share
         if WEIGHTED:
@@ -174,7 +170,7 @@ def loss_forward_kernel(
         tl.store(stats + 4 * pairs + pair, u_w)
         tl.store(stats + 5 * pairs + pair, u_l)
         tl.store(stats + 6 * pairs + pair, margin)
-        tl.store(stats + 7 * pairs + pair, tl.where(row[1] != 0, past, 0.0))
+        tl.store(stats + 7 * pairs + pair, tl.where(scale != 0, past, 0.0))
         tl.store(stats + 8 * pairs + pair, (-outer * slope_w).to(tl.float32))
         tl.store(stats + 9 * pairs + pair, (outer * slope_l).to(tl.float32))
 
@@ -204,11 +200,20 @@ def loss_backward_kernel(
     n,
     chunks,
     grad_loss_stride,
-    rows,  # of pred, target and grad
-    sizes,
-    p_strides,
-    t_strides,
-    g_strides,
+    p_row,
+    t_row,
+    g_row,
+    middle,
+    inner,
+    p_0,
+    p_1,
+    p_2,
+    t_0,
+    t_1,
+    t_2,
+    g_0,
+    g_1,
+    g_2,
     INTERLEAVED: tl.constexpr,
     DRAWN: tl.constexpr,
     DENSE: tl.constexpr,
@@ -217,19 +222,19 @@ def loss_backward_kernel(
 ):
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
-    p_w, p_l = pred + row_w.to(tl.int64) * rows[0], pred + row_l.to(tl.int64) * rows[0]
-    t_w, t_l = target + row_w.to(tl.int64) * rows[1], target + row_l.to(tl.int64) * rows[1]
-    g_w, g_l = grad + row_w.to(tl.int64) * rows[2], grad + row_l.to(tl.int64) * rows[2]
+    p_w, p_l = pred + row_w.to(tl.int64) * p_row, pred + row_l.to(tl.int64) * p_row
+    t_w, t_l = target + row_w.to(tl.int64) * t_row, target + row_l.to(tl.int64) * t_row
+    g_w, g_l = grad + row_w.to(tl.int64) * g_row, grad + row_l.to(tl.int64) * g_row
     upstream = tl.load(grad_loss + pair * grad_loss_stride)
     c_w, c_l = upstream * tl.load(coefficients + pair), upstream * tl.load(coefficients + pairs + pair)
-    draw = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
+    seed, pair_id, visit = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
     first = (chunk.to(tl.int64) if WIDE else chunk) * BLOCK
     at = first + tl.arange(0, BLOCK)
     inside = at < n
-    p_at = offsets(at, sizes, p_strides, DENSE)
-    t_at = offsets(at, sizes, t_strides, DENSE)
-    g_at = offsets(at, sizes, g_strides, DENSE)
-    target_w = _target(t_w, draw, at, t_at, inside, first, DRAWN, BLOCK)
-    target_l = target_w if DRAWN else _target(t_l, draw, at, t_at, inside, first, DRAWN, BLOCK)
+    p_at = offsets(at, middle, inner, p_0, p_1, p_2, DENSE)
+    t_at = offsets(at, middle, inner, t_0, t_1, t_2, DENSE)
+    g_at = offsets(at, middle, inner, g_0, g_1, g_2, DENSE)
+    target_w = _target(t_w, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
+    target_l = target_w if DRAWN else _target(t_l, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
     tl.store(g_w + g_at, (c_w * (load(p_w, p_at, inside) - target_w)).to(grad.dtype.element_ty), mask=inside)
     tl.store(g_l + g_at, (c_l * (load(p_l, p_at, inside) - target_l)).to(grad.dtype.element_ty), mask=inside)

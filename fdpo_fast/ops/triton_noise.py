@@ -142,10 +142,16 @@ def add_noise_kernel(
     n,
     chunks,
     num_timesteps,
-    rows,  # of latents and out
-    sizes,
-    x_strides,
-    o_strides,
+    x_row,  # rows, sizes and strides as in `triton_loss`
+    o_row,
+    middle,
+    inner,
+    x_0,
+    x_1,
+    x_2,
+    o_0,
+    o_1,
+    o_2,
     INTERLEAVED: tl.constexpr,
     DENSE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -163,9 +169,10 @@ def add_noise_kernel(
     first = (chunk.to(tl.int64) if WIDE else chunk) * BLOCK
     at = first + tl.arange(0, BLOCK)
     inside = at < n
-    x_at, o_at = offsets(at, sizes, x_strides, DENSE), offsets(at, sizes, o_strides, DENSE)
+    x_at = offsets(at, middle, inner, x_0, x_1, x_2, DENSE)
+    o_at = offsets(at, middle, inner, o_0, o_1, o_2, DENSE)
     noise = s * normals(seed, pair_id, visit, first // 4, BLOCK)
-    x_w = load(latents + row_w.to(tl.int64) * rows[0], x_at, inside)
-    x_l = load(latents + row_l.to(tl.int64) * rows[0], x_at, inside)
-    tl.store(out + row_w.to(tl.int64) * rows[1] + o_at, (a * x_w + noise).to(out.dtype.element_ty), inside)
-    tl.store(out + row_l.to(tl.int64) * rows[1] + o_at, (a * x_l + noise).to(out.dtype.element_ty), inside)
+    x_w = load(latents + row_w.to(tl.int64) * x_row, x_at, inside)
+    x_l = load(latents + row_l.to(tl.int64) * x_row, x_at, inside)
+    tl.store(out + row_w.to(tl.int64) * o_row + o_at, (a * x_w + noise).to(out.dtype.element_ty), inside)
+    tl.store(out + row_l.to(tl.int64) * o_row + o_at, (a * x_l + noise).to(out.dtype.element_ty), inside)

@@ -5,12 +5,12 @@ import triton.language as tl
 
 
 @triton.jit
-def offsets(at, sizes, strides, DENSE: tl.constexpr):
-    """Addresses of the elements `at` of a sample, relative to its row; sizes and strides from outer to inner."""
+def offsets(at, middle, inner, outer_stride, middle_stride, inner_stride, DENSE: tl.constexpr):
+    """Addresses of the elements `at` of a sample of sizes [..., middle, inner], relative to its row."""
     if DENSE:
         return at
-    k, rest = at % sizes[1], at // sizes[1]
-    return (rest // sizes[0]) * strides[0] + (rest % sizes[0]) * strides[1] + k * strides[2]
+    k, rest = at % inner, at // inner
+    return (rest // middle) * outer_stride + (rest % middle) * middle_stride + k * inner_stride
 
 
 @triton.jit
