@@ -1,10 +1,33 @@
 """Preference alignment of text-to-image diffusion models under any f-divergence, fast and small."""
 
-from fdpo_fast import scales
-from fdpo_fast.divergences import DIVERGENCES, Divergence, alpha, divergence
-from fdpo_fast.loss import FDPOLoss, LossStats, fdpo_loss, log_ratio_loss
-from fdpo_fast.noise import add_noise, draws, pair_draw
-from fdpo_fast.optim import AdamW8bit
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fdpo_fast import scales
+    from fdpo_fast.divergences import DIVERGENCES, Divergence, alpha, divergence
+    from fdpo_fast.loss import FDPOLoss, LossStats, fdpo_loss, log_ratio_loss
+    from fdpo_fast.noise import add_noise, draws, pair_draw
+    from fdpo_fast.optim import AdamW8bit
+
+_HOMES = {
+    "DIVERGENCES": "divergences",
+    "AdamW8bit": "optim",
+    "Divergence": "divergences",
+    "FDPOLoss": "loss",
+    "LossStats": "loss",
+    "add_noise": "noise",
+    "alpha": "divergences",
+    "divergence": "divergences",
+    "draws": "noise",
+    "fdpo_loss": "loss",
+    "log_ratio_loss": "loss",
+    "pair_draw": "noise",
+    "scales": "",
+}
+"""By public name, the module that has it; a module itself has none. Each is imported when it is first asked for: a
+command that only prints its help does not wait for torch."""
 
 __all__ = [
     "DIVERGENCES",
@@ -21,3 +44,20 @@ __all__ = [
     "pair_draw",
     "scales",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    home = _HOMES[name]
+    found = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not find_spec(f"{__name__}._native"):  # then it says so, and now
+    import_module(f"{__name__}.loss")

@@ -13,11 +13,13 @@ from pathlib import Path
 if __name__ == "__main__":  # as in train.py
     sys.path[0:1] = []
     sys.path.append(str(Path(__file__).resolve().parent.parent))
+    from fdpo_fast.cli import run
+
+    sys.exit(run("cache"))  # before what is heavy is imported
 
 import torch
 from torch import Tensor
 
-from fdpo_fast import commands
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data import caches
 from fdpo_fast.data.builder import Builder
@@ -31,19 +33,6 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
 """Largest difference, relative to the largest value, that batch composition and the cache's dtype explain."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line; `verify` in front of the options checks instead of building."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    verifies = arguments[:1] == ["verify"]
-    name = "cache verify" if verifies else "cache"
-    parser = commands.parser(name, __doc__.split(":")[0])
-    if verifies:
-        parser.add_argument("--pairs", type=int, default=16, help="size of the sample (default 16)")
-        parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    options = parser.parse_args(arguments[1:] if verifies else arguments)
-    commands.run(options, name, verify if verifies else fill)
-
-
 def fill(config: Config, options: argparse.Namespace) -> None:
     """Build what is missing and say what is there."""
     rank = start_processes()
@@ -55,8 +44,6 @@ def fill(config: Config, options: argparse.Namespace) -> None:
 
 def verify(config: Config, options: argparse.Namespace) -> None:
     """Compare all checksums, then recompute a sample; ends with status 1 where something differs too much."""
-    if options.pairs < 1:
-        raise ConfigError(f"--pairs must be at least 1, got {options.pairs}")
     rank = start_processes()
     prepared = caches_of(config, rank, Builder(cache_root(config), rank, complete=True))
     found = differences(prepared, rank, options.pairs, options.seed)
@@ -124,7 +111,3 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
 def _worst(pieces: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     largest = max((kept.float() - fresh.cpu().float()).abs().max().item() for kept, fresh in pieces)
     return largest, max(fresh.abs().max().item() for _, fresh in pieces)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fdpo_fast import commands, noise, scales
-from fdpo_fast.config import Config, ConfigError
+from fdpo_fast import noise, scales
+from fdpo_fast.config import Config
 from fdpo_fast.data.builder import Builder
 from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.files import replacing
@@ -37,26 +36,8 @@ from fdpo_fast.prepare import cache_root, resolve_embedded
 from fdpo_fast.processes import alone
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and print the table."""
-    parser = commands.parser("calibrate", __doc__.split(":")[1].split(".")[0].strip())
-    parser.add_argument("--pairs", type=int, default=256, help="pairs to measure on (default 256)")
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the trial (default 20)")
-    parser.add_argument("--policy", type=Path, metavar="FOLDER", help="an exported pipeline instead of a trial")
-    parser.add_argument("--median-u", type=float, default=1.0, help="asked for: median |u| (default 1)")
-    parser.add_argument("--weight", type=float, default=0.4, help="asked for: median gradient weight (default 0.4)")
-    parser.add_argument("--json", type=commands.output_file, metavar="FILE", help="write the figures")
-    commands.run(parser.parse_args(sys.argv[1:] if arguments is None else arguments), "calibrate", calibrate)
-
-
 def calibrate(config: Config, options: Namespace) -> None:
     """Measure, print, and write the figures if asked to."""
-    if not 0 < options.weight < 0.5:
-        raise ConfigError(f"--weight {options.weight} must lie between 0 and 0.5, its value without any preference")
-    if min(options.pairs, options.steps) < 1 or not 0 < options.median_u < math.inf:
-        raise ConfigError("--pairs, --steps and --median-u must be positive")
-    if config.loss.type != "sigmoid":
-        raise ConfigError(f"the gradient weight of loss.type '{config.loss.type}' is not sigmoid(-z): set 'sigmoid'")
     found = drift(config, options.pairs, options.steps, options.policy)
     figures = fit(config.loss.link(), found.delta, options.median_u, options.weight)
     figures["elements"] = found.elements
@@ -225,7 +206,3 @@ def text(config: Config, figures: dict, options: Namespace) -> str:
     if not options.policy:
         lines.append("The drift grows with the steps: measure again on the export of a first run by --policy.")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

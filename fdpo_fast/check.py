@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from PIL import Image
 from tqdm import tqdm
 
-from fdpo_fast import commands
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.caches import ahead
 from fdpo_fast.data.files import replacing
@@ -52,20 +50,8 @@ class Findings:
     """Rows that cannot be used: place and reason."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line; ends with status 1 where no pair is left to train on."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] != ["check"]:
-        sys.exit("fdpo data: the command is `fdpo data check --config FILE`")
-    parser = commands.parser("data check", __doc__.split(":")[1])
-    parser.add_argument(
-        "--json", type=commands.output_file, metavar="FILE", help="write everything, each refused row included"
-    )
-    commands.run(parser.parse_args(arguments[1:]), "data check", check)
-
-
 def check(config: Config, options: Namespace) -> None:
-    """Read, print, and write the report if asked to."""
+    """Read, print, and write the report if asked to; ConfigError where no pair is left to train on."""
     if config.data.source == EMBEDDED:
         from fdpo_fast.digits import embedded
 
@@ -173,7 +159,3 @@ def summary(found: Findings, source: str, ties: str) -> str:
     shown = [f"  {row['place']}: {row['reason']}" for row in found.refused[:20]]
     more = [f"  ... and {len(found.refused) - 20} more: --json FILE lists them"] if len(found.refused) > 20 else []
     return "\n".join([*(f"{name:11} {text}" for name, text in lines), *shown, *more])
-
-
-if __name__ == "__main__":
-    main()

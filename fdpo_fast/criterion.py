@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fdpo_fast.checks import check_loss, one_of
 from fdpo_fast.divergences import DIVERGENCES, Divergence, divergence
 from fdpo_fast.ops.autograd import Options
 from fdpo_fast.ops.operands import is_draws
@@ -23,9 +22,6 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": Tensor.sum,
     "none": lambda losses: losses,
 }
-
-# Losses of other trainers that look at each image by itself.
-_POINTWISE = ("kto", "bco_pair", "sppo_hard", "nca_pair", "apo_zero", "apo_down", "aot", "exo_pair", "discopop")
 
 
 class Criterion(NamedTuple):
@@ -55,26 +51,11 @@ class Criterion(NamedTuple):
     ) -> Criterion:
         """Raise on the first option that cannot be used: the errors of `fdpo_loss`."""
         link = _resolve(divergence)
-        for name, value in (("beta", beta), ("ratio_scale", ratio_scale), ("label_smoothing", label_smoothing)):
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        for name, value in (("beta", beta), ("ratio_scale", ratio_scale)):
-            if not 0 < value <= sys.float_info.max:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        if isinstance(loss_type, str) and loss_type in _POINTWISE:
-            raise ValueError(
-                f"loss_type '{loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the "
-                f"normaliser of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
-            )
-        _one_of("loss_type", loss_type, LOSS_TYPES)
-        if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
-        if label_smoothing and loss_type not in ("sigmoid", "robust"):
-            raise ValueError(f"label_smoothing has no meaning for loss_type '{loss_type}': use 'sigmoid' or 'robust'")
-        _one_of("layout", layout, LAYOUTS)
-        _one_of("reduction", reduction, REDUCTIONS)
+        check_loss(beta, ratio_scale, loss_type, label_smoothing)
+        one_of("layout", layout, LAYOUTS)
+        one_of("reduction", reduction, REDUCTIONS)
         if backend is not None:
-            _one_of("backend", backend, NAMES)
+            one_of("backend", backend, NAMES)
         beta, ratio_scale = float(beta), float(ratio_scale)
         row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
         shape = LOSS_TYPES[loss_type](label_smoothing)
@@ -89,11 +70,6 @@ class Criterion(NamedTuple):
         if not is_draws(target):
             dtypes.append(target.dtype)
         return chosen(self.backend, pred.device, *dtypes)
-
-
-def _one_of(kind: str, value: str, known) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"unknown {kind} {value!r}: use one of {', '.join(known)}")
 
 
 def _resolve(link: Link) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,6 @@
 """Before and after on the embedded digits: a table over the ten captions, a sample sheet and the training curves.
 
-`python -m fdpo_fast.demo --config configs/digits_js.json` reads the finished run in the config's `train.output_dir`.
+`fdpo demo --config configs/digits_js.json` reads the finished run in the config's `train.output_dir`.
 Base and policy draw the same captions from the same start latents.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fdpo_fast import config as configuration
+from fdpo_fast.config import Config
 from fdpo_fast.data.files import replacing
 from fdpo_fast.digits import CAPTIONS, draw, embedded, ink, read_digits, score
 from fdpo_fast.evaluate import stats
@@ -29,20 +28,9 @@ SEED = 20_000  # no seed of training: the pairs were drawn with small ones
 HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "diversity", "win rate [95 %]")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def demo(config: Config, options: argparse.Namespace) -> None:
     """Compare the base pipeline and the exported policy; writes report.md, report.json and two pictures."""
-    parser = argparse.ArgumentParser(prog="fdpo demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="JSON file of the finished run")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override (JSON value)")
-    parser.add_argument("--images", type=int, default=64, help="images per caption (default 64)")
-    options = parser.parse_args(arguments)
-    try:
-        config = configuration.load(options.config, options.set)
-    except configuration.ConfigError as error:
-        sys.exit(f"fdpo demo: {error}")
     folder = Path(config.train.output_dir)
-    if not (folder / "export").is_dir():
-        sys.exit(f"fdpo demo: there is no {folder / 'export'}: run `fdpo train --config {options.config}` first")
     quiet_libraries()
     recipe = config.data.digits
     base = embedded(recipe, config.data.cache_dir) / "pipeline"
@@ -134,7 +122,3 @@ def curves(folder: Path, picture: Path) -> None:
     with replacing(picture) as partial:
         figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()

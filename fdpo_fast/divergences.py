@@ -20,9 +20,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the names are read without torch too, by whoever checks a configuration
+    from torch import Tensor
 
 EXP_CAP = 20.0
 """Above rate * u = EXP_CAP the exponential goes on as its tangent line: value and slope stay continuous and the worst
@@ -77,15 +78,15 @@ class Divergence:
             x = self.rate * u
             tangent = math.expm1(EXP_CAP) + math.exp(EXP_CAP) * (x - EXP_CAP)
             # A selection, not a sum: two slopes of size e^cap that cancel would leave no digits of e^x.
-            terms.append(self.scale * torch.where(x > EXP_CAP, tangent, torch.expm1(x.clamp(max=EXP_CAP))))
+            terms.append(self.scale * tangent.where(x > EXP_CAP, x.clamp(max=EXP_CAP).expm1()))
         if self.logistic:
             terms.append(self.logistic * _log_2_sigmoid(u))
         return sum(terms[1:], terms[0])
 
     def slope(self, u: Tensor) -> Tensor:
         """h'(u) >= 0, the weight that the divergence gives to a sample's gradient; same shape as `u`."""
-        exponential = torch.exp((self.rate * u).clamp(max=EXP_CAP))
-        return self.linear + self.scale * self.rate * exponential + self.logistic * torch.sigmoid(-u)
+        exponential = (self.rate * u).clamp(max=EXP_CAP).exp()
+        return self.linear + self.scale * self.rate * exponential + self.logistic * (-u).sigmoid()
 
     def clipped(self, u: Tensor) -> Tensor:
         """Boolean, shape of `u`: samples past the cap, where h goes on as a tangent."""
@@ -94,9 +95,9 @@ class Divergence:
 
 def _log_2_sigmoid(u: Tensor) -> Tensor:
     """log sigmoid(u) + log 2. The clamps keep the branch that is not taken from overflowing into the gradient."""
-    above = -torch.log1p(torch.expm1(-u.clamp(min=0)) / 2)
-    below = u - torch.log1p(torch.expm1(u.clamp(max=0)) / 2)
-    return torch.where(u >= 0, above, below)
+    above = -((-u.clamp(min=0)).expm1() / 2).log1p()
+    below = u - (u.clamp(max=0).expm1() / 2).log1p()
+    return above.where(u >= 0, below)
 
 
 def alpha(a: float) -> Divergence:

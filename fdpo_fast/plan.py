@@ -3,65 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from fdpo_fast import commands
 from fdpo_fast.config import Config
 from fdpo_fast.data.files import replacing
 from fdpo_fast.memory.account import GIB, PHASES, Account
 from fdpo_fast.memory.ladder import RUNGS
 from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan, with_allowances
 from fdpo_fast.models import quiet_libraries
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line; prints a table."""
-    parser = commands.parser("plan", __doc__.splitlines()[0])
-    parser.add_argument("--gpu", type=size, metavar="24GB", help="memory of one GPU")
-    parser.add_argument("--host", type=size, metavar="32GB", help="memory of the machine")
-    parser.add_argument(
-        "--gpus", type=count, default=1, metavar="N", help="GPUs of the machine, a rank each (default 1)"
-    )
-    parser.add_argument("--tflops", type=rate, metavar="T", help="what your GPU sustains, for seconds per step")
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const=True,
-        type=commands.output_file,
-        metavar="FILE",
-        help="write the figures; no FILE: print them alone",
-    )
-    commands.run(parser.parse_args(arguments), "plan", show)
-
-
-def size(text: str) -> float:
-    """Bytes of "24GB", "24GiB" or "24": makers of memory mean GiB by GB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise ArgumentTypeError(f"'{text}' is not of the form 24GB")
-    return float(found[1]) * 2**30
-
-
-def rate(text: str) -> float:
-    """TFLOP/s."""
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
-        raise ArgumentTypeError(f"'{text}' is not a positive number")
-    return found
-
-
-def count(text: str) -> int:
-    """A number of GPUs."""
-    if not text.isdigit() or not int(text):
-        raise ArgumentTypeError(f"'{text}' is not a positive number")
-    return int(text)
 
 
 def show(config: Config, options: Namespace) -> None:
@@ -222,7 +173,3 @@ SMALLER = {
     "step": "lower data.resolution or train.pairs_per_micro_batch, or train an adapter (model.train)",
 }
 """What makes a phase smaller; "step" stands for the phases of a training step."""
-
-
-if __name__ == "__main__":
-    main()

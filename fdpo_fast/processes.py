@@ -7,15 +7,15 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -80,28 +80,6 @@ def _build_collectives(patience: float = 60) -> None:
                     guard.unlink()
                 time.sleep(0.1)
         build_shm_op()
-
-
-LOCK = "lock"
-"""In a run's folder: held while one is at work there."""
-
-
-@contextmanager
-def at_work(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run, on the first rank, until the block or the process ends.
-
-    Raises ValueError where another run holds it.
-    """
-    lock = FileLock(folder / LOCK)
-    if int(os.environ.get("RANK", 0)) == 0:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"another run is at work in {folder}: wait for it, or end it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def ranks_here() -> int:

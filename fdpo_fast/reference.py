@@ -14,11 +14,13 @@ Reverse KL (h(u) = u) with beta * ratio_scale = beta_dpo / 2 is Diffusion-DPO (W
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid, relu
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# torch is imported where it is used: who checks a configuration reads the tables without it.
 
 
 class Errors(NamedTuple):
@@ -37,6 +39,8 @@ def denoising_errors(pred: Tensor, ref: Tensor, target: Tensor, ratio_scale: flo
     With predictions, delta comes from the product form: equal predictions give exactly 0, close ones lose no digits.
     With errors, the last sum and the subtraction are float64.
     """
+    import torch
+
     if ref.shape != pred.shape:
         error = denoising_error(pred, target, torch.float64)
         # float64 sums come back to the dtype of the predictions here: exponentials of u need no more
@@ -57,6 +61,8 @@ def denoising_error(pred: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
+    import torch
+
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
@@ -91,6 +97,8 @@ class LossType(NamedTuple):
 
     def __call__(self, gap: Tensor, beta: float) -> Tensor:
         """The loss of each pair, shape of `gap`."""
+        from torch.nn.functional import logsigmoid, relu
+
         # A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
         terms = []
         if self.kept:

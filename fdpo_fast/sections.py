@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fdpo_fast.checks import check_loss
 from fdpo_fast.divergences import Divergence, divergence
-from fdpo_fast.loss import FDPOLoss
+
+if TYPE_CHECKING:
+    from fdpo_fast.loss import FDPOLoss
 
 EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
 
@@ -117,7 +120,8 @@ class Loss(Section):
     def _known(self) -> Loss:
         if self.alpha is not None and self.divergence != "alpha":
             raise ValueError(f"loss.alpha is set but loss.divergence is '{self.divergence}': alpha would be ignored")
-        self.criterion()
+        self.link()
+        check_loss(self.beta, self.ratio_scale, self.type, self.label_smoothing)
         return self
 
     def link(self) -> Divergence:
@@ -126,6 +130,8 @@ class Loss(Section):
 
     def criterion(self) -> FDPOLoss:
         """The loss this section describes, one value per pair."""
+        from fdpo_fast.loss import FDPOLoss
+
         options = {"loss_type": self.type, "label_smoothing": self.label_smoothing, "reduction": "none"}
         return FDPOLoss(self.link(), beta=self.beta, ratio_scale=self.ratio_scale, **options)
 

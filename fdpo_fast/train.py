@@ -17,21 +17,15 @@ if __name__ == "__main__":
     sys.path[0:1] = []
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-import torch
-import torch.distributed as dist
-
-from fdpo_fast import boards, commands
+from fdpo_fast import boards, cli
 from fdpo_fast import config as configuration
 from fdpo_fast.config import Config, ConfigError
-from fdpo_fast.processes import LOCK, at_work
+from fdpo_fast.lock import LOCK, at_work
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train; a mistake in the input ends the process with one sentence."""
-    parser = commands.parser("train", __doc__.splitlines()[0])
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in train.output_dir")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
-    commands.run(parser.parse_args(arguments), "train", start)
+    cli.run("train", arguments)
 
 
 def start(config: Config, options: argparse.Namespace) -> None:
@@ -60,6 +54,8 @@ def check_output(folder: Path, resume: bool) -> None:
 def train(config: Config, resume: bool) -> None:
     """Run a configuration to its last step and export the policy. Collective over the launcher's ranks."""
     import deepspeed
+    import torch
+    import torch.distributed as dist
     from tqdm import tqdm
 
     from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fdpo_fast.lock import at_work
 from fdpo_fast.metrics import Writer, read_records
-from fdpo_fast.processes import at_work
 from fdpo_fast.sections import Log
 
 RECORDS = [

@@ -1,6 +1,7 @@
 """The arrows of the package: who may import whom, and at what price."""
 
 import ast
+import json
 import subprocess
 import sys
 
@@ -105,3 +106,40 @@ def test_fallback_without_the_compiled_part_warns_once():
         "ours = [w for w in caught if 'compiled part' in str(w.message)]; assert len(ours) == 1, caught"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+HELP = """
+import contextlib, io, json, sys
+import fdpo_fast, fdpo_fast.config
+from fdpo_fast import cli
+
+heavy = ["torch", "numpy", "diffusers", "deepspeed", "transformers", "peft", "pyarrow"]
+file, broken = sys.argv[1:]
+words = [["--help"], *([name, "--help"] for name in cli.COMMANDS)]
+words += [[name, "--config", path] for name in cli.COMMANDS if name != "report" for path in (file, broken)]
+words += [["data", "check", "--config", file], ["report", "/nowhere"], ["cache", "verify", "--help"]]
+words += [[name, "--config", file, "--set", "train.max_steps=0"] for name in ("plan", "train")]
+for line in words:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            cli.main(line)
+            raise AssertionError(f"{line} went on")
+        except SystemExit as end:
+            said.write(str(end.code or ""))
+    assert len(said.getvalue()) > 20, line
+    assert not [name for name in heavy if name in sys.modules], line
+assert callable(fdpo_fast.divergence) and "torch" not in sys.modules
+fdpo_fast.fdpo_loss
+assert "torch" in sys.modules
+"""
+
+
+def test_help_and_mistakes_import_nothing_heavy(tmp_path):
+    """Of every command: a mistake is a wrong key, a value out of range, or a file that is not there."""
+    raw = json.loads((ROOT / "configs/digits_js.json").read_text())
+    raw["model"]["bas"] = "digits"
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(raw))
+    words = [sys.executable, "-c", HELP, str(file), str(tmp_path / "none.json")]
+    subprocess.run(words, check=True, cwd=ROOT)

@@ -23,7 +23,7 @@ from queue import Queue
 import torch
 from tqdm import tqdm
 
-from fdpo_fast import boards, commands
+from fdpo_fast import boards
 from fdpo_fast.boards import Boards
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.files import replacing
@@ -37,27 +37,15 @@ from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.evaluate.tools import named
-from fdpo_fast.processes import at_work
+from fdpo_fast.lock import at_work
 
 PACKAGE = Path(__file__).parent.parent
 TRAIN, SAMPLE, CACHE = PACKAGE / "train.py", PACKAGE / "evaluate/sample.py", PACKAGE / "cache.py"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and compare."""
-    parser = commands.parser("compare", __doc__.split(":")[0])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing GPUs or cores (default 1)")
-    parser.add_argument("--report-only", action="store_true", help="evaluate and report the runs that are finished")
-    commands.run(parser.parse_args(arguments), "compare", compare)
-
-
 def compare(config: Config, options: argparse.Namespace) -> None:
     """Run what is missing of the grid, then write `<train.output_dir>/report`."""
-    if config.compare is None:
-        raise ConfigError(f"{options.config} has no section 'compare': see configs/digits_sweep.json")
     check(config)
-    if options.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
     folder = Path(config.train.output_dir).expanduser()
     started, failures = time.monotonic(), []
     if options.report_only:
@@ -277,7 +265,3 @@ def drop_models(run: Path) -> None:
     for part in (run / "checkpoints", run / "export"):
         if part.is_dir():
             shutil.rmtree(part)
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fdpo_fast import commands
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.files import digest, read_json, replacing, stamp
 from fdpo_fast.evaluate import index, stats
@@ -33,13 +32,6 @@ from fdpo_fast.evaluate.tools import named
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.processes import alone
 from fdpo_fast.sections import Measure
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line, score, and print the table."""
-    parser = commands.parser("evaluate", __doc__.split(":")[0])
-    parser.add_argument("--images", type=Path, help="folder of `fdpo sample` (default: evaluation in train.output_dir)")
-    commands.run(parser.parse_args(arguments), "evaluate", evaluate)
 
 
 def evaluate(config: Config, options: argparse.Namespace) -> None:
@@ -230,7 +222,3 @@ def _kept(one: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.
     with replacing(path) as partial:
         partial.write_text(json.dumps({"of": key, "values": values.tolist()}))
     return values
-
-
-if __name__ == "__main__":
-    main()

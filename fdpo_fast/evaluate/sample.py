@@ -18,12 +18,14 @@ from pathlib import Path
 if __name__ == "__main__":  # as in train.py
     sys.path[0:1] = []
     sys.path.append(str(Path(__file__).resolve().parents[2]))
+    from fdpo_fast.cli import run
+
+    sys.exit(run("sample"))  # before what is heavy is imported
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fdpo_fast import commands
 from fdpo_fast.config import Config, ConfigError
 from fdpo_fast.data.files import digest, read_json, replacing
 from fdpo_fast.evaluate import index
@@ -33,23 +35,6 @@ from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
 from fdpo_fast.prepare import resolve_embedded
 from fdpo_fast.processes import Rank, alone, start_processes, under_launcher
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and draw."""
-    parser = commands.parser("sample", __doc__.split(":")[0])
-    parser.add_argument(
-        "--checkpoint",
-        action="append",
-        metavar="[NAME=]PATH",
-        help="a run's folder, an exported pipeline, a checkpoint or a hub name; several are drawn under their names "
-        "(default: train.output_dir)",
-    )
-    parser.add_argument("--prompts", help="file of captions (txt, tsv, csv, json, jsonl, parquet)")
-    parser.add_argument("--output", type=Path, help="folder of the images (default: evaluation in train.output_dir)")
-    parser.add_argument("--no-base", action="store_true", help="leave out the base")
-    parser.add_argument("--no-policy", action="store_true", help="draw with the base alone")
-    commands.run(parser.parse_args(arguments), "sample", sample)
 
 
 def sample(config: Config, options: argparse.Namespace) -> None:
@@ -182,7 +167,3 @@ class Studio:
             about.add_itxt(key, str(value))
         with replacing(self.folder / model / task.file) as partial:
             image.save(partial, format="PNG", pnginfo=about)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fdpo_fast.models import hub
+from fdpo_fast.sections import EMBEDDED
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
@@ -41,9 +45,17 @@ def load_family(model: Model) -> Family:
     return family_class(model)(model)
 
 
-def family_class(model: Model) -> type[Family]:
-    """The class of `model.family`; ValueError for an unknown one."""
+def check(model: Model) -> None:
+    """Raise ValueError for an unknown family, and for a base or VAE that is no folder here and can be no hub name."""
     if model.family not in FAMILIES:
         raise ValueError(f"unknown model.family '{model.family}': use one of {', '.join(FAMILIES)}")
+    for key, name in (("model.base", model.base), ("model.vae", model.vae)):
+        if name and name != EMBEDDED and not Path(name).expanduser().is_dir():
+            hub.check_name(key, name)
+
+
+def family_class(model: Model) -> type[Family]:
+    """The class of `model.family`; ValueError for an unknown one."""
+    check(model)
     module, _, cls = FAMILIES[model.family].rpartition(".")
     return getattr(import_module(module), cls)

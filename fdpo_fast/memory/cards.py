@@ -1,0 +1,38 @@
+"""Cards by name: what their makers state, and the utilisation that others have published of training on them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Card(NamedTuple):
+    tflops: float
+    """Peak of dense bf16 matrix products with sums in float32, by the maker's data sheet, TFLOP/s."""
+    memory: int
+    """GB."""
+    mfu: tuple[float, float] | None = None
+    """Lowest and highest published share of that peak that goes into the model's own FLOPs, recomputation left out."""
+    source: str = ""
+    """Whose measurement it is, and of what; never ours."""
+
+
+CARDS: dict[str, Card] = {
+    "A100": Card(312, 80, (0.287, 0.287), "MosaicML, Stable Diffusion 2 pre-training"),
+    "H100": Card(989, 80, (0.195, 0.32), "bigASP 2.5, SDXL at 1024, all weights (19.5 %); MLPerf, SD 2 (32 %)"),
+    "H200": Card(989, 141, (0.35, 0.35), "MLPerf, SD 2"),
+    "RTX 4090": Card(165, 24, (0.12, 0.25), "users' runs of SDXL, all weights"),
+    "RTX 3090": Card(71, 24),
+    "L40S": Card(362, 48),
+}
+
+
+def seconds(card: Card, model_flops: float, run_flops: float) -> tuple[float, float] | None:
+    """Seconds from the fastest to the slowest published utilisation; None for a card without one.
+
+    model_flops: of the model's own forward and backward, which utilisation is a share of; run_flops: of what is run,
+    recomputation included. The time of the first grows by the second over the first.
+    """
+    if card.mfu is None:
+        return None
+    slow, fast = (model_flops / (share * card.tflops * 1e12) * (run_flops / model_flops) for share in card.mfu)
+    return fast, slow
