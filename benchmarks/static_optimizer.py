@@ -14,10 +14,10 @@ import torch
 from benchmarks.static_gpu import BF16, F16, F32, TARGETS, compiling, disassemble
 from fdpo_fast.optim import gpu
 from fdpo_fast.optim.dynamic_map import BLOCK
-from fdpo_fast.optim.update import Rates, Update
+from fdpo_fast.optim.update import Clip, Rule, Update, Updates
 
 TENSORS = 5  # of a bucket
-_RATES = Rates.of({"betas": (0.9, 0.999), "lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}, 1)
+_GROUP = {"betas": (0.9, 0.999), "lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8, "seed": 0, "first_element": 0}
 
 
 class Case(NamedTuple):
@@ -30,8 +30,9 @@ class Case(NamedTuple):
     copied: bool = False
     elements: int = 1 << 20
     stochastic: bool = True
+    clipped: bool = False  # by a launch before that of the step
 
-    def updates(self) -> list[Update]:
+    def updates(self) -> Updates:
         def room(dtype: torch.dtype, count: int = self.elements):
             return torch.empty(count, dtype=dtype)
 
@@ -40,12 +41,15 @@ class Case(NamedTuple):
             absmax = [room(F32, -(-self.elements // BLOCK)) if self.coded else None for _ in range(2)]
             copy = room(BF16) if self.copied else None
             tensors = (room(self.data), room(self.grad), room(state), room(state), *absmax, copy)
-            return Update(*tensors, _RATES, self.stochastic, 0, index, 1, 0)
+            return Update(*tensors, index, rule)
 
-        return [update(index) for index in range(TENSORS)]
+        rule = Rule.of(_GROUP | {"rounding": "stochastic" if self.stochastic else "nearest"}, 1)
+        return Updates.of([update(index) for index in range(TENSORS)])
 
 
 CASES = (
+    Case("bf16, stochastic, clipped", BF16, BF16, clipped=True),
+    Case("fp16, stochastic, fp32 gradient, clipped", F16, F32, clipped=True),
     Case("bf16, stochastic", BF16, BF16),
     Case("bf16, nearest", BF16, BF16, stochastic=False),
     Case("fp16, stochastic, fp32 gradient", F16, F32),
@@ -57,17 +61,19 @@ CASES = (
 
 
 def check(case: Case, capability: int) -> tuple[str, list[str]]:
-    """A row of the table, and what is wrong with it."""
+    """A row of the table, of the step's kernel, and what is wrong with it and with that before it."""
     with compiling(capability) as launches:
-        gpu.step(case.updates())
-    sass = disassemble(launches[0].kernel.asm["cubin"])
+        gpu.Stepper()(case.updates(), Clip(1.0, torch.zeros(())) if case.clipped else None)
+    *before, sass = (disassemble(launch.kernel.asm["cubin"]) for launch in launches)
     wrong = []
-    if len(launches) != 1:
+    if len(launches) != 1 + case.clipped:
         wrong.append(f"{len(launches)} launches")
-    if sass.spills:
+    if sass.spills or any(norm.spills for norm in before):
         wrong.append(f"{sass.spills} spills")
     if case.elements % 16 == 0 and not (sass.loads[128] >= 2 and sass.stores[128] >= 1):
         wrong.append("weights or gradients below 128 bits")
+    if any(not norm.loads[128] for norm in before):
+        wrong.append("gradients below 128 bits where their norms are taken")
     widths = [f"{counts[128]} / {counts[64]} / {counts[32]}" for counts in (sass.loads, sass.stores)]
     return (
         f"| {case.name} | sm_{capability} | {sass.registers} | {sass.spills} | {sass.shared} | {' | '.join(widths)} | "

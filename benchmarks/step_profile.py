@@ -60,7 +60,7 @@ def wrapped() -> dict[tuple[Any, str], str]:
         (DeepSpeedEngine, "step"): "norm, clipping, bookkeeping",
         (StepGuard, "_hide"): "norm, clipping, bookkeeping",
         (AdamW8bit, "step"): "optimizer",
-        (AdamW8bit, "step_parameter"): "optimizer",
+        (AdamW8bit, "step_by"): "optimizer",
         (Metrics, "add"): "metrics",
     }
 

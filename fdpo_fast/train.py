@@ -130,7 +130,8 @@ def train(config: Config, resume: bool) -> None:
     offload.share(engine.optimizer)
     inside = None
     if settings.step_in_backward:
-        inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, mean_over_ranks)
+        average = mean_over_ranks if rank.count > 1 else None
+        inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, average)
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False

@@ -87,15 +87,19 @@ def _kept_counters(device: torch.device, stream: int, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.int32, device=device)
 
 
-def _counters(like: Tensor, count: int) -> Tensor:
+def stream_of(device: torch.device) -> int:
+    """The current stream of a device; 0 for the CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def counters(like: Tensor, count: int) -> Tensor:
     """Zeros, which every launch leaves as zeros: kept for each stream, since filling them would be a launch.
 
     A CUDA graph, which may be replayed on any stream, gets its own, filled at each replay.
     """
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=like.device)
-    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
-    return _kept_counters(like.device, stream, max(1024, 1 << count.bit_length()))
+    return _kept_counters(like.device, stream_of(like.device), max(1024, 1 << count.bit_length()))
 
 
 def loss_forward(
@@ -127,7 +131,7 @@ def loss_forward(
     row, kind = (tuple(map(float, numbers)) for numbers in (link, loss_type))  # an integer would be compiled in
     with on(pred):
         _loss.loss_forward_kernel[over.grid](
-            p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, _counters(pred, over.pairs + 1),
+            p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, counters(pred, over.pairs + 1),
             over.pairs, over.n, over.chunks, p_row, r_row, t_row, *over.sizes, *p_strides, *r_strides, *t_strides,
             *row, *kind, beta, ratio_scale, 1 / over.pairs if reduction == "mean" else 1.0,
             INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,

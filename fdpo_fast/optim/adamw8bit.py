@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,9 +13,16 @@ from torch.optim import Optimizer
 from fdpo_fast.ops import operators
 from fdpo_fast.optim import gpu, host, reference
 from fdpo_fast.optim.dynamic_map import BLOCK, dynamic_map
-from fdpo_fast.optim.update import ROUNDINGS, Rates, Update
+from fdpo_fast.optim.gather import Gatherer, Places, check_copy
+from fdpo_fast.optim.update import ROUNDINGS, Clip, Updates
 
-BACKENDS: dict[str, Callable[[list[Update]], None]] = {"cpp": host.step, "triton": gpu.step, "eager": reference.step}
+Step = Callable[[Updates, Clip | None], None]
+BACKENDS: dict[str, Callable[[], Step]] = {
+    "cpp": lambda: host.step,
+    "triton": gpu.Stepper,
+    "eager": lambda: reference.step,
+}
+"""What makes the function that steps parameters of one kind; it may remember what it was told."""
 
 _WRAPPED = "__bnb_optimizer_quant_state__"  # bitsandbytes hides its states there from FSDP
 _TENSORS = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
@@ -67,14 +72,14 @@ class AdamW8bit(Optimizer):
             raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
         self._backend, self._min_8bit_size = backend, min_8bit_size
         self._copies: dict[Tensor, Tensor] = {}
-        self._in_backward: dict[Tensor, tuple[dict[str, Any], int]] | None = None
+        self._forget()
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"rounding": rounding, "seed": seed, "first_element": 0})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; checks the group's options and the parameters' dtypes."""
         super().add_param_group(param_group)
-        self._in_backward = None
+        self._forget()
         try:
             self._check(self.param_groups[-1])
         except (TypeError, ValueError):
@@ -106,13 +111,7 @@ class AdamW8bit(Optimizer):
 
         For masters in float32 whose model is bfloat16; the copy is made in the same pass over memory.
         """
-        fits = copy.dtype == torch.bfloat16 and copy.shape == parameter.shape and copy.device == parameter.device
-        if parameter.dtype != torch.float32 or not fits or not copy.is_contiguous():
-            raise ValueError(
-                f"a copy must be bfloat16, contiguous and shaped like its float32 parameter, got {copy.dtype} "
-                f"{tuple(copy.shape)} on {copy.device} for {parameter.dtype} {tuple(parameter.shape)} on "
-                f"{parameter.device}"
-            )
+        check_copy(parameter, copy)
         self._copies[parameter] = copy
 
     @torch.no_grad()
@@ -122,71 +121,33 @@ class AdamW8bit(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step(self._places())
+        places = Places.of(self.param_groups)
+        self._step(places, [p.grad for p in places.parameters], self._whole)
         return loss
 
     @torch.no_grad()
+    def step_by(self, grads: dict[Tensor, Tensor], clip: Clip | None = None) -> None:
+        """Step some parameters by gradients that are handed over; to be called from inside backward.
+
+        `clip` bounds each of the gradients, whose memory may be written into.
+        """
+        if self._places is None:
+            self._places = {p: (group, number) for p, group, number in zip(*Places.of(self.param_groups), strict=True)}
+        places = Places(list(grads), *map(list, zip(*map(self._places.__getitem__, grads), strict=True)))
+        self._step(places, list(grads.values()), self._some, clip)
+
     def step_parameter(self, parameter: Tensor) -> None:
-        """Step one parameter, which has a gradient; to be called from inside backward."""
-        if self._in_backward is None:
-            self._in_backward = {parameter: (group, number) for parameter, group, number in self._places()}
-        self._step([(parameter, *self._in_backward[parameter])])
+        """Step one parameter, which has a gradient."""
+        self.step_by({parameter: parameter.grad})
 
-    def _places(self) -> Iterator[tuple[Tensor, dict[str, Any], int]]:
-        """(parameter, its group, its number). Anew at every step: ZeRO puts other tensors into the groups."""
-        numbers = count()
-        return ((p, group, next(numbers)) for group in self.param_groups for p in group["params"])
-
-    def _step(self, places: Iterable[tuple[Tensor, dict[str, Any], int]]) -> None:
-        places = [(p, group, number) for p, group, number in places if p.grad is not None and p.numel()]
-        for parameter, _, _ in places:  # before anything has moved
-            grad = parameter.grad
-            if grad.layout != torch.strided or grad.dtype not in reference.DTYPES:
-                raise TypeError(
-                    f"gradients must be dense float32, bfloat16 or float16, got {grad.dtype}, {grad.layout}"
-                )
-            if not parameter.data_ptr():
-                raise TypeError(
-                    f"a parameter of type {type(parameter).__name__} holds no memory of its own: step its local tensor"
-                )
-        updates: dict[str, list[Update]] = defaultdict(list)
-        for parameter, group, number in places:
-            backend = operators.chosen(self._backend, parameter.device, parameter.dtype, parameter.grad.dtype)
-            updates[backend].append(self._update(group, parameter, number))
-        for backend, of_backend in updates.items():
-            BACKENDS[backend](of_backend)
-        moved = {update.index: update for of_backend in updates.values() for update in of_backend}
-        for parameter, _, number in places:
-            if parameter.is_contiguous():
-                increment_version(parameter)  # autograd refuses a backward through weights that have moved since
-            else:
-                parameter.copy_(moved[number].data)
-
-    def _update(self, group: dict[str, Any], parameter: Tensor, number: int) -> Update:
-        state = self.state[parameter]
-        if not state:
-            self._start(state, parameter)
-        elif state["state1"].numel() != parameter.numel() or state["state1"].device != parameter.device:
-            raise ValueError(
-                f"parameter {number} has {parameter.numel()} elements on {parameter.device}, its states "
-                f"{state['state1'].numel()} on {state['state1'].device}: make the optimizer after moving or resizing"
-            )
-        state["step"] += 1
-        return Update(
-            parameter.detach().resolve_neg().contiguous(),
-            parameter.grad.resolve_neg().contiguous(),
-            state["state1"],
-            state["state2"],
-            state.get("absmax1"),
-            state.get("absmax2"),
-            self._copies.get(parameter),
-            Rates.of(group, state["step"]),
-            group["rounding"] == "stochastic",
-            group["seed"],
-            number,
-            state["step"],
-            group["first_element"],
-        )
+    def _step(self, places: Places, grads: list[Tensor | None], memory: _Memory, clip: Clip | None = None) -> None:
+        updates, replaced, moved = memory.gather(places, grads, self.param_groups, self.state, self._copies)
+        for of_kind in updates:
+            kind = of_kind.kind
+            memory.steps[operators.chosen(self._backend, kind.device, kind.data, kind.grad)](of_kind, clip)
+        for parameter, stepped in replaced:
+            parameter.copy_(stepped)
+        _note_moved(moved)
 
     def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
         """States of nothing seen yet, as bitsandbytes has them."""
@@ -212,13 +173,14 @@ class AdamW8bit(Optimizer):
         saved += state_dict["param_groups"][len(saved) :]  # a wrong number of groups is torch's to refuse
         numbers = (number for group in state_dict["param_groups"] for number in group["params"])
         placed = {}
-        for number, (parameter, _, _) in zip(numbers, self._places(), strict=False):
+        for number, parameter in zip(numbers, Places.of(self.param_groups).parameters, strict=False):
             if state := state_dict["state"].get(number):
                 flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
                 placed[parameter] = _placed(flat, parameter, number, copy)
         # without the states, which torch would cast to the parameters' dtypes
         super().load_state_dict({"state": {}, "param_groups": saved})
         self.state.update(placed)
+        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_backend", "_min_8bit_size", "_copies")
@@ -226,7 +188,29 @@ class AdamW8bit(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._in_backward = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew with what is remembered of parameters and their states."""
+        self._places: dict[Tensor, tuple[int, int]] | None = None
+        self._whole, self._some = _Memory(self._start), _Memory(self._start)
+
+
+class _Memory:
+    """What is remembered from one step to the next: of the whole model, or of the parts inside backward."""
+
+    def __init__(self, start: Callable[[dict[str, Any], Tensor], None]) -> None:
+        self.gather = Gatherer(start)
+        self.steps = {name: make() for name, make in BACKENDS.items()}
+
+
+def _note_moved(parameters: list[Tensor]) -> None:
+    """Let autograd refuse a backward through weights that have moved since."""
+    try:
+        increment_version(parameters)
+    except (TypeError, RuntimeError):  # before torch 2.7 it takes one at a time
+        for parameter in parameters:
+            increment_version(parameter)
 
 
 def _placed(state: dict[str, Any], parameter: Tensor, number: int, copy: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from fdpo_fast.noise import ROUNDING
 from fdpo_fast.ops import host
 from fdpo_fast.optim.dynamic_map import dynamic_map
-from fdpo_fast.optim.update import Update
+from fdpo_fast.optim.update import Clip, Updates
 
 
 @cache
@@ -20,26 +21,21 @@ def _maps() -> Any:
     return host._native.Maps(*(table.data_ptr() for table in tables))
 
 
-def step(updates: list[Update]) -> None:
+def step(updates: Updates, clip: Clip | None = None) -> None:
     """One step of each parameter, in place; they share the threads."""
+    if clip:
+        clip.gradients(updates)
+    kind, rules = updates.kind, updates.rules
+    dtypes = host.DTYPES[kind.data], host.DTYPES[kind.grad]
+    addresses = (column or repeat(0) for column in updates.addresses)
     parameters = [
         host._native.Parameter(
-            u.data.data_ptr(),
-            host.DTYPES[u.data.dtype],
-            u.grad.data_ptr(),
-            host.DTYPES[u.grad.dtype],
-            (u.m.data_ptr(), u.v.data_ptr()),
-            (0, 0) if u.absmax_m is None else (u.absmax_m.data_ptr(), u.absmax_v.data_ptr()),
-            0 if u.copy is None else u.copy.data_ptr(),
-            u.data.numel(),
-            u.stochastic,
-            u.seed,
-            u.index,
-            u.step,
-            ROUNDING,
-            u.first,
-            u.rates,
+            data, dtypes[0], grad, dtypes[1], (m, v), (absmax_m, absmax_v), copy, count,
+            rules[rule].stochastic, rules[rule].seed, index, rules[rule].step, ROUNDING, rules[rule].first,
+            rules[rule].rates,
         )
-        for u in updates
-    ]
+        for data, grad, m, v, absmax_m, absmax_v, copy, count, index, rule in zip(
+            *addresses, updates.counts, updates.indices, updates.rule_of, strict=False  # some repeat for ever
+        )
+    ]  # fmt: skip
     host._native.adamw8bit(host.active, _maps(), parameters, torch.get_num_threads())

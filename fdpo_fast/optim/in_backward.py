@@ -1,29 +1,46 @@
-"""The optimizer's step inside backward: a gradient lives no longer than its parameter's turn."""
+"""The optimizer's step inside backward: gradients live until their bucket is full, and no longer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 from torch.nn import Parameter
 
 from fdpo_fast.optim.adamw8bit import AdamW8bit
+from fdpo_fast.optim.update import Clip
+
+BUCKET_BYTES = 64 << 20
+"""Gradients that are stepped together: less would be many launches, more much memory."""
+
+
+@dataclass
+class _Bucket:
+    grads: dict[Tensor, Tensor] = field(default_factory=dict)  # by parameter, in the order of arrival
+    bytes: int = 0
 
 
 class StepInBackward:
-    """Steps each parameter as soon as its gradient is complete, and frees the gradient (post-accumulate hooks).
+    """Steps parameters while backward goes on, and frees their gradients (post-accumulate hooks).
 
-    So no copy of the model made of gradients ever exists. The global norm is not known until backward ends; `max_norm`
-    bounds each parameter's own norm instead, by min(1, max_norm / |g|). A gradient that is not finite counts as zero:
-    the others have been stepped already. Gradients cannot be accumulated.
+    So no copy of the model made of gradients ever exists. They are gathered in buckets, one for each device, dtype of
+    the parameter and dtype of the gradient, in the order in which they arrive; a bucket is averaged, clipped, stepped
+    and freed once it holds `BUCKET_BYTES`, or when backward ends, whoever has called it.
+
+    The global norm is not known until then; `max_norm` bounds each parameter's own norm instead, by
+    min(1, max_norm / |g|). A gradient that is not finite counts as zero: others have been stepped already. Gradients
+    cannot be accumulated.
 
     Args:
         optimizer: over the parameters.
         parameters: those that are trained.
         max_norm: of each parameter's gradient; 0: none.
-        average: makes a tensor its mean over ranks, in place.
+        average: makes a tensor its mean over ranks, in place; None where there is one rank, which saves a copy of the
+            bucket.
     """
 
     def __init__(
@@ -31,27 +48,54 @@ class StepInBackward:
         optimizer: AdamW8bit,
         parameters: Iterable[Parameter],
         max_norm: float,
-        average: Callable[[Tensor], Any],
+        average: Callable[[Tensor], Any] | None,
     ) -> None:
         self._optimizer, self._max_norm, self._average = optimizer, max_norm, average
-        self._bad: Tensor | None = None
+        self._buckets: dict[tuple, _Bucket] = {}
+        self._bad: dict[torch.device, Tensor] = {}
+        self._backward = -1
         for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._step)
+            parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def _arrived(self, parameter: Tensor) -> None:
+        backward = torch._C._current_graph_task_id()
+        if backward != self._backward:  # another one than at the last gradient; one inside another has its own
+            self._backward = backward
+            Variable._execution_engine.queue_callback(self._step_all)
+        grad, parameter.grad = parameter.grad, None
+        kind = parameter.device, parameter.dtype, grad.dtype  # the same on every rank, as addresses are not
+        bucket = self._buckets.get(kind)
+        if bucket is None:
+            bucket = self._buckets[kind] = _Bucket()
+        if parameter in bucket.grads:  # a part of it: backward went through a checkpoint's own one
+            bucket.grads[parameter] = bucket.grads[parameter] + grad
+        else:
+            bucket.grads[parameter] = grad
+            bucket.bytes += grad.nbytes
+        if bucket.bytes >= BUCKET_BYTES:
+            self._step(self._buckets.pop(kind))
+
+    def _step_all(self) -> None:
+        """Step what is left."""
+        while self._buckets:
+            self._step(self._buckets.pop(next(iter(self._buckets))))
 
     @torch.no_grad()
-    def _step(self, parameter: Tensor) -> None:
-        grad = parameter.grad
-        self._average(grad)
-        norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
-        finite = norm.isfinite()
-        if self._max_norm:
-            grad.mul_((self._max_norm / norm).clamp(max=1.0).to(grad.dtype))
-        parameter.grad = torch.where(finite, grad, 0)
-        self._bad = ~finite if self._bad is None else self._bad | ~finite
-        self._optimizer.step_parameter(parameter)
-        parameter.grad = None
+    def _step(self, bucket: _Bucket) -> None:
+        grads = bucket.grads
+        if self._average is not None:
+            flat = torch.cat([grad.flatten() for grad in grads.values()])
+            self._average(flat)
+            parts = flat.split([grad.numel() for grad in grads.values()])
+            grads.update({p: part.view(p.shape) for p, part in zip(grads, parts, strict=True)})
+        device = next(iter(grads)).device
+        bad = self._bad.get(device)
+        if bad is None:
+            bad = self._bad[device] = torch.zeros((), device=device)
+        self._optimizer.step_by(grads, Clip(self._max_norm, bad))
 
     def bad(self) -> Tensor:
         """1.0 if a gradient of this backward was not finite; forgets it."""
-        bad, self._bad = self._bad, None
-        return torch.zeros(()) if bad is None else bad.float()
+        self._step_all()
+        found, self._bad = list(self._bad.values()), {}
+        return torch.stack([bad.to(found[0].device) for bad in found]).amax() if found else torch.zeros(())

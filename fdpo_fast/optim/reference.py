@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from fdpo_fast.noise import ROUNDING, draws, words
 from fdpo_fast.optim.dynamic_map import BLOCK, LEAST_M, LEAST_V, dynamic_map
-from fdpo_fast.optim.update import Update
+from fdpo_fast.optim.update import Clip, Updates
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -69,10 +69,13 @@ def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(magnitude < 65536, rounded, values.to(dtype))
 
 
-def step(updates: list[Update]) -> None:
+def step(updates: Updates, clip: Clip | None = None) -> None:
     """One step of each parameter, in place."""
-    for u in updates:
-        rates, g = u.rates, u.grad.float()
+    if clip:
+        clip.gradients(updates)
+    for u in updates.rows():
+        rule, g = u.rule, u.grad.float()
+        rates = rule.rates
         coded = u.absmax_m is not None
         m = decode(u.m, u.absmax_m, True) if coded else u.m
         v = decode(u.v, u.absmax_v, False) if coded else u.v
@@ -80,8 +83,8 @@ def step(updates: list[Update]) -> None:
         v = rates.beta2 * v + rates.one_minus_beta2 * g * g
         p = u.data.float()
         moved = p - (rates.decay * p + rates.step_size * m / (v.sqrt() + rates.eps))
-        if u.stochastic and u.data.dtype != torch.float32:
-            bits = random_bits(u.seed, u.index, u.step, u.first, u.data.numel(), u.data.device)
+        if rule.stochastic and u.data.dtype != torch.float32:
+            bits = random_bits(rule.seed, u.index, rule.step, rule.first, u.data.numel(), u.data.device)
             u.data.copy_(round_randomly(moved, bits.reshape(moved.shape), u.data.dtype))
         else:
             u.data.copy_(moved)

@@ -13,8 +13,7 @@ _LOWEST, _SEGMENTS_PER_BIT = tl.constexpr(LOWEST), tl.constexpr(SEGMENTS_PER_BIT
 _ROUNDING = tl.constexpr(3)  # the stream, as in noise.py
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _SMALLEST = tl.constexpr(1.1754943508222875e-38)
-_COLUMNS = tl.constexpr(12)  # of the table, see optim.gpu
-_RATES = tl.constexpr(7)
+_LANES = tl.constexpr(128)  # partial sums read at once
 
 
 @triton.jit
@@ -88,51 +87,112 @@ def _nearest(values, dtype: tl.constexpr):
 
 
 @triton.jit
-def _address(row, column: tl.constexpr, like, ALIGNED: tl.constexpr):
-    address = tl.load(row + column).to(like.dtype)
+def _find(table, tensors, ROW: tl.constexpr):
+    """The tensor of this program, and the first program of that: `table` counts programs up to the end of each."""
+    low, high = tensors * 0, tensors
+    while low < high:
+        middle = (low + high) // 2
+        beyond = tl.load(table + ROW * tensors + middle) > tl.program_id(0)
+        high = tl.where(beyond, middle, high)
+        low = tl.where(beyond, low, middle + 1)
+    return low, tl.load(table + ROW * tensors + low - 1, low > 0, 0).to(tl.int32)
+
+
+@triton.jit
+def _address(table, tensors, tensor, like, ROW: tl.constexpr, ALIGNED: tl.constexpr):
+    address = tl.load(table + ROW * tensors + tensor).to(like.dtype)
     return tl.multiple_of(address, 16) if ALIGNED else address
 
 
-@triton.jit(do_not_specialize=["seed", "tensors"])
+@triton.jit
+def _count(table, tensors, tensor, ALIGNED: tl.constexpr):
+    count = tl.load(table + 5 * tensors + tensor)
+    return tl.multiple_of(count, 16) if ALIGNED else count
+
+
+@triton.jit(do_not_specialize=["max_norm", "tensors"])
+def norm_kernel(
+    table,  # as below
+    factors,  # [tensors], then room for a sum of each program
+    counters,  # [tensors] zeros, which they are again in the end
+    bad,  # [] becomes 1 where a gradient is not finite
+    max_norm,  # 0: none
+    tensors,
+    grad_like,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """What each gradient is to be multiplied with: min(1, max_norm / its norm), or 0 where it is not finite.
+
+    The last program of a tensor to arrive adds up what all have left, always in the same order.
+    """
+    tensor, before = _find(table, tensors, 11)
+    grad = _address(table, tensors, tensor, grad_like, 1, ALIGNED)
+    count = _count(table, tensors, tensor, ALIGNED)
+    start = (tl.program_id(0) - before).to(tl.int64) * CHUNK
+    sums = tl.zeros([TILE], tl.float32)
+    for tile in range(CHUNK // TILE):
+        at = start + tile * TILE + tl.arange(0, TILE)
+        g = tl.load(grad + at, at < count, 0.0).to(tl.float32)
+        sums += g * g
+    partials = factors + tensors
+    tl.store(partials + tl.program_id(0), tl.sum(sums))
+    end = tl.load(table + 11 * tensors + tensor).to(tl.int32)
+    tl.debug_barrier()
+    if tl.atomic_add(counters + tensor, 1, sem="acq_rel", scope="gpu") == end - before - 1:
+        tl.store(counters + tensor, 0)
+        lanes = tl.arange(0, _LANES)
+        total = tl.zeros([_LANES], tl.float32)
+        for first in range(before, end, _LANES):
+            total += tl.load(partials + first + lanes, first + lanes < end, 0.0, cache_modifier=".cg")
+        norm = tl.sqrt_rn(tl.sum(total))
+        finite = norm <= _LARGEST
+        bound = tl.where(max_norm > 0, tl.div_rn(max_norm, norm), 1.0)
+        tl.store(factors + tensor, tl.where(finite, tl.minimum(bound, 1.0), 0.0))
+        tl.store(bad, 1.0, not finite)
+
+
+@triton.jit(do_not_specialize=["tensors"])
 def step_kernel(
-    table,  # [tensors, 12] int64: addresses of data, grad, m, v, absmax of both, copy; count, first, index, step, end
-    rates,  # [tensors, 7]
+    table,  # [12, tensors] int64, see optim.gpu: addresses of data, grad, m, v, copy; count; absmax of both; ...
+    rates,  # [rules, 14]: the seven of `Rates`
+    words,  # [rules, 7], the same memory: seed, step and first behind the rates
     lines,  # [2, 6, 8]
-    seed,
+    factors,  # [tensors], of the gradients; or None
     tensors,
     data_like,
     grad_like,
     state_like,
-    copy_like,
     COPIED: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    SEARCH: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    low, high = 0, tensors  # the tensor is the first whose end lies beyond the program
-    for _ in tl.static_range(SEARCH):
-        middle = (low + high) // 2
-        beyond = tl.load(table + middle * _COLUMNS + 11, low < high, 0) > program
-        high = tl.where(beyond, middle, high)
-        low = tl.where(beyond | (low >= high), low, middle + 1)
-    before = tl.load(table + (low - 1) * _COLUMNS + 11, low > 0, 0)
-    row, rate = table + low * _COLUMNS, rates + low * _RATES
-    data, grad = _address(row, 0, data_like, ALIGNED), _address(row, 1, grad_like, ALIGNED)
-    m_at, v_at = _address(row, 2, state_like, ALIGNED), _address(row, 3, state_like, ALIGNED)
-    absmax_m, absmax_v = _address(row, 4, lines, False), _address(row, 5, lines, False)
-    count = tl.load(row + 7)
-    if ALIGNED:
-        count = tl.multiple_of(count, 16)
+    tensor, before = _find(table, tensors, 10)
+    data, grad = (
+        _address(table, tensors, tensor, data_like, 0, ALIGNED),
+        _address(table, tensors, tensor, grad_like, 1, ALIGNED),
+    )
+    m_at = _address(table, tensors, tensor, state_like, 2, ALIGNED)
+    v_at = _address(table, tensors, tensor, state_like, 3, ALIGNED)
+    absmax_m = _address(table, tensors, tensor, lines, 6, False)
+    absmax_v = _address(table, tensors, tensor, lines, 7, False)
+    count = _count(table, tensors, tensor, ALIGNED)
+    rule = tl.load(table + 9 * tensors + tensor)
+    rate, word = rates + rule * 14, words + rule * 7
 
-    block = (program - before) * ROWS
+    block = (tl.program_id(0) - before).to(tl.int64) * ROWS
     at = block * BLOCK + tl.arange(0, ROWS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = at < count
     blocks = block + tl.arange(0, ROWS)
     there = blocks * BLOCK < count
     g = tl.load(grad + at, inside, 0.0).to(tl.float32)
+    if factors is not None:
+        factor = tl.load(factors + tensor)
+        dtype: tl.constexpr = grad_like.dtype.element_ty
+        g = tl.where(factor > 0, _nearest(g * _nearest(factor, dtype).to(tl.float32), dtype).to(tl.float32), 0.0)
     p = tl.load(data + at, inside, 0.0).to(tl.float32)
     CODED: tl.constexpr = state_like.dtype.element_ty == tl.uint8
     m, v = tl.load(m_at + at, inside, 0), tl.load(v_at + at, inside, 0)
@@ -145,12 +205,14 @@ def step_kernel(
     v = tl.load(rate + 2) * v + tl.load(rate + 3) * g * g
     moved = p - (tl.load(rate + 4) * p + tl.div_rn(tl.load(rate + 5) * m, tl.sqrt_rn(v) + tl.load(rate + 6)))
     if STOCHASTIC:
-        bits = _random_bits(seed, tl.load(row + 9), tl.load(row + 10), tl.load(row + 8) + block * BLOCK, ROWS, BLOCK)
+        index, first = tl.load(table + 8 * tensors + tensor), tl.load(word + 6) + block * BLOCK
+        bits = _random_bits(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
         tl.store(data + at, _randomly(moved, bits, data_like.dtype.element_ty), inside)
     else:
         tl.store(data + at, _nearest(moved, data_like.dtype.element_ty), inside)
     if COPIED:
-        tl.store(_address(row, 6, copy_like, ALIGNED) + at, _nearest(moved, tl.bfloat16), inside)
+        copy = tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.bfloat16))
+        tl.store((tl.multiple_of(copy, 16) if ALIGNED else copy) + at, _nearest(moved, tl.bfloat16), inside)
     if CODED:
         held = inside & (v <= _LARGEST)  # what float32 cannot hold is forgotten
         x, largest_m = _normalised(tl.where(held, m, 0.0))

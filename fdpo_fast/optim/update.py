@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 ROUNDINGS = ("stochastic", "nearest")
@@ -35,11 +39,30 @@ class Rates(NamedTuple):
         return cls(beta1, 1 - beta1, beta2, 1 - beta2, lr * group["weight_decay"], step_size, group["eps"] * correction)
 
 
+class Rule(NamedTuple):
+    """What the parameters of a group that are at the same step have in common.
+
+    Element e of a half-precision parameter takes half-word e + first of the stream (seed, index, step), see
+    `reference.random_bits`.
+    """
+
+    rates: Rates
+    stochastic: bool
+    seed: int
+    step: int
+    first: int
+
+    @classmethod
+    def of(cls, group: dict[str, Any], step: int) -> Rule:
+        """That of a parameter group at `step`, which counts from 1."""
+        stochastic = group["rounding"] == "stochastic"
+        return cls(Rates.of(group, step), stochastic, group["seed"], step, group["first_element"])
+
+
 class Update(NamedTuple):
     """A parameter that is to be stepped; everything contiguous and on one device.
 
-    The states are uint8 codes with the absmax of each block, or float32 without (then absmax is None). Element e of a
-    half-precision parameter takes half-word e + first of the stream (seed, index, step), see `reference.random_bits`.
+    The states are uint8 codes with the absmax of each block, or float32 without (then absmax is None).
     """
 
     data: Tensor
@@ -49,9 +72,83 @@ class Update(NamedTuple):
     absmax_m: Tensor | None
     absmax_v: Tensor | None
     copy: Tensor | None  # bfloat16, receives a float32 parameter's rounded values
-    rates: Rates
-    stochastic: bool
-    seed: int
     index: int
-    step: int
-    first: int
+    rule: Rule
+
+
+class Kind(NamedTuple):
+    """What parameters have in common that one launch steps."""
+
+    device: torch.device
+    data: torch.dtype
+    grad: torch.dtype
+    state: torch.dtype  # uint8 or float32
+    copied: bool
+    stochastic: bool  # half-precision parameters only
+
+
+TENSORS = 7
+"""The first fields of `Update`."""
+
+
+class Updates(NamedTuple):
+    """Parameters of one kind that are to be stepped, by columns."""
+
+    kind: Kind
+    tensors: Sequence[Sequence[Tensor] | None]  # by the first fields of `Update`; None for what the kind has not
+    addresses: Sequence[array | None]  # of these; int64 as all that follow
+    counts: array  # elements
+    indices: array
+    rule_of: array  # into `rules`
+    rules: Sequence[Rule]
+
+    @classmethod
+    def of(cls, rows: Sequence[Update]) -> Updates:
+        """The columns of parameters of one kind."""
+        like, rules = rows[0], list(dict.fromkeys(row.rule for row in rows))
+        columns = zip(*(row[:TENSORS] for row in rows), strict=True)
+        tensors = [None if column[0] is None else column for column in columns]
+        return cls(
+            Kind(
+                like.data.device,
+                like.data.dtype,
+                like.grad.dtype,
+                like.m.dtype,
+                like.copy is not None,
+                like.rule.stochastic and like.data.dtype != torch.float32,
+            ),
+            tensors,
+            [column and array("q", map(Tensor.data_ptr, column)) for column in tensors],
+            array("q", map(Tensor.numel, tensors[0])),
+            array("q", (row.index for row in rows)),
+            array("q", (rules.index(row.rule) for row in rows)),
+            rules,
+        )
+
+    def rows(self) -> Iterator[Update]:
+        """One parameter after the other."""
+        columns = (column or repeat(None) for column in self.tensors)
+        rules = map(self.rules.__getitem__, self.rule_of)
+        return map(Update, *columns, self.indices, rules)  # ends with the shortest, which is data
+
+
+class Clip(NamedTuple):
+    """A bound for each gradient by itself: times min(1, max_norm / |g|); one that is not finite counts as zero.
+
+    A norm beyond float32 is not finite.
+    """
+
+    max_norm: float  # 0: none
+    bad: Tensor  # [] float32, becomes 1 where a gradient was not finite
+
+    def gradients(self, updates: Updates) -> None:
+        """Clip them in place, by torch's operations."""
+        grads = updates.tensors[1]
+        norms = torch.stack(torch._foreach_norm(grads, dtype=torch.float32))
+        finite = norms.isfinite()
+        if self.max_norm:
+            torch._foreach_mul_(grads, list((self.max_norm / norms).clamp(max=1.0).to(grads[0].dtype)))
+        if norms.device.type != "cpu" or not finite.all():  # elsewhere it would have to be waited for
+            for grad, fine in zip(grads, finite, strict=True):
+                grad.masked_fill_(~fine, 0.0)
+        self.bad.copy_(torch.maximum(self.bad, 1.0 - finite.all().float()))

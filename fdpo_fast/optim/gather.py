@@ -1,0 +1,306 @@
+"""What the optimizer's backends are told at a step: columns of tensors, their addresses, and all checks of them.
+
+A model of 1,680 tensors takes as many turns of whatever is asked of each, so it is asked column by column, at the speed
+of `map`. Addresses, sizes and dtypes are read at every step, since gradients, loaded states and moved weights come with
+others; what takes more asking is remembered for as long as the same objects have the same addresses.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import and_, is_, itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdpo_fast.optim.dynamic_map import BLOCK
+from fdpo_fast.optim.reference import DTYPES
+from fdpo_fast.optim.update import Kind, Rule, Updates
+
+State = dict[str, Any]
+
+
+class Places(NamedTuple):
+    """Parameters with the place of each in the optimizer, by columns."""
+
+    parameters: list[Tensor]
+    groups: list[int]  # of `param_groups`
+    numbers: Sequence[int]
+
+    @classmethod
+    def of(cls, param_groups: list[dict[str, Any]]) -> Places:
+        """All of them. Anew at every step: ZeRO puts other tensors into the groups."""
+        parameters = [p for group in param_groups for p in group["params"]]
+        groups = [number for number, group in enumerate(param_groups) for _ in group["params"]]
+        return cls(parameters, groups, range(len(parameters)))
+
+    def where(self, chosen: list[bool]) -> Places:
+        """Those that are chosen."""
+        return Places(*(list(compress(column, chosen)) for column in self))
+
+
+class _Known(NamedTuple):
+    """What stands as long as the same tensors have the same addresses. They are kept: an id may be used again."""
+
+    tensors: list[Tensor]
+    addresses: array
+    besides: tuple  # and these are as they were
+    found: Any
+
+    def of(self, tensors: list[Tensor], addresses: array, besides: tuple) -> bool:
+        """Whether it was found of these."""
+        same = addresses == self.addresses and besides == self.besides and len(tensors) == len(self.tensors)
+        return same and all(map(is_, tensors, self.tensors))
+
+
+_NOTHING = _Known([], array("q"), (), None)
+
+
+class _Group(NamedTuple):
+    """The parameters of one kind, with what is the same at every step as long as nothing has moved."""
+
+    kind: Kind
+    pick: Callable[[Sequence], Sequence]  # its own out of a column
+    tensors: list  # those of `Updates`; None in place of gradients
+    addresses: list
+    counts: array
+    indices: Sequence[int]
+
+
+class Gatherer:
+    """Makes `Updates` of parameters and their states, one for each kind.
+
+    Args:
+        start: makes the states of a parameter that has none.
+    """
+
+    def __init__(self, start: Callable[[State, Tensor], None]) -> None:
+        self._start = start
+        self._weights = self._states = self._groups = _NOTHING
+
+    def __call__(
+        self,
+        places: Places,
+        grads: list[Tensor | None],
+        param_groups: list[dict[str, Any]],
+        state: dict[Tensor, State],
+        copies: dict[Tensor, Tensor],
+    ) -> tuple[list[Updates], list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """Updates of those that have a gradient, after all checks; their steps are counted.
+
+        Also the parameters that do not lie as they read, each with the copy that is stepped in its place; and all.
+        """
+        counts = array("q", map(Tensor.numel, places.parameters))
+        live = [grad is not None for grad in grads]
+        if not all(live) or 0 in counts:
+            live = list(map(and_, live, map(bool, counts)))
+            places = places.where(live)
+            counts, grads = array("q", compress(counts, live)), list(compress(grads, live))
+        if not grads:
+            return [], [], []
+        parameters = places.parameters
+        data, data_at, devices, odd = self._of_weights(places)
+        dtypes = [p.dtype for p in parameters]
+        grads, grads_at, grad_dtypes = _of_gradients(grads, counts, devices, places.numbers)
+        states = list(map(state.__getitem__, parameters))
+        if not all(states):
+            for parameter, own in zip(parameters, states, strict=True):
+                if not own:
+                    self._start(own, parameter)
+        moments = self._of_states(states, counts, devices, places.numbers)
+        mirrors = list(map(copies.get, parameters)) if copies else []
+        mirrors_at = array("q", map(_copy_at, parameters, mirrors)) if copies else array("q")
+        rounding = [group["rounding"] == "stochastic" for group in param_groups]
+        besides = (devices, dtypes, grad_dtypes, moments, mirrors_at, places.groups, places.numbers, rounding)
+        if odd or not self._groups.of(data, data_at, besides):
+            kinds = _by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, places.groups, rounding)
+            columns = [data, None, *moments.tensors, mirrors or None]
+            at = [data_at, None, *moments.addresses, mirrors_at or None]
+            made = [_grouped(kind, positions, columns, at, counts, places.numbers) for kind, positions in kinds]
+            self._groups = _Known(data, data_at, besides, made)
+
+        steps = [own["step"] + 1 for own in states]
+        together = len(set(steps)) == 1
+        keys = places.groups if together else list(zip(places.groups, steps, strict=True))
+        order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        of_step = [(key, steps[0]) for key in order] if together else order
+        rules = [Rule.of(param_groups[group], step) for group, step in of_step]
+        rule_of = list(map(order.__getitem__, keys))
+        updates = [_now(group, grads, grads_at, rule_of, rules) for group in self._groups.found]
+        for own, step in zip(states, steps, strict=True):
+            own["step"] = step
+        return updates, [(parameters[at], data[at]) for at in odd], parameters
+
+    def _of_weights(self, places: Places) -> tuple[list[Tensor], array, list[torch.device], list[int]]:
+        """The parameters as they will be stepped, their addresses and devices, and which are copies."""
+        parameters = places.parameters
+        addresses = array("q", map(Tensor.data_ptr, parameters))
+        if 0 in addresses:
+            kind = type(parameters[addresses.index(0)]).__name__
+            raise TypeError(f"a parameter of type {kind} holds no memory of its own: step its local tensor")
+        if not self._weights.of(parameters, addresses, ()):
+            found = [p.device for p in parameters], _odd(parameters)
+            self._weights = _Known(parameters, addresses, (), found)
+        devices, odd = self._weights.found
+        return *_plain(parameters, addresses, odd), devices, odd
+
+    def _of_states(
+        self, states: list[State], counts: array, devices: list[torch.device], numbers: Sequence[int]
+    ) -> _Moments:
+        """Both moments and the absmax of both."""
+        tensors = [t for own in states for t in (_coded(own) if "absmax1" in own else _single(own))]
+        addresses = array("q", map(Tensor.data_ptr, tensors))
+        if not self._states.of(tensors, addresses, (counts, devices)):
+            columns = [[own.get(name) for own in states] for name in ("state1", "state2", "absmax1", "absmax2")]
+            dtypes = [_checked(*row) for row in zip(*columns, counts, devices, numbers, strict=True)]
+            at = [array("q", [0 if t is None else t.data_ptr() for t in column]) for column in columns]
+            self._states = _Known(tensors, addresses, (counts, devices), _Moments(columns, at, dtypes))
+        return self._states.found
+
+
+class _Moments(NamedTuple):
+    """m, v and the absmax of both, None where there is none."""
+
+    tensors: list[list[Tensor | None]]
+    addresses: list[array]
+    dtypes: list[torch.dtype]
+
+
+_coded, _single = itemgetter("state1", "state2", "absmax1", "absmax2"), itemgetter("state1", "state2")
+
+
+def _by_kind(
+    devices: list[torch.device],
+    dtypes: list[torch.dtype],
+    grad_dtypes: list[torch.dtype],
+    state_dtypes: list[torch.dtype],
+    mirrors: list[Tensor | None],
+    groups: list[int],
+    rounding: list[bool],
+) -> list[tuple[Kind, list[int]]]:
+    """The kinds that there are, with the positions of each."""
+    found: dict[Kind, list[int]] = {}
+    rows = zip(devices, dtypes, grad_dtypes, state_dtypes, mirrors or [None] * len(dtypes), groups, strict=True)
+    for at, (device, dtype, grad_dtype, state_dtype, copy, group) in enumerate(rows):
+        rounds = rounding[group] and dtype != torch.float32
+        found.setdefault(Kind(device, dtype, grad_dtype, state_dtype, copy is not None, rounds), []).append(at)
+    return list(found.items())
+
+
+def _grouped(
+    kind: Kind, positions: list[int], columns: list, addresses: list, counts: array, numbers: Sequence[int]
+) -> _Group:
+    pick = itemgetter(*positions) if len(positions) > 1 else lambda column: (column[positions[0]],)
+    coded = kind.state == torch.uint8
+    there = (True, False, True, True, coded, coded, kind.copied)
+    return _Group(
+        kind,
+        pick,
+        [pick(column) if present else None for column, present in zip(columns, there, strict=True)],
+        [array("q", pick(column)) if present else None for column, present in zip(addresses, there, strict=True)],
+        array("q", pick(counts)),
+        array("q", pick(numbers)),
+    )
+
+
+def _now(group: _Group, grads: list[Tensor], grads_at: array, rule_of: list[int], rules: list[Rule]) -> Updates:
+    """What a kind's parameters are told at this step."""
+    kind, pick, tensors, addresses, counts, indices = group
+    tensors, addresses = tensors.copy(), addresses.copy()
+    tensors[1], addresses[1] = pick(grads), array("q", pick(grads_at))
+    return Updates(kind, tensors, addresses, counts, indices, array("q", pick(rule_of)), rules)
+
+
+def _odd(tensors: list[Tensor]) -> list[int]:
+    """Positions of those that do not lie as they read: not contiguous, or with a sign that is applied lazily."""
+    if all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors)):
+        return []
+    return [at for at, tensor in enumerate(tensors) if not tensor.is_contiguous() or tensor.is_neg()]
+
+
+def _plain(tensors: list[Tensor], addresses: array, odd: list[int]) -> tuple[list[Tensor], array]:
+    """The tensors and their addresses, with contiguous copies of those that are odd."""
+    if odd:
+        tensors, addresses = tensors.copy(), addresses[:]
+        for at in odd:
+            tensors[at] = tensors[at].detach().resolve_neg().contiguous()
+            addresses[at] = tensors[at].data_ptr()
+    return tensors, addresses
+
+
+def _of_gradients(
+    grads: list[Tensor], counts: array, devices: list[torch.device], numbers: Sequence[int]
+) -> tuple[list[Tensor], array, list[torch.dtype]]:
+    """The gradients as they will be read, their addresses and dtypes."""
+    dtypes = [grad.dtype for grad in grads]
+    if not set(dtypes).issubset(DTYPES) or {grad.layout for grad in grads} != {torch.strided}:
+        for grad in grads:
+            if grad.layout != torch.strided or grad.dtype not in DTYPES:
+                raise TypeError(
+                    f"gradients must be dense float32, bfloat16 or float16, got {grad.dtype}, {grad.layout}"
+                )
+    addresses = array("q", map(Tensor.data_ptr, grads))
+    if array("q", map(Tensor.numel, grads)) != counts or 0 in addresses:
+        for grad, count, address, number in zip(grads, counts, addresses, numbers, strict=True):
+            if grad.numel() != count or not address:
+                raise ValueError(
+                    f"the gradient of parameter {number} has {grad.numel() if address else 0} elements in memory for "
+                    f"its {count}: clear gradients before parameters change their size"
+                )
+    if len({*map(Tensor.get_device, grads), *map(_index, set(devices))}) > 1:
+        for grad, device, number in zip(grads, devices, numbers, strict=True):
+            if grad.device != device:
+                raise ValueError(f"the gradient of parameter {number} is on {grad.device}, the parameter on {device}")
+    return *_plain(grads, addresses, _odd(grads)), dtypes
+
+
+def _index(device: torch.device) -> int:
+    """As `Tensor.get_device` has it."""
+    return -1 if device.index is None else device.index
+
+
+def _checked(
+    m: Tensor,
+    v: Tensor,
+    absmax_m: Tensor | None,
+    absmax_v: Tensor | None,
+    count: int,
+    device: torch.device,
+    number: int,
+) -> torch.dtype:
+    """The dtype of a parameter's moments; ValueError for states that do not fit it."""
+    if m.numel() != count or m.device != device:
+        raise ValueError(
+            f"parameter {number} has {count} elements on {device}, its states {m.numel()} on {m.device}: make the "
+            "optimizer after moving or resizing"
+        )
+    coded = absmax_m is not None and absmax_v is not None
+    states, blocks = [m, v], [absmax_m, absmax_v] if coded else []
+    fits = m.dtype == v.dtype == (torch.uint8 if coded else torch.float32)
+    fits = fits and all(t.numel() == count for t in states) and all(t.numel() == -(-count // BLOCK) for t in blocks)
+    fits = fits and all(t.dtype == torch.float32 for t in blocks)
+    if not fits or not all(t.device == device and t.is_contiguous() for t in (*states, *blocks)):
+        raise ValueError(f"the states of parameter {number} are not those of AdamW8bit: load them by load_state_dict")
+    return m.dtype
+
+
+def _copy_at(parameter: Tensor, copy: Tensor | None) -> int:
+    """The address of a parameter's copy, 0 without one; ValueError for one that does not fit it."""
+    if copy is None:
+        return 0
+    check_copy(parameter, copy)
+    return copy.data_ptr()
+
+
+def check_copy(parameter: Tensor, copy: Tensor) -> None:
+    """Raise ValueError for a tensor that a parameter's rounded values cannot be written into."""
+    fits = copy.dtype == torch.bfloat16 and copy.shape == parameter.shape and copy.device == parameter.device
+    if parameter.dtype != torch.float32 or not fits or not copy.is_contiguous():
+        raise ValueError(
+            f"a copy must be bfloat16, contiguous and shaped like its float32 parameter, got {copy.dtype} "
+            f"{tuple(copy.shape)} on {copy.device} for {parameter.dtype} {tuple(parameter.shape)} on "
+            f"{parameter.device}"
+        )
