@@ -23,7 +23,9 @@ class Lazy:
         self.name = name
 
     def __getattr__(self, kernel: str) -> Any:
-        return getattr(import_module(self.name), kernel)
+        found = getattr(import_module(self.name), kernel)
+        setattr(self, kernel, found)  # and no longer asked for
+        return found
 
 
 _loss, _noise = Lazy("fdpo_fast.ops.triton_loss"), Lazy("fdpo_fast.ops.triton_noise")

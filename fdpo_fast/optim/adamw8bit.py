@@ -70,7 +70,7 @@ class AdamW8bit(Optimizer):
     ) -> None:
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
-        self._backend, self._min_8bit_size = backend, min_8bit_size
+        self._backend, self.min_8bit_size = backend, min_8bit_size
         self._copies: dict[Tensor, Tensor] = {}
         self._forget()
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -134,7 +134,10 @@ class AdamW8bit(Optimizer):
         if self._places is None:
             self._places = {p: (group, number) for p, group, number in zip(*Places.of(self.param_groups), strict=True)}
         places = Places(list(grads), *map(list, zip(*map(self._places.__getitem__, grads), strict=True)))
-        self._step(places, list(grads.values()), self._some, clip)
+        first = places.parameters[0]  # of a bucket, as a rule, which has the same parameters in every backward
+        if first not in self._parts:
+            self._parts[first] = _Memory(self._start)
+        self._step(places, list(grads.values()), self._parts[first], clip)
 
     def step_parameter(self, parameter: Tensor) -> None:
         """Step one parameter, which has a gradient."""
@@ -151,7 +154,7 @@ class AdamW8bit(Optimizer):
 
     def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
         """States of nothing seen yet, as bitsandbytes has them."""
-        coded = parameter.numel() >= self._min_8bit_size
+        coded = parameter.numel() >= self.min_8bit_size
         dtype, shape, device = torch.uint8 if coded else torch.float32, parameter.shape, parameter.device
         state["step"] = 0
         for number in ("1", "2"):
@@ -183,7 +186,7 @@ class AdamW8bit(Optimizer):
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_backend", "_min_8bit_size", "_copies")
+        own = ("_backend", "min_8bit_size", "_copies")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,11 +196,11 @@ class AdamW8bit(Optimizer):
     def _forget(self) -> None:
         """Begin anew with what is remembered of parameters and their states."""
         self._places: dict[Tensor, tuple[int, int]] | None = None
-        self._whole, self._some = _Memory(self._start), _Memory(self._start)
+        self._whole, self._parts = _Memory(self._start), dict[Tensor, _Memory]()
 
 
 class _Memory:
-    """What is remembered from one step to the next: of the whole model, or of the parts inside backward."""
+    """What is remembered from one step to the next: of the whole model, or of a part of it inside backward."""
 
     def __init__(self, start: Callable[[dict[str, Any], Tensor], None]) -> None:
         self.gather = Gatherer(start)

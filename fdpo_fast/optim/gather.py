@@ -80,6 +80,7 @@ class Gatherer:
     def __init__(self, start: Callable[[State, Tensor], None]) -> None:
         self._start = start
         self._weights = self._states = self._groups = _NOTHING
+        self._moments: _Moments | None = None  # that the groups were made of
 
     def __call__(
         self,
@@ -114,13 +115,13 @@ class Gatherer:
         mirrors = list(map(copies.get, parameters)) if copies else []
         mirrors_at = array("q", map(_copy_at, parameters, mirrors)) if copies else array("q")
         rounding = [group["rounding"] == "stochastic" for group in param_groups]
-        besides = (devices, dtypes, grad_dtypes, moments, mirrors_at, places.groups, places.numbers, rounding)
-        if odd or not self._groups.of(data, data_at, besides):
+        besides = (devices, dtypes, grad_dtypes, mirrors_at, places.groups, places.numbers, rounding)
+        if odd or moments is not self._moments or not self._groups.of(data, data_at, besides):
             kinds = _by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, places.groups, rounding)
             columns = [data, None, *moments.tensors, mirrors or None]
             at = [data_at, None, *moments.addresses, mirrors_at or None]
             made = [_grouped(kind, positions, columns, at, counts, places.numbers) for kind, positions in kinds]
-            self._groups = _Known(data, data_at, besides, made)
+            self._groups, self._moments = _Known(data, data_at, besides, made), moments
 
         steps = [own["step"] + 1 for own in states]
         together = len(set(steps)) == 1

@@ -7,9 +7,9 @@ anew where a column has changed, and go there through pinned memory, so that nob
 from __future__ import annotations
 
 from array import array
-from functools import cache
+from functools import cache, reduce
 from itertools import accumulate, compress
-from operator import not_
+from operator import not_, or_
 from typing import NamedTuple
 
 import torch
@@ -46,28 +46,34 @@ def staged(words: array, device: torch.device) -> Tensor:
     A copy from memory that is not pinned waits for all launches before it. torch hands out pinned memory again only
     once the copies that it was told of are done (CachingHostAllocator), so none is overwritten under way.
     """
-    numbers = torch.frombuffer(words, dtype=torch.int64)
     if device.type == "cpu":
-        return numbers.clone()
-    return numbers.pin_memory().to(device, non_blocking=True)
+        return torch.frombuffer(words[:], dtype=torch.int64)
+    return torch.frombuffer(words, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
 
 
 class _Rules(NamedTuple):
-    """The small table of what parameters have in common, of two views: [rules, 14] float32 and [rules, 7] int64."""
+    """The small table of what parameters have in common, by two views: [rules, 14] float32 and [rules, 7] int64."""
 
     rules: list[Rule]
     rates: Tensor
     words: Tensor
 
     @classmethod
-    def of(cls, rules: list[Rule], device: torch.device) -> _Rules:
-        words = array("q")
-        for rule in rules:
-            seed = rule.seed - 2**64 if rule.seed >> 63 else rule.seed
-            words.frombytes(array("f", (*rule.rates, 0.0)).tobytes())
-            words.extend((seed, rule.step, rule.first))
-        table = staged(words, device)
-        return cls(rules, table.view(torch.float32), table)
+    def of(cls, rules: list[Rule], device: torch.device, stream: int) -> _Rules:
+        """The last one, where that was of the same; buckets inside backward are many."""
+        last = _last_rules.get((device, stream))
+        if last is None or last.rules != rules:
+            words = array("q")
+            for rule in rules:
+                seed = rule.seed - 2**64 if rule.seed >> 63 else rule.seed
+                words.frombytes(array("f", (*rule.rates, 0.0)).tobytes())
+                words.extend((seed, rule.step, rule.first))
+            table = staged(words, device)
+            last = _last_rules[device, stream] = cls(rules, table.view(torch.float32), table)
+        return last
+
+
+_last_rules: dict[tuple[torch.device, int], _Rules] = {}
 
 
 class _Launch(NamedTuple):
@@ -90,7 +96,8 @@ class _Table:
     """The first rows, which decide whether vectors can be read."""
 
     def __init__(self) -> None:
-        self._columns: list[array | None] = []
+        self._columns: list[array | None] = [None] * 10
+        self._odd = [0] * self.ALIGNED  # bits below 16 that a row has
         self._words = array("q")
         self._launches: list[_Launch] = []
 
@@ -99,28 +106,34 @@ class _Table:
         data, grad, m, v, absmax_m, absmax_v, copy = updates.addresses
         counts = updates.counts
         columns = [data, grad, m, v, copy, counts, absmax_m, absmax_v, updates.indices, updates.rule_of]
-        if columns == self._columns:
+        before = self._columns
+        if columns == before:
             return self._launches
         n, device = len(counts), updates.kind.device
         if len(self._words) != n * self.ROWS:
-            self._words, self._columns = array("q", bytes(8 * n * self.ROWS)), []
-        before = self._columns or [None] * len(columns)
+            self._words, before = array("q", bytes(8 * n * self.ROWS)), [None] * len(columns)
         for row, (column, old) in enumerate(zip(columns, before, strict=True)):
-            if column != old:
-                self._write(row, column or array("q", bytes(8 * n)))
+            if column is not None and column != old:
+                self._write(row, column)
+                if row < self.ALIGNED:
+                    self._odd[row] = reduce(or_, column) & 15
         if counts != before[5]:
             self._write(10, array("q", accumulate(-(-count // (ROWS * BLOCK)) for count in counts)))
             self._write(11, array("q", accumulate(-(-count // CHUNK) for count in counts)))
         self._columns = columns
-        misplaced = (torch.frombuffer(self._words, dtype=torch.int64)[: self.ALIGNED * n].view(-1, n) & 15).any(0)
-        if not (some := misplaced.any()) or misplaced.all():
-            ends = self._words[n * 11 - 1], self._words[n * 12 - 1]
-            self._launches = [_Launch(staged(self._words, device), n, *ends, not some)]
-        else:
-            odd = misplaced.tolist()
+        odd = self._misplaced(n) if any(self._odd) else []
+        if any(odd) and not all(odd):
             fine = list(map(not_, odd))
             self._launches = [part for chosen in (fine, odd) for part in _Table().launches(_where(updates, chosen))]
+        else:
+            ends = self._words[n * 11 - 1], self._words[n * 12 - 1]
+            self._launches = [_Launch(staged(self._words, device), n, *ends, not any(odd))]
         return self._launches
+
+    def _misplaced(self, n: int) -> list[bool]:
+        """Which tensors cannot be read by 128 bits."""
+        rows = torch.frombuffer(self._words, dtype=torch.int64)[: self.ALIGNED * n]
+        return (rows.view(-1, n) & 15).any(0).tolist()
 
     def _write(self, row: int, column: array) -> None:
         self._words[row * len(column) : (row + 1) * len(column)] = column
@@ -145,15 +158,12 @@ class Stepper:
 
     def __init__(self) -> None:
         self._tables: dict[tuple[Kind, int], _Table] = {}
-        self._rules: dict[tuple[torch.device, int], _Rules] = {}
 
     def __call__(self, updates: Updates, clip: Clip | None = None) -> None:
         kind, device = updates.kind, updates.kind.device
         like, stream = updates.tensors[0][0], stream_of(device)
         with on(like):
-            rules = self._rules.get((device, stream))
-            if rules is None or rules.rules != updates.rules:
-                rules = self._rules[device, stream] = _Rules.of(updates.rules, device)
+            rules = _Rules.of(updates.rules, device, stream)
             table = self._tables.setdefault((kind, stream), _Table())
             for launch in table.launches(updates):
                 factors = None if clip is None else _factors(kind, launch, clip)

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 from fdpo_fast.optim.update import Clip
 
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 96 << 20
 """Gradients that are stepped together: less would be many launches, more much memory."""
 
 
@@ -27,9 +27,9 @@ class _Bucket:
 class StepInBackward:
     """Steps parameters while backward goes on, and frees their gradients (post-accumulate hooks).
 
-    So no copy of the model made of gradients ever exists. They are gathered in buckets, one for each device, dtype of
-    the parameter and dtype of the gradient, in the order in which they arrive; a bucket is averaged, clipped, stepped
-    and freed once it holds `BUCKET_BYTES`, or when backward ends, whoever has called it.
+    So no copy of the model made of gradients ever exists. They are gathered in buckets, in the order in which they
+    arrive, one for each device, dtype and dtype of the states; a bucket is averaged, clipped, stepped and freed once it
+    holds `BUCKET_BYTES`, or when backward ends, whoever has called it.
 
     The global norm is not known until then; `max_norm` bounds each parameter's own norm instead, by
     min(1, max_norm / |g|). A gradient that is not finite counts as zero: others have been stepped already. Gradients
@@ -63,7 +63,8 @@ class StepInBackward:
             self._backward = backward
             Variable._execution_engine.queue_callback(self._step_all)
         grad, parameter.grad = parameter.grad, None
-        kind = parameter.device, parameter.dtype, grad.dtype  # the same on every rank, as addresses are not
+        # the same on every rank, as addresses are not
+        kind = parameter.get_device(), parameter.dtype, grad.dtype, parameter.numel() < self._optimizer.min_8bit_size
         bucket = self._buckets.get(kind)
         if bucket is None:
             bucket = self._buckets[kind] = _Bucket()
