@@ -148,7 +148,7 @@ def norm_kernel(
             total += tl.load(partials + first + lanes, first + lanes < end, 0.0, cache_modifier=".cg")
         norm = tl.sqrt_rn(tl.sum(total))
         finite = norm <= _LARGEST
-        bound = tl.where(max_norm > 0, tl.div_rn(max_norm, norm), 1.0)
+        bound = tl.where(max_norm > 0, tl.div_rn(max_norm * 0 + 1.0, norm) * max_norm, 1.0)  # as torch divides a number
         tl.store(factors + tensor, tl.where(finite, tl.minimum(bound, 1.0), 0.0))
         tl.store(bad, 1.0, not finite)
 
