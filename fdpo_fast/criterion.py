@@ -59,7 +59,8 @@ class Criterion(NamedTuple):
         beta, ratio_scale = float(beta), float(ratio_scale)
         row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
         shape = LOSS_TYPES[loss_type](label_smoothing)
-        fused = Options(row, shape, beta, ratio_scale, layout == "interleaved")
+        numbers = tuple(map(float, row)), tuple(map(float, shape))  # an integer would be compiled into a kernel
+        fused = Options(*numbers, beta, ratio_scale, layout == "interleaved")
         return cls(link, beta, ratio_scale, shape, layout, reduction, backend, fused)
 
     def backend_for(self, pred: Tensor, ref: Tensor, target: Tensor) -> str:
@@ -93,24 +94,27 @@ def check_tensors(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | No
             raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}")
         if value.device != pred.device:
             raise ValueError(f"{name} is on {value.device} but pred is on {pred.device}: move them to one device")
-    if pred.ndim == 0 or len(pred) % 2:
-        raise ValueError(f"pred must hold pairs, [2B, ...] with an even first dimension, got {tuple(pred.shape)}")
-    if len(pred) and not pred.numel():
-        raise ValueError(f"pred has samples without elements, shape {tuple(pred.shape)}")
+    shape = pred.shape
+    rows = shape[0] if shape else 1
+    if rows % 2:
+        raise ValueError(f"pred must hold pairs, [2B, ...] with an even first dimension, got {tuple(shape)}")
+    if rows and not pred.numel():
+        raise ValueError(f"pred has samples without elements, shape {tuple(shape)}")
     if is_draws(target):
-        if target.shape != (3, len(pred) // 2):
-            raise ValueError(f"draws have shape {tuple(target.shape)}: give (3, {len(pred) // 2}), see noise.draws")
-    elif target.shape != pred.shape:
-        raise ValueError(f"target has shape {tuple(target.shape)} but pred has {tuple(pred.shape)}: they must agree")
-    if ref.shape != pred.shape and ref.shape != pred.shape[:1]:
-        raise ValueError(
-            f"ref has shape {tuple(ref.shape)}: give reference predictions {tuple(pred.shape)} "
-            f"or reference errors ({len(pred)},)"
-        )
-    if ref.shape != pred.shape and ref.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"reference errors must be float32 or float64, got {ref.dtype}: "
-            "one rounding step of half precision moves the margin by as much as the signal"
-        )
-    if weight is not None and weight.shape != (len(pred) // 2,):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: give one factor per pair, ({len(pred) // 2},)")
+        if target.shape != (3, rows // 2):
+            raise ValueError(f"draws have shape {tuple(target.shape)}: give (3, {rows // 2}), see noise.draws")
+    elif target.shape != shape:
+        raise ValueError(f"target has shape {tuple(target.shape)} but pred has {tuple(shape)}: they must agree")
+    if ref.shape != shape:
+        if ref.shape != shape[:1]:
+            raise ValueError(
+                f"ref has shape {tuple(ref.shape)}: give reference predictions {tuple(shape)} "
+                f"or reference errors ({rows},)"
+            )
+        if ref.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"reference errors must be float32 or float64, got {ref.dtype}: "
+                "one rounding step of half precision moves the margin by as much as the signal"
+            )
+    if weight is not None and weight.shape != (rows // 2,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: give one factor per pair, ({rows // 2},)")

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fdpo_fast.ops.layout import arrange
-from fdpo_fast.ops.operands import Results, elements, is_draws
+from fdpo_fast.ops.operands import STATS, Results, elements, is_draws
 
 
 class Lazy:
@@ -50,38 +50,54 @@ def devices() -> tuple[str, ...]:
     return ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)
 
 
-class _Pairs:
-    """How a launch goes over samples [2B, ...]: `tensors` as the kernels take them, one program per pair and chunk."""
+class _Walk(NamedTuple):
+    """How a launch goes over samples [2B, ...], one program per pair and chunk; the tensors apart."""
 
-    def __init__(self, tensors: Sequence[Tensor], *, logical: bool) -> None:
-        self.tensors, order = arrange(tensors, logical=logical)
-        self.pairs, self.n = len(tensors[0]) // 2, elements(tensors[0])
-        self.chunks = -(-self.n // BLOCK)
-        self.grid = (self.pairs * self.chunks,)
-        self.sizes = order.sizes[1:] if order else (0, 0)
-        self._strides = iter(order.strides if order else [(0, 0, 0)] * len(tensors))
-        self._left = iter(self.tensors)
-        spans = [self.n]
-        if order:
-            spans += [
-                sum((size - 1) * stride for size, stride in zip(order.sizes, s, strict=True)) for s in order.strides
-            ]
-        self.switches = {"DENSE": order is None, "WIDE": max(spans) + BLOCK >= 2**31, "BLOCK": BLOCK}
-
-    def take(self) -> tuple[Tensor, int, tuple[int, int, int]]:
-        """The next tensor, how far its rows are apart, and the strides within a row."""
-        tensor = next(self._left)
-        return tensor, tensor.stride(0), next(self._strides)
+    pairs: int
+    n: int  # elements of a sample
+    chunks: int
+    grid: tuple[int]
+    sizes: tuple[int, int]
+    strides: list[tuple[int, int, int]]  # within a row, of each tensor
+    options: dict[str, Any]
+    """Of the launch, switches among them."""
 
 
-def _other(tensor: Tensor) -> tuple[Tensor, int, tuple[int, int, int]]:
-    """A tensor without samples where one with them could stand, as `_Pairs.take` gives it."""
-    return tensor.contiguous(), 0, (0, 0, 0)
+_walks: dict[tuple, _Walk] = {}
+_MOST_WALKS = 1024
 
 
-def on(tensor: Tensor):
+def _walk(tensors: list[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], _Walk]:
+    """The tensors as the kernels take them, and the walk over them, which is remembered for their shape and strides."""
+    key = (tensors[0].shape, logical, *(tensor.stride() for tensor in tensors))
+    known = _walks.get(key)
+    if known is not None:
+        return tensors, known
+    taken, order = arrange(tensors, logical=logical)
+    pairs, n = tensors[0].shape[0] // 2, elements(tensors[0])
+    chunks, spans = -(-n // BLOCK), [n]
+    if order:
+        spans += [sum((size - 1) * stride for size, stride in zip(order.sizes, s, strict=True)) for s in order.strides]
+    switches = {"DENSE": order is None, "WIDE": max(spans) + BLOCK >= 2**31, "BLOCK": BLOCK}
+    sizes, strides = (order.sizes[1:], order.strides) if order else ((0, 0), [(0, 0, 0)] * len(tensors))
+    found = _Walk(pairs, n, chunks, (pairs * chunks,), sizes, strides, switches | OPTIONS)
+    if taken is tensors:
+        if len(_walks) >= _MOST_WALKS:
+            _walks.clear()
+        _walks[key] = found
+    return taken, found
+
+
+_NOWHERE = (0, 0, 0)
+"""Strides of a tensor without samples, where one with them could stand."""
+_HERE = nullcontext()
+
+
+def on(device: torch.device):
     """Triton launches on the current device; an interpreted kernel needs none."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)
 
 
 @cache
@@ -94,14 +110,14 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-def counters(like: Tensor, count: int) -> Tensor:
-    """Zeros, which every launch leaves as zeros: kept for each stream, since filling them would be a launch.
+def counters(device: torch.device, count: int) -> Tensor:
+    """int32 zeros, which every launch leaves as zeros: kept for each stream, since filling them would be a launch.
 
     A CUDA graph, which may be replayed on any stream, gets its own, filled at each replay.
     """
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=like.device)
-    return _kept_counters(like.device, stream_of(like.device), max(1024, 1 << count.bit_length()))
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    return _kept_counters(device, stream_of(device), max(1024, 1 << count.bit_length()))
 
 
 def loss_forward(
@@ -119,25 +135,25 @@ def loss_forward(
 ) -> Results:
     """See `ops.operators.loss_forward`. A gradient asked for takes a launch of its own."""
     out, predicted, drawn = Results.empty(pred, reduction, False), ref.shape == pred.shape, is_draws(target)
-    if len(pred) == 0:
+    if pred.shape[0] == 0:
         out.loss.zero_()
         out.accuracy.zero_()
         return out._replace(grad=torch.empty_like(pred)) if upstream is not None else out
-    over = _Pairs([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
-    p, p_row, p_strides = over.take()
-    r, r_row, r_strides = over.take() if predicted else _other(ref)
-    t, t_row, t_strides = _other(target) if drawn else over.take()
+    rows, over = _walk([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
+    p, r, t = rows[0], rows[1] if predicted else ref.contiguous(), target.contiguous() if drawn else rows[-1]
+    strides, device, pairs = over.strides, pred.device, over.pairs
     sums = 6 if predicted else 2  # of a program, see the kernel
-    room = torch.empty(over.pairs * (sums * over.chunks + 1), dtype=torch.float64, device=pred.device)
-    losses = out.loss if reduction == "none" else room[-over.pairs :].view(torch.float32)
-    row, kind = (tuple(map(float, numbers)) for numbers in (link, loss_type))  # an integer would be compiled in
-    with on(pred):
+    room = torch.empty(pairs * sums * over.chunks, dtype=torch.float64, device=device)
+    losses = out.loss if reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
+    with on(device):
         _loss.loss_forward_kernel[over.grid](
-            p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, counters(pred, over.pairs + 1),
-            over.pairs, over.n, over.chunks, p_row, r_row, t_row, *over.sizes, *p_strides, *r_strides, *t_strides,
-            *row, *kind, beta, ratio_scale, 1 / over.pairs if reduction == "mean" else 1.0,
+            p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, counters(device, pairs + 1),
+            pairs, over.n, over.chunks, p.stride(0), r.stride(0) if predicted else 0, 0 if drawn else t.stride(0),
+            *over.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(_NOWHERE if drawn else strides[-1]),
+            *map(float, link), *map(float, loss_type),  # an integer would be compiled in
+            beta, ratio_scale, 1 / pairs if reduction == "mean" else 1.0,
             INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
-            REDUCE=reduction != "none", **over.switches, **OPTIONS,
+            REDUCE=reduction != "none", **over.options,
         )  # fmt: skip
     if upstream is not None:
         return out._replace(
@@ -149,18 +165,18 @@ def loss_forward(
 def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
     """See `ops.operators.loss_backward`."""
     grad, drawn = torch.empty_like(pred), is_draws(target)
-    if len(pred) == 0:
+    if pred.shape[0] == 0:
         return grad
-    over = _Pairs([pred, grad] if drawn else [pred, grad, target], logical=drawn)
-    p, p_row, p_strides = over.take()
-    g, g_row, g_strides = over.take()
-    t, t_row, t_strides = _other(target) if drawn else over.take()
-    grad_loss = grad_loss.float().expand(over.pairs)
-    with on(pred):
+    (p, g, *rows), over = _walk([pred, grad] if drawn else [pred, grad, target], logical=drawn)
+    t, strides = target.contiguous() if drawn else rows[0], over.strides
+    if grad_loss.dtype != torch.float32:
+        grad_loss = grad_loss.float()
+    with on(pred.device):
         _loss.loss_backward_kernel[over.grid](
-            grad_loss, stats[-2:], p, t, g, over.pairs, over.n, over.chunks, grad_loss.stride(0),
-            p_row, t_row, g_row, *over.sizes, *p_strides, *t_strides, *g_strides,
-            INTERLEAVED=interleaved, DRAWN=drawn, **over.switches, **OPTIONS,
+            grad_loss, stats.narrow(0, len(STATS), 2), p, t, g, over.pairs, over.n, over.chunks,
+            grad_loss.stride(0) if grad_loss.ndim else 0, p.stride(0), 0 if drawn else t.stride(0), g.stride(0),
+            *over.sizes, *strides[0], *(_NOWHERE if drawn else strides[2]), *strides[1],
+            INTERLEAVED=interleaved, DRAWN=drawn, **over.options,
         )  # fmt: skip
     return grad if g is grad else grad.copy_(g)
 
@@ -170,16 +186,14 @@ def add_noise(
 ) -> tuple[Tensor, Tensor]:
     """See `ops.operators.add_noise`."""
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
-    if len(latents) == 0:
+    if latents.shape[0] == 0:
         return out, timesteps
-    over = _Pairs([latents, out], logical=True)
-    x, x_row, x_strides = over.take()
-    noisy, o_row, o_strides = over.take()
-    with on(latents):
+    (x, noisy), over = _walk([latents, out], logical=True)
+    with on(latents.device):
         _noise.add_noise_kernel[over.grid](
-            x, draws, signal, sigma, noisy, timesteps, over.pairs, over.n, over.chunks, len(signal),
-            x_row, o_row, *over.sizes, *x_strides, *o_strides,
-            INTERLEAVED=interleaved, **over.switches, **OPTIONS,
+            x, draws, signal, sigma, noisy, timesteps, over.pairs, over.n, over.chunks, signal.shape[0],
+            x.stride(0), noisy.stride(0), *over.sizes, *over.strides[0], *over.strides[1],
+            INTERLEAVED=interleaved, **over.options,
         )  # fmt: skip
     return out if noisy is out else out.copy_(noisy), timesteps
 
@@ -189,6 +203,7 @@ def normals(draws: Tensor, count: int) -> Tensor:
     out, draws = torch.empty((draws.shape[1], count), device=draws.device), draws.contiguous()
     chunks = -(-count // BLOCK)
     if out.numel():
-        with on(draws):
-            _noise.normals_kernel[(len(out) * chunks,)](draws, out, len(out), count, chunks, BLOCK=BLOCK, **OPTIONS)
+        rows = out.shape[0]
+        with on(draws.device):
+            _noise.normals_kernel[(rows * chunks,)](draws, out, rows, count, chunks, BLOCK=BLOCK, **OPTIONS)
     return out

@@ -22,12 +22,12 @@ class Results(NamedTuple):
     @classmethod
     def empty(cls, pred: Tensor, reduction: str, with_grad: bool) -> Results:
         """Memory for the results; the kernels write every element."""
-        pairs, single = len(pred) // 2, {"dtype": torch.float32, "device": pred.device}
+        pairs, device = pred.shape[0] // 2, pred.device
         return cls(
-            torch.empty(pairs if reduction == "none" else (), **single),
-            torch.empty((), **single),
-            torch.empty((len(STATS) + 2, pairs), **single),
-            torch.empty_like(pred) if with_grad else torch.empty(0, dtype=pred.dtype, device=pred.device),
+            torch.empty(pairs if reduction == "none" else (), dtype=torch.float32, device=device),
+            torch.empty((), dtype=torch.float32, device=device),
+            torch.empty((len(STATS) + 2, pairs), dtype=torch.float32, device=device),
+            torch.empty_like(pred) if with_grad else torch.empty(0, dtype=pred.dtype, device=device),
         )
 
 
@@ -38,4 +38,4 @@ def is_draws(target: Tensor) -> bool:
 
 def elements(samples: Tensor) -> int:
     """Elements of one sample of [rows, ...]."""
-    return samples.numel() // max(len(samples), 1)
+    return samples.numel() // max(samples.shape[0], 1)  # len() of a tensor is slow

@@ -161,8 +161,8 @@ class Stepper:
 
     def __call__(self, updates: Updates, clip: Clip | None = None) -> None:
         kind, device = updates.kind, updates.kind.device
-        like, stream = updates.tensors[0][0], stream_of(device)
-        with on(like):
+        stream = stream_of(device)
+        with on(device):
             rules = _Rules.of(updates.rules, device, stream)
             table = self._tables.setdefault((kind, stream), _Table())
             for launch in table.launches(updates):
@@ -193,7 +193,7 @@ def _factors(kind: Kind, launch: _Launch, clip: Clip) -> Tensor:
     _kernels.norm_kernel[(launch.norm_programs,)](
         launch.table,
         room,
-        counters(clip.bad, tensors),
+        counters(device, tensors),
         clip.bad,
         clip.max_norm,
         tensors,
