@@ -59,8 +59,7 @@ class Criterion(NamedTuple):
         beta, ratio_scale = float(beta), float(ratio_scale)
         row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
         shape = LOSS_TYPES[loss_type](label_smoothing)
-        numbers = tuple(map(float, row)), tuple(map(float, shape))  # an integer would be compiled into a kernel
-        fused = Options(*numbers, beta, ratio_scale, layout == "interleaved")
+        fused = Options(row, shape, beta, ratio_scale, layout == "interleaved")
         return cls(link, beta, ratio_scale, shape, layout, reduction, backend, fused)
 
     def backend_for(self, pred: Tensor, ref: Tensor, target: Tensor) -> str:

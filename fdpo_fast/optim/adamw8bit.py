@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from fdpo_fast.ops import operators
 from fdpo_fast.optim import gpu, host, reference
+from fdpo_fast.optim.checks import check_copy
 from fdpo_fast.optim.dynamic_map import BLOCK, dynamic_map
-from fdpo_fast.optim.gather import Gatherer, Places, check_copy
+from fdpo_fast.optim.gather import Gatherer, Places
 from fdpo_fast.optim.update import ROUNDINGS, Clip, Updates
 
 Step = Callable[[Updates, Clip | None], None]

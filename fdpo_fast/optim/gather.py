@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdpo_fast.optim.dynamic_map import BLOCK
+from fdpo_fast.optim.checks import check_states, copy_at
 from fdpo_fast.optim.reference import DTYPES
 from fdpo_fast.optim.update import Kind, Rule, Updates
 
@@ -113,7 +113,7 @@ class Gatherer:
                     self._start(own, parameter)
         moments = self._of_states(states, counts, devices, places.numbers)
         mirrors = list(map(copies.get, parameters)) if copies else []
-        mirrors_at = array("q", map(_copy_at, parameters, mirrors)) if copies else array("q")
+        mirrors_at = array("q", map(copy_at, parameters, mirrors)) if copies else array("q")
         rounding = [group["rounding"] == "stochastic" for group in param_groups]
         besides = (devices, dtypes, grad_dtypes, mirrors_at, places.groups, places.numbers, rounding)
         if odd or moments is not self._moments or not self._groups.of(data, data_at, besides):
@@ -156,7 +156,7 @@ class Gatherer:
         addresses = array("q", map(Tensor.data_ptr, tensors))
         if not self._states.of(tensors, addresses, (counts, devices)):
             columns = [[own.get(name) for own in states] for name in ("state1", "state2", "absmax1", "absmax2")]
-            dtypes = [_checked(*row) for row in zip(*columns, counts, devices, numbers, strict=True)]
+            dtypes = [check_states(*row) for row in zip(*columns, counts, devices, numbers, strict=True)]
             at = [array("q", [0 if t is None else t.data_ptr() for t in column]) for column in columns]
             self._states = _Known(tensors, addresses, (counts, devices), _Moments(columns, at, dtypes))
         return self._states.found
@@ -261,47 +261,3 @@ def _of_gradients(
 def _index(device: torch.device) -> int:
     """As `Tensor.get_device` has it."""
     return -1 if device.index is None else device.index
-
-
-def _checked(
-    m: Tensor,
-    v: Tensor,
-    absmax_m: Tensor | None,
-    absmax_v: Tensor | None,
-    count: int,
-    device: torch.device,
-    number: int,
-) -> torch.dtype:
-    """The dtype of a parameter's moments; ValueError for states that do not fit it."""
-    if m.numel() != count or m.device != device:
-        raise ValueError(
-            f"parameter {number} has {count} elements on {device}, its states {m.numel()} on {m.device}: make the "
-            "optimizer after moving or resizing"
-        )
-    coded = absmax_m is not None and absmax_v is not None
-    states, blocks = [m, v], [absmax_m, absmax_v] if coded else []
-    fits = m.dtype == v.dtype == (torch.uint8 if coded else torch.float32)
-    fits = fits and all(t.numel() == count for t in states) and all(t.numel() == -(-count // BLOCK) for t in blocks)
-    fits = fits and all(t.dtype == torch.float32 for t in blocks)
-    if not fits or not all(t.device == device and t.is_contiguous() for t in (*states, *blocks)):
-        raise ValueError(f"the states of parameter {number} are not those of AdamW8bit: load them by load_state_dict")
-    return m.dtype
-
-
-def _copy_at(parameter: Tensor, copy: Tensor | None) -> int:
-    """The address of a parameter's copy, 0 without one; ValueError for one that does not fit it."""
-    if copy is None:
-        return 0
-    check_copy(parameter, copy)
-    return copy.data_ptr()
-
-
-def check_copy(parameter: Tensor, copy: Tensor) -> None:
-    """Raise ValueError for a tensor that a parameter's rounded values cannot be written into."""
-    fits = copy.dtype == torch.bfloat16 and copy.shape == parameter.shape and copy.device == parameter.device
-    if parameter.dtype != torch.float32 or not fits or not copy.is_contiguous():
-        raise ValueError(
-            f"a copy must be bfloat16, contiguous and shaped like its float32 parameter, got {copy.dtype} "
-            f"{tuple(copy.shape)} on {copy.device} for {parameter.dtype} {tuple(parameter.shape)} on "
-            f"{parameter.device}"
-        )
