@@ -36,23 +36,26 @@ class StepGuard:
         optimizer.register_step_post_hook(self._show)
 
     def _hide(self, optimizer: Optimizer, *_: Any) -> None:
-        held = [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad = torch.zeros(())
-        if held:
-            grads = [grad for _, grad in held]
-            # Only float16 has norms that do not fit it; for a host tensor another dtype makes a whole copy.
-            dtype = torch.float32 if any(grad.dtype == torch.float16 for grad in grads) else None
-            norms = torch.stack(torch._foreach_norm(grads, dtype=dtype))
-            bad = (~norms.isfinite()).sum().float()
-        self.found(bad)
-        if held and self._max_norm is not None:
-            self.norm = torch.linalg.vector_norm(norms.float())
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            self.found(torch.zeros(()))
+            return
+        grads = [p.grad for p in parameters]
+        # Only float16 has norms that do not fit it; for a host tensor another dtype makes a whole copy.
+        dtype = torch.float32 if any(grad.dtype == torch.float16 for grad in grads) else None
+        norms = torch.stack(torch._foreach_norm(grads, dtype=dtype)).float()
+        bad, norm = (~norms.isfinite()).sum().float(), torch.linalg.vector_norm(norms)
+        self._agree(bad)
+        found, length = torch.stack((bad, norm)).tolist()  # the one wait
+        self._found |= found > 0
+        if self._max_norm is not None:
+            self.norm = norm
         if self._found:
-            self._hidden = held
-            for parameter, _ in held:
+            self._hidden = list(zip(parameters, grads, strict=True))
+            for parameter in parameters:
                 parameter.grad = None
-        elif held and self._max_norm and self.norm > self._max_norm:
-            torch._foreach_mul_(grads, self._max_norm / self.norm)
+        elif self._max_norm and length > self._max_norm:
+            torch._foreach_mul_(grads, self._max_norm / norm)
 
     def _show(self, *_: Any) -> None:
         for parameter, grad in self._hidden:  # offloading keeps its buffers there
