@@ -48,7 +48,7 @@ def rivals_book(config: Config, drawn: Blueprint) -> Account:
     book = account(config, traced, 1, gpu=True)
     if config.reference.mode == "live":  # it is frozen, in fp16
         book.add("reference model", "gpu", HALF * traced.trained - traced.trained_bytes)
-    text = sum(p.numel() for module in drawn.text_encoders() for p in module.parameters())
+    text = drawn.text_parameters
     vae = sum(p.numel() for p in drawn.vae(torch.float16).parameters())
     book.add("text encoders", "gpu", HALF * text)
     book.add("VAE", "gpu", HALF * vae)

@@ -70,7 +70,7 @@ class Metrics:
                 record["grad_norm"] = norm
             records.append(record)
         records[-1]["images_per_second"] = rate
-        records[-1]["memory_gib"] = memory_gib(self.device)
+        records[-1] |= memory(self.device)
         edges = [self.timesteps * i // self.bins for i in range(self.bins + 1)]
         by_bin = sums.sum(dim=0).tolist()
         records[-1]["bins"] = [
@@ -86,13 +86,25 @@ def _means(sums: list[float]) -> dict[str, float]:
     return {"pairs": int(pairs), **{name: total / pairs for name, total in zip(COLUMNS[1:], sums[1:], strict=True)}}
 
 
-def memory_gib(device: torch.device) -> float:
-    """Peak memory of this process in GiB: of the GPU's allocator, or resident on the host."""
+def memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process in GiB: what its tensors took of the GPU and what the allocator had reserved for
+    them, or what was resident on the host.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return {
+            "memory_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+            "memory_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+        }
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def forget_caching(device: torch.device) -> None:
+    """Start the GPU's peaks anew, without what the encoders had reserved; the host's peak cannot be."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 class WinnerWatch:

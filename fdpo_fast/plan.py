@@ -10,6 +10,7 @@ from pathlib import Path
 from fdpo_fast.config import Config
 from fdpo_fast.data.files import replacing
 from fdpo_fast.memory.account import GIB, PHASES, Account
+from fdpo_fast.memory.cards import CARDS, seconds
 from fdpo_fast.memory.ladder import RUNGS
 from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan, with_allowances
 from fdpo_fast.models import quiet_libraries
@@ -17,6 +18,8 @@ from fdpo_fast.models import quiet_libraries
 
 def show(config: Config, options: Namespace) -> None:
     """Draw up the plan and print it."""
+    if options.card and not options.gpu:
+        options.gpu = CARDS[options.card].memory * 2.0**30
     quiet_libraries()
     drawn = plan(config, options.gpus)
     text = json.dumps(figures(drawn, options), indent=2)
@@ -49,6 +52,10 @@ def figures(drawn: Plan, options: Namespace) -> dict:
             for name, price in drawn.prices.items()
         },
         "step": {"tflop_a_gpu": round(_tflop(drawn, options), 3), "seconds": _seconds(drawn, options)},
+        "seconds_a_pair": {
+            name: {"from": float(f"{fast:.3g}"), "to": float(f"{slow:.3g}"), "measured_by": CARDS[name].source}
+            for name, (fast, slow) in _on_cards(drawn, options).items()
+        },
         "architecture": drawn.blueprint.source,
         "gpus": options.gpus,
     }
@@ -63,6 +70,14 @@ def _tflop(drawn: Plan, options: Namespace) -> float:
 def _seconds(drawn: Plan, options: Namespace) -> float | None:
     """Of the same, at the rate that was given."""
     return round(_tflop(drawn, options) / options.tflops, 3) if options.tflops else None
+
+
+def _on_cards(drawn: Plan, options: Namespace) -> dict[str, tuple[float, float]]:
+    """Seconds of a pair's forward and backward by card, from what others have published of training such models."""
+    runs = drawn.prices[drawn.config.model.gradient_checkpointing].flops
+    cards = {options.card: CARDS[options.card]} if options.card else CARDS
+    found = {name: seconds(card, drawn.prices["off"].flops, runs) for name, card in cards.items()}
+    return {name: value for name, value in found.items() if value}
 
 
 def table(drawn: Plan, options: Namespace) -> Iterator[str]:
@@ -99,6 +114,7 @@ def table(drawn: Plan, options: Namespace) -> Iterator[str]:
         yield f"a step's forward and backward at {options.tflops:g} TFLOP/s: {_seconds(drawn, options):.1f} s"
     else:
         yield f"a step's forward and backward: {_tflop(drawn, options):,.0f} TFLOP a GPU; --tflops gives seconds"
+    yield from _card_lines(drawn, options)
 
     yield f"\n{'rung':5}{'GPU tensors':>12}{'GPU total':>11}{'host':>8}  GPU fullest in, and what it is"
     for name, (_, found) in drawn.rungs.items():
@@ -106,6 +122,17 @@ def table(drawn: Plan, options: Namespace) -> Iterator[str]:
         yield f"{name:5}{sizes}  {found.fullest[0]}: {RUNGS[name].title}{_verdict(found, options)}"
     if options.gpu or options.host:
         yield from _advice(drawn, options)
+
+
+def _card_lines(drawn: Plan, options: Namespace) -> Iterator[str]:
+    """The estimates, and whose they are."""
+    found = _on_cards(drawn, options)
+    if not found:
+        yield f"no utilisation of a {options.card} has been published that we know of, so no seconds are estimated"
+        return
+    ranges = (f"{name} {fast:.2f}" + (f" to {slow:.2f}" if slow > fast else "") for name, (fast, slow) in found.items())
+    yield "seconds a pair, estimated from others' published MFU and not measured by us: " + ", ".join(ranges)
+    yield "    of " + "; ".join(f"{name}: {CARDS[name].source}" for name in found)
 
 
 def _names(book: Account) -> list[str]:

@@ -66,7 +66,7 @@ def train(config: Config, resume: bool) -> None:
     from fdpo_fast.data.walk import Walk
     from fdpo_fast.grids import SampleGrids
     from fdpo_fast.memory.needs import shortage
-    from fdpo_fast.metrics import FirstMargin, Metrics, WinnerWatch, Writer
+    from fdpo_fast.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
     from fdpo_fast.models import tuning
     from fdpo_fast.optim import factory, offload
     from fdpo_fast.optim.guard import StepGuard
@@ -111,6 +111,7 @@ def train(config: Config, resume: bool) -> None:
         )
 
     # Policy, optimizer, engine.
+    forget_caching(device)
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     unet = family.denoiser(dtype)
     unet_config = dict(unet.config)

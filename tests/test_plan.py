@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from fdpo_fast import config
 from fdpo_fast.memory import ladder
@@ -46,6 +47,25 @@ def test_the_trace_agrees_with_torchs_tracker(tiny, checkpointing):
     buffers = sum(b.numel() * b.element_size() for b in rehearsal.unet.buffers())
     assert ours.saved == forward["Total"] - weights - buffers
     assert max(ours.forward, ours.backward_with_gradients) == peak["Total"] - weights - buffers
+
+
+@pytest.mark.parametrize("checkpointing", CHOICES)
+def test_the_flops_are_those_of_torchs_counter(tiny, checkpointing):
+    """Which asks every operator again."""
+    settings = tiny(f"model.gradient_checkpointing={checkpointing}", "model.dtype=bf16", "reference.mode=live")
+    drawn = blueprint(settings.model)
+    rehearsal = _Rehearsal(settings, drawn)
+    own = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+    with rehearsal.mode, FlopCounterMode(display=False, custom_mapping=own) as counter:
+        rehearsal.loss().backward()
+        with torch.no_grad():
+            rehearsal.predict()
+    assert flops(settings, drawn) == counter.get_total_flops()
 
 
 def test_fake_tensors_take_the_path_of_real_ones(tiny):

@@ -2,8 +2,13 @@
 
 import json
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_plan import _plan
+
+from fdpo_fast.memory.cards import CARDS, seconds
 
 
 @pytest.mark.parametrize(
@@ -57,3 +62,65 @@ def test_a_folder_is_not_overwritten_by_a_file(command, tiny_config, tmp_path, c
             _plan(command, tiny_config("sdxl", tmp_path), "--json", name)
         assert "is not the name of a file" in capsys.readouterr().err
     assert (kept / "precious").exists()
+
+
+def test_what_comes_ready_is_not_encoded(command, tiny_config, tmp_path):
+    """By what the columns hold: images, latents alone, or latents and both embeddings of SDXL."""
+    rng = np.random.default_rng(0)
+    latents = [rng.normal(size=(4, 32, 32)).tolist() for _ in range(2)]
+    row = {"caption": "a cat", "label_0": 1.0, "label_1": 0.0, "latents_0": latents[0], "latents_1": latents[1]}
+    text = {"prompt_embeds": rng.normal(size=(77, 64)).tolist(), "pooled_prompt_embeds": rng.normal(size=32).tolist()}
+    found = {}
+    for name, columns in (
+        ("latents", row),
+        ("all", row | text),
+        ("one", row | {"prompt_embeds": text["prompt_embeds"]}),
+    ):
+        pq.write_table(pa.Table.from_pylist([columns] * 2), tmp_path / f"{name}.parquet")
+        found[name] = _phases(command, tiny_config("sdxl", tmp_path / f"{name}.parquet"))
+    raw = tiny_config("sdxl", "owner/name")
+    raw["data"]["max_rows"] = 10
+    found["images"] = _phases(command, raw)
+    raw["data"]["format"] = "latents"  # somewhere else, so its columns are not known
+    found["elsewhere"] = _phases(command, raw)
+    encoded = {name: {p for p in phases if p in ("caching images", "caching text")} for name, phases in found.items()}
+    text_alone = {"caching text"}
+    assert encoded == {
+        "images": {"caching images", "caching text"},
+        "latents": text_alone,
+        "one": text_alone,
+        "elsewhere": text_alone,
+        "all": set(),
+    }
+
+
+def _phases(command, raw):
+    return json.loads(_plan(command, raw, "--json"))["phases"]
+
+
+def test_seconds_are_those_of_published_utilisation(command, tiny_config, tmp_path):
+    """Recomputation takes time in proportion to its FLOPs; a card without a published figure gets no estimate."""
+    raw = tiny_config("sdxl", tmp_path / "pairs")
+    found = {}
+    for name in ("off", "full"):
+        raw["model"]["gradient_checkpointing"] = name
+        found[name] = json.loads(_plan(command, raw, "--json"))["seconds_a_pair"]
+    slower = found["full"]["A100"]["from"] / found["off"]["A100"]["from"]
+    assert 1.1 < slower < 4 / 3 + 0.01  # at most a forward again, to a forward and backward of three
+    found = found["full"]
+    assert found.keys() == {name for name, card in CARDS.items() if card.mfu}
+    assert found["A100"]["from"] / found["H100"]["from"] == pytest.approx(0.32 * 989 / (0.287 * 312), rel=0.01)
+    assert all(entry["measured_by"] for entry in found.values())
+    text = _plan(command, raw, "--card", "RTX 3090")
+    assert "no utilisation of a RTX 3090 has been published" in text
+    assert "this configuration fits" in text  # 24 GB are taken from the card
+    text = _plan(command, raw, "--card", "H100")
+    assert "not measured by us: H100" in text
+    assert "A100" not in text
+
+
+def test_cards_are_what_their_makers_and_others_say():
+    fast, slow = seconds(CARDS["H100"], 41.2e12, 51.7e12)
+    assert (fast, slow) == (pytest.approx(51.7 / (0.32 * 989)), pytest.approx(51.7 / (0.195 * 989)))
+    assert seconds(CARDS["L40S"], 1.0, 1.0) is None
+    assert all(0 < card.mfu[0] <= card.mfu[1] < 0.45 and card.source for card in CARDS.values() if card.mfu)

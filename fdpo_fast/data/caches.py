@@ -229,7 +229,8 @@ def cache_text(
 
     def encode(part: list[str]) -> dict[str, list[Tensor]]:
         if not encoders:
-            encoders.append(family.text_encoder(builder.rank.device))
+            # of embeddings that came ready only the empty caption's is missing: no model goes to the GPU for that
+            encoders.append(family.text_encoder(torch.device("cpu") if ready else builder.rank.device))
         return {key: list(value) for key, value in encoders[0](part).items()}
 
     def make(shard: int, advance: Callable[[int], Any]) -> Shard:

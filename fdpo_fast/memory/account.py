@@ -19,6 +19,8 @@ _EIGHT_BIT = dict.fromkeys(("adamw8bit", "adamw8bit_bnb"), 2 * (1 + 4 / 256))
 """By optimizer, bytes of both moments of an element: a code each, and a float32 absmax per block of 256."""
 _BUCKET = 500_000_000
 """DeepSpeed's default of its bucket sizes, in elements; also that of stage 0, which no key sets."""
+BUCKET_BYTES = 96 << 20
+"""Of gradients that are stepped together inside backward, see `optim.in_backward`."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ def _gradients_whole(book: Account, trace: Trace, engine: Engine, config: Config
     """ZeRO 0: every rank has all of them, in the weights' dtype, where the optimizer is."""
     largest, width = max(trace.shapes), trace.trained_bytes / trace.trained
     if config.train.step_in_backward:
-        book.add("gradients", "gpu", (width + 4) * largest, "backward")  # one at a time, and its norm
+        # a bucket with the one that fills it, joined where it is averaged; and one's norm
+        bucket = min(BUCKET_BYTES + width * largest, trace.trained_bytes)
+        book.add("gradients", "gpu", bucket * (2 if engine.ranks > 1 else 1) + 4 * largest, "backward")
         return
     book.add("gradients", "gpu", trace.trained_bytes, "backward", "step", *(("forward",) * engine.accumulates))
     if engine.master:

@@ -19,8 +19,8 @@ class Card(NamedTuple):
 CARDS: dict[str, Card] = {
     "A100": Card(312, 80, (0.287, 0.287), "MosaicML, Stable Diffusion 2 pre-training"),
     "H100": Card(989, 80, (0.195, 0.32), "bigASP 2.5, SDXL at 1024, all weights (19.5 %); MLPerf, SD 2 (32 %)"),
-    "H200": Card(989, 141, (0.35, 0.35), "MLPerf, SD 2"),
-    "RTX 4090": Card(165, 24, (0.12, 0.25), "users' runs of SDXL, all weights"),
+    "H200": Card(989, 141, (0.35, 0.35), "a published run of diffusion training whose model we do not know"),
+    "RTX 4090": Card(165, 24, (0.12, 0.25), "runs of users of SDXL, all weights"),
     "RTX 3090": Card(71, 24),
     "L40S": Card(362, 48),
 }
@@ -34,5 +34,6 @@ def seconds(card: Card, model_flops: float, run_flops: float) -> tuple[float, fl
     """
     if card.mfu is None:
         return None
-    slow, fast = (model_flops / (share * card.tflops * 1e12) * (run_flops / model_flops) for share in card.mfu)
+    recomputed = run_flops / model_flops
+    slow, fast = (model_flops / (share * card.tflops * 1e12) * recomputed for share in card.mfu)
     return fast, slow

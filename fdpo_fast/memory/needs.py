@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -12,10 +13,10 @@ import torch
 from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.data.images import Geometry
-from fdpo_fast.data.readers import open_source
+from fdpo_fast.data.readers import detect, open_source
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, account, moments
-from fdpo_fast.memory.trace import Trace, flops, trace, vae_passes
+from fdpo_fast.memory.trace import Trace, trace, vae_passes
 from fdpo_fast.models.blueprint import Blueprint, blueprint
 from fdpo_fast.models.tuning import CHECKPOINTING
 from fdpo_fast.sections import EMBEDDED
@@ -71,14 +72,19 @@ class Needs:
         return {f"{name}_gib": round(size / GIB, 3) for name, size in sizes.items()}
 
 
-def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int) -> Needs:
-    """Of a configuration whose micro-batch was traced."""
+def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready: Ready | None = None) -> Needs:
+    """Of a configuration whose micro-batch was traced; `ready`: what need not be encoded, looked up if it is None."""
+    ready = ready or brought(config, blueprint)
     book = account(config, traced, ranks, gpu=True)
     encode, decode = vae_passes(config, blueprint)
     width = DTYPES[config.model.dtype].itemsize
-    text = sum(p.numel() for module in blueprint.text_encoders() for p in module.parameters())
+    text = blueprint.text_parameters
     everything = traced.trained_bytes + traced.frozen_bytes
-    beside = {"caching images": encode, "caching text": 4.0 * text}
+    beside = {}
+    if not ready.latents:
+        beside["caching images"] = encode
+    if not ready.text:
+        beside["caching text"] = 4.0 * text
     if config.reference.mode == "cached":
         beside["caching reference errors"] = everything + traced.inference + traced.data
     if config.stage == 3:
@@ -114,13 +120,36 @@ def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str,
     return {name: size for name, size in written.items() if size}, known
 
 
+class Ready(NamedTuple):
+    """What the data bring along, so that no encoder runs on the GPU for it."""
+
+    latents: bool
+    text: bool
+
+
+def brought(config: Config, blueprint: Blueprint) -> Ready:
+    """By the format that the configuration names, or the columns of data that are here; no row is read."""
+    data, here = config.data, _is_here(config.data.source)
+    name = detect(data.source) if here and data.format == "auto" else data.format
+    if name != "latents" or not here:
+        return Ready(name == "latents", text=False)
+    return Ready(True, set(blueprint.family.text_keys) <= set(open_source(data).embedded))
+
+
+def _is_here(source: str) -> bool:
+    """Whether data are on this machine."""
+    if source == EMBEDDED:
+        return False
+    path = Path(source).expanduser()
+    return path.exists() or ("://" not in source and bool(glob.glob(str(path))))
+
+
 def _rows(config: Config) -> tuple[int, str]:
     """An upper bound of the rows, and where it is from."""
     source, most = config.data.source, config.data.max_rows
     if source == EMBEDDED:
         return config.data.digits.pairs, "the embedded pairs"
-    path = Path(source).expanduser()
-    if path.exists() or ("://" not in source and glob.glob(str(path))):
+    if _is_here(source):
         return len(open_source(config.data)), "the rows of data.source"
     if most:
         return most, "data.max_rows, as data.source is not here"
@@ -179,30 +208,28 @@ class Plan:
 
 
 def plan(config: Config, ranks: int) -> Plan:
-    """Everything `fdpo plan` prints; half a minute for SDXL. Raises ConfigError, and ValueError for an unknown base."""
+    """Everything `fdpo plan` prints; seconds, for SDXL. Raises ConfigError, and ValueError for an unknown base."""
     config.accumulation(ranks)
     drawn = blueprint(config.model)
     Geometry(config.data, config.reference.seed, *drawn.factors())  # refuses sizes that do not divide
     traces = {name: trace(_with(config, name), drawn) for name in CHECKPOINTING}
-    traced = traces[config.model.gradient_checkpointing]
+    traced, ready = traces[config.model.gradient_checkpointing], brought(config, drawn)
     pairs = config.train.pairs_per_micro_batch
     rungs = {}
     for name in ladder.RUNGS:
         other = ladder.on_rung(config, name, ranks)
         same = other.model == _with(config, other.model.gradient_checkpointing).model
         found = traces[other.model.gradient_checkpointing] if same else trace(other, drawn)
-        rungs[name] = other, needs(other, drawn, found, ranks)
+        rungs[name] = other, needs(other, drawn, found, ranks, ready)
     prices = {
-        name: Price(
-            needs(_with(config, name), drawn, found, ranks).gpu_tensors, flops(_with(config, name), drawn) / pairs
-        )
+        name: Price(needs(_with(config, name), drawn, found, ranks, ready).gpu_tensors, found.work(config) / pairs)
         for name, found in traces.items()
     }
     return Plan(
         config,
         drawn,
         traced,
-        needs(config, drawn, traced, ranks),
+        needs(config, drawn, traced, ranks, ready),
         *disk(config, drawn, traced),
         rungs,
         prices,

@@ -1,65 +1,18 @@
-"""Activations by running the real model's forward and backward on fake tensors, which have shapes but no memory."""
+"""Activations and FLOPs, by running the real model's forward and backward on tensors without memory."""
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch import Tensor
 
 from fdpo_fast.config import Config
 from fdpo_fast.data.caches import DTYPES
+from fdpo_fast.memory.tracker import HostAttention, Tracker
 from fdpo_fast.models import tuning
 from fdpo_fast.models.blueprint import Blueprint
-
-
-class Tracker(TorchDispatchMode):
-    """Bytes of the storages that are alive, and the most there were.
-
-    What `torch.distributed._tools.mem_tracker.MemTracker` counts (a test compares them), which takes three minutes for
-    SDXL as it keeps books by module; this takes four seconds. Storages made before are not counted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: weakref.WeakSet = weakref.WeakSet()
-        self.gradients = self.others = 0
-        self.peak = self.peak_with_gradients = 0
-
-    def ignore(self, module: nn.Module) -> None:
-        """Count views of a module's parameters and buffers as nothing."""
-        for tensor in (*module.parameters(), *module.buffers()):
-            self._known.add(tensor.untyped_storage())
-
-    def gradient_ready(self, parameter: nn.Parameter) -> None:
-        """Count the gradient of a parameter apart from now on; a hook."""
-        size = parameter.grad.untyped_storage().nbytes()
-        self.others -= size
-        self.gradients += size
-
-    def restart(self) -> None:
-        """Forget the peaks."""
-        self.peak, self.peak_with_gradients = self.others, self.others + self.gradients
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
-                self._known.add(storage)
-                size = storage.nbytes()
-                self.others += size
-                weakref.finalize(storage, self._free, size)
-                self.peak = max(self.peak, self.others)
-                self.peak_with_gradients = max(self.peak_with_gradients, self.others + self.gradients)
-        return out
-
-    def _free(self, size: int) -> None:
-        self.others -= size
 
 
 @dataclass(frozen=True)
@@ -82,6 +35,14 @@ class Trace:
     """Elements of each trained parameter."""
     trained_bytes: int
     frozen_bytes: int
+    flops: int
+    """Of a forward and backward, what is computed again included."""
+    inference_flops: int
+    """Of a forward without backward."""
+
+    def work(self, config: Config) -> int:
+        """FLOPs of a micro-batch: its forward and backward, and the reference's forward where errors are not cached."""
+        return self.flops + (self.inference_flops if config.reference.mode != "cached" else 0)
 
     @property
     def trained(self) -> int:
@@ -89,28 +50,8 @@ class Trace:
         return sum(self.shapes)
 
 
-def _fake(module: nn.Module) -> nn.Module:
-    """Give a module of the meta device fake CPU tensors: those choose the kernels that real ones would."""
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    tensors[name] = nn.Parameter(fake, tensor.requires_grad) if tensors is part._parameters else fake
-    return module
-
-
-# torch's counter does not know the host's attention
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
-
-
 class _Rehearsal:
-    """The policy and a micro-batch as training sees them, of fake tensors; to be used under their `mode`."""
+    """The policy and a micro-batch as training sees them, on the meta device; to be used under their `mode`."""
 
     def __init__(self, config: Config, blueprint: Blueprint) -> None:
         dtype, pairs = DTYPES[config.model.dtype], config.train.pairs_per_micro_batch
@@ -119,9 +60,10 @@ class _Rehearsal:
         tuning.prepare(unet, config.model)
         self.criterion = config.loss.criterion()
         shapes = self.family.text_shapes(blueprint.unet_config)
-        with FakeTensorMode() as self.mode:
-            self.unet = _fake(unet)
-            self.trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        self.mode = HostAttention()
+        self.unet = unet
+        self.trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        with torch.device("meta"):
             self.noisy = torch.zeros(2 * pairs, blueprint.unet_config["in_channels"], side, side, dtype=dtype)
             self.draws, self.weight = torch.zeros(3, pairs, dtype=torch.int64), torch.ones(pairs)
             self.timesteps = torch.zeros(2 * pairs, dtype=torch.int64)
@@ -132,12 +74,12 @@ class _Rehearsal:
         return self.family.predict(self.unet, self.noisy, self.timesteps, self.condition)
 
     def loss(self) -> Tensor:
-        errors = torch.zeros(len(self.noisy), dtype=torch.float64)
+        errors = torch.zeros(len(self.noisy), dtype=torch.float64, device=self.noisy.device)
         return self.criterion(self.predict(), errors, self.draws, self.weight)[0].mean()
 
 
 def trace(config: Config, blueprint: Blueprint) -> Trace:
-    """Run a micro-batch of the configuration's policy. Seconds, for SDXL; allocates nothing of note."""
+    """Run a micro-batch of the configuration's policy. A second or two, for SDXL; allocates nothing of note."""
     found, tracker, rehearsal = {}, Tracker(), _Rehearsal(config, blueprint)
     with rehearsal.mode:
         tracker.ignore(rehearsal.unet)
@@ -146,13 +88,14 @@ def trace(config: Config, blueprint: Blueprint) -> Trace:
         with tracker:
             with torch.no_grad():
                 rehearsal.predict()
-            found["inference"] = tracker.peak
+            found["inference"], found["inference_flops"] = tracker.peak, tracker.flops
             tracker.restart()
             loss = rehearsal.loss()
-            found["forward"], found["saved"] = tracker.peak, tracker.others
+            found["forward"], found["saved"], found["flops"] = tracker.peak, tracker.others, tracker.flops
             tracker.restart()
             loss.backward()
             found["backward"], found["backward_with_gradients"] = tracker.peak, tracker.peak_with_gradients
+            found["flops"] += tracker.flops
         sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
         everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
         shapes = tuple(parameter.numel() for parameter in rehearsal.trained)
@@ -162,17 +105,8 @@ def trace(config: Config, blueprint: Blueprint) -> Trace:
 
 
 def flops(config: Config, blueprint: Blueprint) -> int:
-    """Of a micro-batch's forward and backward, what is computed again included: products, convolutions, attention.
-
-    And of the reference's forward, where its errors are not cached.
-    """
-    rehearsal = _Rehearsal(config, blueprint)
-    with rehearsal.mode, FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
-        rehearsal.loss().backward()
-        if config.reference.mode != "cached":
-            with torch.no_grad():
-                rehearsal.predict()
-    return counter.get_total_flops()
+    """Of a micro-batch: products, convolutions and attention, what is computed again and a live reference included."""
+    return trace(config, blueprint).work(config)
 
 
 def vae_passes(config: Config, blueprint: Blueprint) -> tuple[int, int]:
@@ -180,19 +114,23 @@ def vae_passes(config: Config, blueprint: Blueprint) -> tuple[int, int]:
 
     The first fills the cache of latents, the second draws sample grids.
     """
-    encode, decode = Tracker(), Tracker()
-    side, factor, dtype = config.data.resolution, blueprint.factors()[0], DTYPES[config.model.dtype]
-    with FakeTensorMode(), torch.no_grad():
-        vae = _fake(blueprint.vae(torch.float32)).eval()
+    return _vae_passes(blueprint, config.data.resolution, config.data.encode_batch, DTYPES[config.model.dtype])
+
+
+@lru_cache(maxsize=8)
+def _vae_passes(blueprint: Blueprint, side: int, batch: int, dtype: torch.dtype) -> tuple[int, int]:
+    encode, decode, small = Tracker(), Tracker(), side // blueprint.factors()[0]
+    with HostAttention(), torch.no_grad():
+        vae = blueprint.vae(torch.float32).eval()
         encode.ignore(vae)
-        images = torch.zeros(config.data.encode_batch, 3, side, side)
+        images = torch.zeros(batch, 3, side, side, device="meta")
         with encode:
             posterior = vae.encode(images).latent_dist
             posterior.mean, posterior.std  # noqa: B018  # as `Family.image_encoder` takes them
         weights = sum(p.numel() for p in vae.parameters())
-        vae = _fake(blueprint.vae(dtype)).eval()
+        vae = blueprint.vae(dtype).eval()
         decode.ignore(vae)
-        latents = torch.zeros(1, vae.config.latent_channels, side // factor, side // factor, dtype=dtype)
+        latents = torch.zeros(1, vae.config.latent_channels, small, small, dtype=dtype, device="meta")
         with decode:
             vae.decode(latents)
     return encode.peak + images.nbytes + 4 * weights, decode.peak + dtype.itemsize * weights

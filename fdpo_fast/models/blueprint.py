@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
 
 from fdpo_fast.data.files import read_json
 from fdpo_fast.models import family_class, hub, presets
@@ -17,9 +17,9 @@ from fdpo_fast.models.family import Family, shrinks
 from fdpo_fast.sections import EMBEDDED, Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blueprint:
-    """Configurations of the components; the modules they make are on the meta device."""
+    """Configurations of the components; the modules they make are on the meta device. Each is equal to itself alone."""
 
     family: type[Family]
     unet_config: dict[str, Any]
@@ -37,12 +37,15 @@ class Blueprint:
         with torch.device("meta"), presets.default_dtype(dtype):
             return AutoencoderKL.from_config(self.vae_config)
 
-    def text_encoders(self) -> list[nn.Module]:
+    @cached_property
+    def text_parameters(self) -> int:
+        """Elements of all text encoders."""
         with torch.device("meta"):
-            return [
+            encoders = [
                 presets.text_encoder_class(name)(transformers.CLIPTextConfig(**config))
                 for name, config in self.text_configs.items()
             ]
+        return sum(parameter.numel() for module in encoders for parameter in module.parameters())
 
     def text_elements(self) -> int:
         """How many numbers the embeddings of a caption are."""
