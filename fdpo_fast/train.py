@@ -119,7 +119,7 @@ def train(config: Config, resume: bool) -> None:
     optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
     guard = StepGuard(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
-    with offload.bf16_masters():
+    with offload.bf16_masters(config.bf16_masters):
         engine, _, _, _ = deepspeed.initialize(
             model=unet,
             model_parameters=trained,

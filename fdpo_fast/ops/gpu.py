@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from fdpo_fast.ops.layout import arrange
 from fdpo_fast.ops.operands import STATS, Results, elements, is_draws
@@ -30,7 +32,22 @@ class Lazy:
 
 _loss, _noise = Lazy("fdpo_fast.ops.triton_loss"), Lazy("fdpo_fast.ops.triton_noise")
 
-missing: str | None = None if find_spec("triton") else "Triton (`pip install triton`)"
+LOWEST_TRITON = (3, 2)
+"""Older ones do not compile the kernels; `pyproject.toml` asks for it too."""
+
+
+def _missing() -> str | None:
+    """What there is to install; without importing Triton, which takes a while."""
+    if not find_spec("triton"):
+        return "Triton (`pip install triton`)"
+    try:
+        found = TorchVersion(version("triton"))
+    except PackageNotFoundError:  # a build for ROCm or Windows, of another name
+        return None
+    return f"Triton >= {'.'.join(map(str, LOWEST_TRITON))} ({found} is installed)" if found < LOWEST_TRITON else None
+
+
+missing: str | None = _missing()
 
 DEVICE = "cuda"
 DTYPES = {torch.float32, torch.bfloat16, torch.float16}
@@ -45,9 +62,9 @@ registers ptxas takes 48 of them and spills, on sm_120."""
 @torch.compiler.assume_constant_result
 def devices() -> tuple[str, ...]:
     """Types of device whose tensors it takes; the CPU's only by Triton's interpreter, where that is on."""
-    import triton
+    from triton import JITFunction
 
-    return ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",)
+    return ("cuda",) if isinstance(_noise.normals_kernel, JITFunction) else ("cuda", "cpu")
 
 
 class _Walk(NamedTuple):

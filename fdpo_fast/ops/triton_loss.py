@@ -58,12 +58,12 @@ def _target(target, seed, pair_id, visit, at, inside, first, DRAWN: tl.constexpr
 @triton.jit
 def _terms(p, ref, at, t, inside, REF_ERRORS: tl.constexpr):
     """What a tile adds to (error, ref_error, delta), lane by lane; with stored reference errors to the first only."""
-    miss = p - t
+    miss, zero = p - t, tl.zeros(p.shape, tl.float32)  # with products in place of fma ptxas takes more registers
     if REF_ERRORS:
-        return miss * miss, miss, miss
+        return tl.fma(miss, miss, zero), zero, zero
     r = load(ref, at, inside)
     ref_miss = r - t
-    return miss * miss, ref_miss * ref_miss, (p - r) * (miss + ref_miss)
+    return tl.fma(miss, miss, zero), tl.fma(ref_miss, ref_miss, zero), tl.fma(p - r, miss + ref_miss, zero)
 
 
 @triton.jit

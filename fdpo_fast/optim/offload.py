@@ -11,22 +11,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from torch import Tensor
 
+from fdpo_fast.config import ConfigError
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 
 
 @contextmanager
-def bf16_masters() -> Iterator[None]:
-    """Within the block DeepSpeed makes bf16 masters for AdamW8bit as well, not for its own CPU Adam only."""
-    configure = ZeROOptimizer._configure_master_weights
+def bf16_masters(wanted: bool) -> Iterator[None]:
+    """Within the block DeepSpeed makes bf16 masters, where `wanted`, for AdamW8bit as well as for its own CPU Adam.
+
+    Raises ConfigError where they are wanted of a DeepSpeed that cannot make them.
+    """
+    if not wanted:
+        yield
+        return
+    configure = getattr(ZeROOptimizer, "_configure_master_weights", None)
+    if configure is None:
+        raise ConfigError(
+            f"deepspeed.bf16.bf16_master_weights_and_grads needs DeepSpeed >= 0.18.3, not {deepspeed.__version__}: "
+            "install another, or leave it out"
+        )
 
     def allowing(self: ZeROOptimizer, **options: Any) -> torch.dtype:
-        if isinstance(self.optimizer, AdamW8bit):
-            options["bf16_offload_validator"] = None
+        if isinstance(self.optimizer, AdamW8bit):  # releases differ in the name of what refuses it
+            options |= {name: None for name in options if name.startswith("bf16") and name.endswith("_validator")}
         return configure(self, **options)
 
     ZeROOptimizer._configure_master_weights = allowing
