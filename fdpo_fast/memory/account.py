@@ -120,6 +120,10 @@ def moments(config: Config, trace: Trace) -> float:
 
 def _activations(book: Account, trace: Trace, engine: Engine, config: Config) -> None:
     book.add("loss and data", "gpu", trace.data, "forward", "backward")
+    if config.model.cuda_graphs:  # they keep what they were captured on, and the gradients that they write
+        book.add("activations", "gpu", max(trace.forward, trace.backward))
+        book.add("gradients in the graph", "gpu", trace.trained_bytes)
+        return
     book.add("activations", "gpu", max(trace.forward, trace.inference), "forward")
     grows = not engine.stage and not engine.accumulates and not config.train.step_in_backward
     gradients = trace.backward_with_gradients - trace.trained_bytes
@@ -144,6 +148,8 @@ def _weights(book: Account, trace: Trace, engine: Engine, config: Config, gpu: b
         kept = sum(n for n in trace.shapes if n <= engine.persistent)
         fetched = 2 * max(trace.shapes) + engine.prefetch + min(engine.reuse, trace.trained) / 2
         book.add("weights fetched", "gpu", width * (kept + min(fetched, trace.trained)))
+        if config.model.gradient_checkpointing == "off":  # torch's linear layer keeps what was gathered
+            book.add("weights fetched", "gpu", trace.trained_bytes, "forward", "backward")
 
 
 def _optimizer(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:

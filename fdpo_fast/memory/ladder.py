@@ -16,7 +16,7 @@ class Rung(NamedTuple):
 
 _ON_HOST = {"device": "cpu"}
 _BUCKETS = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
-_SMALL = {"dtype": "bf16", "gradient_checkpointing": "full"}
+_SMALL = {"dtype": "bf16", "gradient_checkpointing": "full", "cuda_graphs": False}
 _PLAIN = {"type": "adamw8bit", "rounding": "stochastic", "clipping": "global"}
 _NO_MASTER = {"bf16": {"enabled": False}, "zero_optimization": {"stage": 0}}
 _BF16_MASTER = {"enabled": True, "bf16_master_weights_and_grads": True}
