@@ -23,7 +23,13 @@ CARDS: dict[str, Card] = {
     "RTX 4090": Card(165, 24, (0.12, 0.25), "runs of users of SDXL, all weights"),
     "RTX 3090": Card(71, 24),
     "L40S": Card(362, 48),
+    "H100 PCIe": Card(756, 80),
+    "H100 NVL": Card(835, 94),
+    "A40": Card(150, 48),
+    "A10G": Card(70, 24),
+    "L4": Card(121, 24),
 }
+"""A name stands for the card whose driver calls it so; the longest that fits counts, and "H100" is the SXM."""
 
 
 def seconds(card: Card, model_flops: float, run_flops: float) -> tuple[float, float] | None:
