@@ -119,6 +119,8 @@ def train(config: Config, resume: bool) -> None:
     optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
     guard = StepGuard(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
+    if config.stage == 3:
+        offload.split(unet, config.for_deepspeed(rank.count), device)
     with offload.bf16_masters(config.bf16_masters):
         engine, _, _, _ = deepspeed.initialize(
             model=unet,

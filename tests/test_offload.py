@@ -71,10 +71,12 @@ def test_every_rung_trains(raw_config, launch, read_metrics, tmp_path, name):
 # Run in a process of its own: training, in which `share` is what the first line makes of it.
 SCRIPT = """
 import sys
+from unittest.mock import patch
+import torch
 from fdpo_fast import train
 from fdpo_fast.optim import offload
 
-share = offload.share
+share, own_split = offload.share, offload.split
 
 def checked(zero):
     share(zero)
@@ -90,10 +92,21 @@ def checked(zero):
         assert storage(master) == storage(buffer) == storage(zero.bit16_groups_flat[0])
     print("checked")
 
+def split(module, settings, device):
+    """The module's own weights are never moved together, and lie where they are offloaded to."""
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    with patch.object(torch.nn.Module, "to", side_effect=AssertionError("moved as a whole")):
+        own_split(module, settings, device)
+    for name, parameter in module.named_parameters():
+        assert parameter.numel() == 0 and parameter.ds_tensor.device.type == "cpu"
+        assert torch.equal(parameter.ds_tensor[: before[name].numel()], before[name].flatten())
+    print("split")
+
 def apart(zero):
     offload._be = lambda tensor, other: None
     share(zero)
 
+offload.split = split
 offload.share = {"checked": checked, "apart": apart}[sys.argv.pop(1)]
 train.main(sys.argv[1:])
 """
@@ -113,6 +126,7 @@ def test_shared_memory_gives_the_same_weights(raw_config, write_config, tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert ("checked" in done.stdout.split()) == (name == "checked")
+        assert ("split" in done.stdout.split()) == (stage == 3)
         ends[name] = weights(raw)
     assert all(torch.equal(ends["checked"][name], ends["apart"][name]) for name in ends["apart"])
 

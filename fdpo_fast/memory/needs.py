@@ -88,7 +88,7 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready
     if config.reference.mode == "cached":
         beside["caching reference errors"] = everything + traced.inference + traced.data
     if config.stage == 3:
-        beside["starting"] = everything  # DeepSpeed moves the model there before it splits it
+        beside["starting"] = 2 * width * max(traced.shapes) + book.parts("step", "gpu").get("weights", 0)
     if config.log.samples_every:
         resting = sum(e.size for e in book.entries if e.place == "gpu" and e.phases == PHASES and e.part != "gradients")
         # with guidance every image of a prompt is in the UNet's batch twice

@@ -1,4 +1,4 @@
-"""ZeRO with bf16 masters: made for AdamW8bit too, and each buffer that repeats another one dropped.
+"""ZeRO with less memory: weights split before they are moved, and bf16 masters without the buffers that repeat them.
 
 DeepSpeed keeps, besides a master, the weights that it was made from and, under offload, a buffer between the two: three
 copies once all are bf16 and on the host.
@@ -15,10 +15,24 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdpo_fast.config import ConfigError
 from fdpo_fast.optim.adamw8bit import AdamW8bit
+
+
+def split(module: nn.Module, settings: dict[str, Any], device: torch.device) -> None:
+    """Give each rank its part of a module that lies on the host, as ZeRO stage 3 under the DeepSpeed `settings` does.
+
+    One parameter at a time is on the device. `deepspeed.initialize` would move the whole module there first, and do
+    the same then. Parameters stay the objects that they are. Collective.
+    """
+    dtype = next(module.parameters()).dtype
+    for parameter in module.parameters():  # an adapter's may be wider
+        parameter.data = parameter.data.to(dtype)
+    deepspeed.zero.Init(module=module, config_dict_or_path=settings)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 @contextmanager
