@@ -204,7 +204,7 @@ def _fused(
         loss, stats, accuracy = FusedLoss.apply(
             pred, ref, target, weight, backend, criterion.fused, criterion.reduction, ahead
         )
-        return loss, LossStats(zip(STATS, stats.unbind(), strict=False), accuracy=accuracy)
+        return loss, LossStats(_named(stats.unbind()), accuracy=accuracy)
     log_ratio, stats = FusedLogRatio.apply(pred, ref, target, backend, criterion.fused)
     result = pair_losses(*log_ratio.unbind(), criterion.link, criterion.loss_type, criterion.beta)
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
@@ -220,4 +220,9 @@ def _stats(criterion: Criterion, per_sample: Sequence[Tensor], margin: Tensor) -
     clipped = getattr(criterion.link, "clipped", torch.zeros_like)
     past = sum(clipped(log_ratio).float() for log_ratio in per_sample[4:6])
     accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
-    return LossStats(zip(STATS, (*per_sample, margin.float(), past), strict=True), accuracy=accuracy)
+    return LossStats(_named((*per_sample, margin.float(), past)), accuracy=accuracy)
+
+
+def _named(values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The first values, by the names of STATS."""
+    return {name: values[row] for row, name in enumerate(STATS)}  # older torch.compile trips over zip(strict=...)

@@ -137,4 +137,4 @@ def pair_losses(
 ) -> PairLosses:
     """The chain from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair."""
     gap = link(log_ratio_w) - link(log_ratio_l)
-    return PairLosses(beta * gap, loss_type(gap, beta))
+    return PairLosses(beta * gap, LossType.__call__(loss_type, gap, beta))  # older torch.compile calls no tuple

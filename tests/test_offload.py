@@ -93,7 +93,7 @@ def checked(zero):
     print("checked")
 
 def split(module, settings, device):
-    """The module's own weights are never moved together, and lie where they are offloaded to."""
+    # weights are never moved together, and lie where they are offloaded to
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     with patch.object(torch.nn.Module, "to", side_effect=AssertionError("moved as a whole")):
         own_split(module, settings, device)
