@@ -30,7 +30,7 @@ def run(millions: float, type: str, stage: int, inside: bool = False) -> None:
 
     from fdpo_fast.optim import factory
     from fdpo_fast.optim.in_backward import StepInBackward
-    from fdpo_fast.processes import mean_over_ranks, start_processes
+    from fdpo_fast.processes import start_processes
     from fdpo_fast.sections import Optimizer
 
     start_processes()
@@ -63,7 +63,7 @@ def run(millions: float, type: str, stage: int, inside: bool = False) -> None:
         },
     )
     if inside:
-        StepInBackward(optimizer, parameters, 1.0, mean_over_ranks)
+        StepInBackward(optimizer, parameters, 1.0, None)
         engine.enable_backward_allreduce = False
     x, seconds = torch.randn(1, WIDTH, dtype=torch.bfloat16, device=DEVICE), 0.0
     for _ in range(3):
