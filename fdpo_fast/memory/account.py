@@ -12,6 +12,7 @@ from typing import Any
 
 from fdpo_fast.config import Config
 from fdpo_fast.memory.trace import Trace
+from fdpo_fast.optim.in_backward import BUCKET_BYTES
 
 GIB = 2**30
 PHASES = ("forward", "backward", "step")
@@ -19,8 +20,6 @@ _EIGHT_BIT = dict.fromkeys(("adamw8bit", "adamw8bit_bnb"), 2 * (1 + 4 / 256))
 """By optimizer, bytes of both moments of an element: a code each, and a float32 absmax per block of 256."""
 _BUCKET = 500_000_000
 """DeepSpeed's default of its bucket sizes, in elements; also that of stage 0, which no key sets."""
-BUCKET_BYTES = 96 << 20
-"""Of gradients that are stepped together inside backward, see `optim.in_backward`."""
 
 
 @dataclass(frozen=True)
