@@ -97,11 +97,12 @@ def _delta(
     # where training has an fp32 master, bf16 weights alone would hardly move
     dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
     unet = family.denoiser(dtype).to(data.device)
-    trained = tuning.ready(unet, config.model)
+    model = config.model.model_copy(update={"cuda_graphs": False})  # one denoiser is measured and trained here
+    trained = tuning.ready(unet, model)
     before = _errors(data, unet, measured, "reference")
     if policy:
         unet = family.denoiser(dtype, policy).to(data.device)
-        tuning.ready(unet, config.model)
+        tuning.ready(unet, model)
     else:
         move(config, family, data, unet, trained, trial, steps)
     return _errors(data, unet, measured, "policy") - before
