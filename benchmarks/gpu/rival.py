@@ -7,6 +7,7 @@ together from libraries. bfloat16 weights, bitsandbytes' 8-bit AdamW, latents an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from statistics import median
 
@@ -53,7 +54,7 @@ def measure(lab: Lab, kind: str) -> None:
     )  # fmt: skip
 
 
-class Step:
+class Step(ABC):
     """An optimizer step of one pair with a live reference and eager loss."""
 
     dtype: torch.dtype
@@ -76,8 +77,9 @@ class Step:
         self.schedule = presets.scheduler()
         self.optimizer = self.make_optimizer()
 
+    @abstractmethod
     def make_optimizer(self) -> Optimizer:
-        raise NotImplementedError
+        """The optimizer over the policy's parameters."""
 
     def encode(self) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [2, 4, h, w], text embeddings [2, tokens, n], pooled ones [2, m]."""
