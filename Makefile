@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+LOWEST_PYTHON ?= python3.10
 CONFIG ?= configs/digits_js.json
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-versions lint clean
 
 setup: $(VENV)/.installed
 
@@ -22,9 +24,19 @@ demo: setup
 test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
 
+# The lowest versions that pyproject.toml admits, on the lowest Python: 6 GB, since old releases of torch bring CUDA.
+$(LOWEST)/.installed: pyproject.toml $(wildcard csrc/*)
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install -q uv
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[train,eval,dev]'
+	touch $@
+
+test-versions: setup $(LOWEST)/.installed
+	$(BIN)/python -m benchmarks.versions lowest=$(LOWEST)/bin/python newest=$(BIN)/python
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(LOWEST) build runs

@@ -176,6 +176,14 @@ def noise(case: Case) -> None:
     gpu.normals(draws(0, torch.arange(case.pairs), 0), case.tensors()[0][0].numel())
 
 
+KERNELS = (
+    (forward, CASES),
+    (backward, [case for case in CASES if not case.errors or case.drawn]),
+    (add_noise, [case for case in CASES if not case.errors and not case.drawn]),
+    (noise, CASES[:1]),
+)
+"""What is launched, with the cases in which it differs."""
+
 # What is read or written once, by the kernel's names; the rest is room, or no larger than a number per pair.
 _SAMPLES: dict[Callable[[Case], None], tuple[str, ...]] = {
     forward: ("pred", "ref", "target"),
@@ -254,12 +262,7 @@ def main() -> None:
     print("|", " | ".join((*columns, "launches", "bytes")), "|")
     print("|" + "---|" * (len(columns) + 2))
     wrong = []
-    for what, cases in (
-        (forward, CASES),
-        (backward, [case for case in CASES if not case.errors or case.drawn]),
-        (add_noise, [case for case in CASES if not case.errors and not case.drawn]),
-        (noise, CASES[:1]),
-    ):
+    for what, cases in KERNELS:
         for case in cases:
             for capability in TARGETS:
                 row, reasons = check(what, case, capability)

@@ -46,6 +46,9 @@ class Case(NamedTuple):
         rule = Rule.of(_GROUP | {"rounding": "stochastic" if self.stochastic else "nearest"}, 1)
         return Updates.of([update(index) for index in range(TENSORS)])
 
+    def step(self) -> None:
+        gpu.Stepper()(self.updates(), Clip(1.0, torch.zeros(())) if self.clipped else None)
+
 
 CASES = (
     Case("bf16, stochastic, clipped", BF16, BF16, clipped=True),
@@ -63,7 +66,7 @@ CASES = (
 def check(case: Case, capability: int) -> tuple[str, list[str]]:
     """A row of the table, of the step's kernel, and what is wrong with it and with that before it."""
     with compiling(capability) as launches:
-        gpu.Stepper()(case.updates(), Clip(1.0, torch.zeros(())) if case.clipped else None)
+        case.step()
     *before, sass = (disassemble(launch.kernel.asm["cubin"]) for launch in launches)
     wrong = []
     if len(launches) != 1 + case.clipped:

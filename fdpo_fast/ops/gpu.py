@@ -32,7 +32,7 @@ class Lazy:
 
 _loss, _noise = Lazy("fdpo_fast.ops.triton_loss"), Lazy("fdpo_fast.ops.triton_noise")
 
-LOWEST_TRITON = (3, 2)
+LOWEST_TRITON = (3, 3)
 """Older ones do not compile the kernels; `pyproject.toml` asks for it too."""
 
 

@@ -151,7 +151,7 @@ class AdamW8bit(Optimizer):
             memory.steps[operators.chosen(self._backend, kind.device, kind.data, kind.grad)](of_kind, clip)
         for parameter, stepped in replaced:
             parameter.copy_(stepped)
-        _note_moved(moved)
+        increment_version(moved)  # autograd refuses a backward through weights that have moved since
 
     def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
         """States of nothing seen yet, as bitsandbytes has them."""
@@ -206,15 +206,6 @@ class _Memory:
     def __init__(self, start: Callable[[dict[str, Any], Tensor], None]) -> None:
         self.gather = Gatherer(start)
         self.steps = {name: make() for name, make in BACKENDS.items()}
-
-
-def _note_moved(parameters: list[Tensor]) -> None:
-    """Let autograd refuse a backward through weights that have moved since."""
-    try:
-        increment_version(parameters)
-    except (TypeError, RuntimeError):  # before torch 2.7 it takes one at a time
-        for parameter in parameters:
-            increment_version(parameter)
 
 
 def _placed(state: dict[str, Any], parameter: Tensor, number: int, copy: bool) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""The promised versions, tried: `make test-versions`, or `python -m benchmarks.versions NAME=PYTHON ...`.
+
+Each interpreter holds a set of packages: the lowest that pyproject.toml admits, or the newest that were tested. With
+each, all kernels are compiled for every target by its Triton, and the unit lane is run. Writes results/versions.md;
+exit status 1 where a kernel does not compile or a test fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+RESULT = Path(__file__).parent / "results/versions.md"
+ROOT = Path(__file__).parent.parent
+PACKAGES = (
+    "torch",
+    "triton",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "pydantic",
+    "pytest",
+    "pytest-benchmark",
+)
+
+_COMPILE = """
+import json, platform
+from importlib.metadata import version
+from benchmarks import static_gpu, static_optimizer
+
+compiled = 0
+for capability in static_gpu.TARGETS:
+    for what, cases in static_gpu.KERNELS:
+        for case in cases:
+            with static_gpu.compiling(capability) as launches:
+                what(case)
+            compiled += len(launches)
+    for case in static_optimizer.CASES:
+        with static_gpu.compiling(capability) as launches:
+            case.step()
+        compiled += len(launches)
+versions = {name: version(name) for name in PACKAGES}
+print(json.dumps({"Python": platform.python_version(), **versions, "kernels compiled": compiled}))
+"""
+
+
+def tried(python: str) -> tuple[dict[str, str | int], bool]:
+    """What an interpreter holds and what came of it, and whether all is well."""
+    path = f"{Path(python).absolute().parent}{os.pathsep}{os.environ['PATH']}"  # tests start its commands
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PATH": path}
+    script = f"PACKAGES = {PACKAGES!r}\n{_COMPILE}"
+    done = subprocess.run([python, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return {"kernels compiled": "failed"}, False
+    found = json.loads(done.stdout.splitlines()[-1])
+    lane = subprocess.run([python, "-m", "pytest", "-q"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    print(lane.stdout, flush=True)
+    return found | {"unit lane": lane.stdout.splitlines()[-1].strip("= ")}, lane.returncode == 0
+
+
+def main() -> None:
+    named = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if not named:
+        sys.exit("name the interpreters: python -m benchmarks.versions lowest=OTHER/bin/python newest=HERE/bin/python")
+    results = {name: tried(python) for name, python in named.items()}
+    rows = list(dict.fromkeys(row for found, _ in results.values() for row in found))
+    lines = [["", *results], ["---"] * (1 + len(results))]
+    lines += [[row, *(str(found.get(row, "")) for found, _ in results.values())] for row in rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    print(table)
+    written = RESULT.with_suffix(".tmp")
+    written.write_text(table)
+    written.replace(RESULT)
+    sys.exit(not all(fine for _, fine in results.values()))
+
+
+if __name__ == "__main__":
+    main()
