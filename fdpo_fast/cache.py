@@ -75,7 +75,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
         found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
     if data.reference is not None:
-        unet = reference_model(config, family).to(rank.device)
+        unet = reference_model(config, family, rank.device)
         pieces = []
         for position in positions:
             visit = torch.randint(config.reference.visits, (1,), generator=generator)

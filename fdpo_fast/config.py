@@ -130,6 +130,16 @@ class Config(Section):
         """Of ZeRO."""
         return self.deepspeed.get("zero_optimization", {}).get("stage", 0)
 
+    def offloaded(self, what: str) -> bool:
+        """Whether ZeRO keeps it on the host: "optimizer", or "param"."""
+        place = self.deepspeed.get("zero_optimization", {}).get(f"offload_{what}") or {}
+        return place.get("device", "none") != "none"
+
+    @property
+    def parameters_on_host(self) -> bool:
+        """Whether ZeRO brings a parameter to the device only for as long as it is needed."""
+        return self.stage == 3 and self.offloaded("param")
+
     @property
     def master(self) -> bool:
         """Whether DeepSpeed keeps masters of bf16 weights: in fp32, unless `bf16_masters`."""
@@ -160,10 +170,10 @@ class Config(Section):
         for key in ("offload_optimizer", "offload_param"):
             if (zero.get(key) or {}).get("device") == "nvme":
                 raise ValueError(f"deepspeed.zero_optimization.{key} to 'nvme' is not supported: take 'cpu'")
-        offload = zero.get("offload_optimizer", False)
         if self.bf16_masters and not (self.master and self.stage):
             raise ValueError("deepspeed.bf16.bf16_master_weights_and_grads needs bf16 enabled and ZeRO stage 1, 2 or 3")
-        if self.bf16_masters and optimizer.type != "adamw8bit" and not (optimizer.type == "cpu_adam" and offload):
+        cast = optimizer.type == "adamw8bit" or (optimizer.type == "cpu_adam" and self.offloaded("optimizer"))
+        if self.bf16_masters and not cast:
             raise ValueError(
                 "deepspeed.bf16.bf16_master_weights_and_grads needs optimizer.type 'adamw8bit', or 'cpu_adam' with "
                 f"offload_optimizer, got '{optimizer.type}'"

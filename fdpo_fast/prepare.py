@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fdpo_fast.config import Config
@@ -40,14 +41,21 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     family = load_family(config.model)
     data = TrainingSet(config, family, open_source(config.data), builder)
     if config.reference.mode == "cached":
-        data.cache_reference(lambda: reference_model(config, family))
+        data.cache_reference(lambda: reference_model(config, family, rank.device))
     return Prepared(config, family, data)
 
 
-def reference_model(config: Config, family: Family) -> nn.Module:
-    """The base's denoiser on the CPU, made ready as the policy is, so that both round alike."""
+def reference_model(config: Config, family: Family, device: torch.device) -> nn.Module:
+    """The base's denoiser for a device, made ready as the policy is, so that both round alike.
+
+    Where the policy's parameters stay on the host, so do its own: a layer comes to the device when it is its turn.
+    """
     unet = family.denoiser(DTYPES[config.model.dtype])
     tuning.ready(unet, config.model, reference=True)
+    if not config.parameters_on_host:
+        return unet.to(device)
+    streams = {"use_stream": True, "record_stream": True} if device.type == "cuda" else {}
+    unet.enable_group_offload(device, torch.device("cpu"), offload_type="leaf_level", **streams)
     return unet
 
 

@@ -138,7 +138,7 @@ def train(config: Config, resume: bool) -> None:
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False
-    frozen = reference_model(config, family).to(device) if mode == "live" else None
+    frozen = reference_model(config, family, device) if mode == "live" else None
     ema = EMA(unet, settings.ema_decay) if settings.ema_decay else None
 
     first_step = 0

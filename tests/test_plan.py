@@ -138,6 +138,7 @@ def test_full_sdxl_on_every_rung(sdxl):
         found = needs(ladder.on_rung(settings, name, 1), drawn, traced, 1)
         assert 0.5 * most < found.gpu_tensors / GIB <= most
         assert found.beside.get("starting", 0) <= 2 * 2 * max(traced.shapes)  # one weight at a time
+    assert found.fullest[1] <= 4 * GIB  # D: its start, its caches and its sample grids too
     parts = account(settings, traced, 1, gpu=True).parts("backward", "gpu")
     assert parts["weights"] == parts["gradients"] == 2 * traced.trained
     assert parts["optimizer states"] == pytest.approx(2.03 * traced.trained, rel=1e-3)

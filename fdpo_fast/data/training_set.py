@@ -150,7 +150,7 @@ class TrainingSet:
     def cache_reference(self, load: Callable[[], nn.Module]) -> None:
         """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on.
 
-        `load` gives the reference model, made ready as the policy will be; it is asked only where something is missing.
+        `load` gives the reference model, ready to run; it is asked only where something is missing.
         """
         config, family = self.config, self.family
         visits = config.reference.visits
@@ -173,7 +173,7 @@ class TrainingSet:
 
         def make(shard: int, advance: Callable[[int], Any]) -> Shard:
             if not models:
-                models.append(load().to(self.device))
+                models.append(load())
             start, stop = self.latents.starts[shard : shard + 2]
             found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64)
             for positions in self._of_one_shape(start, stop):

@@ -82,15 +82,12 @@ class Engine:
         zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})
         stage = config.stage
 
-        def offloaded(key: str) -> bool:
-            return (zero.get(key) or {}).get("device", "none") != "none"
-
         return cls(
             stage,
             ranks,
             config.accumulation(ranks) > 1,
-            stage > 0 and offloaded("offload_optimizer"),
-            stage == 3 and offloaded("offload_param"),
+            stage > 0 and config.offloaded("optimizer"),
+            config.parameters_on_host,
             zero.get("overlap_comm", stage == 3),
             int(zero.get("reduce_bucket_size", _BUCKET)),
             int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
@@ -135,7 +132,7 @@ def _weights(book: Account, trace: Trace, engine: Engine, config: Config, gpu: b
     beside = engine.stage == 3 and engine.offload_param
     book.add("frozen weights", "host" if beside else "gpu", frozen / (engine.ranks if engine.stage == 3 else 1))
     if config.reference.mode == "live":
-        book.add("reference model", "gpu", trace.trained_bytes + frozen)
+        book.add("reference model", "host" if beside else "gpu", trace.trained_bytes + frozen)
     if config.train.ema_decay:
         book.add("average", "gpu", 4 * trace.trained / (engine.ranks if engine.stage == 3 else 1))
     if engine.stage < 3:

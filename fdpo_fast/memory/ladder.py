@@ -12,6 +12,8 @@ class Rung(NamedTuple):
     title: str
     sections: dict[str, dict[str, Any]]
     """What it sets."""
+    caching: dict[str, Any] | None = None
+    """What it sets of data: caches are filled before the run, and may have been elsewhere."""
 
 
 _ON_HOST = {"device": "cpu"}
@@ -69,6 +71,7 @@ RUNGS = {
                 },
             },
         },
+        {"encode_batch": 1},
     ),
 }
 
@@ -81,6 +84,7 @@ def on_rung(config: Config, name: str, ranks: int) -> Config:
     raw = json.loads(config.dumps())
     for section, values in RUNGS[name].sections.items():
         raw[section] |= values
+    raw["data"] |= RUNGS[name].caching or {}
     if raw["train"]["step_in_backward"]:
         raw["train"]["pairs_per_step"] = raw["train"]["pairs_per_micro_batch"] * ranks
     return Config.model_validate(raw)

@@ -86,7 +86,8 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready
     if not ready.text:
         beside["caching text"] = 4.0 * text
     if config.reference.mode == "cached":
-        beside["caching reference errors"] = everything + traced.inference + traced.data
+        held = 2 * width * max(traced.shapes) if config.parameters_on_host else everything  # this layer, and the next
+        beside["caching reference errors"] = held + traced.inference + traced.data
     if config.stage == 3:
         beside["starting"] = 2 * width * max(traced.shapes) + book.parts("step", "gpu").get("weights", 0)
     if config.log.samples_every:
