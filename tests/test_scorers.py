@@ -204,7 +204,7 @@ def test_image_reward(images, pixels, tmp_path):
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for p in PROMPTS for word in p.split()})]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizer(vocab=str(tmp_path / "vocab.txt"))
+    tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": HEADS}
     config = transformers.BlipConfig(

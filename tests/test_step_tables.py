@@ -34,7 +34,7 @@ class Run:
             if kept:
                 p.grad.copy_(sign)
             else:
-                p.grad = sign.to(p.grad_dtype or p.dtype)
+                p.grad = sign.to(getattr(p, "grad_dtype", None) or p.dtype)
         if grads:
             grads(self)
         self.optimizer.step()
@@ -108,6 +108,7 @@ def parameter_exchanged(run):
 
 
 def wide_gradients(run):
+    parameter(torch.zeros(1, dtype=torch.bfloat16), torch.float32)  # skips where there are none
     for p in run.parameters:
         p.grad, p.grad_dtype = None, torch.float32
 
