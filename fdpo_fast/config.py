@@ -10,18 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fdpo_fast.sections import (
-    Compare,
-    Data,
-    Evaluate,
-    Log,
-    Loss,
-    Model,
-    Optimizer,
-    Reference,
-    Section,
-    Train,
-)
+from fdpo_fast.sections import Compare, Data, Evaluate, Log, Loss, Model, Optimizer, Reference, Section, Train
 
 
 class ConfigError(ValueError):
@@ -119,21 +108,25 @@ class Config(Section):
         for key in ("bf16", "zero_optimization"):
             if not isinstance(self.deepspeed.get(key, {}), dict):
                 raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
-        for key, value in self.deepspeed.get("zero_optimization", {}).items():
+        for key, value in self.zero.items():
             if key.startswith("offload_") and not isinstance(value, dict | None):
                 raise ValueError(f'deepspeed.zero_optimization.{key} must be an object like {{"device": "cpu"}}')
             if value == "auto":
                 raise ValueError(f"deepspeed.zero_optimization.{key} 'auto' is for other trainers: give a number")
 
     @property
+    def zero(self) -> dict[str, Any]:
+        """DeepSpeed's section of ZeRO."""
+        return self.deepspeed.get("zero_optimization", {})
+
+    @property
     def stage(self) -> int:
         """Of ZeRO."""
-        return self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        return self.zero.get("stage", 0)
 
     def offloaded(self, what: str) -> bool:
         """Whether ZeRO keeps it on the host: "optimizer", or "param"."""
-        place = self.deepspeed.get("zero_optimization", {}).get(f"offload_{what}") or {}
-        return place.get("device", "none") != "none"
+        return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
 
     @property
     def parameters_on_host(self) -> bool:
@@ -166,9 +159,8 @@ class Config(Section):
         optimizer, inside = self.optimizer, self.train.step_in_backward
         if optimizer.clipping == "per_parameter" and not inside:
             raise ValueError("optimizer.clipping 'per_parameter' needs train.step_in_backward: use 'global' without it")
-        zero = self.deepspeed.get("zero_optimization", {})
         for key in ("offload_optimizer", "offload_param"):
-            if (zero.get(key) or {}).get("device") == "nvme":
+            if (self.zero.get(key) or {}).get("device") == "nvme":
                 raise ValueError(f"deepspeed.zero_optimization.{key} to 'nvme' is not supported: take 'cpu'")
         if self.bf16_masters and not (self.master and self.stage):
             raise ValueError("deepspeed.bf16.bf16_master_weights_and_grads needs bf16 enabled and ZeRO stage 1, 2 or 3")
@@ -225,7 +217,7 @@ class Config(Section):
                 "stage": 0,
                 # stage 3's own linear layer rounds otherwise than torch's, and so than the reference
                 "memory_efficient_linear": False,
-                **self.deepspeed.get("zero_optimization", {}),
+                **self.zero,
             },
             "train_micro_batch_size_per_gpu": self.train.pairs_per_micro_batch,
             "gradient_accumulation_steps": self.accumulation(world_size),

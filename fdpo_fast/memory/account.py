@@ -79,7 +79,7 @@ class Engine:
 
     @classmethod
     def of(cls, config: Config, ranks: int) -> Engine:
-        zero: dict[str, Any] = config.deepspeed.get("zero_optimization", {})
+        zero: dict[str, Any] = config.zero
         stage = config.stage
 
         return cls(

@@ -94,7 +94,7 @@ def current(config: Config) -> str | None:
     """The rung that the configuration stands on; None for settings of its own."""
     raw = json.loads(config.dumps())
     raw["deepspeed"]["bf16"] = {"enabled": config.master, **config.deepspeed.get("bf16", {})}
-    raw["deepspeed"]["zero_optimization"] = {"stage": 0, **config.deepspeed.get("zero_optimization", {})}
+    raw["deepspeed"]["zero_optimization"] = {"stage": 0, **config.zero}
     return next((name for name, rung in RUNGS.items() if _holds(raw, rung.sections)), None)
 
 

@@ -16,9 +16,8 @@ from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.readers import detect, open_source
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, account, moments
-from fdpo_fast.memory.trace import Trace, trace, vae_passes
+from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
 from fdpo_fast.models.blueprint import Blueprint, blueprint
-from fdpo_fast.models.tuning import CHECKPOINTING
 from fdpo_fast.sections import EMBEDDED
 
 CONTEXT = 0.75 * GIB
@@ -213,18 +212,18 @@ def plan(config: Config, ranks: int) -> Plan:
     config.accumulation(ranks)
     drawn = blueprint(config.model)
     Geometry(config.data, config.reference.seed, *drawn.factors())  # refuses sizes that do not divide
-    traces = {name: trace(_with(config, name), drawn) for name in CHECKPOINTING}
-    traced, ready = traces[config.model.gradient_checkpointing], brought(config, drawn)
+    by_choice = traces(config, drawn)
+    traced, ready = by_choice[config.model.gradient_checkpointing], brought(config, drawn)
     pairs = config.train.pairs_per_micro_batch
     rungs = {}
     for name in ladder.RUNGS:
         other = ladder.on_rung(config, name, ranks)
         same = other.model == _with(config, other.model.gradient_checkpointing).model
-        found = traces[other.model.gradient_checkpointing] if same else trace(other, drawn)
+        found = by_choice[other.model.gradient_checkpointing] if same else trace(other, drawn)
         rungs[name] = other, needs(other, drawn, found, ranks, ready)
     prices = {
         name: Price(needs(_with(config, name), drawn, found, ranks, ready).gpu_tensors, found.work(config) / pairs)
-        for name, found in traces.items()
+        for name, found in by_choice.items()
     }
     return Plan(
         config,

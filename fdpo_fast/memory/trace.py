@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +15,7 @@ from fdpo_fast.data.caches import DTYPES
 from fdpo_fast.memory.tracker import HostAttention, Tracker
 from fdpo_fast.models import tuning
 from fdpo_fast.models.blueprint import Blueprint
+from fdpo_fast.models.tuning import CHECKPOINTING
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,17 @@ class _Rehearsal:
             text = {key: torch.zeros(2 * pairs, *shape) for key, shape in shapes.items()}
             self.condition = self.family.condition(text, torch.zeros(2 * pairs, 6, dtype=torch.int64))
 
+    @contextmanager
+    def tracked(self) -> Iterator[Tracker]:
+        """Count what is made within the block; weights count as nothing, gradients apart."""
+        tracker = Tracker()
+        tracker.ignore(self.unet)
+        hooks = [parameter.register_post_accumulate_grad_hook(tracker.gradient_ready) for parameter in self.trained]
+        with tracker:
+            yield tracker
+        for hook in hooks:
+            hook.remove()
+
     def predict(self) -> Tensor:
         return self.family.predict(self.unet, self.noisy, self.timesteps, self.condition)
 
@@ -80,28 +94,38 @@ class _Rehearsal:
 
 def trace(config: Config, blueprint: Blueprint) -> Trace:
     """Run a micro-batch of the configuration's policy. A second or two, for SDXL; allocates nothing of note."""
-    found, tracker, rehearsal = {}, Tracker(), _Rehearsal(config, blueprint)
-    with rehearsal.mode:
-        tracker.ignore(rehearsal.unet)
-        for parameter in rehearsal.trained:
-            parameter.register_post_accumulate_grad_hook(tracker.gradient_ready)
-        with tracker:
-            with torch.no_grad():
-                rehearsal.predict()
-            found["inference"], found["inference_flops"] = tracker.peak, tracker.flops
-            tracker.restart()
+    choice = config.model.gradient_checkpointing
+    return traces(config, blueprint, [choice])[choice]
+
+
+def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(CHECKPOINTING)) -> dict[str, Trace]:
+    """The same by choices of `model.gradient_checkpointing`."""
+    rehearsal = _Rehearsal(config, blueprint)
+    sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
+    everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
+    inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
+    with rehearsal.mode, torch.no_grad(), rehearsal.tracked() as tracker:
+        rehearsal.predict()
+    same = {
+        "inference": tracker.peak,
+        "inference_flops": tracker.flops,
+        "data": sum(tensor.nbytes for tensor in inputs),
+        "shapes": tuple(parameter.numel() for parameter in rehearsal.trained),
+        "trained_bytes": sum(sizes),
+        "frozen_bytes": everything - sum(sizes),
+    }
+    found = {}
+    for choice in choices:
+        tuning.checkpoint(rehearsal.unet, choice)
+        with rehearsal.mode, rehearsal.tracked() as tracker:
             loss = rehearsal.loss()
-            found["forward"], found["saved"], found["flops"] = tracker.peak, tracker.others, tracker.flops
+            forward = {"forward": tracker.peak, "saved": tracker.others}
             tracker.restart()
             loss.backward()
-            found["backward"], found["backward_with_gradients"] = tracker.peak, tracker.peak_with_gradients
-            found["flops"] += tracker.flops
-        sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
-        everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
-        shapes = tuple(parameter.numel() for parameter in rehearsal.trained)
-    inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
-    found["data"] = sum(tensor.nbytes for tensor in inputs)
-    return Trace(**found, shapes=shapes, trained_bytes=sum(sizes), frozen_bytes=everything - sum(sizes))
+        backward = {"backward": tracker.peak, "backward_with_gradients": tracker.peak_with_gradients}
+        found[choice] = Trace(**same, **forward, **backward, flops=tracker.flops)
+        rehearsal.unet.zero_grad()
+    return found
 
 
 def flops(config: Config, blueprint: Blueprint) -> int:

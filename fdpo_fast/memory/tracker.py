@@ -90,9 +90,8 @@ class Tracker(TorchDispatchMode):
         self.gradients += size
 
     def restart(self) -> None:
-        """Forget the peaks and the FLOPs."""
+        """Forget the peaks."""
         self.peak, self.peak_with_gradients = self.others, self.others + self.gradients
-        self.flops = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}

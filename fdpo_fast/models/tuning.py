@@ -65,11 +65,16 @@ def prepare(unet: nn.Module, model: Model) -> list[Parameter]:
     """Add the adapter and switch checkpointing on as the configuration says; returns what is to be trained."""
     if model.train == "lora":
         add_lora(unet, model.lora)
+    checkpoint(unet, model.gradient_checkpointing)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def checkpoint(unet: nn.Module, choice: str) -> None:
+    """Switch gradient checkpointing to a choice of CHECKPOINTING."""
     unet.enable_gradient_checkpointing()
     for module in unet.modules():
         if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = CHECKPOINTING[model.gradient_checkpointing](module)
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+            module.gradient_checkpointing = CHECKPOINTING[choice](module)
 
 
 def add_lora(unet: nn.Module, lora: LoRA) -> None:
