@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-LOWEST_PYTHON ?= python3.10
+LOWEST_PYTHON ?= 3.10
 CONFIG ?= configs/digits_js.json
 
-.PHONY: setup demo test test-versions lint clean
+.PHONY: setup demo test test-versions rehearsal lint clean
 
 setup: $(VENV)/.installed
 
@@ -25,14 +25,18 @@ test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
 
 # The lowest versions that pyproject.toml admits, on the lowest Python: 6 GB, since old releases of torch bring CUDA.
-$(LOWEST)/.installed: pyproject.toml $(wildcard csrc/*)
-	$(LOWEST_PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install -q uv
-	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[train,eval,dev]'
+# LOWEST_PYTHON may be a path; uv fetches a version that it does not find.
+$(LOWEST)/.installed: pyproject.toml $(wildcard csrc/*) | setup
+	$(BIN)/pip install -q uv
+	$(BIN)/uv venv -q --clear --python $(LOWEST_PYTHON) $(LOWEST)
+	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[train,eval,dev]'
 	touch $@
 
 test-versions: setup $(LOWEST)/.installed
 	$(BIN)/python -m benchmarks.versions lowest=$(LOWEST)/bin/python newest=$(BIN)/python
+
+rehearsal: setup
+	$(BIN)/python -m benchmarks.gpu --rehearse
 
 lint: setup
 	$(BIN)/ruff check .
