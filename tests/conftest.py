@@ -25,6 +25,10 @@ FUSED = [
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption("--record", action="store_true", help="record the golden curves of this machine")
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
     """What runs on the GPU where there is one belongs to `-m gpu`; where there is none, that lane says so."""

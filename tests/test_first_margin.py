@@ -2,21 +2,19 @@
 
 import json
 import math
-import os
-import signal
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training import run
 
-from fdpo_fast import train as trainer
 from fdpo_fast.config import Config
 from fdpo_fast.data import training_set
 from fdpo_fast.loss import LossStats
 from fdpo_fast.memory.ladder import on_rung
-from fdpo_fast.metrics import FirstMargin, read_records
+from fdpo_fast.metrics import FirstMargin
 from fdpo_fast.models.kernels import kernels
 
 slow = pytest.mark.slow
@@ -48,20 +46,6 @@ def changed(raw, changes, rung=None, ranks=1):
     if raw["reference"].get("mode", "cached") != "cached":
         raw["reference"]["visits"] = None
     return json.loads(on_rung(Config.model_validate(raw), rung, ranks).dumps()) if rung else raw
-
-
-def run(raw):
-    """Train in this process; returns the records."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    config = Config.model_validate(raw)
-    try:
-        with patch.dict(os.environ):
-            trainer.check_output(trainer.Path(config.train.output_dir), resume=False)
-            trainer.train(config, resume=False)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return read_records(trainer.Path(config.train.output_dir))
 
 
 def starts(records):
@@ -177,9 +161,8 @@ def test_errors_of_other_kernels_are_another_cache(raw, changes):
 def test_a_cache_that_was_asked_for_is_refused_where_kernels_differ(raw, command, write_config):
     command(raw, "cache")
     config = Config.model_validate(changed(raw, {"model.channels_last": True}))
-    trainer.check_output(trainer.Path(config.train.output_dir), resume=False)
-    with patch.dict(os.environ), pytest.raises(ValueError, match=r"'kernels\.channels_last' is false there and true"):
-        trainer.train(config, resume=False)
+    with pytest.raises(ValueError, match=r"'kernels\.channels_last' is false there and true"):
+        run(json.loads(config.dumps()))
 
 
 def test_the_trainer_says_what_a_first_margin_means(raw):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fdpo_fast.lock import at_work
-from fdpo_fast.metrics import Writer, read_records
+from fdpo_fast.metrics import WinnerWatch, Writer, read_records
 from fdpo_fast.sections import Log
 
 RECORDS = [
@@ -45,3 +45,25 @@ def test_two_runs_do_not_share_a_folder(raw_config, command):
     raw_config["train"]["max_steps"] = 1
     command(raw_config, "train")  # what the lock leaves behind is not in the way
     assert (folder / "export").is_dir()
+
+
+def watched(*means):
+    """What a watch says of windows of two steps with these means."""
+    watch = WinnerWatch()
+    return [
+        watch([{"step": 2 * at, "delta_w": mean - 1.0}, {"step": 2 * at + 1, "delta_w": mean + 1.0}])
+        for at, mean in enumerate(means)
+    ]
+
+
+def test_preferred_images_that_get_worse_are_told_once():
+    silent, told, again = watched(1.0, 2.0, 3.0, 4.0, 5.0)[2:]
+    assert silent is None
+    assert told.startswith("step 7: ")
+    assert "4 windows in a row (now +4.00e+00)" in told
+    assert again is None
+
+
+@pytest.mark.parametrize("means", [(-1, 1, 2, 3), (1, 2, 2, 3), (4, 3, 2, 1), (1, 2, 3), (1, 3, 2, 3, 4)])
+def test_no_word_of_errors_that_fall_or_are_below_the_reference(means):
+    assert not any(watched(*means))
