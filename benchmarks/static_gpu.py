@@ -199,14 +199,14 @@ def check(what: Callable[[Case], None], case: Case, capability: int) -> tuple[st
     """A row of the table, and what is wrong with it."""
     with compiling(capability) as launches:
         what(case)
-    launch = launches[0]
-    sass = disassemble(launch.kernel.asm["cubin"])
-    samples = sum(launch.bytes[name] for name in _SAMPLES[what])
-    small = sum(size for name, size in launch.bytes.items() if name not in (*_SAMPLES[what], *_TWICE, *_LOOKED_UP))
-    threads = 32 * launch.kernel.metadata.num_warps * launch.programs
+    launched = launches[0]
+    sass = disassemble(launched.kernel.asm["cubin"])
+    samples = sum(launched.bytes[name] for name in _SAMPLES[what])
+    small = sum(size for name, size in launched.bytes.items() if name not in (*_SAMPLES[what], *_TWICE, *_LOOKED_UP))
+    threads = 32 * launched.kernel.metadata.num_warps * launched.programs
     streamed = 16 * threads * (sass.loads[128] + sass.stores[128])
-    few = sum(launch.bytes[name] for name in _SAMPLES[what] if launch.bytes[name] <= 64 * case.pairs)  # errors, draws
-    moved = streamed + few + small + 2 * sum(launch.bytes.get(name, 0) for name in _TWICE)
+    few = sum(launched.bytes[name] for name in _SAMPLES[what] if launched.bytes[name] <= 64 * case.pairs)  # errors, draws
+    moved = streamed + few + small + 2 * sum(launched.bytes.get(name, 0) for name in _TWICE)
     ratio = moved / (samples + small)
     wrong = []
     if len(launches) != 1:

@@ -70,8 +70,8 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         found["latents"] = latents
     captions = sorted({data.captions[at] for at in positions.tolist()} | {""})
     if not getattr(open_source(config.data), "embedded", None):
-        encode = family.text_encoder(rank.device)
-        fresh = encode(captions)
+        encoder = family.text_encoder(rank.device)
+        fresh = encoder(captions)
         kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
         found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
     if data.reference is not None:
@@ -89,7 +89,7 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
     """Of the images at `positions`, decoded and encoded again; None where latents came ready."""
     config, family, data = prepared.config, prepared.family, prepared.data
     geometry = Geometry(config.data, config.reference.seed, *family.factors())
-    encode = family.image_encoder(rank.device)
+    encoder = family.image_encoder(rank.device)
     source, pieces = open_source(config.data), []
     wanted = set(data.id[positions].tolist())
     at = {int(data.id[position]): int(position) for position in positions}
@@ -102,7 +102,7 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
                 raise ConfigError(f"{sides.place} is in the cache, but now {sides.reason}: run `fdpo cache` again")
             if sides[0].pixels is None:
                 return None
-            moments = encode(to_vae(torch.stack([side.pixels for side in sides])))
+            moments = encoder(to_vae(torch.stack([side.pixels for side in sides])))
             fresh = caches.kept(*moments, [side.key for side in sides], config.data.latents)
             pieces.append((data.pair_latents(at[row.id]), fresh))
     return _worst(pieces)

@@ -46,13 +46,13 @@ def test_pairs_are_in_pick_a_pics_schema(embedded_folder):
 def test_the_pipeline_loads_in_diffusers(embedded_folder):
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(embedded_folder / "pipeline")
-    tokens = [pipeline.tokenizer(caption).input_ids for caption in digits.CAPTIONS]
+    made = DiffusionPipeline.from_pretrained(embedded_folder / "pipeline")
+    tokens = [made.tokenizer(caption).input_ids for caption in digits.CAPTIONS]
     assert len({tuple(row) for row in tokens}) == 10
     assert all(len(row) == 5 for row in tokens)  # start, three words, end
-    assert pipeline.tokenizer.decode(tokens[7], skip_special_tokens=True) == "a handwritten seven"
-    images = digits.draw(pipeline, torch.tensor([7, 7]), seed=0, steps=2, guidance=2.0)
-    again = digits.draw(pipeline, torch.tensor([7, 7]), seed=0, steps=2, guidance=2.0)
+    assert made.tokenizer.decode(tokens[7], skip_special_tokens=True) == "a handwritten seven"
+    images = digits.draw(made, torch.tensor([7, 7]), seed=0, steps=2, guidance=2.0)
+    again = digits.draw(made, torch.tensor([7, 7]), seed=0, steps=2, guidance=2.0)
     assert images.shape == (2, 3, 32, 32)
     assert torch.equal(images, again)
 

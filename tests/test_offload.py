@@ -24,12 +24,12 @@ BF16 = {"enabled": True, "bf16_master_weights_and_grads": True}
 
 def lean(raw, folder, stage, ranks, optimizer="adamw8bit", device="cpu"):
     """Two micro-batches a step on each rank, and an average of the weights."""
-    zero = {"stage": stage, "stage3_param_persistence_threshold": 100, "sub_group_size": 100_000}
+    section = {"stage": stage, "stage3_param_persistence_threshold": 100, "sub_group_size": 100_000}
     if device:
-        zero["offload_optimizer"] = {"device": device}
+        section["offload_optimizer"] = {"device": device}
         if stage == 3:
-            zero["offload_param"] = {"device": device}
-    raw = run_of(raw, folder, optimizer, bf16=BF16, zero_optimization=zero)
+            section["offload_param"] = {"device": device}
+    raw = run_of(raw, folder, optimizer, bf16=BF16, zero_optimization=section)
     raw["train"] |= {"pairs_per_micro_batch": 2 // ranks, "ema_decay": 0.5}
     raw["optimizer"]["max_grad_norm"] = 0.1
     return raw

@@ -36,9 +36,9 @@ def ready(lab: Lab, rung: str, checkpointing: str = "full", pairs: int = 1, chan
     """Import what the trainer does, and draw up the plan: neither needs the GPU."""
     import deepspeed  # noqa: F401
 
-    import fdpo_fast.data.builder
+    import fdpo_fast.cache.build
     import fdpo_fast.models.sdxl
-    import fdpo_fast.optim.offload  # noqa: F401
+    import fdpo_fast.optim.zero  # noqa: F401
 
     run = Run(lab, configuration(lab, rung, checkpointing, pairs, changes), 1 if lab.rehearse else 2)
     plan = planned(run.config)
