@@ -17,10 +17,11 @@ if __name__ == "__main__":
     sys.path[0:1] = []
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from fdpo_fast import boards, cli
-from fdpo_fast import config as configuration
-from fdpo_fast.config import Config, ConfigError
-from fdpo_fast.lock import LOCK, at_work
+from fdpo_fast import cli
+from fdpo_fast.config import run as configuration
+from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.training import trackers
+from fdpo_fast.training.lock import LOCK, at_work
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,7 +35,7 @@ def start(config: Config, options: argparse.Namespace) -> None:
     if options.dry_run:
         print(config.dumps(), end="")
         return
-    boards.check(config.log)
+    trackers.check(config.log)
     folder = Path(config.train.output_dir).expanduser()
     check_output(folder, options.resume)
     with at_work(folder):
@@ -58,21 +59,11 @@ def train(config: Config, resume: bool) -> None:
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from fdpo_fast.checkpoint import EMA, Checkpoints, whole_state
-    from fdpo_fast.data.builder import Builder
-    from fdpo_fast.data.caches import DTYPES, describe
-    from fdpo_fast.data.files import read_json, replacing
-    from fdpo_fast.data.training_set import Batch, as_in_training, errors, predict
-    from fdpo_fast.data.walk import Walk
-    from fdpo_fast.grids import SampleGrids
-    from fdpo_fast.memory.needs import shortage
-    from fdpo_fast.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
-    from fdpo_fast.models import tuning
-    from fdpo_fast.optim import factory, offload
-    from fdpo_fast.optim.guard import StepGuard
-    from fdpo_fast.optim.in_backward import StepInBackward
-    from fdpo_fast.prepare import cache_root, caches_of, reference_model
-    from fdpo_fast.processes import (
+    from fdpo_fast.cache.build import Builder
+    from fdpo_fast.cache.dataset import Batch, as_in_training, errors, predict
+    from fdpo_fast.cache.encode import DTYPES, describe
+    from fdpo_fast.cache.open import cache_root, caches_of, reference_model
+    from fdpo_fast.distributed import (
         StopSignal,
         check_shared,
         largest_over_ranks,
@@ -80,6 +71,16 @@ def train(config: Config, resume: bool) -> None:
         ranks_here,
         start_processes,
     )
+    from fdpo_fast.files import read_json, replacing
+    from fdpo_fast.memory.needs import shortage
+    from fdpo_fast.models import trainable
+    from fdpo_fast.optim import build, zero
+    from fdpo_fast.optim.finite import StepGuard
+    from fdpo_fast.optim.in_backward import StepInBackward
+    from fdpo_fast.training.checkpoint import EMA, Checkpoints, whole_state
+    from fdpo_fast.training.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
+    from fdpo_fast.training.order import Walk
+    from fdpo_fast.training.samples import SampleGrids
 
     rank = start_processes()
     device = rank.device
@@ -115,22 +116,22 @@ def train(config: Config, resume: bool) -> None:
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     unet = family.denoiser(dtype)
     unet_config = dict(unet.config)
-    trained = tuning.ready(unet, config.model)
-    optimizer = factory.optimizer(config.optimizer, trained, settings.seed)
+    trained = trainable.ready(unet, config.model)
+    optimizer = build.optimizer(config.optimizer, trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
     guard = StepGuard(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
     if config.stage == 3:
-        offload.split(unet, config.for_deepspeed(rank.count), device)
-    with offload.bf16_masters(config.bf16_masters):
+        zero.split(unet, config.for_deepspeed(rank.count), device)
+    with zero.bf16_masters(config.bf16_masters):
         engine, _, _, _ = deepspeed.initialize(
             model=unet,
             model_parameters=trained,
             optimizer=optimizer,
-            lr_scheduler=factory.schedule(config.optimizer, settings.max_steps),
+            lr_scheduler=build.schedule(config.optimizer, settings.max_steps),
             config=config.for_deepspeed(rank.count),
             dist_init_required=False,
         )
-    offload.share(engine.optimizer)
+    zero.share(engine.optimizer)
     inside = None
     if settings.step_in_backward:
         average = mean_over_ranks if rank.count > 1 else None
@@ -146,7 +147,7 @@ def train(config: Config, resume: bool) -> None:
         rank.say(f"{folder} has no checkpoint: starting at step 0")
     if goes_on:
         first_step = checkpoints.load(engine, ema)
-        factory.reapply(config.optimizer, settings.seed, engine.optimizer, engine.lr_scheduler)
+        build.reapply(config.optimizer, settings.seed, engine.optimizer, engine.lr_scheduler)
         if rank.index == 0:
             for change in configuration.load(folder / "config.json").differences(config):
                 rank.say(f"resumed with another {change}")
@@ -169,7 +170,7 @@ def train(config: Config, resume: bool) -> None:
             with as_in_training():
                 pred, target, _ = predict(family, frozen, batch)
             return errors(pred, target)
-        with as_in_training(), tuning.without_adapter(unet):
+        with as_in_training(), trainable.without_adapter(unet):
             return predict(family, unet, batch).pred.detach()
 
     # The loop. Nothing here waits for the device between flushes.

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fdpo_fast import alpha, fdpo_loss, log_ratio_loss
-from fdpo_fast.ops import host
+from fdpo_fast.ops import cpp
 from fdpo_fast.scales import alpha_from_trl, ratio_scale
 
-needs_cpp = pytest.mark.skipif(bool(host.missing), reason=f"needs {host.missing}")
+needs_cpp = pytest.mark.skipif(bool(cpp.missing), reason=f"needs {cpp.missing}")
 BACKENDS = [
     pytest.param("eager", torch.float64, id="eager-float64"),
     pytest.param("eager", torch.float32, id="eager-float32"),

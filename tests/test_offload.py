@@ -14,10 +14,11 @@ import torch
 from conftest import ROOT
 from test_train_optimizers import run_of, weights
 
-from fdpo_fast import AdamW8bit, config
-from fdpo_fast.config import ConfigError
+from fdpo_fast import AdamW8bit
+from fdpo_fast.config import run
+from fdpo_fast.config.run import ConfigError
 from fdpo_fast.memory.ladder import RUNGS, on_rung
-from fdpo_fast.optim import offload
+from fdpo_fast.optim import zero
 
 BF16 = {"enabled": True, "bf16_master_weights_and_grads": True}
 
@@ -60,7 +61,7 @@ def test_a_resumed_run_is_the_same_run(raw_config, launch, read_metrics, tmp_pat
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "D" else pytest.mark.slow) for n in RUNGS])
 def test_every_rung_trains(raw_config, launch, read_metrics, tmp_path, name):
     raw = run_of(raw_config, tmp_path / name)
-    launch(json.loads(on_rung(config.Config.model_validate(raw), name, 1).dumps()))
+    launch(json.loads(on_rung(run.Config.model_validate(raw), name, 1).dumps()))
     records = read_metrics(raw)
     assert len(records) == 6
     assert all(math.isfinite(record["loss"]) for record in records)
@@ -138,8 +139,8 @@ def test_each_master_has_its_own_random_bits():
         start = torch.randn(5003)
         masters = [torch.nn.Parameter(start.bfloat16()) for _ in range(2)]
         optimizer = AdamW8bit(masters[:1], lr=1e-4)
-        with patch.object(offload.dist, "get_rank", return_value=rank):
-            offload._number_elements(optimizer, masters)
+        with patch.object(zero.dist, "get_rank", return_value=rank):
+            zero._number_elements(optimizer, masters)
         for master in masters:  # as ZeRO does
             master.grad = torch.ones_like(master)
             optimizer.param_groups[0]["params"] = [master]
@@ -150,11 +151,11 @@ def test_each_master_has_its_own_random_bits():
 
 def test_a_deepspeed_with_other_names_is_left_alone():
     with pytest.warns(UserWarning, match="keeps its buffers elsewhere, so some exist twice"):
-        offload.share(SimpleNamespace(master_weights_and_grads_dtype=torch.bfloat16))
+        zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.bfloat16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        offload.share(SimpleNamespace(master_weights_and_grads_dtype=torch.float32))
-        offload.share(AdamW8bit([torch.nn.Parameter(torch.ones(1))]))
+        zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.float32))
+        zero.share(AdamW8bit([torch.nn.Parameter(torch.ones(1))]))
 
 
 ADAMW = ["optimizer.type=adamw", "deepspeed.zero_optimization.stage=2"]
@@ -172,12 +173,12 @@ def test_refusals(raw_config, write_config, overrides, says):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", *overrides]
     with pytest.raises(ConfigError, match=says) as caught:
-        config.load(write_config(raw_config), overrides)
+        run.load(write_config(raw_config), overrides)
     assert "\n" not in str(caught.value)
 
 
 def test_masters_in_bf16_are_enabled_with_bf16(raw_config, write_config):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", "deepspeed.zero_optimization.stage=2"]
-    loaded = config.load(write_config(raw_config), [*overrides, "optimizer.type=adamw8bit"])
+    loaded = run.load(write_config(raw_config), [*overrides, "optimizer.type=adamw8bit"])
     assert loaded.for_deepspeed(1)["bf16"] == BF16

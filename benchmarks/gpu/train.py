@@ -21,12 +21,12 @@ from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.lab import Lab, Timer, Work
 from benchmarks.gpu.patches import without_disks
 from fdpo_fast import train as trainer
-from fdpo_fast.config import Config, load
+from fdpo_fast.config.run import Config, load
 from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.needs import needs
 from fdpo_fast.memory.trace import flops, trace
-from fdpo_fast.metrics import read_records
-from fdpo_fast.models.blueprint import blueprint
+from fdpo_fast.models.architecture import blueprint
+from fdpo_fast.training.metrics import read_records
 
 PAIRS = 8
 """In the data set."""

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fdpo_fast import noise
+from fdpo_fast.config.schema import Data
 from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Side
-from fdpo_fast.sections import Data
 
 Size = tuple[int, int]
 """(height, width)"""

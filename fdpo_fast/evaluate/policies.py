@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fdpo_fast.config import Config
-from fdpo_fast.data.caches import DTYPES
-from fdpo_fast.data.files import digest, file_digest, read_json
-from fdpo_fast.models import load_family, tuning
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import Model
+from fdpo_fast.files import digest, file_digest, read_json
+from fdpo_fast.models import load_family, trainable
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
-from fdpo_fast.sections import Model
 
 BASE = "base"
 _STATES = "mp_rank_00_model_states.pt"
@@ -60,7 +60,7 @@ class Policy:
         dtype = DTYPES[config.model.dtype]
         if self._is_checkpoint:
             unet = family.denoiser(dtype)
-            tuning.prepare(unet, self._trained_as(config))
+            trainable.prepare(unet, self._trained_as(config))
             state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
             if (average := self.folder / _AVERAGE).is_file():  # what the export holds, too
                 state |= load_file(average)

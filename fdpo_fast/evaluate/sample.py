@@ -1,5 +1,5 @@
 """Draw the same captions from base and policy: `fdpo sample --config ... --checkpoint runs/mine`, or by several GPUs
-`deepspeed --num_gpus N fdpo_fast/evaluate/sample.py --config ...`.
+`deepspeed --num_gpus N --module fdpo_fast.cli sample --config ...`.
 
 Image k of a caption starts from the same noise for every model: its seed follows from `evaluate.seed`, the caption and
 k, and is what `torch.Generator().manual_seed(seed)` takes in any diffusers pipeline. Whatever is drawn already stays.
@@ -10,31 +10,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-if __name__ == "__main__":  # as in train.py
-    sys.path[0:1] = []
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
-    from fdpo_fast.cli import run
-
-    sys.exit(run("sample"))  # before what is heavy is imported
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fdpo_fast.config import Config, ConfigError
-from fdpo_fast.data.files import digest, read_json, replacing
-from fdpo_fast.evaluate import index
+from fdpo_fast.cache.open import resolve_embedded
+from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.distributed import Rank, alone, start_processes, under_launcher
+from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
 from fdpo_fast.evaluate.prompts import read_prompts
+from fdpo_fast.files import digest, read_json, replacing
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
-from fdpo_fast.prepare import resolve_embedded
-from fdpo_fast.processes import Rank, alone, start_processes, under_launcher
 
 
 def sample(config: Config, options: argparse.Namespace) -> None:
@@ -56,8 +48,8 @@ def sample(config: Config, options: argparse.Namespace) -> None:
     for each in policies:
         studio.draw(each)
     if rank.index == 0:
-        index.merge(studio.folder)
-        index.sheet(studio.folder, names)
+        gallery.merge(studio.folder)
+        gallery.sheet(studio.folder, names)
     rank.barrier()
     rank.say(f"images: {studio.folder}")
 
@@ -134,7 +126,7 @@ class Studio:
         self.rank.barrier()
         if self.rank.index == 0:
             rows = [{"model": policy.name, **asdict(task), "file": f"{policy.name}/{task.file}"} for task in self.tasks]
-            index.write(folder / index.NAME, [{**row, **self.settings} for row in rows])
+            gallery.write(folder / gallery.NAME, [{**row, **self.settings} for row in rows])
 
     def _draw(self, policy: Policy, batches: list[list[Task]]) -> None:
         from tqdm import tqdm

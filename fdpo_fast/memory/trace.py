@@ -10,12 +10,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fdpo_fast.config import Config
-from fdpo_fast.data.caches import DTYPES
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.tracker import HostAttention, Tracker
-from fdpo_fast.models import tuning
-from fdpo_fast.models.blueprint import Blueprint
-from fdpo_fast.models.tuning import CHECKPOINTING
+from fdpo_fast.models import trainable
+from fdpo_fast.models.architecture import Blueprint
+from fdpo_fast.models.trainable import CHECKPOINTING
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Rehearsal:
         dtype, pairs = DTYPES[config.model.dtype], config.train.pairs_per_micro_batch
         side = config.data.resolution // blueprint.factors()[0]
         self.family, unet = blueprint.family, blueprint.unet(dtype).train()
-        tuning.prepare(unet, config.model)
+        trainable.prepare(unet, config.model)
         self.criterion = config.loss.criterion()
         shapes = self.family.text_shapes(blueprint.unet_config)
         self.mode = HostAttention()
@@ -116,7 +116,7 @@ def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(
     }
     found = {}
     for choice in choices:
-        tuning.checkpoint(rehearsal.unet, choice)
+        trainable.checkpoint(rehearsal.unet, choice)
         with rehearsal.mode, rehearsal.tracked() as tracker:
             loss = rehearsal.loss()
             forward = {"forward": tracker.peak, "saved": tracker.others}

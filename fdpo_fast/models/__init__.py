@@ -8,12 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.models import hub
-from fdpo_fast.sections import EMBEDDED
 
 if TYPE_CHECKING:
+    from fdpo_fast.config.schema import Model
     from fdpo_fast.models.family import Family
-    from fdpo_fast.sections import Model
 
 # Without a GPU it warns, while diffusers imports it, that its 4-bit kernels are missing: nothing here has 4 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

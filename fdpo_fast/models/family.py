@@ -17,10 +17,10 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from fdpo_fast import noise
-from fdpo_fast.data.files import digest, file_digest, read_json, replacing
+from fdpo_fast.config.schema import Model
+from fdpo_fast.files import digest, file_digest, read_json, replacing
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
-from fdpo_fast.models.tuning import add_lora
-from fdpo_fast.sections import Model
+from fdpo_fast.models.trainable import add_lora
 
 PREDICTIONS = ("epsilon", "v_prediction")
 """What a denoiser may predict, by the scheduler's own names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fdpo_fast.data.files import read_json
+from fdpo_fast.files import read_json
 
 _SMALL = ["*.json", "*.txt", "*.model"]
 _VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]

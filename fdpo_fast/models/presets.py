@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
-from fdpo_fast.data.files import replacing
+from fdpo_fast.files import replacing
 from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
 
 _SD_BLOCKS = {
