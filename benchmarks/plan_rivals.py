@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fdpo_fast.config.run import Config, load
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.account import GIB, PHASES, Account, account
 from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.memory.trace import trace, vae_passes

@@ -40,6 +40,7 @@ def wrapped() -> dict[tuple[Any, str], str]:
 
     from fdpo_fast.cache import dataset
     from fdpo_fast.loss.function import FDPOLoss
+    from fdpo_fast.models import prediction
     from fdpo_fast.ops.autograd import FusedLoss
     from fdpo_fast.optim.adamw8bit import AdamW8bit
     from fdpo_fast.optim.finite import StepGuard
@@ -48,7 +49,7 @@ def wrapped() -> dict[tuple[Any, str], str]:
     reduce = "reduce_ready_partitions_and_remove_grads"
     return {
         (dataset.TrainingSet, "batch"): "data",
-        (dataset, "predict"): "data",  # noise is added, less the forward inside
+        (prediction, "predict"): "data",  # noise is added, less the forward inside
         (DeepSpeedEngine, "forward"): "forward",
         (FDPOLoss, "forward"): "loss",
         (FusedLoss, "backward"): "loss",

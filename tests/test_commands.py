@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from fdpo_fast.cache.shards import Shard
 from fdpo_fast.compare.calibrate import by_timestep, fit
-from fdpo_fast.config import run
-from fdpo_fast.config.schema import Data
+from fdpo_fast.config.schema import Data, Loss
 from fdpo_fast.data.check import examine
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.loss.divergences import DIVERGENCES
@@ -154,7 +153,7 @@ def test_calibrate_prints_the_lines_of_the_configuration(command, tiny_config, t
     assert figures["median_weight"] == pytest.approx(0.4)
     line = next(line for line in said.splitlines() if '"loss"' in line)
     loss = json.loads("{" + line + "}")["loss"]
-    assert run.Loss(**loss).ratio_scale == pytest.approx(figures["ratio_scale"], rel=1e-3)
+    assert Loss(**loss).ratio_scale == pytest.approx(figures["ratio_scale"], rel=1e-3)
     assert "diffusion_dpo" in said
     assert figures["elements"] == 4 * 32 * 32
     with pytest.raises(SystemExit, match=r"--weight 0.7 must lie between 0 and 0.5"):

@@ -12,7 +12,8 @@ from PIL import Image
 from fdpo_fast.compare import crew
 from fdpo_fast.compare.analysis import COLUMNS, Comparison, hypervolume
 from fdpo_fast.compare.grid import losses, points
-from fdpo_fast.config.run import ConfigError, load
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import ConfigError
 from fdpo_fast.evaluate.gallery import Gallery
 from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.evaluate.score import Report

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from training import run
 
-from fdpo_fast.cache import dataset
 from fdpo_fast.config.run import Config
 from fdpo_fast.loss.function import LossStats
 from fdpo_fast.memory.ladder import on_rung
+from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
 from fdpo_fast.training.metrics import FirstMargin
 
@@ -166,8 +166,8 @@ def test_a_cache_that_was_asked_for_is_refused_where_kernels_differ(raw, command
 
 
 def test_the_trainer_says_what_a_first_margin_means(raw):
-    real = dataset.errors
-    with patch.object(dataset, "errors", lambda pred, target: real(pred, target) + 1e-4):
+    real = prediction.errors
+    with patch.object(prediction, "errors", lambda pred, target: real(pred, target) + 1e-4):
         records = run(raw)
     assert records[0]["margin"] == pytest.approx(0, abs=1e-6)  # both sides are off alike, and it is said all the same
     first, later = records[0]["warnings"][0], records[1]["warnings"][0]
@@ -208,9 +208,9 @@ def test_errors_are_the_sums_of_the_loss_to_the_last_bit(dtype, backend):
     pred = torch.randn(6, 4, 37, 41).to(dtype)
     draws = noise.draws(3, torch.arange(3), torch.zeros(3, dtype=torch.int64))
     for target in (torch.randn(6, 4, 37, 41), draws):
-        real = dataset.fdpo_loss
-        with patch.object(dataset, "fdpo_loss", lambda *a, **k: real(*a, **k, backend=backend)):  # noqa: B023
-            found = dataset.errors(pred, target)
+        real = prediction.fdpo_loss
+        with patch.object(prediction, "fdpo_loss", lambda *a, **k: real(*a, **k, backend=backend)):  # noqa: B023
+            found = prediction.errors(pred, target)
         drawn = noise.normals(draws, pred[0].numel()).reshape(3, 4, 37, 41).repeat(2, 1, 1, 1)
         want = (pred.double() - (drawn if target is draws else target).double()).square().mean((1, 2, 3))
         torch.testing.assert_close(found, want, rtol=1e-7, atol=0)

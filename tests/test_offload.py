@@ -15,8 +15,8 @@ from conftest import ROOT
 from test_train_optimizers import run_of, weights
 
 from fdpo_fast import AdamW8bit
-from fdpo_fast.config import run
-from fdpo_fast.config.run import ConfigError
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config, ConfigError
 from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.optim import zero
 
@@ -61,7 +61,7 @@ def test_a_resumed_run_is_the_same_run(raw_config, launch, read_metrics, tmp_pat
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "D" else pytest.mark.slow) for n in RUNGS])
 def test_every_rung_trains(raw_config, launch, read_metrics, tmp_path, name):
     raw = run_of(raw_config, tmp_path / name)
-    launch(json.loads(on_rung(run.Config.model_validate(raw), name, 1).dumps()))
+    launch(json.loads(on_rung(Config.model_validate(raw), name, 1).dumps()))
     records = read_metrics(raw)
     assert len(records) == 6
     assert all(math.isfinite(record["loss"]) for record in records)
@@ -173,12 +173,12 @@ def test_refusals(raw_config, write_config, overrides, says):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", *overrides]
     with pytest.raises(ConfigError, match=says) as caught:
-        run.load(write_config(raw_config), overrides)
+        load(write_config(raw_config), overrides)
     assert "\n" not in str(caught.value)
 
 
 def test_masters_in_bf16_are_enabled_with_bf16(raw_config, write_config):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", "deepspeed.zero_optimization.stage=2"]
-    loaded = run.load(write_config(raw_config), [*overrides, "optimizer.type=adamw8bit"])
+    loaded = load(write_config(raw_config), [*overrides, "optimizer.type=adamw8bit"])
     assert loaded.for_deepspeed(1)["bf16"] == BF16

@@ -21,7 +21,8 @@ from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.lab import Lab, Timer, Work
 from benchmarks.gpu.patches import without_disks
 from fdpo_fast import train as trainer
-from fdpo_fast.config.run import Config, load
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.needs import needs
 from fdpo_fast.memory.trace import flops, trace
@@ -36,9 +37,8 @@ def ready(lab: Lab, rung: str, checkpointing: str = "full", pairs: int = 1, chan
     """Import what the trainer does, and draw up the plan: neither needs the GPU."""
     import deepspeed  # noqa: F401
 
-    import fdpo_fast.cache.build
     import fdpo_fast.models.sdxl
-    import fdpo_fast.optim.zero  # noqa: F401
+    import fdpo_fast.training.trainer  # noqa: F401
 
     run = Run(lab, configuration(lab, rung, checkpointing, pairs, changes), 1 if lab.rehearse else 2)
     plan = planned(run.config)

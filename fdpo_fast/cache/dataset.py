@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from fdpo_fast import noise
 from fdpo_fast.cache import encode
@@ -19,7 +17,7 @@ from fdpo_fast.cache.shards import Shard, Shards
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.pairs import PairSource
 from fdpo_fast.files import digest
-from fdpo_fast.loss.function import fdpo_loss
+from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
 
 if TYPE_CHECKING:
@@ -38,55 +36,6 @@ class Batch:
     condition: dict[str, Tensor]  # each [2b, ...]
     weight: Tensor  # [b] float32
     ref_error: Tensor | None  # [2b] float64, from the cache
-
-
-class Prediction(NamedTuple):
-    """What a denoiser made of a batch, and what it is measured by."""
-
-    pred: Tensor  # [2b, c, h, w]
-    target: Tensor  # see `Family.target`
-    timesteps: Tensor  # [b] int64
-
-
-def predict(family: Family, unet: nn.Module, batch: Batch) -> Prediction:
-    """Noise a batch as its draws say and denoise it once."""
-    signal, sigma = (table.to(batch.latents.device) for table in (family.signal, family.sigma))
-    noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)
-    if family.model.channels_last:
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-    pred = family.predict(unet, noisy, torch.cat([timesteps, timesteps]), batch.condition)
-    return Prediction(pred, family.target(batch.latents, batch.draws), timesteps)
-
-
-@contextmanager
-def as_in_training() -> Iterator[None]:
-    """Run a reference model by the kernels that training takes, and keep nothing for a backward pass.
-
-    torch chooses them by whether gradients are required (`should_fold` of at::matmul is one place). Frozen, SDXL's
-    linear layers behind a permuted input round another way, and in bf16 its errors differ by 4e-4 from those in
-    training: as a logit, times ratio_scale, by 1. The model must have been made ready as the policy was
-    (`models.trainable.ready`).
-    """
-    with torch.enable_grad(), saved_tensors_hooks(lambda tensor: None, _refuse):
-        yield
-
-
-def _refuse(nothing: None) -> Tensor:
-    raise RuntimeError("a reference model has no backward pass: nothing was kept for it")
-
-
-@torch.no_grad()
-def errors(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, [2b] float64: to the last bit the sum that the loss forms of the same tensors.
-
-    The loss tells by how much the error exceeds a given one, in float32. What was found is given back to it twice; the
-    differences are exact, and three times 24 bits hold all 53.
-    """
-    found = torch.zeros(len(pred), dtype=torch.float64, device=pred.device)
-    for _ in range(3):
-        _, stats = fdpo_loss(pred, found, target, divergence="reverse_kl", beta=1.0, ratio_scale=1.0, reduction="none")
-        found = found - torch.cat([stats.log_ratio_w, stats.log_ratio_l])
-    return found
 
 
 class TrainingSet:
@@ -214,7 +163,7 @@ class TrainingSet:
         filled = torch.arange(-(-count // self.micro) * self.micro).clamp(max=count - 1)
         found = []
         for part in filled.split(self.micro):
-            with as_in_training():
-                pred, target, _ = predict(self.family, unet, self.batch(positions[part], visits[part]))
-            found.append(errors(pred, target).cpu().unflatten(0, (2, -1)).T)
+            with prediction.as_in_training():
+                pred, target, _ = prediction.predict(self.family, unet, self.batch(positions[part], visits[part]))
+            found.append(prediction.errors(pred, target).cpu().unflatten(0, (2, -1)).T)
         return torch.cat(found)[:count]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from fdpo_fast import models
 from fdpo_fast.cli import installed
-from fdpo_fast.config import run as configuration
+from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config, ConfigError
 from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.memory.cards import CARDS
@@ -250,7 +250,7 @@ def run(name: str, arguments: list[str]) -> None:
     """Parse, check, then do the work; a mistake in the input ends the process with one sentence."""
     command, options = COMMANDS[name], parser(name).parse_args(arguments)
     try:
-        config = configuration.load(options.config, options.set) if command.configured else None
+        config = load(options.config, options.set) if command.configured else None
         command.check(config, options)
         module, _, function = command.work.partition(":")
         with installed(name):

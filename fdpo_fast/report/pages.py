@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fdpo_fast.compare.analysis import COLUMNS, FIGURES, Comparison, Spot
-from fdpo_fast.config import run as configuration
+from fdpo_fast.config.load import load
 from fdpo_fast.evaluate.gallery import contact_sheet
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.statistics import Estimate
@@ -221,7 +221,7 @@ def _markdown(parts: list[Part]) -> Iterator[str]:
 
 def run_page(run: Run) -> Iterator[Part]:
     """Of a run that is finished or still training."""
-    config = configuration.load(run.folder / "config.json")
+    config = load(run.folder / "config.json")
     last = run.records[-1] if run.records else {}
     done = last.get("step", -1) + 1
     state = "finished" if done >= config.train.max_steps else "not finished"
