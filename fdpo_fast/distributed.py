@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock
 
+from fdpo_fast.config.errors import UserError
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -89,7 +91,7 @@ def ranks_here() -> int:
 
 
 def check_shared(rank: Rank, key: str, folder: Path) -> None:
-    """Raise ValueError, on every rank, where the nodes of a run do not see one and the same folder. Collective."""
+    """Raise UserError, on every rank, where the nodes of a run do not see one and the same folder. Collective."""
     if ranks_here() == rank.count:
         return
     writes = rank.index == 0 and os.access(folder, os.W_OK)
@@ -106,18 +108,18 @@ def check_shared(rank: Rank, key: str, folder: Path) -> None:
     if writes:
         token.unlink()
     if missing:
-        raise ValueError(f"{key} '{folder}' is not shared between the nodes: name a folder that all of them reach")
+        raise UserError(f"{key} '{folder}' is not shared between the nodes: name a folder that all of them reach")
 
 
 def check_equal(rank: Rank, text: str, sentence: str) -> None:
-    """Raise ValueError with a sentence, on every rank, where a text is not the same on all. Collective."""
+    """Raise UserError with a sentence, on every rank, where a text is not the same on all. Collective."""
     if ranks_here() == rank.count:
         return
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
     ends = torch.tensor([number, -number])
     largest_over_ranks(ends)
     if ends.sum():
-        raise ValueError(sentence)
+        raise UserError(sentence)
 
 
 def _appears(file: Path, seconds: float = 10) -> bool:

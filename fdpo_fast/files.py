@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fdpo_fast.config.errors import UserError
+
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
@@ -18,11 +20,11 @@ def digest(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; ValueError that names it where it is broken."""
+    """The content of a JSON file; UserError that names it where it is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): mend or delete it") from None
+        raise UserError(f"{path} is not valid JSON ({error}): mend or delete it") from None
 
 
 def file_digest(path: Path) -> str:

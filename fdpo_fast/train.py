@@ -17,7 +17,8 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from fdpo_fast import cli
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import LOCK, at_work
 
@@ -45,9 +46,9 @@ def check_output(folder: Path, resume: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
+        raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
     if not resume and any(path.name != LOCK for path in folder.iterdir()):
-        raise ConfigError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
+        raise UserError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
 
 
 def train(config: Config, resume: bool) -> None:

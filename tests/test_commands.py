@@ -168,3 +168,14 @@ def test_calibrate_looks_at_a_part_of_a_large_source(command, tiny_config, tmp_p
     raw["train"]["pairs_per_micro_batch"] = 2
     said = command(raw, "calibrate", "--pairs", "4", "--steps", "2")
     assert "caching latents: 16 entries" in said
+
+
+def test_a_slip_of_ours_is_no_mistake_of_the_users(monkeypatch, raw_config, write_config):
+    from fdpo_fast.memory import plan
+
+    def slip(config, options):
+        zip((1,), (), strict=True).__next__()
+
+    monkeypatch.setattr(plan, "show", slip)
+    with pytest.raises(ValueError, match="zip"):
+        main(["plan", "--config", str(write_config(raw_config))])

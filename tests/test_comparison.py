@@ -12,8 +12,8 @@ from PIL import Image
 from fdpo_fast.compare import crew
 from fdpo_fast.compare.analysis import COLUMNS, Comparison, hypervolume
 from fdpo_fast.compare.grid import losses, points
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
-from fdpo_fast.config.run import ConfigError
 from fdpo_fast.evaluate.gallery import Gallery
 from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.evaluate.score import Report
@@ -173,7 +173,7 @@ def test_a_folder_keeps_its_comparison(tmp_path):
     config = load(CONFIG)
     crew.claim(tmp_path, config)
     crew.claim(tmp_path, config)
-    with pytest.raises(ConfigError, match=r"another train.max_steps: 100 -> 7"):
+    with pytest.raises(UserError, match=r"another train.max_steps: 100 -> 7"):
         crew.claim(tmp_path, load(CONFIG, ["train.max_steps=7"]))
 
 
@@ -182,7 +182,7 @@ def test_what_is_measured_may_change_and_runs_may_come(tmp_path):
     changed = ["compare.seeds=[0, 1, 2, 3, 4]", "evaluate.resample=captions", "log.every=5", "compare.diversity=rmse"]
     crew.claim(tmp_path, load(CONFIG, changed))
     for fixed in ("compare.median_u=1.0", "compare.trial_steps=3", "loss.ratio_scale=100.0", "optimizer.lr=1e-6"):
-        with pytest.raises(ConfigError, match="a comparison with another"):
+        with pytest.raises(UserError, match="a comparison with another"):
             crew.claim(tmp_path, load(CONFIG, [fixed]))
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
-from fdpo_fast.config.run import ConfigError
 from fdpo_fast.train import main
 
 
@@ -77,25 +77,25 @@ def test_overrides_are_json(raw, write_config):
     ],
 )
 def test_mistakes(raw, write_config, override, says):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load(write_config(raw), [override])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_alpha_out_of_range(raw, write_config):
-    with pytest.raises(ConfigError, match="strictly between 0 and 1"):
+    with pytest.raises(UserError, match="strictly between 0 and 1"):
         load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=1.5"])
 
 
 def test_smoothing_where_it_has_no_meaning(raw, write_config):
-    with pytest.raises(ConfigError, match="label_smoothing has no meaning for loss_type 'hinge'"):
+    with pytest.raises(UserError, match="label_smoothing has no meaning for loss_type 'hinge'"):
         load(write_config(raw), ["loss.type=hinge", "loss.label_smoothing=0.1"])
 
 
 def test_missing_key_and_section(raw, write_config):
     del raw["loss"], raw["train"]["max_steps"]
-    with pytest.raises(ConfigError, match=r"'loss' is missing.*'train.max_steps' is missing"):
+    with pytest.raises(UserError, match=r"'loss' is missing.*'train.max_steps' is missing"):
         load(write_config(raw))
 
 
@@ -104,7 +104,7 @@ def test_unreadable_files(tmp_path, text, says):
     path = tmp_path / "config.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(UserError, match=says):
         load(path)
 
 
@@ -123,7 +123,7 @@ def test_dry_run_prints_the_resolved_config(raw, write_config, capsys):
 
 
 def test_ranks_that_do_not_divide(raw, write_config):
-    with pytest.raises(ConfigError, match="times 3 ranks"):
+    with pytest.raises(UserError, match="times 3 ranks"):
         load(write_config(raw)).accumulation(3)
 
 

@@ -15,8 +15,9 @@ from conftest import ROOT
 from test_train_optimizers import run_of, weights
 
 from fdpo_fast import AdamW8bit
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.optim import zero
 
@@ -75,9 +76,9 @@ import sys
 from unittest.mock import patch
 import torch
 from fdpo_fast import train
-from fdpo_fast.optim import offload
+from fdpo_fast.optim import zero as ours
 
-share, own_split = offload.share, offload.split
+share, own_split = ours.share, ours.split
 
 def checked(zero):
     share(zero)
@@ -104,11 +105,11 @@ def split(module, settings, device):
     print("split")
 
 def apart(zero):
-    offload._be = lambda tensor, other: None
+    ours._be = lambda tensor, other: None
     share(zero)
 
-offload.split = split
-offload.share = {"checked": checked, "apart": apart}[sys.argv.pop(1)]
+ours.split = split
+ours.share = {"checked": checked, "apart": apart}[sys.argv.pop(1)]
 train.main(sys.argv[1:])
 """
 
@@ -172,7 +173,7 @@ ADAMW = ["optimizer.type=adamw", "deepspeed.zero_optimization.stage=2"]
 def test_refusals(raw_config, write_config, overrides, says):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", *overrides]
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         load(write_config(raw_config), overrides)
     assert "\n" not in str(caught.value)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from fdpo_fast.config.run import ConfigError
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.ops.triton import launch
 
 
@@ -31,5 +31,5 @@ def test_a_deepspeed_without_bf16_masters_is_refused_only_where_they_are_wanted(
     with offload.bf16_masters(False):
         pass
     (bound,) = lowest("deepspeed")
-    with pytest.raises(ConfigError, match=f"DeepSpeed >= {re.escape(bound)}"), offload.bf16_masters(True):
+    with pytest.raises(UserError, match=f"DeepSpeed >= {re.escape(bound)}"), offload.bf16_masters(True):
         pass

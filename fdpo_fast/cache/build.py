@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fdpo_fast.cache.shards import Shard
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.distributed import Rank, check_equal
 from fdpo_fast.files import digest, read_json, replacing
 
@@ -58,7 +59,7 @@ class Builder:
     def build(self, cache: Cache) -> Path:
         """The folder of the cache, filled now if need be. Collective.
 
-        Raises ValueError, before anything is built, when there is no room for it, when its manifest was changed, when
+        Raises UserError, before anything is built, when there is no room for it, when its manifest was changed, when
         one was asked for that differs, the run was trained from another, or the nodes do not agree.
         """
         folder = self.root / f"{cache.kind}-{digest(cache.manifest)[:16]}"
@@ -71,7 +72,7 @@ class Builder:
         self._agree(folder, cache)
         missing = [shard for shard in range(len(cache.items)) if not _file(folder, shard).exists()]
         if missing and self.complete:
-            raise ValueError(f"the {cache.kind} cache of this configuration is not complete: run `fdpo cache` first")
+            raise UserError(f"the {cache.kind} cache of this configuration is not complete: run `fdpo cache` first")
         self.rank.barrier()  # nobody writes before all have looked
         if missing:
             with self._alone(folder):
@@ -88,20 +89,20 @@ class Builder:
         if (before := self.resumed.get(cache.kind, folder.name)) != folder.name:
             old = self.root / before
             what = _difference(old, cache.manifest) if old.is_dir() else f"{before} is now {folder.name}"
-            raise ValueError(
+            raise UserError(
                 f"this run was trained with another {cache.kind} cache: {what}; change it back, or start a new "
                 "train.output_dir"
             )
         if (folder / _MANIFEST).exists():
             if differing := _difference(folder, cache.manifest):
-                raise ValueError(f"the manifest of the cache {folder} does not match: {differing}; delete the folder")
+                raise UserError(f"the manifest of the cache {folder} does not match: {differing}; delete the folder")
             return
         if self.requested:
             return
         for other in sorted(self.root.glob(f"{cache.kind}-*")):
             asked = other / _REQUESTED
             if asked.exists() and read_json(asked) == cache.lineage:
-                raise ValueError(
+                raise UserError(
                     f"the {cache.kind} cache made by `fdpo cache` for this data and model ({other}) does not match the "
                     f"configuration: {_difference(other, cache.manifest)}; change it back, or run `fdpo cache` with "
                     "this configuration to have both"
@@ -134,7 +135,7 @@ class Builder:
         items = sum(cache.items[shard] for shard in missing)
         need, free = items * cache.item_bytes, shutil.disk_usage(folder).free
         if need > free:
-            raise ValueError(
+            raise UserError(
                 f"the {cache.kind} cache needs about {_size(need)} and {self.root} has {_size(free)}: set "
                 "data.cache_dir to a larger disk, or data.cache_dtype to fp16"
             )

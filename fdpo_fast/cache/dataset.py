@@ -14,6 +14,7 @@ from fdpo_fast import noise
 from fdpo_fast.cache import encode
 from fdpo_fast.cache.build import Builder, Cache
 from fdpo_fast.cache.shards import Shard, Shards
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.pairs import PairSource
 from fdpo_fast.files import digest
@@ -47,7 +48,7 @@ class TrainingSet:
         self.report = encode.report(self.latents, len(source))
         channels = self.latents.item(self.latents.shard_of(0), "image", 0).shape[-3]
         if channels != family.channels():
-            raise ValueError(f"latents have {channels} channels, the UNet of model.base takes {family.channels()}")
+            raise UserError(f"latents have {channels} channels, the UNet of model.base takes {family.channels()}")
         self.text, self.entries = encode.cache_text(config, self.latents, source, family, builder)
         self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
         self.stores = [self.latents, self.text]
@@ -132,7 +133,7 @@ class TrainingSet:
                     )
                 advance(len(positions))
             if not found.isfinite().all():
-                raise ValueError(
+                raise UserError(
                     f"the reference's error on a pair of rows {start} to {stop - 1} is not finite: a latent or an "
                     "embedding is not, or the model overflows in model.dtype"
                 )
@@ -145,7 +146,7 @@ class TrainingSet:
         self.report["caches"]["reference"] = shards.folder.name
         self.reference = shards.column("error")
         if len(self.reference) != len(self):
-            raise ValueError(f"{shards.folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
+            raise UserError(f"{shards.folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
 
     def _of_one_shape(self, start: int, stop: int) -> list[Tensor]:
         """Positions [start, stop) in batches that share their shape."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder, Cache
 from fdpo_fast.cache.shards import Shard, Shards
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry, Placed, to_vae
 from fdpo_fast.data.pairs import TIE, Pair, PairSource, Rejected
@@ -35,10 +36,10 @@ def lineage(config: Config) -> dict[str, str]:
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in the dtype of the cache; ValueError where that cannot hold it."""
+    """The tensor in the dtype of the cache; UserError where that cannot hold it."""
     out = tensor.to("cpu", dtype)
     if not out.isfinite().all():
-        raise ValueError(f"a latent or text embedding does not fit {dtype}: set data.cache_dtype to fp32 or bf16")
+        raise UserError(f"a latent or text embedding does not fit {dtype}: set data.cache_dtype to fp32 or bf16")
     return out
 
 
@@ -183,13 +184,13 @@ def sampled(latents: Tensor, ids: Tensor, visits: Tensor, seed: int) -> Tensor:
 def report(latents: Shards, rows: int) -> dict:
     """What became of the source's rows: rows, pairs, ties dropped, and the rows refused with their place and reason.
 
-    Raises ValueError when no pair is left.
+    Raises UserError when no pair is left.
     """
     rejected = [{"place": place, "reason": reason} for place, reason in latents.list("rejected")]
     corrupt = [row for row in rejected if row["reason"] != TIE]
     found = {"rows": rows, "pairs": len(latents), "ties_dropped": len(rejected) - len(corrupt), "refused": corrupt}
     if not len(latents):
-        raise ValueError(f"data.source gives no pair to train on: {describe(found)}")
+        raise UserError(f"data.source gives no pair to train on: {describe(found)}")
     return found
 
 
@@ -254,13 +255,11 @@ def cache_text(
 
 
 def _ready_keys(source: PairSource, family: Family) -> bool:
-    """Whether the source brings the embeddings; ValueError when only some of them."""
+    """Whether the source brings the embeddings; UserError when only some of them."""
     found = getattr(source, "embedded", [])
     missing = [key for key in family.text_keys if key not in found]
     if found and missing:
-        raise ValueError(
-            f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none"
-        )
+        raise UserError(f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none")
     return bool(found)
 
 
@@ -277,7 +276,7 @@ def _embeddings(source: Any, captions: list[str], rows: dict[str, int]) -> dict[
                 first = next(iter(found.values()))
                 bad += [key for key, value in found[caption].items() if value.shape != first[key].shape]
                 if bad:
-                    raise ValueError(
+                    raise UserError(
                         f"row {row} of data.source: {bad[0]} is not finite, or of another shape: drop the row"
                     )
     return found

@@ -11,6 +11,7 @@ from torch import nn
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
 from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.readers.detect import open_source
@@ -32,7 +33,7 @@ class Prepared:
 def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Prepared:
     """Open the model and the data and fill their caches; reference errors where `reference.mode` is "cached".
 
-    Collective. Raises ValueError for whatever of model, data and caches does not fit.
+    Collective. Raises UserError for whatever of model, data and caches does not fit.
     """
     quiet_libraries()
     builder = builder or Builder(cache_root(config), rank)
@@ -60,12 +61,12 @@ def reference_model(config: Config, family: Family, device: torch.device) -> nn.
 
 
 def cache_root(config: Config) -> Path:
-    """The folder of the caches, made now; ValueError where it cannot be."""
+    """The folder of the caches, made now; UserError where it cannot be."""
     root = Path(config.data.cache_dir).expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"data.cache_dir '{root}' cannot be made: {error.strerror}") from None
+        raise UserError(f"data.cache_dir '{root}' cannot be made: {error.strerror}") from None
     return root
 
 

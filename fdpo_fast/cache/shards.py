@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import replacing
 
 _DTYPES = {
@@ -68,7 +69,7 @@ def crc(tensor: Tensor) -> int:
 
 
 class _Mapped:
-    """A safetensors file, memory-mapped. Raises ValueError where it is not whole."""
+    """A safetensors file, memory-mapped. Raises UserError where it is not whole."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -78,10 +79,10 @@ class _Mapped:
             self.tensors = json.loads(self.map[8 : self.start])
             own = json.loads(self.tensors.pop("__metadata__")["fdpo_fast"])
             ends = [entry["data_offsets"][1] for entry in self.tensors.values()]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from None
+        except (OSError, UserError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}): {_REMEDY}") from None
         if self.start + max(ends) != len(self.map):
-            raise ValueError(f"{path} is damaged (it is not whole): {_REMEDY}")
+            raise UserError(f"{path} is damaged (it is not whole): {_REMEDY}")
         self.crc: dict[str, int] = own["crc"]
         self.lists: dict[str, list] = own["lists"]
 
@@ -103,7 +104,7 @@ class _Mapped:
 class Shards:
     """All shards of a folder, in order. `by` names the column or items that count their entries.
 
-    Raises ValueError wherever bytes are missing or do not match their checksum.
+    Raises UserError wherever bytes are missing or do not match their checksum.
     """
 
     def __init__(self, folder: Path, by: str) -> None:
@@ -149,7 +150,7 @@ class Shards:
 
     def _checked(self, shard: int, name: str, tensor: Tensor, expected: int) -> Tensor:
         if crc(tensor) != expected:
-            raise ValueError(f"{self.paths[shard]} is damaged ('{name}' does not match its checksum): {_REMEDY}")
+            raise UserError(f"{self.paths[shard]} is damaged ('{name}' does not match its checksum): {_REMEDY}")
         return tensor
 
     def check_all(self) -> int:

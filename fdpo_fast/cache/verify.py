@@ -14,7 +14,8 @@ from torch import Tensor
 from fdpo_fast.cache import encode
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.open import Prepared, cache_root, caches_of, reference_model
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry, to_vae
 from fdpo_fast.data.pairs import Rejected
 from fdpo_fast.data.readers.detect import open_source
@@ -46,7 +47,7 @@ def verify(config: Config, options: argparse.Namespace) -> None:
         if not relative <= limit:
             failed.append(str(prepared.data.builder.root / prepared.data.report["caches"][kind]))
     if failed:
-        raise ConfigError(f"{' and '.join(failed)} do not hold what is computed now: delete them")
+        raise UserError(f"{' and '.join(failed)} do not hold what is computed now: delete them")
     rank.say("the caches hold what is computed now")
 
 
@@ -90,7 +91,7 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
                 continue
             sides = geometry.place(row)
             if isinstance(sides, Rejected):
-                raise ConfigError(f"{sides.place} is in the cache, but now {sides.reason}: run `fdpo cache` again")
+                raise UserError(f"{sides.place} is in the cache, but now {sides.reason}: run `fdpo cache` again")
             if sides[0].pixels is None:
                 return None
             moments = encoder(to_vae(torch.stack([side.pixels for side in sides])))

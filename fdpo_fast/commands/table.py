@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from fdpo_fast import models
 from fdpo_fast.cli import installed
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.memory.cards import CARDS
 
@@ -88,7 +89,7 @@ def _verify(parser: ArgumentParser) -> None:
 
 def _verify_check(config: Config, options: Namespace) -> None:
     if options.pairs < 1:
-        raise ConfigError(f"--pairs must be at least 1, got {options.pairs}")
+        raise UserError(f"--pairs must be at least 1, got {options.pairs}")
     _model(config, options)
 
 
@@ -130,11 +131,11 @@ def _calibrate(parser: ArgumentParser) -> None:
 
 def _calibrate_check(config: Config, options: Namespace) -> None:
     if not 0 < options.weight < 0.5:
-        raise ConfigError(f"--weight {options.weight} must lie between 0 and 0.5, its value without any preference")
+        raise UserError(f"--weight {options.weight} must lie between 0 and 0.5, its value without any preference")
     if min(options.pairs, options.steps) < 1 or not 0 < options.median_u < math.inf:
-        raise ConfigError("--pairs, --steps and --median-u must be positive")
+        raise UserError("--pairs, --steps and --median-u must be positive")
     if config.loss.type != "sigmoid":
-        raise ConfigError(f"the gradient weight of loss.type '{config.loss.type}' is not sigmoid(-z): set 'sigmoid'")
+        raise UserError(f"the gradient weight of loss.type '{config.loss.type}' is not sigmoid(-z): set 'sigmoid'")
     _model(config, options)
 
 
@@ -168,9 +169,9 @@ def _compare(parser: ArgumentParser) -> None:
 
 def _compare_check(config: Config, options: Namespace) -> None:
     if config.compare is None:
-        raise ConfigError(f"{options.config} has no section 'compare': see configs/digits_sweep.json")
+        raise UserError(f"{options.config} has no section 'compare': see configs/digits_sweep.json")
     if options.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
 
 
 def _report(parser: ArgumentParser) -> None:
@@ -180,7 +181,7 @@ def _report(parser: ArgumentParser) -> None:
 def _report_check(config: None, options: Namespace) -> None:
     options.run = options.run.expanduser()
     if not (options.run / "config.json").is_file():
-        raise ConfigError(f"{options.run} is no run: it has no config.json")
+        raise UserError(f"{options.run} is no run: it has no config.json")
 
 
 def _demo(parser: ArgumentParser) -> None:
@@ -190,7 +191,7 @@ def _demo(parser: ArgumentParser) -> None:
 def _demo_check(config: Config, options: Namespace) -> None:
     export = Path(config.train.output_dir) / "export"
     if not export.is_dir():
-        raise ConfigError(f"there is no {export}: run `fdpo train --config {options.config}` first")
+        raise UserError(f"there is no {export}: run `fdpo train --config {options.config}` first")
 
 
 # --- the table, and how it is run -------------------------------------------------------------------------------
@@ -256,15 +257,5 @@ def run(name: str, arguments: list[str]) -> None:
         with installed(name):
             work = getattr(import_module(f"fdpo_fast.{module}"), function)
         work(config, options)
-    except ValueError as error:
-        if isinstance(error, ConfigError) or _ours(error):
-            sys.exit(f"fdpo {name}: {error}")
-        raise
-
-
-def _ours(error: ValueError) -> bool:
-    """Raised by our own check of the input, not from deep inside a library."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    return Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent.parent)
+    except UserError as error:
+        sys.exit(f"fdpo {name}: {error}")

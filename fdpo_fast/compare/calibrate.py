@@ -24,6 +24,7 @@ from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet, predict
 from fdpo_fast.cache.encode import DTYPES
 from fdpo_fast.cache.open import cache_root, resolve_embedded
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.readers.detect import Spread, open_source
 from fdpo_fast.distributed import alone
@@ -64,7 +65,7 @@ class Drift(NamedTuple):
 def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) -> Drift:
     """Measure it on up to `pairs` pairs after a trial of `steps` optimizer steps, or with the exported `policy`.
 
-    Raises ValueError where nothing has moved, or there are too few pairs.
+    Raises UserError where nothing has moved, or there are too few pairs.
     """
     rank = alone()
     quiet_libraries()
@@ -78,13 +79,13 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
         source, root = Spread(source, needed), root / "calibration"
     data = TrainingSet(config, family, source, Builder(root, rank))
     if len(data) < 4:
-        raise ValueError(f"data.source gives {len(data)} pairs: calibration takes at least 4")
+        raise UserError(f"data.source gives {len(data)} pairs: calibration takes at least 4")
     positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.train.seed))
     measured = positions[: min(pairs, len(data) - len(data) // 4)]
     delta = _delta(config, family, data, measured, positions[len(measured) :], steps, policy)
     if not delta.any():
         what = "it is the reference" if policy else "raise --steps or optimizer.lr"
-        raise ValueError(f"the policy did not move: {what}")
+        raise UserError(f"the policy did not move: {what}")
     draws = noise.draws(config.reference.seed, data.id[measured], 0)
     total = len(family.signal)
     return Drift(delta, noise.timesteps(draws, total), total, math.prod(data.pair_latents(0).shape[-3:]))
@@ -147,11 +148,11 @@ def move(
 def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict:
     """ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and what they lead to.
 
-    Raises ValueError where nothing has moved.
+    Raises UserError where nothing has moved.
     """
     middle = delta.abs().median().item()
     if not 0 < middle < math.inf:
-        raise ValueError(f"the median |delta| is {middle}: no strength follows from it")
+        raise UserError(f"the median |delta| is {middle}: no strength follows from it")
     ratio_scale = median_u / middle
     u = -ratio_scale * delta
     margin = link(u[:, 0]) - link(u[:, 1])

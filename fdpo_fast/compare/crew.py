@@ -25,7 +25,8 @@ from tqdm import tqdm
 from fdpo_fast.compare import grid
 from fdpo_fast.compare.analysis import FIGURES, Comparison
 from fdpo_fast.compare.grid import Point
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.diversity import MEASURES
 from fdpo_fast.evaluate.plugins import named
@@ -47,7 +48,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
     started, failures = time.monotonic(), []
     if options.report_only:
         if not (folder / "calibration.json").is_file():
-            raise ConfigError(f"no run of {folder} is finished yet")
+            raise UserError(f"no run of {folder} is finished yet")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -57,19 +58,19 @@ def compare(config: Config, options: argparse.Namespace) -> None:
                 claim(folder, config)
                 failures = run_grid(config, folder, Crew(folder / "logs", options.jobs))
         except KeyboardInterrupt:
-            raise ConfigError("stopped; the same command goes on where it was") from None
+            raise UserError("stopped; the same command goes on where it was") from None
         gallery.merge(folder / "images")  # runs beside one another may have missed each other's
     fits = grid.calibrated(config, folder / "calibration.json")
     finished = [point for point in grid.points(config, fits, folder / "runs") if _is_drawn(folder, point)]
     if not finished:
-        raise ConfigError("; ".join(failures) or f"no run of {folder} is finished yet")
+        raise UserError("; ".join(failures) or f"no run of {folder} is finished yet")
     galleries = [gallery.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
     evaluated = measure(config, galleries)
     wanted = config.compare
     if not (
         {wanted.alignment, wanted.preference} <= evaluated.scores.keys() and wanted.diversity in evaluated.diversity
     ):
-        raise ConfigError("; ".join(evaluated.failures))
+        raise UserError("; ".join(evaluated.failures))
     found = Comparison(config, finished, evaluated, galleries)
     write_comparison(found, folder)
     board = Boards(config.log, folder / "report")
@@ -79,7 +80,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
         print(f"warning: {failure}")
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; report: {folder / 'report' / 'index.html'}")
     if failures:
-        raise ConfigError(f"not in the report, and tried again by the same command: {len(failures)} of the runs")
+        raise UserError(f"not in the report, and tried again by the same command: {len(failures)} of the runs")
 
 
 def check(config: Config) -> None:
@@ -94,18 +95,18 @@ def check(config: Config) -> None:
         ("diversity", compare.diversity, spreads),
     ):
         if name not in known:
-            raise ConfigError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
+            raise UserError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
     for each in settings.scorers:
         named(each.name, SCORERS, "evaluate.scorers", each.options)
     for each in settings.diversity:
         named(each.name, MEASURES, "evaluate.diversity", each.options)
     if settings.images_per_prompt < 2:
-        raise ConfigError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
+        raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
     if config.loss.type != "sigmoid":
-        raise ConfigError(f"strengths are calibrated for loss.type 'sigmoid', not '{config.loss.type}'")
+        raise UserError(f"strengths are calibrated for loss.type 'sigmoid', not '{config.loss.type}'")
     names = [point.name for point in grid.points(config, grid.losses(config, compare.divergences), Path())]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"compare has the run {twice[0]} twice")
+        raise UserError(f"compare has the run {twice[0]} twice")
 
 
 _FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\.(?!trial_steps|median_u|weight)")
@@ -119,7 +120,7 @@ def claim(folder: Path, config: Config) -> None:
         before = Config.model_validate_json(file.read_text())
         changes = [change for change in before.differences(config) if not _FREE.match(change)]
         if changes:
-            raise ConfigError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")
+            raise UserError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")
     with replacing(file) as partial:
         partial.write_text(config.dumps())
 
@@ -139,12 +140,12 @@ class Crew:
         logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, log: str, *commands: tuple[str, list[str]]) -> None:
-        """Run commands of ours one after the other; ConfigError with the last line of its output where one fails."""
+        """Run commands of ours one after the other; UserError with the last line of its output where one fails."""
         place = self.places.get()
         try:
             for name, arguments in commands:
                 if self.stopped:
-                    raise ConfigError("stopped")
+                    raise UserError("stopped")
                 self._run(log, place, name, arguments)
         finally:
             self.places.put(place)
@@ -178,7 +179,7 @@ class Crew:
                 self.running.discard(process)
         if code:
             last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-1:]
-            raise ConfigError(f"{name} of {log} failed: {' '.join(last)} (all of it: {path})")
+            raise UserError(f"{name} of {log} failed: {' '.join(last)} (all of it: {path})")
 
     def stop(self) -> None:
         """End what runs, for good; training keeps a checkpoint."""
@@ -232,11 +233,11 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
             for number, done in enumerate(as_completed(futures), start=1):
                 try:
                     done.result()
-                except ConfigError as error:
+                except UserError as error:
                     failures.append(str(error))
                     tqdm.write(f"warning: {error}")
                 if len(failures) == number == GIVES_UP:
-                    raise ConfigError(f"the first {GIVES_UP} runs failed, so the others are left; {failures[-1]}")
+                    raise UserError(f"the first {GIVES_UP} runs failed, so the others are left; {failures[-1]}")
         except BaseException:
             for future in futures:
                 future.cancel()

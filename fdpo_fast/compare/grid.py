@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from fdpo_fast.compare.calibrate import drift, fit
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Kind, Loss
 from fdpo_fast.files import read_json, replacing
 
@@ -40,7 +41,7 @@ def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
         try:
             found.append(Loss.model_validate({**plain, "divergence": kind.divergence, "alpha": kind.alpha}))
         except ValueError as error:
-            raise ConfigError(f"compare.divergences '{kind.name}': {error}") from None
+            raise UserError(f"compare.divergences '{kind.name}': {error}") from None
     return found
 
 

@@ -9,34 +9,35 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file and apply `section.key=value` overrides.
 
-    Raises ConfigError with one sentence per mistake.
+    Raises UserError with one sentence per mistake.
     """
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"the config {path} is not valid JSON: {error}") from None
+        raise UserError(f"the config {path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"the config {path} holds a {type(raw).__name__}, not an object of sections")
+        raise UserError(f"the config {path} holds a {type(raw).__name__}, not an object of sections")
     for override in overrides:
         _apply(raw, override)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+        raise UserError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors())) from None
 
 
 def _apply(raw: dict, override: str) -> None:
     path, sign, text = override.partition("=")
     if not sign or "." not in path:
-        raise ConfigError(f"--set '{override}' is not of the form section.key=value")
+        raise UserError(f"--set '{override}' is not of the form section.key=value")
     try:
         value = json.loads(text)
     except ValueError:
@@ -46,7 +47,7 @@ def _apply(raw: dict, override: str) -> None:
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set '{override}': '{parent}' is not a section")
+            raise UserError(f"--set '{override}': '{parent}' is not a section")
     node[key] = value
 
 

@@ -7,12 +7,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Compare, Data, Evaluate, Log, Loss, Model, Optimizer, Reference, Section, Train
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run: one sentence per mistake."""
-
 
 # DeepSpeed keys that restate one of ours: a second copy could only contradict the first.
 _OWNED = {
@@ -184,17 +180,17 @@ class Config(Section):
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per optimizer step on each of `world_size` ranks.
 
-        Raises ConfigError where the global step does not divide.
+        Raises UserError where the global step does not divide.
         """
         per_round = self.train.pairs_per_micro_batch * world_size
         if self.train.pairs_per_step % per_round:
-            raise ConfigError(
+            raise UserError(
                 f"train.pairs_per_step {self.train.pairs_per_step} is not a multiple of train.pairs_per_micro_batch "
                 f"{self.train.pairs_per_micro_batch} times {world_size} ranks"
             )
         micro_batches = self.train.pairs_per_step // per_round
         if self.train.step_in_backward and micro_batches > 1:
-            raise ConfigError(
+            raise UserError(
                 f"train.step_in_backward cannot accumulate: train.pairs_per_step {self.train.pairs_per_step} would be "
                 f"{micro_batches} micro-batches; make train.pairs_per_micro_batch "
                 f"{self.train.pairs_per_step // world_size}"

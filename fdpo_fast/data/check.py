@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from fdpo_fast.cache.encode import ahead
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import UNREADABLE, decode
 from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, Side
@@ -51,7 +52,7 @@ class Findings:
 
 
 def check(config: Config, options: Namespace) -> None:
-    """Read, print, and write the report if asked to; ConfigError where no pair is left to train on."""
+    """Read, print, and write the report if asked to; UserError where no pair is left to train on."""
     if config.data.source == EMBEDDED:
         from fdpo_fast.digits.dataset import embedded
 
@@ -67,7 +68,7 @@ def check(config: Config, options: Namespace) -> None:
             sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
             partial.write_text(json.dumps(asdict(found) | {"sizes": sizes}, indent=2) + "\n")
     if not found.pairs and not (found.ties and config.data.ties == "half"):
-        raise ConfigError(f"data.source '{config.data.source}' gives no pair to train on")
+        raise UserError(f"data.source '{config.data.source}' gives no pair to train on")
 
 
 def examine(rows: Iterable[Pair | Rejected], resolution: int, workers: int = 4) -> Findings:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.files import replacing
 from fdpo_fast.training.samples import side_by_side
@@ -54,9 +55,9 @@ class Gallery:
 
 
 def gallery(folder: Path) -> Gallery:
-    """Read a model's folder. Raises ValueError where `fdpo sample` has not finished it."""
+    """Read a model's folder. Raises UserError where `fdpo sample` has not finished it."""
     if not (folder / NAME).is_file():
-        raise ValueError(f"{folder} has no {NAME}: `fdpo sample` has not finished it")
+        raise UserError(f"{folder} has no {NAME}: `fdpo sample` has not finished it")
     rows = pq.read_table(folder / NAME).to_pylist()
     prompts: dict[int, str] = {row["prompt_number"]: row["prompt"] for row in rows}
     files: dict[int, list[Path]] = {number: [] for number in prompts}
@@ -65,15 +66,15 @@ def gallery(folder: Path) -> Gallery:
         files[row["prompt_number"]].append(folder.parent / row["file"])
         seeds[row["prompt_number"]].append(row["seed"])
     if missing := [path for paths in files.values() for path in paths if not path.is_file()]:
-        raise ValueError(f"{missing[0]} is in the index but not there: run `fdpo sample` again")
+        raise UserError(f"{missing[0]} is in the index but not there: run `fdpo sample` again")
     return Gallery(folder.name, folder, list(prompts.values()), list(files.values()), list(seeds.values()))
 
 
 def galleries(folder: Path) -> list[Gallery]:
-    """All models of a folder, the base first. Raises ValueError where there is none."""
+    """All models of a folder, the base first. Raises UserError where there is none."""
     found = [gallery(path.parent) for path in sorted(folder.glob(f"*/{NAME}"))]
     if not found:
-        raise ValueError(f"{folder} holds no images of `fdpo sample`")
+        raise UserError(f"{folder} holds no images of `fdpo sample`")
     return sorted(found, key=lambda each: each.model != BASE)
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fdpo_fast.cache.open import resolve_embedded
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, alone, start_processes, under_launcher
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
@@ -42,7 +43,7 @@ def sample(config: Config, options: argparse.Namespace) -> None:
         policies.insert(0, Policy(BASE, family.base))
     names = [each.name for each in policies]
     if len(names) != len(set(names)) or not names:
-        raise ConfigError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
+        raise UserError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
     output = options.output or Path(config.train.output_dir) / "evaluation"
     studio = Studio(config, family, prompts, output.expanduser(), rank)
     for each in policies:
@@ -76,7 +77,7 @@ class Task:
 class Studio:
     """Draws all captions with a model into a folder of its name.
 
-    Raises ConfigError where the folder holds images of other settings.
+    Raises UserError where the folder holds images of other settings.
     """
 
     def __init__(self, config: Config, family: Family, prompts: list[str], folder: Path, rank: Rank) -> None:
@@ -108,7 +109,7 @@ class Studio:
                 partial.write_text(json.dumps(content, indent=2) + "\n")
         changed = [key for key in content if before is not None and before.get(key) != content[key]]
         if changed:
-            raise ConfigError(
+            raise UserError(
                 f"{path.parent} holds images of other {', '.join(changed)}: name another folder by --output, or delete "
                 "it"
             )

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Measure
 from fdpo_fast.distributed import alone
 from fdpo_fast.evaluate import gallery, statistics
@@ -140,16 +141,14 @@ class Report:
 def measure(config: Config, found: list[Gallery]) -> Report:
     """Score the models; a measure that fails is noted, and the others go on.
 
-    Raises ConfigError where the models were not drawn alike, or with another seed than the configuration's.
+    Raises UserError where the models were not drawn alike, or with another seed than the configuration's.
     """
     first, settings = found[0], config.evaluate
     if first.seeds[0][0] != seed_of(settings.seed, first.prompts[0], 0):
-        raise ConfigError(f"{first.folder} was not drawn with evaluate.seed {settings.seed}: set the one it has")
+        raise UserError(f"{first.folder} was not drawn with evaluate.seed {settings.seed}: set the one it has")
     for other in found[1:]:
         if (other.prompts, other.seeds) != (first.prompts, first.seeds):
-            raise ConfigError(
-                f"{other.folder} and {first.folder} hold images of other captions or seeds: draw them anew"
-            )
+            raise UserError(f"{other.folder} and {first.folder} hold images of other captions or seeds: draw them anew")
     report = Report(first.images_per_prompt, len(first.prompts), settings.seed, settings.resample)
     device = alone().device
     for kind, measures, ours, values_of, into in (
@@ -187,14 +186,14 @@ def _scores(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -
         scores = [torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts]
         rows.append(np.concatenate([part.reshape(-1) for part in scores]))
         if len(rows[-1]) != len(images):
-            raise ValueError(f"gave {len(rows[-1])} scores for {len(images)} images")
+            raise UserError(f"gave {len(rows[-1])} scores for {len(images)} images")
     return np.stack(rows)
 
 
 def _spreads(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
     """[captions]."""
     if one.images_per_prompt < 2:
-        raise ValueError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
+        raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
     spread, numbers = make(), range(len(one.prompts))
     bar = tqdm(numbers, desc=f"{name}, {one.model}", leave=False)
     return np.array([float(spread(one.images(number))) for number in bar])
@@ -219,7 +218,7 @@ def _kept(one: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.
         return np.array(before["values"], dtype=np.float64)
     values = values_of(one)
     if not np.isfinite(values).all():
-        raise ValueError(f"gave figures for '{one.model}' that are not finite")
+        raise UserError(f"gave figures for '{one.model}' that are not finite")
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(json.dumps({"of": key, "values": values.tolist()}))

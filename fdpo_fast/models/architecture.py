@@ -11,6 +11,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import EMBEDDED, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import family_class, hub, presets
@@ -60,7 +61,7 @@ def blueprint(model: Model) -> Blueprint:
     """Read the configurations of `model.base`: a folder, what was fetched from the hub, or the embedded pipeline.
 
     No network is used: a hub name that was not fetched before gives the family's published architecture. Raises
-    ValueError for an unknown family, or a folder without configurations.
+    UserError for an unknown family, or a folder without configurations.
     """
     family = family_class(model)
     encoders = [name for name in family.text_components if name.startswith("text_encoder")]
@@ -89,7 +90,7 @@ def blueprint(model: Model) -> Blueprint:
 def _read(folder: Path, component: str) -> dict[str, Any]:
     file = folder / component / "config.json"
     if not file.is_file():
-        raise ValueError(f"{file} does not exist: model.base must be a diffusers pipeline folder or a hub name")
+        raise UserError(f"{file} does not exist: model.base must be a diffusers pipeline folder or a hub name")
     return read_json(file)
 
 

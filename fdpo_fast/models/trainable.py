@@ -12,6 +12,7 @@ from peft import LoraConfig
 from torch import nn
 from torch.nn import Parameter
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import LoRA, Model
 from fdpo_fast.models.graphs import Graphs
 
@@ -80,13 +81,13 @@ def checkpoint(unet: nn.Module, choice: str) -> None:
 def add_lora(unet: nn.Module, lora: LoRA) -> None:
     """Freeze `unet` and add a trainable adapter that changes nothing yet.
 
-    Raises ValueError for a target that no layer is named by, or that no adapter can be made for.
+    Raises UserError for a target that no layer is named by, or that no adapter can be made for.
     """
     for target in lora.targets:
         found = [module for name, module in unet.named_modules() if f".{name}".endswith(f".{target}")]
         if not found:
-            raise ValueError(f"model.lora.targets: no layer of the UNet is named '{target}'")
+            raise UserError(f"model.lora.targets: no layer of the UNet is named '{target}'")
         if other := next((module for module in found if not isinstance(module, nn.Linear | nn.Conv2d)), None):
-            raise ValueError(f"model.lora.targets: '{target}' is a {type(other).__name__}, not linear or a convolution")
+            raise UserError(f"model.lora.targets: '{target}' is a {type(other).__name__}, not linear or a convolution")
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))

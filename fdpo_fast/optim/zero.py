@@ -17,7 +17,7 @@ import torch.distributed as dist
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from torch import Tensor, nn
 
-from fdpo_fast.config.run import ConfigError
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 
 
@@ -39,14 +39,14 @@ def split(module: nn.Module, settings: dict[str, Any], device: torch.device) -> 
 def bf16_masters(wanted: bool) -> Iterator[None]:
     """Within the block DeepSpeed makes bf16 masters, where `wanted`, for AdamW8bit as well as for its own CPU Adam.
 
-    Raises ConfigError where they are wanted of a DeepSpeed that cannot make them.
+    Raises UserError where they are wanted of a DeepSpeed that cannot make them.
     """
     if not wanted:
         yield
         return
     configure = getattr(ZeROOptimizer, "_configure_master_weights", None)
     if configure is None:
-        raise ConfigError(
+        raise UserError(
             f"deepspeed.bf16.bf16_master_weights_and_grads needs DeepSpeed >= 0.18.3, not {deepspeed.__version__}: "
             "install another, or leave it out"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from fdpo_fast.config.run import ConfigError
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.report.pages import run_page, title_of, write
 from fdpo_fast.report.run import Run
 
@@ -16,5 +16,5 @@ def report(_: None, options: Namespace) -> None:
     try:
         write(page, title_of(run), run_page(run))
     except ValueError as error:  # pydantic's, and those of broken files
-        raise ConfigError(f"{options.run} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{options.run} cannot be read: {str(error).splitlines()[0]}") from None
     print(page)

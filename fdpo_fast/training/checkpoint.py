@@ -14,6 +14,7 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import replacing
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 
@@ -68,7 +69,7 @@ class Checkpoints:
             options = {"custom_load_fn": _adopt_weights, "load_optimizer_states": False}
         path, state = engine.load_checkpoint(str(self.folder), tag=tag, **options)
         if path is None:
-            raise ValueError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")
+            raise UserError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")
         if plain:
             adopt = {"copy": False} if isinstance(engine.optimizer, AdamW8bit) else {}  # torch's do by themselves
             engine.optimizer.load_state_dict(state.pop("optimizer"), **adopt)
@@ -100,7 +101,7 @@ def _adopt_weights(src: dict[str, Tensor], dst: nn.Module) -> None:
     ours = {**dict(dst.named_parameters()), **dict(dst.named_buffers())}
     ours = {name: ours[name] for name in dst.state_dict()}  # without buffers that are not saved
     if unfit := [name for name in {*ours, *src} if _kind(ours.get(name)) != _kind(src.get(name))]:
-        raise ValueError(f"the checkpoint is of another model: {min(unfit)} does not fit")
+        raise UserError(f"the checkpoint is of another model: {min(unfit)} does not fit")
     for name, tensor in ours.items():
         tensor.data = src[name].to(tensor.device)
 
@@ -153,7 +154,7 @@ class EMA:
     def load(self, folder: Path) -> None:
         file = self._file(folder)
         if not file.exists():
-            raise ValueError(f"{folder} has no average for this rank: resume with its rank count and train.ema_decay")
+            raise UserError(f"{folder} has no average for this rank: resume with its rank count and train.ema_decay")
         for name, value in load_file(file).items():
             self.average[name].copy_(value)
 

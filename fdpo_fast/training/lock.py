@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fdpo_fast.config.errors import UserError
+
 LOCK = "lock"
 """In a run's folder: held while one is at work there."""
 
@@ -17,14 +19,14 @@ LOCK = "lock"
 def at_work(folder: Path) -> Iterator[None]:
     """Hold the folder of a run, on the first rank, until the block or the process ends.
 
-    Raises ValueError where another run holds it.
+    Raises UserError where another run holds it.
     """
     lock = FileLock(folder / LOCK)
     if int(os.environ.get("RANK", 0)) == 0:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"another run is at work in {folder}: wait for it, or end it") from None
+            raise UserError(f"another run is at work in {folder}: wait for it, or end it") from None
     try:
         yield
     finally:

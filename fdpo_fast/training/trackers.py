@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Log
 from fdpo_fast.files import digest
 
 
 def check(settings: Log) -> None:
-    """Raise ValueError where a board that is asked for is not installed."""
+    """Raise UserError where a board that is asked for is not installed."""
     if settings.wandb and not find_spec("wandb"):
-        raise ValueError("log.wandb needs the package 'wandb': pip install wandb, or leave it out")
+        raise UserError("log.wandb needs the package 'wandb': pip install wandb, or leave it out")
 
 
 class Boards:

@@ -13,8 +13,9 @@ from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import Batch
 from fdpo_fast.cache.encode import describe
 from fdpo_fast.cache.open import cache_root, caches_of, reference_model
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
-from fdpo_fast.config.run import Config, ConfigError
+from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import StopSignal, check_shared, ranks_here, start_processes
 from fdpo_fast.files import read_json, replacing
 from fdpo_fast.memory import needs
@@ -33,7 +34,7 @@ class Trainer:
 
     Opening it fills the caches, before the policy arrives: VAE, text encoders and reference are gone by then.
 
-    Raises ConfigError and ValueError for whatever of configuration, data, model and folder does not fit.
+    Raises UserError and ValueError for whatever of configuration, data, model and folder does not fit.
     """
 
     def __init__(self, config: Config, resume: bool) -> None:
@@ -151,13 +152,13 @@ class Trainer:
             return prediction.predict(self.family, self.policy.denoiser, batch).pred.detach()
 
     def end_step(self, step: int, rate: float) -> None:
-        """Count skipped steps, move the average, take note of the step; ConfigError where no step counts any more."""
+        """Count skipped steps, move the average, take note of the step; UserError where no step counts any more."""
         guard = self.policy.guard
         if not guard.end_step(self.policy.engine.skipped_steps):
             self.last_finite = step  # behind weights that have finite gradients
         elif guard.in_a_row == guard.LIMIT or (guard.in_a_row > 1 and self._is_last(step)):
             good = self.checkpoints.fall_back(self.last_finite)
-            raise ConfigError(
+            raise UserError(
                 f"step {step}: gradients were not finite for {guard.in_a_row} steps in a row; the last good checkpoint "
                 f"is {good or 'none, as none was written'}: lower optimizer.lr or loss.beta, and go on there with "
                 "--resume"

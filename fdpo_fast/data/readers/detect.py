@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.pairs import Pair, PairSource, Rejected
 from fdpo_fast.data.readers.folders import Folders
@@ -23,11 +24,11 @@ READERS: dict[str, Callable[[str, str], PairSource]] = {
 
 
 def open_source(data: Data) -> PairSource:
-    """The reader of the configuration's data. Raises ValueError where the source is in no known format."""
+    """The reader of the configuration's data. Raises UserError where the source is in no known format."""
     name = detect(data.source) if data.format == "auto" else data.format
     source = READERS[name](data.source, data.ties)
     if not len(source):
-        raise ValueError(f"data.source '{data.source}' has no row")
+        raise UserError(f"data.source '{data.source}' has no row")
     return Spread(source, data.max_rows) if data.max_rows and data.max_rows < len(source) else source
 
 
@@ -43,7 +44,7 @@ def detect(source: str) -> str:
     except ValueError:
         if not path.is_dir() or list(path.rglob("*.parquet")):
             raise
-    raise ValueError(
+    raise UserError(
         f"data.source '{source}' is in no known format: a folder has parquet files, the folders w and l, or {METADATA}"
     )
 

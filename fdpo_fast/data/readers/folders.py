@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import Pair, Rejected
 from fdpo_fast.files import digest, file_digest, stamp
 
@@ -16,7 +17,7 @@ SIDES = ("w", "l")
 class Folders:
     """Reader of `<source>/w` and `<source>/l`, with a caption in `NAME.txt` beside either image or in `<source>`.
 
-    The extensions of the two images may differ. There are no ties in this format. Raises ValueError when one of the
+    The extensions of the two images may differ. There are no ties in this format. Raises UserError when one of the
     folders is missing or no image is there.
     """
 
@@ -24,11 +25,11 @@ class Folders:
         self.root = Path(source).expanduser()
         for side in SIDES:
             if not (self.root / side).is_dir():
-                raise ValueError(f"data.source '{source}' has no folder '{side}': pairs are two folders, w and l")
+                raise UserError(f"data.source '{source}' has no folder '{side}': pairs are two folders, w and l")
         self.images = [_images(self.root / side) for side in SIDES]
         self.names = sorted(set().union(*self.images))
         if not self.names:
-            raise ValueError(f"data.source '{source}' has no image in its folders w and l")
+            raise UserError(f"data.source '{source}' has no image in its folders w and l")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,12 +64,12 @@ class Folders:
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """Image files by their name without extension; ValueError where two have the same."""
+    """Image files by their name without extension; UserError where two have the same."""
     known, found = Image.registered_extensions(), {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
             continue
         if path.stem in found:
-            raise ValueError(f"{folder} has {found[path.stem].name} and {path.name}: remove one of them")
+            raise UserError(f"{folder} has {found[path.stem].name} and {path.name}: remove one of them")
         found[path.stem] = path
     return found

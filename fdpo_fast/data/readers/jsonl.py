@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import Pair, Rejected, compared
 from fdpo_fast.files import digest, file_digest, stamp
 
@@ -30,7 +31,7 @@ class JSONRecords:
     """Reader of `metadata.jsonl` in a folder, or of any .jsonl or .json file.
 
     Images are looked for beside the file, then in a folder `images` there. A .jsonl file is streamed; a .json file
-    holds one array. Raises ValueError where the file cannot be read or holds no record.
+    holds one array. Raises UserError where the file cannot be read or holds no record.
     """
 
     def __init__(self, source: str, ties: str = "drop") -> None:
@@ -45,11 +46,11 @@ class JSONRecords:
                 self.lines = None
                 self.starts = list(_line_starts(self.path))
         except OSError as error:
-            raise ValueError(f"data.source '{source}' cannot be read: {error.strerror} ({self.path})") from None
+            raise UserError(f"data.source '{source}' cannot be read: {error.strerror} ({self.path})") from None
         except ValueError as error:
-            raise ValueError(f"{self.path} is not valid JSON: {error}") from None
+            raise UserError(f"{self.path} is not valid JSON: {error}") from None
         if not self.starts:
-            raise ValueError(f"{self.path} holds no record: a line each in .jsonl, one array in .json")
+            raise UserError(f"{self.path} holds no record: a line each in .jsonl, one array in .json")
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -11,6 +11,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fdpo_fast.config.errors import UserError
+
 _ROWS_AT_ONCE = 64  # two images each
 _AT_ONCE = 16  # footers read side by side: a hub data set has hundreds
 
@@ -18,7 +20,7 @@ _AT_ONCE = 16  # footers read side by side: a hub data set has hundreds
 class ParquetRows:
     """The rows of a file, a folder of files, a glob, a URL (`hf://`, `s3://`, ...) or a hub data set `owner/name`.
 
-    Of a hub data set the files of the training split are taken, where file names tell. Raises ValueError where there is
+    Of a hub data set the files of the training split are taken, where file names tell. Raises UserError where there is
     no such file, or one that is no parquet.
     """
 
@@ -31,11 +33,11 @@ class ParquetRows:
         return sum(file.metadata.num_rows for _, file, _ in self.files)
 
     def require(self, columns: list[str], kind: str) -> None:
-        """Raise ValueError when a file lacks one of `columns`."""
+        """Raise UserError when a file lacks one of `columns`."""
         for name, file, _ in self.files:
             missing = [column for column in columns if column not in file.schema_arrow.names]
             if missing:
-                raise ValueError(f"{name} lacks the {kind} column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+                raise UserError(f"{name} lacks the {kind} column{'s' * (len(missing) > 1)} {', '.join(missing)}")
 
     @property
     def names(self) -> list[str]:
@@ -64,8 +66,8 @@ def _open(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, pq.Parquet
         size = info["size"]
         file = pq.ParquetFile(system.open(path, "rb"))
         footer = _footer(system, path, size)
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable parquet file: {error}") from None
+    except (pa.ArrowInvalid, OSError, UserError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {error}") from None
     name = path.rsplit("/", 1)[-1]
     # the footer does not change with every value: what the file system knows of the content goes in too
     version = {key: str(info[key]) for key in ("mtime", "etag", "ETag", "blob_id") if info.get(key)}
@@ -98,12 +100,12 @@ def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
         paths = system.glob(f"{root.rstrip('/')}/**/*.parquet" if system.isdir(root) else root)
     except Exception as error:  # each file system and its network library has exceptions of its own
         what = "is not a path here, and as a data set of the hub it" if url.startswith("hf://") else ""
-        raise ValueError(f"data.source '{source}' {what} cannot be read: {type(error).__name__}: {error}") from None
+        raise UserError(f"data.source '{source}' {what} cannot be read: {type(error).__name__}: {error}") from None
     paths = sorted(path for path in paths if not path.rsplit("/", 1)[-1].startswith(".") and system.isfile(path))
     if url.startswith("hf://datasets/"):
         paths = [path for path in paths if path.rsplit("/", 1)[-1].startswith("train")] or paths
     if not paths:
-        raise ValueError(f"no parquet file at data.source '{source}': give a file, a folder, a glob or owner/name")
+        raise UserError(f"no parquet file at data.source '{source}': give a file, a folder, a glob or owner/name")
     return system, paths
 
 
