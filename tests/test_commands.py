@@ -9,6 +9,7 @@ from pictures import BLUE, FORMATS, RED, as_pickapic, as_rankings, difficult_row
 from safetensors.torch import load_file
 
 from fdpo_fast.cache.shards import Shard
+from fdpo_fast.cli import main
 from fdpo_fast.compare.calibrate import by_timestep, fit
 from fdpo_fast.config.schema import Data, Loss
 from fdpo_fast.data.check import examine
