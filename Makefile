@@ -10,11 +10,14 @@ CONFIG ?= configs/digits_js.json
 
 setup: $(VENV)/.installed
 
-# Editable, so Python edits need no reinstall; C++ edits do, hence csrc among the prerequisites.
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
+# Editable, so Python edits need no reinstall; C++ edits do, and modules that come or go, which change their folder.
+SOURCES := pyproject.toml $(wildcard csrc/*) $(shell find fdpo_fast -name __pycache__ -prune -o -type d -print)
+
+$(VENV)/.installed: $(SOURCES) constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[train,eval,dev]'
+	$(BIN)/python -m compileall -q fdpo_fast
 	touch $@
 
 demo: setup
@@ -26,7 +29,7 @@ test: setup
 
 # The lowest versions that pyproject.toml admits, on the lowest Python: 6 GB, since old releases of torch bring CUDA.
 # LOWEST_PYTHON may be a path; uv fetches a version that it does not find.
-$(LOWEST)/.installed: pyproject.toml $(wildcard csrc/*) | setup
+$(LOWEST)/.installed: $(SOURCES) | setup
 	$(BIN)/pip install -q uv
 	$(BIN)/uv venv -q --clear --python $(LOWEST_PYTHON) $(LOWEST)
 	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[train,eval,dev]'

@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 from benchmarks.optimizer_memory import _peak, _resident
-from fdpo_fast.config import Config
-from fdpo_fast.data.caches import ahead
+from fdpo_fast.cache.encode import ahead
+from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import Pair
-from fdpo_fast.data.pickapic import write_pairs
-from fdpo_fast.data.readers import open_source
+from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.data.readers.pickapic import write_pairs
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("what", "pairs", "pairs_per_second", "peak_rss_mib", "on_disk_mib")
@@ -114,8 +114,8 @@ def fill(folder: Path, pairs: int) -> None:
 
 
 def _training_set(folder: Path, pairs: int):
-    from fdpo_fast.prepare import caches_of
-    from fdpo_fast.processes import Rank
+    from fdpo_fast.cache.open import caches_of
+    from fdpo_fast.distributed import Rank
 
     return caches_of(config(folder, pairs), Rank(0, 1, torch.device("cpu"), lambda: None)).data
 

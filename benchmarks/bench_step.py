@@ -41,9 +41,10 @@ from benchmarks import full_sdxl
 from benchmarks.device import CUDA, DEVICE, held_gib, machine, peak_gib, synchronize
 from benchmarks.tables import write_csv
 from fdpo_fast import FDPOLoss, noise
-from fdpo_fast.data.training_set import Batch, errors, predict
+from fdpo_fast.cache.dataset import Batch
+from fdpo_fast.config.schema import Model
 from fdpo_fast.models import load_family, quiet_libraries
-from fdpo_fast.sections import Model
+from fdpo_fast.models.prediction import errors, predict
 
 CSV = Path(__file__).parent / ("results/gpu" if CUDA else "results") / "step.csv"
 THREADS, PAIRS, LATENT_SIDE, TOKENS = 2, 2, 32, 77

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fdpo_fast.loss.eager import denoising_error
 from fdpo_fast.noise import draws, normals
-from fdpo_fast.reference import denoising_error
 
 SIZES = {"SD1.5": (4, 64, 64), "SDXL": (4, 128, 128), "SD3": (16, 128, 128)}
 """Latents of one image at the model's own resolution; SD3's are Flux's too."""

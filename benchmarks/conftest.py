@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.cases import SIZES
-from fdpo_fast.ops import host
+from fdpo_fast.ops import cpp
 
 SESSION = pytest.StashKey[pytest.Session]()
 
@@ -53,7 +53,7 @@ def pytest_benchmark_update_machine_info(machine_info):
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
-        "fdpo_fast_kernels": host.missing or host.active.name,
+        "fdpo_fast_kernels": cpp.missing or cpp.active.name,
         "l2_cache_bytes": cpu.get("l2_cache_size"),
         "l3_cache_bytes": cpu.get("l3_cache_size"),
         "ram_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),

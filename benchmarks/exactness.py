@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fdpo_fast import fdpo_loss
-from fdpo_fast.ops import host
+from fdpo_fast.ops import cpp
 from fdpo_fast.scales import ratio_scale
 
 RESULTS = Path(__file__).parent / "results" / "exactness.csv"
@@ -28,7 +28,7 @@ BETA_DPO = 5000.0
 REF_ERROR = 0.3
 """Root mean square of ref - target: a plausible denoising error, 0.09 as a mean of squares."""
 PAIRS, CHUNK, SEED = 256, 16, 0
-BACKEND = "eager" if host.missing else "cpp"
+BACKEND = "eager" if cpp.missing else "cpp"
 
 
 def published(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:

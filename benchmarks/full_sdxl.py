@@ -92,7 +92,7 @@ def prepare(
 
 def config(preset: str, base: Path, scratch: Path, rung: str, side: int = LATENT_SIDE) -> dict:
     """Of a run on a rung."""
-    from fdpo_fast.config import Config
+    from fdpo_fast.config.run import Config
     from fdpo_fast.memory.ladder import on_rung
 
     plain = {

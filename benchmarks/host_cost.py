@@ -25,12 +25,12 @@ from torch.nn import Parameter
 
 from benchmarks.static_gpu import compiling
 from fdpo_fast import AdamW8bit, FDPOLoss, draws
-from fdpo_fast.metrics import Metrics
+from fdpo_fast.config.schema import Log
 from fdpo_fast.noise import add_noise
-from fdpo_fast.ops import gpu
+from fdpo_fast.ops.triton import launch
 from fdpo_fast.optim import in_backward
-from fdpo_fast.optim.guard import StepGuard
-from fdpo_fast.sections import Log
+from fdpo_fast.optim.finite import StepGuard
+from fdpo_fast.training.metrics import Metrics
 
 CSV = Path(__file__).parent / "results/host_cost.csv"
 CAPABILITY = 90
@@ -175,10 +175,10 @@ def batch() -> float:
     """`TrainingSet.batch` of one pair from its caches: of the embedded digits, whose rows are smaller than SDXL's."""
     from tempfile import TemporaryDirectory
 
-    from fdpo_fast.config import Config
-    from fdpo_fast.data.builder import Builder
-    from fdpo_fast.prepare import cache_root, caches_of
-    from fdpo_fast.processes import start_processes
+    from fdpo_fast.cache.build import Builder
+    from fdpo_fast.cache.open import cache_root, caches_of
+    from fdpo_fast.config.run import Config
+    from fdpo_fast.distributed import start_processes
 
     recipe = {"vae_steps": 2, "unet_steps": 2, "pairs": 30, "sampling_steps": 2, "batch": 8, "tie_below": 0.0}
     with TemporaryDirectory() as folder:
@@ -198,7 +198,7 @@ def batch() -> float:
 def measure() -> dict[str, float]:
     """Milliseconds by what was measured."""
     torch.set_num_threads(1)
-    gpu.devices = lambda: ("cuda", "cpu")
+    launch.devices = lambda: ("cuda", "cpu")
     sizes = sdxl()
     seconds = {
         "AdamW8bit.step, 1680 tensors": at_once(sizes),

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from benchmarks.device import DEVICE, machine, synchronize
 from benchmarks.tables import write_csv
 from fdpo_fast import AdamW8bit
-from fdpo_fast.ops import host
+from fdpo_fast.ops import cpp
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
@@ -103,7 +103,7 @@ def steps_of(p: Parameter, device: torch.device) -> Iterator[tuple[str, Callable
         if name != "fdpo_fast" or device.type != "cpu":
             yield name, optimizer.step, moved
             continue
-        for kernels in host.KERNELS:
+        for kernels in cpp.KERNELS:
             yield f"{name}, {kernels}", lambda kernels=kernels, step=optimizer.step: _with(kernels, step), moved
 
 
@@ -148,11 +148,11 @@ def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device
 
 
 def _with(kernels: str, step: Callable[[], object]) -> None:
-    active, host.active = host.active, host.KERNELS[kernels]
+    active, cpp.active = cpp.active, cpp.KERNELS[kernels]
     try:
         step()
     finally:
-        host.active = active
+        cpp.active = active
 
 
 def draw_rounding(path: Path, elements: int = 65_536, steps: int = 2000) -> None:

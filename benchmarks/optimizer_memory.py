@@ -28,10 +28,10 @@ def run(millions: float, type: str, stage: int, inside: bool = False) -> None:
     import deepspeed
     import torch
 
-    from fdpo_fast.optim import factory
+    from fdpo_fast.config.schema import Optimizer
+    from fdpo_fast.distributed import start_processes
+    from fdpo_fast.optim import build
     from fdpo_fast.optim.in_backward import StepInBackward
-    from fdpo_fast.processes import start_processes
-    from fdpo_fast.sections import Optimizer
 
     start_processes()
     if type == "cpu_adam":
@@ -44,7 +44,7 @@ def run(millions: float, type: str, stage: int, inside: bool = False) -> None:
         *(torch.nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16) for _ in range(layers))
     )
     parameters = list(model.parameters())
-    optimizer = factory.optimizer(Optimizer(type=type, lr=1e-5), parameters, 0)
+    optimizer = build.optimizer(Optimizer(type=type, lr=1e-5), parameters, 0)
     zero = {"stage": stage}
     if stage:
         zero |= {"offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 2**24, "allgather_bucket_size": 2**24}

@@ -31,7 +31,7 @@ from benchmarks import launcher
 from benchmarks.device import CUDA, GIB, machine
 from benchmarks.full_sdxl import Watch, config, prepare
 from benchmarks.tables import write_csv
-from fdpo_fast.metrics import read_records
+from fdpo_fast.training.metrics import read_records
 
 CSV = Path(__file__).parent / "results/plan_accuracy.csv"
 COLUMNS = ("unet", "parameters", "latents", "rung", "predicted_gib", "measured_gib", "predicted_by_measured", "machine")
@@ -64,10 +64,10 @@ NOTHING = Size("tiny_sdxl", 16, {})
 
 def predicted(settings: dict) -> tuple[float, int]:
     """Bytes at the peak of the account, and parameters."""
-    from fdpo_fast.config import Config
+    from fdpo_fast.config.run import Config
     from fdpo_fast.memory.account import account
     from fdpo_fast.memory.trace import trace
-    from fdpo_fast.models.blueprint import blueprint
+    from fdpo_fast.models.architecture import blueprint
 
     made = Config.model_validate(settings)
     traced = trace(made, blueprint(made.model))

@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fdpo_fast.config import Config, load
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.account import GIB, PHASES, Account, account
 from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.memory.trace import trace, vae_passes
 from fdpo_fast.models import quiet_libraries
-from fdpo_fast.models.blueprint import Blueprint, blueprint
+from fdpo_fast.models.architecture import Blueprint, blueprint
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CSV = Path(__file__).parent / "results/plan_rivals.csv"

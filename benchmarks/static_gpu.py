@@ -1,10 +1,10 @@
 """What the GPU kernels are made of, without a GPU: `python -m benchmarks.static_gpu`.
 
-The launches of `fdpo_fast.ops.gpu` are run with a driver that compiles for a target and launches nothing, so what is
-inspected is what a GPU of that target would be given. From the SASS: registers, spills, shared memory, global accesses
-by width. Bytes moved are those of the 128-bit accesses times threads and programs, plus the small tensors; the minimum
-is every sample read, and every gradient written, once. Exit status 1 on spills, on accesses to samples below 128 bits,
-on more than one launch, or on more than 1.02 times the minimum.
+The launches of `fdpo_fast.ops.triton.launch` are run with a driver that compiles for a target and launches nothing, so
+what is inspected is what a GPU of that target would be given. From the SASS: registers, spills, shared memory, global
+accesses by width. Bytes moved are those of the 128-bit accesses times threads and programs, plus the small tensors; the
+minimum is every sample read, and every gradient written, once. Exit status 1 on spills, on accesses to samples below
+128 bits, on more than one launch, or on more than 1.02 times the minimum.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fdpo_fast import draws, fdpo_loss
-from fdpo_fast.divergences import DIVERGENCES
-from fdpo_fast.ops import gpu
-from fdpo_fast.reference import LOSS_TYPES
+from fdpo_fast.loss.divergences import DIVERGENCES
+from fdpo_fast.loss.eager import LOSS_TYPES
+from fdpo_fast.ops.triton import launch
 
 TARGETS = (80, 86, 89, 90, 100, 120)
 MOST_BYTES = 1.02
@@ -158,22 +158,22 @@ CASES = (
 
 def forward(case: Case) -> None:
     pred, ref, target = case.tensors()
-    gpu.loss_forward(pred, ref, target, None, *_OPTIONS, "mean", None)
+    launch.loss_forward(pred, ref, target, None, *_OPTIONS, "mean", None)
 
 
 def backward(case: Case) -> None:
     pred, _, target = case.tensors()
-    gpu.loss_backward(torch.ones(()), torch.empty(10, case.pairs), pred, target, False)
+    launch.loss_backward(torch.ones(()), torch.empty(10, case.pairs), pred, target, False)
 
 
 def add_noise(case: Case) -> None:
     pred, _, _ = case.tensors()
     table = torch.empty(1000)
-    gpu.add_noise(pred, draws(0, torch.arange(case.pairs), 0), table, table, False, case.other)
+    launch.add_noise(pred, draws(0, torch.arange(case.pairs), 0), table, table, False, case.other)
 
 
 def noise(case: Case) -> None:
-    gpu.normals(draws(0, torch.arange(case.pairs), 0), case.tensors()[0][0].numel())
+    launch.normals(draws(0, torch.arange(case.pairs), 0), case.tensors()[0][0].numel())
 
 
 KERNELS = (
@@ -199,14 +199,14 @@ def check(what: Callable[[Case], None], case: Case, capability: int) -> tuple[st
     """A row of the table, and what is wrong with it."""
     with compiling(capability) as launches:
         what(case)
-    launch = launches[0]
-    sass = disassemble(launch.kernel.asm["cubin"])
-    samples = sum(launch.bytes[name] for name in _SAMPLES[what])
-    small = sum(size for name, size in launch.bytes.items() if name not in (*_SAMPLES[what], *_TWICE, *_LOOKED_UP))
-    threads = 32 * launch.kernel.metadata.num_warps * launch.programs
+    made = launches[0]
+    sass = disassemble(made.kernel.asm["cubin"])
+    samples = sum(made.bytes[name] for name in _SAMPLES[what])
+    small = sum(size for name, size in made.bytes.items() if name not in (*_SAMPLES[what], *_TWICE, *_LOOKED_UP))
+    threads = 32 * made.kernel.metadata.num_warps * made.programs
     streamed = 16 * threads * (sass.loads[128] + sass.stores[128])
-    few = sum(launch.bytes[name] for name in _SAMPLES[what] if launch.bytes[name] <= 64 * case.pairs)  # errors, draws
-    moved = streamed + few + small + 2 * sum(launch.bytes.get(name, 0) for name in _TWICE)
+    few = sum(made.bytes[name] for name in _SAMPLES[what] if made.bytes[name] <= 64 * case.pairs)  # errors, draws
+    moved = streamed + few + small + 2 * sum(made.bytes.get(name, 0) for name in _TWICE)
     ratio = moved / (samples + small)
     wrong = []
     if len(launches) != 1:

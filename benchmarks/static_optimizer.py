@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.static_gpu import BF16, F16, F32, TARGETS, compiling, disassemble
-from fdpo_fast.optim import gpu
-from fdpo_fast.optim.dynamic_map import BLOCK
+from fdpo_fast.optim import triton
+from fdpo_fast.optim.codebook import BLOCK
 from fdpo_fast.optim.update import Clip, Rule, Update, Updates
 
 TENSORS = 5  # of a bucket
@@ -47,7 +47,7 @@ class Case(NamedTuple):
         return Updates.of([update(index) for index in range(TENSORS)])
 
     def step(self) -> None:
-        gpu.Stepper()(self.updates(), Clip(1.0, torch.zeros(())) if self.clipped else None)
+        triton.Stepper()(self.updates(), Clip(1.0, torch.zeros(())) if self.clipped else None)
 
 
 CASES = (

@@ -38,17 +38,18 @@ def wrapped() -> dict[tuple[Any, str], str]:
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-    from fdpo_fast.data import training_set
-    from fdpo_fast.loss import FDPOLoss
-    from fdpo_fast.metrics import Metrics
+    from fdpo_fast.cache import dataset
+    from fdpo_fast.loss.function import FDPOLoss
+    from fdpo_fast.models import prediction
     from fdpo_fast.ops.autograd import FusedLoss
     from fdpo_fast.optim.adamw8bit import AdamW8bit
-    from fdpo_fast.optim.guard import StepGuard
+    from fdpo_fast.optim.finite import StepGuard
+    from fdpo_fast.training.metrics import Metrics
 
     reduce = "reduce_ready_partitions_and_remove_grads"
     return {
-        (training_set.TrainingSet, "batch"): "data",
-        (training_set, "predict"): "data",  # noise is added, less the forward inside
+        (dataset.TrainingSet, "batch"): "data",
+        (prediction, "predict"): "data",  # noise is added, less the forward inside
         (DeepSpeedEngine, "forward"): "forward",
         (FDPOLoss, "forward"): "loss",
         (FusedLoss, "backward"): "loss",
@@ -83,9 +84,9 @@ def profile(settings: dict) -> dict[str, float]:
     import torch
     from torch.profiler import ProfilerActivity, record_function, schedule
 
-    from fdpo_fast.config import Config
-    from fdpo_fast.metrics import Metrics
+    from fdpo_fast.config.run import Config
     from fdpo_fast.train import check_output, train
+    from fdpo_fast.training.metrics import Metrics
 
     for (owner, name), part in wrapped().items():
         static = isinstance(vars(owner)[name], staticmethod)

@@ -25,7 +25,7 @@ from benchmarks.cases import Case, cases, make_inputs
 from benchmarks.clock import Call, Clock, peak_bytes
 from benchmarks.neighbours import Neighbours
 from benchmarks.providers import Prepare, check_agreement, make_providers, prepare_copy, prepare_pass
-from fdpo_fast.ops.operators import chosen
+from fdpo_fast.ops.library import chosen
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,4 +1,4 @@
-// AdamW with blockwise 8-bit states, in bitsandbytes' format; the formulas are those of fdpo_fast/optim/reference.py.
+// AdamW with blockwise 8-bit states, in bitsandbytes' format; the formulas are those of fdpo_fast/optim/eager.py.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace fdpo {
 
 constexpr int64_t kBlock = 256;  // elements that share an absmax
 
-// A dynamic map as lines, rows of the table in fdpo_fast/optim/dynamic_map.py.
+// A dynamic map as lines, rows of the table in fdpo_fast/optim/codebook.py.
 struct Map {
   float offset[8], slope[8], threshold[8], start[8], rise[8], last[8];
 };

@@ -1,4 +1,4 @@
-// Python's view of csrc. Tensors arrive as addresses: fdpo_fast/ops/host.py has checked them and keeps them alive, and
+// Python's view of csrc. Tensors arrive as addresses: fdpo_fast/ops/cpp.py has checked them and keeps them alive, and
 // importing one through DLPack would cost 2 us, of a call that takes tens of them on small latents.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>

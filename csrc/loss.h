@@ -1,4 +1,4 @@
-// The preference loss of B pairs on the host; what fdpo_fast/reference.py says in torch.
+// The preference loss of B pairs on the host; what fdpo_fast/loss/eager.py says in torch.
 #pragma once
 
 #include "kernels.h"

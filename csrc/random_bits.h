@@ -6,7 +6,7 @@
 
 namespace fdpo {
 
-// 16 random bits for each element: the half-words of the stream that fdpo_fast/optim/reference.py describes.
+// 16 random bits for each element: the half-words of the stream that fdpo_fast/optim/eager.py describes.
 static inline void random_bits(const Parameter& parameter, int64_t first, uint16_t (&bits)[kBlock]) {
   constexpr int kOfCounter = 8;
   // The counters lie in the lanes such that interleaving two registers of words leaves them in order.

@@ -21,7 +21,7 @@ constexpr float kSmallestNormal = 0x1p-126f, kLargest = 0x1.fffffep127f;
 constexpr int64_t kAhead = 3;  // blocks
 constexpr uint8_t kZero = 127;  // the code of m = 0
 
-// SEGMENTS_PER_BIT and LOWEST of fdpo_fast/optim/dynamic_map.py, which has the formulas.
+// SEGMENTS_PER_BIT and LOWEST of fdpo_fast/optim/codebook.py, which has the formulas.
 constexpr uint16_t kSegmentsPerBit = 154;
 constexpr float kLowest = 0x1.8p-21f;
 

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdpo_fast import scales
-    from fdpo_fast.divergences import DIVERGENCES, Divergence, alpha, divergence
-    from fdpo_fast.loss import FDPOLoss, LossStats, fdpo_loss, log_ratio_loss
+    from fdpo_fast.loss.divergences import DIVERGENCES, Divergence, alpha, divergence
+    from fdpo_fast.loss.function import FDPOLoss, LossStats, fdpo_loss, log_ratio_loss
     from fdpo_fast.noise import add_noise, draws, pair_draw
     from fdpo_fast.optim import AdamW8bit
 
 _HOMES = {
-    "DIVERGENCES": "divergences",
+    "DIVERGENCES": "loss.divergences",
     "AdamW8bit": "optim",
-    "Divergence": "divergences",
-    "FDPOLoss": "loss",
-    "LossStats": "loss",
+    "Divergence": "loss.divergences",
+    "FDPOLoss": "loss.function",
+    "LossStats": "loss.function",
     "add_noise": "noise",
-    "alpha": "divergences",
-    "divergence": "divergences",
+    "alpha": "loss.divergences",
+    "divergence": "loss.divergences",
     "draws": "noise",
-    "fdpo_loss": "loss",
-    "log_ratio_loss": "loss",
+    "fdpo_loss": "loss.function",
+    "log_ratio_loss": "loss.function",
     "pair_draw": "noise",
     "scales": "",
 }
@@ -60,4 +60,4 @@ def __dir__() -> list[str]:
 
 
 if not find_spec(f"{__name__}._native"):  # then it says so, and now
-    import_module(f"{__name__}.loss")
+    import_module(f"{__name__}.loss.function")

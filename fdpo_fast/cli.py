@@ -34,8 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("command", choices=COMMANDS)
     arguments = sys.argv[1:] if arguments is None else arguments
-    name = parser.parse_args(arguments[:1]).command
-    run(name, arguments[1:])
+    ranks = [word for word in arguments[:1] if word.startswith("--local_rank=")]  # DeepSpeed's launcher puts it first
+    name, *behind = arguments[len(ranks) :] or [""]
+    run(parser.parse_args([name] if name else []).command, behind + ranks)
 
 
 def run(name: str, arguments: list[str] | None = None) -> None:
@@ -49,8 +50,8 @@ def run(name: str, arguments: list[str] | None = None) -> None:
     elif required:
         sys.exit(f"fdpo {name}: the command is `fdpo {name} {word} --config FILE`")
     with installed(name):
-        from fdpo_fast import commands
-    commands.run(name, arguments)
+        from fdpo_fast.commands import table
+    table.run(name, arguments)
 
 
 @contextmanager

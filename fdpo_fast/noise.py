@@ -28,8 +28,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fdpo_fast.ops import operators
-from fdpo_fast.reference import LAYOUTS
+from fdpo_fast.loss.eager import LAYOUTS
+from fdpo_fast.ops import library
 
 NOISE_SPEC = "philox4x32-10/box-muller/1"
 """Version of the layout above; part of every cache that depends on draws."""
@@ -79,7 +79,7 @@ def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torc
     for name, value, bits in (("pair_id", pair_id, 56), ("visit", visit, 32)):
         if not isinstance(value, Tensor):
             _check_range(name, value, value, bits)
-        elif value.device.type == "cpu" and value.numel() and not operators.traced(value):
+        elif value.device.type == "cpu" and value.numel() and not library.traced(value):
             _check_range(name, int(value.min()), int(value.max()), bits)
     rows = [value for value in (pair_id, visit) if isinstance(value, Tensor) and value.ndim]
     if len({value.shape for value in rows}) > 1 or any(value.ndim > 1 for value in rows):
@@ -128,8 +128,8 @@ def eager_normals(draws: Tensor, count: int) -> Tensor:
 
 def normals(draws: Tensor, count: int, backend: str | None = None) -> Tensor:
     """`eager_normals` by the best backend for the device of `draws`, or by the one that is named."""
-    backend = operators.chosen(backend, draws.device)
-    return eager_normals(draws, count) if backend == "eager" else operators.normals(backend, draws, count)
+    backend = library.chosen(backend, draws.device)
+    return eager_normals(draws, count) if backend == "eager" else library.normals(backend, draws, count)
 
 
 def uniforms(draws: Tensor, stream: int) -> Tensor:
@@ -232,9 +232,9 @@ def add_noise(
     latents = latents.detach().resolve_neg()
     dtype = dtype or latents.dtype
     signal, sigma = (table.detach().float().resolve_neg().contiguous() for table in (signal, sigma))
-    backend = operators.chosen(backend, latents.device, latents.dtype, dtype)
+    backend = library.chosen(backend, latents.device, latents.dtype, dtype)
     if backend != "eager":
-        return operators.add_noise(backend, latents, draws, signal, sigma, layout == "interleaved", dtype)
+        return library.add_noise(backend, latents, draws, signal, sigma, layout == "interleaved", dtype)
     timestep = timesteps(draws, len(signal))
     shape = (-1, *[1] * (latents.ndim - 1))
     noise = eager_normals(draws, math.prod(latents.shape[1:])).reshape(-1, *latents.shape[1:])

@@ -56,8 +56,8 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def embedded_folder(cache_dir):
-    from fdpo_fast.digits import embedded
-    from fdpo_fast.sections import DigitsRecipe
+    from fdpo_fast.config.schema import DigitsRecipe
+    from fdpo_fast.digits.dataset import embedded
 
     return embedded(DigitsRecipe(**RECIPE), cache_dir)
 

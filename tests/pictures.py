@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fdpo_fast.data.pickapic import write_pairs
+from fdpo_fast.data.readers.pickapic import write_pairs
 
 LONG = "word " * 400
 CAPTIONS = ["a cat", "", LONG, "größe ✓ 猫"]

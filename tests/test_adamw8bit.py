@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from optimizers import BACKENDS, DTYPES, OPTIONS, parameter, resumed, start, stepped
 
 from fdpo_fast import AdamW8bit
-from fdpo_fast.ops import host
-from fdpo_fast.optim import reference
-from fdpo_fast.optim.dynamic_map import BLOCK, LEAST_M, LEAST_V, dynamic_map
+from fdpo_fast.ops import cpp
+from fdpo_fast.optim import eager
+from fdpo_fast.optim.codebook import BLOCK, LEAST_M, LEAST_V, dynamic_map
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -31,7 +31,7 @@ def test_reference_codes_are_the_nearest_values(signed):
     x = torch.cat([10.0 ** -(torch.rand(20_000) * 8), torch.rand(20_000)])[: 156 * BLOCK]
     x = x * torch.where(torch.rand(x.shape) < 0.5, -1, 1) if signed else x
     x[::BLOCK] = 1.0
-    codes, absmax = reference.encode(x, signed)
+    codes, absmax = eager.encode(x, signed)
     assert torch.equal(absmax, torch.ones_like(absmax))
     above_the_end = x.abs() > values[127 + LEAST_M if signed else LEAST_V]
     nearest = (x.double()[:, None] - values).abs().amin(1)
@@ -39,7 +39,7 @@ def test_reference_codes_are_the_nearest_values(signed):
     assert torch.allclose(apart[above_the_end], nearest[above_the_end], rtol=0, atol=1e-7)
     at_the_end = codes[~above_the_end].int()
     assert set(at_the_end.tolist()) == ({127 - LEAST_M, 127 + LEAST_M} if signed else {LEAST_V})
-    assert reference.encode(torch.tensor([0.0, 1.0]), signed)[0][0] == (127 if signed else LEAST_V)
+    assert eager.encode(torch.tensor([0.0, 1.0]), signed)[0][0] == (127 if signed else LEAST_V)
 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
@@ -118,8 +118,8 @@ def test_error_against_float64(backend, device, dtype, grad_dtype, n):
     state = state_dict["state"][0]
     m, v = state["state1"].double(), state["state2"].double()
     if "absmax1" in state:
-        m = reference.decode(state["state1"], state["absmax1"], True).double()
-        v = reference.decode(state["state2"], state["absmax2"], False).double()
+        m = eager.decode(state["state1"], state["absmax1"], True).double()
+        v = eager.decode(state["state2"], state["absmax2"], False).double()
     g, (b1, b2), t = grad.to(grad_dtype).double(), OPTIONS["betas"], state["step"] + 1
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     update = (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + OPTIONS["eps"])
@@ -132,13 +132,13 @@ def test_error_against_float64(backend, device, dtype, grad_dtype, n):
     assert errors[backend] <= 2 * errors["eager"]
 
 
-@pytest.mark.parametrize("kernels", list(host.KERNELS))
+@pytest.mark.parametrize("kernels", list(cpp.KERNELS))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set_gives_the_same_bits(kernels, dtype, monkeypatch):
     start_at, state_dict, grad = start(10_007, dtype)
     results = []
     for name in ("portable", kernels):
-        monkeypatch.setattr(host, "active", host.KERNELS[name])
+        monkeypatch.setattr(cpp, "active", cpp.KERNELS[name])
         p = parameter(start_at)
         optimizer = resumed(state_dict, p, backend="cpp")
         stepped(optimizer, p, grad, -grad)

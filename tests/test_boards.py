@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fdpo_fast.boards import Boards
-from fdpo_fast.sections import Log
+from fdpo_fast.config.schema import Log
+from fdpo_fast.training.trackers import Boards
 
 ROWS = [
     {"divergence": "alpha", "alpha": 0.3, "seed": 0, "alignment": 0.7},
@@ -46,7 +46,7 @@ def test_a_table_of_runs(tmp_path):
 
 def test_without_the_package_there_is_a_sentence(raw_config, command, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("fdpo_fast.boards.find_spec", lambda name: None)
+    monkeypatch.setattr("fdpo_fast.training.trackers.find_spec", lambda name: None)
     raw_config["log"]["wandb"] = "mine"
     with pytest.raises(SystemExit, match=r"log\.wandb needs the package 'wandb': pip install wandb"):
         command(raw_config, "train")

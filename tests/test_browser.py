@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from test_comparison import comparison
 
-from fdpo_fast.evaluate.pages import write_comparison
+from fdpo_fast.report.pages import write_comparison
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 PROBE = """<script>

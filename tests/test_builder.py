@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fdpo_fast.data.builder import Builder, Cache
-from fdpo_fast.data.shards import Shard, Shards
-from fdpo_fast.processes import Rank
+from fdpo_fast.cache.build import Builder, Cache
+from fdpo_fast.cache.shards import Shard, Shards
+from fdpo_fast.distributed import Rank
 
 
 def rank(index=0, count=1, barrier=lambda: None):

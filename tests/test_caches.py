@@ -8,13 +8,15 @@ import pytest
 import torch
 from pictures import BLUE, FORMATS, RED, as_latents, difficult_rows, files, noisy_jpeg, write
 
-from fdpo_fast import config, noise
-from fdpo_fast.data.builder import Builder
-from fdpo_fast.data.caches import describe
-from fdpo_fast.data.readers import open_source
-from fdpo_fast.data.training_set import TrainingSet, errors, predict
+from fdpo_fast import noise
+from fdpo_fast.cache.build import Builder
+from fdpo_fast.cache.dataset import TrainingSet
+from fdpo_fast.cache.encode import describe
+from fdpo_fast.config.load import load
+from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.distributed import Rank
 from fdpo_fast.models import load_family
-from fdpo_fast.processes import Rank
+from fdpo_fast.models.prediction import errors, predict
 
 ROWS = [(f"picture {i}", noisy_jpeg(2 * i), noisy_jpeg(2 * i + 1), 1.0) for i in range(16)]
 RANK = Rank(0, 1, torch.device("cpu"), lambda: None)
@@ -29,7 +31,7 @@ def training_set(tiny_config, write_config, tmp_path):
             source = tmp_path / "rows.parquet"
             if rows or not source.exists():
                 write(source, rows or ROWS)
-        settings = config.load(write_config(tiny_config(family, source)), overrides)
+        settings = load(write_config(tiny_config(family, source)), overrides)
         model = load_family(settings.model)
         builder = Builder(tmp_path / "cache", RANK, requested)
         data = TrainingSet(settings, model, open_source(settings.data), builder)

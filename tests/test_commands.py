@@ -8,13 +8,13 @@ import torch
 from pictures import BLUE, FORMATS, RED, as_pickapic, as_rankings, difficult_rows, files, noisy_jpeg, write
 from safetensors.torch import load_file
 
-from fdpo_fast import config
-from fdpo_fast.calibrate import by_timestep, fit
-from fdpo_fast.check import examine
-from fdpo_fast.data.readers import open_source
-from fdpo_fast.data.shards import Shard
-from fdpo_fast.divergences import DIVERGENCES
-from fdpo_fast.sections import Data
+from fdpo_fast.cache.shards import Shard
+from fdpo_fast.cli import main
+from fdpo_fast.compare.calibrate import by_timestep, fit
+from fdpo_fast.config.schema import Data, Loss
+from fdpo_fast.data.check import examine
+from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.loss.divergences import DIVERGENCES
 
 # --- cache ------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ def test_calibrate_prints_the_lines_of_the_configuration(command, tiny_config, t
     assert figures["median_weight"] == pytest.approx(0.4)
     line = next(line for line in said.splitlines() if '"loss"' in line)
     loss = json.loads("{" + line + "}")["loss"]
-    assert config.Loss(**loss).ratio_scale == pytest.approx(figures["ratio_scale"], rel=1e-3)
+    assert Loss(**loss).ratio_scale == pytest.approx(figures["ratio_scale"], rel=1e-3)
     assert "diffusion_dpo" in said
     assert figures["elements"] == 4 * 32 * 32
     with pytest.raises(SystemExit, match=r"--weight 0.7 must lie between 0 and 0.5"):
@@ -169,3 +169,14 @@ def test_calibrate_looks_at_a_part_of_a_large_source(command, tiny_config, tmp_p
     raw["train"]["pairs_per_micro_batch"] = 2
     said = command(raw, "calibrate", "--pairs", "4", "--steps", "2")
     assert "caching latents: 16 entries" in said
+
+
+def test_a_slip_of_ours_is_no_mistake_of_the_users(monkeypatch, raw_config, write_config):
+    from fdpo_fast.memory import plan
+
+    def slip(config, options):
+        zip((1,), (), strict=True).__next__()
+
+    monkeypatch.setattr(plan, "show", slip)
+    with pytest.raises(ValueError, match="zip"):
+        main(["plan", "--config", str(write_config(raw_config))])

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from fdpo_fast.evaluate.index import NAME
+from fdpo_fast.evaluate.gallery import NAME
 
 
 def first(images, prompts):

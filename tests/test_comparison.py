@@ -9,14 +9,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from fdpo_fast.config import ConfigError, load
-from fdpo_fast.evaluate import compare
-from fdpo_fast.evaluate.comparison import COLUMNS, Comparison, hypervolume
-from fdpo_fast.evaluate.evaluate import Report
-from fdpo_fast.evaluate.grid import losses, points
-from fdpo_fast.evaluate.index import Gallery
-from fdpo_fast.evaluate.pages import sentences, write_comparison
+from fdpo_fast.compare import crew
+from fdpo_fast.compare.analysis import COLUMNS, Comparison, hypervolume
+from fdpo_fast.compare.grid import losses, points
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
+from fdpo_fast.evaluate.gallery import Gallery
 from fdpo_fast.evaluate.sample import seed_of
+from fdpo_fast.evaluate.score import Report
+from fdpo_fast.report.pages import sentences, write_comparison
 
 CONFIG = ROOT / "configs/digits_sweep.json"
 
@@ -165,24 +166,24 @@ def test_every_run_has_its_own_strength_and_seed(tmp_path):
 )
 def test_mistakes_are_found_before_anything_runs(override, words):
     with pytest.raises(ValueError, match=words):
-        compare.check(load(CONFIG, [override]))
+        crew.check(load(CONFIG, [override]))
 
 
 def test_a_folder_keeps_its_comparison(tmp_path):
     config = load(CONFIG)
-    compare.claim(tmp_path, config)
-    compare.claim(tmp_path, config)
-    with pytest.raises(ConfigError, match=r"another train.max_steps: 100 -> 7"):
-        compare.claim(tmp_path, load(CONFIG, ["train.max_steps=7"]))
+    crew.claim(tmp_path, config)
+    crew.claim(tmp_path, config)
+    with pytest.raises(UserError, match=r"another train.max_steps: 100 -> 7"):
+        crew.claim(tmp_path, load(CONFIG, ["train.max_steps=7"]))
 
 
 def test_what_is_measured_may_change_and_runs_may_come(tmp_path):
-    compare.claim(tmp_path, load(CONFIG))
+    crew.claim(tmp_path, load(CONFIG))
     changed = ["compare.seeds=[0, 1, 2, 3, 4]", "evaluate.resample=captions", "log.every=5", "compare.diversity=rmse"]
-    compare.claim(tmp_path, load(CONFIG, changed))
+    crew.claim(tmp_path, load(CONFIG, changed))
     for fixed in ("compare.median_u=1.0", "compare.trial_steps=3", "loss.ratio_scale=100.0", "optimizer.lr=1e-6"):
-        with pytest.raises(ConfigError, match="a comparison with another"):
-            compare.claim(tmp_path, load(CONFIG, [fixed]))
+        with pytest.raises(UserError, match="a comparison with another"):
+            crew.claim(tmp_path, load(CONFIG, [fixed]))
 
 
 def test_a_part_of_the_grid_proves_nothing(tmp_path):

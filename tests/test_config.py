@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fdpo_fast import config
-from fdpo_fast.config import ConfigError
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
 from fdpo_fast.train import main
 
 
@@ -21,23 +21,23 @@ def raw():
 
 
 def test_defaults(raw, write_config):
-    loaded = config.load(write_config(raw))
+    loaded = load(write_config(raw))
     assert (loaded.reference.mode, loaded.reference.visits) == ("cached", 4)
     assert loaded.accumulation(2) == 2
     raw["model"]["train"] = "lora"
-    assert config.load(write_config(raw)).reference.mode == "adapter"
+    assert load(write_config(raw)).reference.mode == "adapter"
 
 
 def test_resolved_config_reads_back(raw, write_config, tmp_path):
-    loaded = config.load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=0.3"])
+    loaded = load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=0.3"])
     path = tmp_path / "resolved.json"
     path.write_text(loaded.dumps())
-    assert config.load(path) == loaded
+    assert load(path) == loaded
 
 
 def test_overrides_are_json(raw, write_config):
     overrides = ["optimizer.lr=2e-6", 'log.prompts=["a cat"]', "train.output_dir=elsewhere", "loss.divergence=jeffreys"]
-    loaded = config.load(write_config(raw), overrides)
+    loaded = load(write_config(raw), overrides)
     assert loaded.optimizer.lr == 2e-6
     assert loaded.log.prompts == ["a cat"]
     assert loaded.train.output_dir == "elsewhere"
@@ -77,26 +77,26 @@ def test_overrides_are_json(raw, write_config):
     ],
 )
 def test_mistakes(raw, write_config, override, says):
-    with pytest.raises(ConfigError) as caught:
-        config.load(write_config(raw), [override])
+    with pytest.raises(UserError) as caught:
+        load(write_config(raw), [override])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_alpha_out_of_range(raw, write_config):
-    with pytest.raises(ConfigError, match="strictly between 0 and 1"):
-        config.load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=1.5"])
+    with pytest.raises(UserError, match="strictly between 0 and 1"):
+        load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=1.5"])
 
 
 def test_smoothing_where_it_has_no_meaning(raw, write_config):
-    with pytest.raises(ConfigError, match="label_smoothing has no meaning for loss_type 'hinge'"):
-        config.load(write_config(raw), ["loss.type=hinge", "loss.label_smoothing=0.1"])
+    with pytest.raises(UserError, match="label_smoothing has no meaning for loss_type 'hinge'"):
+        load(write_config(raw), ["loss.type=hinge", "loss.label_smoothing=0.1"])
 
 
 def test_missing_key_and_section(raw, write_config):
     del raw["loss"], raw["train"]["max_steps"]
-    with pytest.raises(ConfigError, match=r"'loss' is missing.*'train.max_steps' is missing"):
-        config.load(write_config(raw))
+    with pytest.raises(UserError, match=r"'loss' is missing.*'train.max_steps' is missing"):
+        load(write_config(raw))
 
 
 @pytest.mark.parametrize(("text", "says"), [("{", "not valid JSON"), ("[]", "not an object"), (None, "cannot read")])
@@ -104,13 +104,13 @@ def test_unreadable_files(tmp_path, text, says):
     path = tmp_path / "config.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=says):
-        config.load(path)
+    with pytest.raises(UserError, match=says):
+        load(path)
 
 
 def test_deepspeed_section_is_passed_on(raw, write_config):
     raw["deepspeed"] = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
-    passed = config.load(write_config(raw)).for_deepspeed(world_size=2)
+    passed = load(write_config(raw)).for_deepspeed(world_size=2)
     assert passed["zero_optimization"]["reduce_bucket_size"] == 1000
     assert passed["wall_clock_breakdown"]
     assert passed["train_micro_batch_size_per_gpu"] * passed["gradient_accumulation_steps"] * 2 == 8
@@ -123,8 +123,8 @@ def test_dry_run_prints_the_resolved_config(raw, write_config, capsys):
 
 
 def test_ranks_that_do_not_divide(raw, write_config):
-    with pytest.raises(ConfigError, match="times 3 ranks"):
-        config.load(write_config(raw)).accumulation(3)
+    with pytest.raises(UserError, match="times 3 ranks"):
+        load(write_config(raw)).accumulation(3)
 
 
 def test_mistake_ends_the_trainer_with_a_sentence(raw, write_config):

@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import ROOT
 
-from fdpo_fast import config
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.scales import convert
 from fdpo_fast.train import main
 
@@ -15,7 +16,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.json"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_loads_and_is_explained(path, capsys):
     main(["--config", str(path), "--dry-run"])
-    assert config.Config.model_validate_json(capsys.readouterr().out).train.output_dir == f"runs/{path.stem}"
+    assert Config.model_validate_json(capsys.readouterr().out).train.output_dir == f"runs/{path.stem}"
     assert f"`{path.name}`" in (ROOT / "configs/README.md").read_text()
 
 
@@ -23,7 +24,7 @@ def test_loads_and_is_explained(path, capsys):
     "path", [path for path in CONFIGS if not path.stem.startswith("digits")], ids=lambda path: path.stem
 )
 def test_strength_at_the_reference_is_diffusion_dpos(path):
-    loss = config.load(path).loss
+    loss = load(path).loss
     slope = {"reverse_kl": 1, "forward_kl": 1, "alpha": 1, "jensen_shannon": 0.5}[loss.divergence]
     beta_dpo = convert(loss.beta * loss.ratio_scale * slope, "fdpo_fast", "diffusion_dpo")
     assert beta_dpo == (2000 if path.stem.startswith("sd15") else 5000)
@@ -31,13 +32,13 @@ def test_strength_at_the_reference_is_diffusion_dpos(path):
 
 @pytest.mark.parametrize("name", ["sdxl_rkl", "sdxl_fkl", "sdxl_alpha"])
 def test_divergences_share_all_caches(name):
-    ours, theirs = (config.load(ROOT / f"configs/{stem}.json") for stem in (name, "sdxl_js"))
+    ours, theirs = (load(ROOT / f"configs/{stem}.json") for stem in (name, "sdxl_js"))
     changed = {line.split(":")[0] for line in ours.differences(theirs)}
     assert changed <= {"loss.divergence", "loss.alpha", "loss.beta", "train.output_dir"}
 
 
 def test_ranks_divide_the_step():
-    assert config.load(ROOT / "configs/sdxl_js_8gpu.json").accumulation(8) == 64
+    assert load(ROOT / "configs/sdxl_js_8gpu.json").accumulation(8) == 64
 
 
 def test_no_key_is_repeated():

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fdpo_fast import alpha, fdpo_loss, log_ratio_loss
-from fdpo_fast.ops import host
+from fdpo_fast.ops import cpp
 from fdpo_fast.scales import alpha_from_trl, ratio_scale
 
-cpp = pytest.mark.skipif(bool(host.missing), reason=f"needs {host.missing}")
+needs_cpp = pytest.mark.skipif(bool(cpp.missing), reason=f"needs {cpp.missing}")
 BACKENDS = [
     pytest.param("eager", torch.float64, id="eager-float64"),
     pytest.param("eager", torch.float32, id="eager-float32"),
-    pytest.param("cpp", torch.float32, id="cpp-float32", marks=cpp),
+    pytest.param("cpp", torch.float32, id="cpp-float32", marks=needs_cpp),
 ]
 # Of the loss relative to itself, and of the gradient relative to its largest element.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -131,7 +131,7 @@ def test_diffusers_sd15_script(loss_type, backend, dtype):
     assert stats.accuracy.item() == pytest.approx(accuracy.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("cpp", marks=cpp)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpp", marks=needs_cpp)])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_a_script_in_float32_on_half_precision_predictions(half, backend):
     # as the diffusers scripts run: rounding the mean errors to float32 moves their logits by some 1e-4

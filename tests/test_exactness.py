@@ -12,7 +12,7 @@ from fused import HALVES, KNOBS, evaluate, oracle, tensors
 
 from fdpo_fast import DIVERGENCES, alpha, draws, fdpo_loss
 from fdpo_fast.noise import normals
-from fdpo_fast.ops import host
+from fdpo_fast.ops import cpp
 
 PAIRS = 12
 # Neither row knows of the other: every divergence, and every loss type under the one with most terms.
@@ -136,12 +136,12 @@ def test_threads_do_not_change_the_bits(pairs, dtype):
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.bfloat16,) * 3, (torch.float16, *HALVES)])
 @pytest.mark.parametrize("shape", [(4, 32, 32), (3, 37)])
 def test_instruction_sets_give_the_same_bits(shape, dtypes, monkeypatch):
-    assert {"portable"} <= set(host.KERNELS)
+    assert {"portable"} <= set(cpp.KERNELS)
     arguments = tensors(2, shape, dtypes)
     drawn = (arguments[0], torch.ones(4, dtype=torch.float64), draws(1, torch.arange(2), 0))
     results = {}
-    for name, kernels in host.KERNELS.items():
-        monkeypatch.setattr(host, "active", kernels)
+    for name, kernels in cpp.KERNELS.items():
+        monkeypatch.setattr(cpp, "active", kernels)
         results[name] = [
             evaluate(*given, "cpp", upstream=up) for given in (arguments, drawn) for up in (None, torch.tensor(3.0))
         ]
@@ -152,10 +152,10 @@ def test_instruction_sets_give_the_same_bits(shape, dtypes, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("isa", list(host.KERNELS) if host.missing is None else [])
+@pytest.mark.parametrize("isa", list(cpp.KERNELS) if cpp.missing is None else [])
 def test_conversions_of_every_half(isa, dtype, monkeypatch):
     # a single element per sample: error is the square of what was read, the gradient a rounding of the same number
-    monkeypatch.setattr(host, "active", host.KERNELS[isa])
+    monkeypatch.setattr(cpp, "active", cpp.KERNELS[isa])
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     x = every.reshape(-1, 1)
     pred = x.clone().requires_grad_()

@@ -7,10 +7,11 @@ from peft import LoraConfig
 from pictures import LONG
 
 from fdpo_fast import noise
-from fdpo_fast.data.training_set import Batch, errors, predict
+from fdpo_fast.cache.dataset import Batch
+from fdpo_fast.config.schema import LoRA, Model
 from fdpo_fast.models import load_family
+from fdpo_fast.models.prediction import errors, predict
 from fdpo_fast.models.presets import PRESETS, build, unet_config, vae
-from fdpo_fast.sections import LoRA, Model
 
 PRESET = {"sd": "tiny_sd", "sdxl": "tiny_sdxl"}
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from training import run
 
-from fdpo_fast.config import Config
-from fdpo_fast.data import training_set
-from fdpo_fast.loss import LossStats
+from fdpo_fast.config.run import Config
+from fdpo_fast.loss.function import LossStats
 from fdpo_fast.memory.ladder import on_rung
-from fdpo_fast.metrics import FirstMargin
+from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
+from fdpo_fast.training.metrics import FirstMargin
 
 slow = pytest.mark.slow
 
@@ -96,13 +96,13 @@ def test_a_compiled_block_is_made_once_for_each_shape(raw):
     from diffusers import UNet2DConditionModel
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    from fdpo_fast.models import presets, tuning
+    from fdpo_fast.models import presets, trainable
 
     torch._dynamo.reset()
     unet = UNet2DConditionModel(**presets.unet_config("tiny_sdxl"))
     counter = CompileCounterWithBackend("eager")
     with patch.object(torch, "compile", lambda *a, _real=torch.compile, **k: _real(*a, **k, backend=counter)):
-        tuning.ready(unet, Config.model_validate(changed(raw, {"model.compile": True})).model)
+        trainable.ready(unet, Config.model_validate(changed(raw, {"model.compile": True})).model)
 
     def versions(side):
         added = {"text_embeds": torch.zeros(2, 32), "time_ids": torch.zeros(2, 6)}
@@ -166,8 +166,8 @@ def test_a_cache_that_was_asked_for_is_refused_where_kernels_differ(raw, command
 
 
 def test_the_trainer_says_what_a_first_margin_means(raw):
-    real = training_set.errors
-    with patch.object(training_set, "errors", lambda pred, target: real(pred, target) + 1e-4):
+    real = prediction.errors
+    with patch.object(prediction, "errors", lambda pred, target: real(pred, target) + 1e-4):
         records = run(raw)
     assert records[0]["margin"] == pytest.approx(0, abs=1e-6)  # both sides are off alike, and it is said all the same
     first, later = records[0]["warnings"][0], records[1]["warnings"][0]
@@ -182,7 +182,7 @@ def stats(log_ratio_w, log_ratio_l):
 
 
 def test_first_margin_by_hand():
-    with patch("fdpo_fast.metrics.largest_over_ranks"):
+    with patch("fdpo_fast.training.metrics.largest_over_ranks"):
         good = FirstMargin(torch.device("cpu"), True, 3)
         good.add(stats([0.0, 0.0], [0.0, 0.0]))
         assert good.apart() is None
@@ -208,9 +208,9 @@ def test_errors_are_the_sums_of_the_loss_to_the_last_bit(dtype, backend):
     pred = torch.randn(6, 4, 37, 41).to(dtype)
     draws = noise.draws(3, torch.arange(3), torch.zeros(3, dtype=torch.int64))
     for target in (torch.randn(6, 4, 37, 41), draws):
-        real = training_set.fdpo_loss
-        with patch.object(training_set, "fdpo_loss", lambda *a, **k: real(*a, **k, backend=backend)):  # noqa: B023
-            found = training_set.errors(pred, target)
+        real = prediction.fdpo_loss
+        with patch.object(prediction, "fdpo_loss", lambda *a, **k: real(*a, **k, backend=backend)):  # noqa: B023
+            found = prediction.errors(pred, target)
         drawn = noise.normals(draws, pred[0].numel()).reshape(3, 4, 37, 41).repeat(2, 1, 1, 1)
         want = (pred.double() - (drawn if target is draws else target).double()).square().mean((1, 2, 3))
         torch.testing.assert_close(found, want, rtol=1e-7, atol=0)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from training import run
 
-from fdpo_fast.ops import operators
+from fdpo_fast.ops import library
 
 slow = pytest.mark.slow
 RECORD = Path(__file__).parent / "golden.json"
@@ -68,7 +68,7 @@ def digest(export):
 
 @pytest.mark.parametrize(("family", "dtype", "backend"), CASES)
 def test_the_curve_is_the_recorded_one(raw, monkeypatch, request, family, dtype, backend):
-    monkeypatch.setattr(operators, "_BEST", {"cpu": backend})
+    monkeypatch.setattr(library, "_BEST", {"cpu": backend})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

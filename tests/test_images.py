@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pictures import RED, encoded, jpeg, noisy_jpeg
 from PIL import Image, ImageOps
 
+from fdpo_fast.config.schema import Data
 from fdpo_fast.data.images import UNREADABLE, Geometry, cut, decode
 from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected
-from fdpo_fast.sections import Data
 
 
 def geometry(**options):

@@ -28,7 +28,7 @@ def raw(tiny_config, tmp_path):
 
 def start(path, module, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", module, "--config", str(path), *arguments],
+        [sys.executable, "-m", module, *arguments, "--config", str(path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -67,16 +67,16 @@ def content(folder):
 def test_caches(raw, write_config, tmp_path):
     whole = copy.deepcopy(raw)
     whole["data"]["cache_dir"] = str(tmp_path / "whole")
-    finish(start(write_config(whole), "fdpo_fast.cache"))
+    finish(start(write_config(whole), "fdpo_fast.cli", "cache"))
     path = write_config(raw)
     chance, killed = random.Random(0), dict.fromkeys(STAGES, 0)  # noqa: S311
     for kill in range(KILLS):
         stage = STAGES[min(kill * 3 // KILLS, 2)]
-        if kill_after(start(path, "fdpo_fast.cache"), f"caching {stage}", chance.uniform(0, 0.4)):
+        if kill_after(start(path, "fdpo_fast.cli", "cache"), f"caching {stage}", chance.uniform(0, 0.4)):
             killed[stage] += 1
     print(killed)
     assert all(count >= 2 for count in killed.values())
-    finish(start(path, "fdpo_fast.cache"))
+    finish(start(path, "fdpo_fast.cli", "cache"))
     ours, theirs = content(tmp_path / "cache"), content(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
     assert all(ours[name] == theirs[name] for name in theirs)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fdpo_fast.lock import at_work
-from fdpo_fast.metrics import WinnerWatch, Writer, read_records
-from fdpo_fast.sections import Log
+from fdpo_fast.config.schema import Log
+from fdpo_fast.training.lock import at_work
+from fdpo_fast.training.metrics import WinnerWatch, Writer, read_records
 
 RECORDS = [
     {"step": 0, "loss": 0.5, "grad_norm": math.inf, "warnings": ["careful"]},

@@ -149,7 +149,7 @@ def test_a_guard_that_a_killed_build_left_behind_does_not_hold_up(tmp_path, monk
     """torch waits for ever where its build folder has a file `lock`; younger ones are another's, and waited for."""
     import torch.utils.cpp_extension as extensions
 
-    from fdpo_fast.processes import _build_collectives
+    from fdpo_fast.distributed import _build_collectives
 
     guard, built = tmp_path / "op/lock", []
     guard.parent.mkdir()

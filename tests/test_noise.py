@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fdpo_fast import add_noise, draws, noise, pair_draw
 from fdpo_fast.noise import normals, philox, uniforms, words
-from fdpo_fast.ops import host
+from fdpo_fast.ops import cpp
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, output.
 KNOWN = [
@@ -32,10 +32,10 @@ def test_philox_known_answers(counter, key, output):
 
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
-@pytest.mark.parametrize("isa", list(host.KERNELS))
+@pytest.mark.parametrize("isa", list(cpp.KERNELS))
 def test_philox_known_answers_in_cpp(isa, counter, key, output):
     words = torch.tensor(counter).to(torch.uint32)[:, None].expand(4, 16).contiguous()
-    host._native.philox(host.KERNELS[isa], words.data_ptr(), *key)
+    cpp._native.philox(cpp.KERNELS[isa], words.data_ptr(), *key)
     assert words[:, 0].tolist() == words[:, 15].tolist() == list(output)
 
 
@@ -107,8 +107,8 @@ def test_host_normals_depend_on_neither_threads_nor_instruction_set(monkeypatch)
     threads = torch.get_num_threads()
     results = []
     try:
-        for kernels in host.KERNELS.values():
-            monkeypatch.setattr(host, "active", kernels)
+        for kernels in cpp.KERNELS.values():
+            monkeypatch.setattr(cpp, "active", kernels)
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
                 results.append(normals(drawn, 20_001, "cpp"))

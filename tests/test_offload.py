@@ -14,22 +14,24 @@ import torch
 from conftest import ROOT
 from test_train_optimizers import run_of, weights
 
-from fdpo_fast import AdamW8bit, config
-from fdpo_fast.config import ConfigError
+from fdpo_fast import AdamW8bit
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.ladder import RUNGS, on_rung
-from fdpo_fast.optim import offload
+from fdpo_fast.optim import zero
 
 BF16 = {"enabled": True, "bf16_master_weights_and_grads": True}
 
 
 def lean(raw, folder, stage, ranks, optimizer="adamw8bit", device="cpu"):
     """Two micro-batches a step on each rank, and an average of the weights."""
-    zero = {"stage": stage, "stage3_param_persistence_threshold": 100, "sub_group_size": 100_000}
+    section = {"stage": stage, "stage3_param_persistence_threshold": 100, "sub_group_size": 100_000}
     if device:
-        zero["offload_optimizer"] = {"device": device}
+        section["offload_optimizer"] = {"device": device}
         if stage == 3:
-            zero["offload_param"] = {"device": device}
-    raw = run_of(raw, folder, optimizer, bf16=BF16, zero_optimization=zero)
+            section["offload_param"] = {"device": device}
+    raw = run_of(raw, folder, optimizer, bf16=BF16, zero_optimization=section)
     raw["train"] |= {"pairs_per_micro_batch": 2 // ranks, "ema_decay": 0.5}
     raw["optimizer"]["max_grad_norm"] = 0.1
     return raw
@@ -60,7 +62,7 @@ def test_a_resumed_run_is_the_same_run(raw_config, launch, read_metrics, tmp_pat
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "D" else pytest.mark.slow) for n in RUNGS])
 def test_every_rung_trains(raw_config, launch, read_metrics, tmp_path, name):
     raw = run_of(raw_config, tmp_path / name)
-    launch(json.loads(on_rung(config.Config.model_validate(raw), name, 1).dumps()))
+    launch(json.loads(on_rung(Config.model_validate(raw), name, 1).dumps()))
     records = read_metrics(raw)
     assert len(records) == 6
     assert all(math.isfinite(record["loss"]) for record in records)
@@ -74,9 +76,9 @@ import sys
 from unittest.mock import patch
 import torch
 from fdpo_fast import train
-from fdpo_fast.optim import offload
+from fdpo_fast.optim import zero as ours
 
-share, own_split = offload.share, offload.split
+share, own_split = ours.share, ours.split
 
 def checked(zero):
     share(zero)
@@ -103,11 +105,11 @@ def split(module, settings, device):
     print("split")
 
 def apart(zero):
-    offload._be = lambda tensor, other: None
+    ours._be = lambda tensor, other: None
     share(zero)
 
-offload.split = split
-offload.share = {"checked": checked, "apart": apart}[sys.argv.pop(1)]
+ours.split = split
+ours.share = {"checked": checked, "apart": apart}[sys.argv.pop(1)]
 train.main(sys.argv[1:])
 """
 
@@ -138,8 +140,8 @@ def test_each_master_has_its_own_random_bits():
         start = torch.randn(5003)
         masters = [torch.nn.Parameter(start.bfloat16()) for _ in range(2)]
         optimizer = AdamW8bit(masters[:1], lr=1e-4)
-        with patch.object(offload.dist, "get_rank", return_value=rank):
-            offload._number_elements(optimizer, masters)
+        with patch.object(zero.dist, "get_rank", return_value=rank):
+            zero._number_elements(optimizer, masters)
         for master in masters:  # as ZeRO does
             master.grad = torch.ones_like(master)
             optimizer.param_groups[0]["params"] = [master]
@@ -150,11 +152,11 @@ def test_each_master_has_its_own_random_bits():
 
 def test_a_deepspeed_with_other_names_is_left_alone():
     with pytest.warns(UserWarning, match="keeps its buffers elsewhere, so some exist twice"):
-        offload.share(SimpleNamespace(master_weights_and_grads_dtype=torch.bfloat16))
+        zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.bfloat16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        offload.share(SimpleNamespace(master_weights_and_grads_dtype=torch.float32))
-        offload.share(AdamW8bit([torch.nn.Parameter(torch.ones(1))]))
+        zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.float32))
+        zero.share(AdamW8bit([torch.nn.Parameter(torch.ones(1))]))
 
 
 ADAMW = ["optimizer.type=adamw", "deepspeed.zero_optimization.stage=2"]
@@ -171,13 +173,13 @@ ADAMW = ["optimizer.type=adamw", "deepspeed.zero_optimization.stage=2"]
 def test_refusals(raw_config, write_config, overrides, says):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", *overrides]
-    with pytest.raises(ConfigError, match=says) as caught:
-        config.load(write_config(raw_config), overrides)
+    with pytest.raises(UserError, match=says) as caught:
+        load(write_config(raw_config), overrides)
     assert "\n" not in str(caught.value)
 
 
 def test_masters_in_bf16_are_enabled_with_bf16(raw_config, write_config):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", "deepspeed.zero_optimization.stage=2"]
-    loaded = config.load(write_config(raw_config), [*overrides, "optimizer.type=adamw8bit"])
+    loaded = load(write_config(raw_config), [*overrides, "optimizer.type=adamw8bit"])
     assert loaded.for_deepspeed(1)["bf16"] == BF16

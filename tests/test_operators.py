@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from fdpo_fast import DIVERGENCES, FDPOLoss, add_noise, draws, fdpo_loss
-from fdpo_fast.reference import LOSS_TYPES
+from fdpo_fast.loss.eager import LOSS_TYPES
 
 KNOBS = {"divergence": "jensen_shannon", "beta": 2.0, "ratio_scale": 50.0}
 ROWS = [list(DIVERGENCES["jeffreys"].row), list(LOSS_TYPES["robust"](0.1))]

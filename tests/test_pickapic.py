@@ -7,7 +7,7 @@ from pictures import BLUE, RED, write
 
 from fdpo_fast.data.images import decode
 from fdpo_fast.data.pairs import Pair, Rejected
-from fdpo_fast.data.pickapic import SCHEMA, PickAPic
+from fdpo_fast.data.readers.pickapic import SCHEMA, PickAPic
 
 
 def is_red(stored):

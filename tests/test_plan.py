@@ -9,12 +9,12 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from fdpo_fast import config
+from fdpo_fast.config.load import load
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, account
 from fdpo_fast.memory.needs import disk, needs, shortage
 from fdpo_fast.memory.trace import _Rehearsal, flops, trace
-from fdpo_fast.models.blueprint import blueprint
+from fdpo_fast.models.architecture import blueprint
 from fdpo_fast.models.presets import build, unet_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -26,7 +26,7 @@ def tiny(tiny_config, write_config, tmp_path):
     """A configuration over a tiny SDXL with some overrides."""
 
     def make(*overrides, family="sdxl"):
-        return config.load(write_config(tiny_config(family, tmp_path / "pairs")), overrides)
+        return load(write_config(tiny_config(family, tmp_path / "pairs")), overrides)
 
     return make
 
@@ -97,7 +97,7 @@ def test_fake_tensors_take_the_path_of_real_ones(tiny):
 def test_checkpointing_changes_memory_and_not_the_gradient(tiny, family):
     from diffusers import UNet2DConditionModel
 
-    from fdpo_fast.models import tuning
+    from fdpo_fast.models import trainable
 
     gradients, traces, work = {}, {}, {}
     for choice in CHOICES:
@@ -105,7 +105,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tiny, family):
         drawn = blueprint(settings.model)
         traces[choice], work[choice] = trace(settings, drawn), flops(settings, drawn)
         unet = UNet2DConditionModel.from_pretrained(settings.model.base, subfolder="unet").train()
-        tuning.prepare(unet, settings.model)
+        trainable.prepare(unet, settings.model)
         torch.manual_seed(0)
         text = {key: torch.randn(2, *shape) for key, shape in drawn.family.text_shapes(drawn.unet_config).items()}
         condition = drawn.family.condition(text, torch.full((2, 6), 64))
@@ -125,7 +125,7 @@ def test_true_and_false_of_older_files(tiny):
 
 @pytest.fixture(scope="module")
 def sdxl():
-    settings = config.load(CONFIGS / "sdxl_js.json")
+    settings = load(CONFIGS / "sdxl_js.json")
     drawn = blueprint(settings.model)
     return settings, drawn, trace(settings, drawn)
 
@@ -146,7 +146,7 @@ def test_full_sdxl_on_every_rung(sdxl):
 
 def test_more_gpus_take_less_each(sdxl):
     _, drawn, traced = sdxl
-    eight = config.load(CONFIGS / "sdxl_js_8gpu.json")
+    eight = load(CONFIGS / "sdxl_js_8gpu.json")
     sizes = [needs(eight, drawn, traced, ranks).gpu_tensors for ranks in (1, 2, 8)]
     assert sizes[0] > sizes[1] > sizes[2]
 
@@ -156,11 +156,11 @@ def test_more_gpus_take_less_each(sdxl):
     [("sdxl_js", "A"), ("sdxl_js_16gb", "B"), ("sdxl_js_12gb", "C"), ("sdxl_js_8gb", "D"), ("digits_js", None)],
 )
 def test_each_rung_is_a_file(file, rung):
-    assert ladder.current(config.load(CONFIGS / f"{file}.json")) == rung
+    assert ladder.current(load(CONFIGS / f"{file}.json")) == rung
 
 
 def test_a_name_of_the_hub_needs_no_network():
-    drawn = blueprint(config.load(CONFIGS / "sd15_js.json").model)
+    drawn = blueprint(load(CONFIGS / "sd15_js.json").model)
     assert "published" in drawn.source
     assert unet_config("sd15").items() <= drawn.unet_config.items()
 
@@ -242,9 +242,7 @@ def test_the_trainer_warns_where_a_gpu_is_short(tiny, monkeypatch):
 
 
 def test_the_keys_of_deepspeed_that_are_no_rungs_stay():
-    made = config.load(
-        CONFIGS / "sdxl_js.json", ["deepspeed.wall_clock_breakdown=true", "deepspeed.zero_optimization={}"]
-    )
+    made = load(CONFIGS / "sdxl_js.json", ["deepspeed.wall_clock_breakdown=true", "deepspeed.zero_optimization={}"])
     assert ladder.current(made) == "A"
     assert ladder.on_rung(made, "C", 1).deepspeed["wall_clock_breakdown"] is True
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from pictures import BLUE, FORMATS, RED, as_folders, as_jsonl, as_latents, difficult_rows, write
 
-from fdpo_fast.data.folders import Folders
-from fdpo_fast.data.jsonl import JSONRecords
-from fdpo_fast.data.latents import EncodedPairs
+from fdpo_fast.config.schema import Data
 from fdpo_fast.data.pairs import Pair, Rejected
-from fdpo_fast.data.readers import READERS, Spread, detect, open_source
-from fdpo_fast.sections import Data
+from fdpo_fast.data.readers.detect import READERS, Spread, detect, open_source
+from fdpo_fast.data.readers.folders import Folders
+from fdpo_fast.data.readers.jsonl import JSONRecords
+from fdpo_fast.data.readers.latents import EncodedPairs
 
 
 def read(source):

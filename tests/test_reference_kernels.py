@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fdpo_fast.data.training_set import as_in_training
+from fdpo_fast.models.prediction import as_in_training
 
 
 class Tokens(nn.Module):

@@ -281,7 +281,8 @@ def test_ranks_draw_what_one_process_draws(command, raw, write_config, tmp_path)
     command(raw, "sample", "--no-policy")
     alone = {path.name: path.read_bytes() for path in (folder_of(raw) / "base").glob("*.png")}
     subprocess.run(
-        [*launcher.deepspeed(2), "fdpo_fast/evaluate/sample.py", "--config", str(write_config(raw)), "--no-policy",
+        [*launcher.deepspeed(2), "--module", "fdpo_fast.cli", "sample",
+         "--config", str(write_config(raw)), "--no-policy",
          "--output", str(tmp_path / "two")],
         cwd=ROOT, env=launcher.environment(threads=1), check=True, timeout=300,
     )  # fmt: skip

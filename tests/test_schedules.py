@@ -5,8 +5,8 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, PolynomialLR
 
-from fdpo_fast import sections
-from fdpo_fast.optim import factory
+from fdpo_fast.config import schema
+from fdpo_fast.optim import build
 
 LR, WARMUP, STEPS = 3e-4, 5, 21
 DECAYS = {
@@ -27,21 +27,21 @@ def rates(make, steps):
     return found
 
 
-@pytest.mark.parametrize("name", factory.SCHEDULES)
+@pytest.mark.parametrize("name", build.SCHEDULES)
 def test_warm_up_then_decay(name):
-    settings = sections.Optimizer(lr=LR, warmup_steps=WARMUP, schedule=name)
-    found = rates(factory.schedule(settings, STEPS), STEPS)
+    settings = schema.Optimizer(lr=LR, warmup_steps=WARMUP, schedule=name)
+    found = rates(build.schedule(settings, STEPS), STEPS)
     assert found[:WARMUP] == pytest.approx(rates(lambda o: LinearLR(o, 1 / WARMUP, 1.0, WARMUP - 1), WARMUP))
     assert found[WARMUP:] == pytest.approx(rates(DECAYS[name], STEPS - WARMUP))
 
 
-@pytest.mark.parametrize("name", factory.SCHEDULES)
+@pytest.mark.parametrize("name", build.SCHEDULES)
 def test_without_warm_up_the_first_step_has_the_whole_rate(name):
-    settings = sections.Optimizer(lr=LR, warmup_steps=0, schedule=name)
-    assert rates(factory.schedule(settings, STEPS), 1) == [LR]
+    settings = schema.Optimizer(lr=LR, warmup_steps=0, schedule=name)
+    assert rates(build.schedule(settings, STEPS), 1) == [LR]
 
 
 def test_nothing_falls_below_zero_behind_the_last_step():
     for name, last in (("constant", LR), ("linear", 0.0), ("cosine", 0.0)):
-        settings = sections.Optimizer(lr=LR, warmup_steps=WARMUP, schedule=name)
-        assert rates(factory.schedule(settings, STEPS), STEPS + 3)[STEPS:] == pytest.approx([last] * 3)
+        settings = schema.Optimizer(lr=LR, warmup_steps=WARMUP, schedule=name)
+        assert rates(build.schedule(settings, STEPS), STEPS + 3)[STEPS:] == pytest.approx([last] * 3)

@@ -32,9 +32,9 @@ def test_faults_are_found(tmp_path):
     # too few registers; the odd number of elements that forbids vectors
     script = (
         "from benchmarks.static_gpu import *\n"
-        "gpu.OPTIONS['maxnreg'] = 24\n"
+        "launch.OPTIONS['maxnreg'] = 24\n"
         "print(check(forward, CASES[0], 90)[1])\n"
-        "gpu.OPTIONS['maxnreg'] = 128\n"
+        "launch.OPTIONS['maxnreg'] = 128\n"
         "print(check(backward, Case('odd', F32, F32, shape=(3, 1021)), 90)[1])\n"
     )
     done = run("-c", script, TRITON_CACHE_DIR=str(tmp_path))
@@ -60,7 +60,7 @@ def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
         "                                    ('alpha', 'ipo', 2500.0, 16)):\n"
         "        x = pred[: 2 * pairs]\n"
         "        row, loss_type = DIVERGENCES[name].row, LOSS_TYPES[kind](0.1)\n"
-        "        gpu.loss_forward(x, x, x, None, row, loss_type, beta, 1.0, False, 'mean', None)\n"
+        "        launch.loss_forward(x, x, x, None, row, loss_type, beta, 1.0, False, 'mean', None)\n"
         "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
     )
     done = run("-c", script)

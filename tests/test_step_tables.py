@@ -8,7 +8,7 @@ from conftest import FUSED
 from optimizers import parameter
 
 from fdpo_fast import AdamW8bit
-from fdpo_fast.optim import gpu
+from fdpo_fast.optim import triton
 from fdpo_fast.optim.update import Rule, Update, Updates
 
 SIZES = (520, 40, 512)
@@ -206,7 +206,7 @@ def test_a_table_is_written_anew_only_where_something_has_changed(triton_device)
         sent.append(len(words))
         return real(words, device)
 
-    real, gpu.staged = gpu.staged, staged
+    real, triton.staged = triton.staged, staged
     try:
         run.step(kept=True)
         assert sent == [2 * 7]  # the two groups' numbers: no table of addresses
@@ -215,14 +215,14 @@ def test_a_table_is_written_anew_only_where_something_has_changed(triton_device)
         run.step(kept=True)
         assert 12 in sent  # that of the only tensor of its kind that is not a multiple of 16
     finally:
-        gpu.staged = real
+        triton.staged = real
 
 
 @pytest.mark.gpu
 def test_many_tables_on_their_way_do_not_mix(triton_device):
     """Steps are asked for faster than a busy device takes them: staged numbers must lie still until they are copied."""
     rule = Rule.of({**OPTIONS, "rounding": "nearest", "first_element": 0, "seed": 0}, 1)
-    stepper, updates = gpu.Stepper(), []
+    stepper, updates = triton.Stepper(), []
     for number in range(200):
         data, grad = torch.zeros(256, device=triton_device), torch.full((256,), float(number + 1), device=triton_device)
         m, v = torch.zeros_like(data), torch.zeros_like(data)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fdpo_fast import AdamW8bit, config
-from fdpo_fast.config import ConfigError
-from fdpo_fast.optim.guard import StepGuard
+from fdpo_fast import AdamW8bit
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
+from fdpo_fast.optim.finite import StepGuard
 from fdpo_fast.optim.in_backward import StepInBackward
 
 
@@ -218,6 +219,6 @@ INSIDE = ["train.step_in_backward=true", "optimizer.type=adamw8bit", "optimizer.
 )
 def test_refusals(raw_config, write_config, overrides, says):
     raw_config["model"]["dtype"] = "bf16"
-    with pytest.raises(ConfigError, match=says) as caught:
-        config.load(write_config(raw_config), overrides).accumulation(1)
+    with pytest.raises(UserError, match=says) as caught:
+        load(write_config(raw_config), overrides).accumulation(1)
     assert "\n" not in str(caught.value)

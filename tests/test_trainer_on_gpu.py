@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from benchmarks import launcher
 from benchmarks.full_sdxl import config, prepare
-from fdpo_fast.metrics import read_records
+from fdpo_fast.training.metrics import read_records
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
 STEPS = 4

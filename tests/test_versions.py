@@ -5,8 +5,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from fdpo_fast.config import ConfigError
-from fdpo_fast.ops import gpu
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.ops.triton import launch
 
 
 def lowest(package):
@@ -15,21 +15,21 @@ def lowest(package):
 
 
 def test_one_lower_bound_for_triton():
-    assert lowest("triton") == {".".join(map(str, gpu.LOWEST_TRITON))}
+    assert lowest("triton") == {".".join(map(str, launch.LOWEST_TRITON))}
 
 
 @pytest.mark.parametrize(("found", "fine"), [("3.2.0", False), ("2.3.1+rocm", False), ("3.3.0", True), ("3.10", True)])
 def test_an_older_triton_is_named(monkeypatch, found, fine):
-    monkeypatch.setattr(gpu, "version", lambda name: found)
-    monkeypatch.setattr(gpu, "find_spec", lambda name: object())
-    assert gpu._missing() == (None if fine else f"Triton >= 3.3 ({found} is installed)")
+    monkeypatch.setattr(launch, "version", lambda name: found)
+    monkeypatch.setattr(launch, "find_spec", lambda name: object())
+    assert launch._missing() == (None if fine else f"Triton >= 3.3 ({found} is installed)")
 
 
 def test_a_deepspeed_without_bf16_masters_is_refused_only_where_they_are_wanted(monkeypatch):
-    offload = pytest.importorskip("fdpo_fast.optim.offload")
+    offload = pytest.importorskip("fdpo_fast.optim.zero")
     monkeypatch.delattr(offload.ZeROOptimizer, "_configure_master_weights")
     with offload.bf16_masters(False):
         pass
     (bound,) = lowest("deepspeed")
-    with pytest.raises(ConfigError, match=f"DeepSpeed >= {re.escape(bound)}"), offload.bf16_masters(True):
+    with pytest.raises(UserError, match=f"DeepSpeed >= {re.escape(bound)}"), offload.bf16_masters(True):
         pass

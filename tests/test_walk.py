@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdpo_fast.data.walk import Walk
+from fdpo_fast.training.order import Walk
 
 
 def one_shape(pairs, per_step, seed=1):

@@ -6,8 +6,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from fdpo_fast import train as trainer
-from fdpo_fast.config import Config
-from fdpo_fast.metrics import read_records
+from fdpo_fast.config.run import Config
+from fdpo_fast.training.metrics import read_records
 
 
 def run(raw):

@@ -1,11 +1,11 @@
-"""Kernels around the device functions of `fdpo_fast.ops.triton_noise`, to look at them one by one."""
+"""Kernels around the device functions of `fdpo_fast.ops.triton.noise`, to look at them one by one."""
 
 import torch
 import triton
 import triton.language as tl
 
-from fdpo_fast.ops.gpu import OPTIONS
-from fdpo_fast.ops.triton_noise import _box_muller, draw_of, philox_words
+from fdpo_fast.ops.triton.launch import OPTIONS
+from fdpo_fast.ops.triton.noise import _box_muller, draw_of, philox_words
 
 
 @triton.jit

@@ -14,11 +14,11 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from fdpo_fast import checkpoint
-from fdpo_fast.checkpoint import Checkpoints
 from fdpo_fast.memory import needs
-from fdpo_fast.metrics import Metrics
 from fdpo_fast.models.family import Family
+from fdpo_fast.training import checkpoint
+from fdpo_fast.training.checkpoint import Checkpoints
+from fdpo_fast.training.metrics import Metrics
 
 
 @contextmanager

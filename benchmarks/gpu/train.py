@@ -21,12 +21,13 @@ from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.lab import Lab, Timer, Work
 from benchmarks.gpu.patches import without_disks
 from fdpo_fast import train as trainer
-from fdpo_fast.config import Config, load
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.needs import needs
 from fdpo_fast.memory.trace import flops, trace
-from fdpo_fast.metrics import read_records
-from fdpo_fast.models.blueprint import blueprint
+from fdpo_fast.models.architecture import blueprint
+from fdpo_fast.training.metrics import read_records
 
 PAIRS = 8
 """In the data set."""
@@ -36,9 +37,8 @@ def ready(lab: Lab, rung: str, checkpointing: str = "full", pairs: int = 1, chan
     """Import what the trainer does, and draw up the plan: neither needs the GPU."""
     import deepspeed  # noqa: F401
 
-    import fdpo_fast.data.builder
     import fdpo_fast.models.sdxl
-    import fdpo_fast.optim.offload  # noqa: F401
+    import fdpo_fast.training.trainer  # noqa: F401
 
     run = Run(lab, configuration(lab, rung, checkpointing, pairs, changes), 1 if lab.rehearse else 2)
     plan = planned(run.config)

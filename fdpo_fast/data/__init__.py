@@ -1,1 +1,1 @@
-"""Preference pairs: readers of the formats in use, and the caches that training runs from."""
+"""Preference pairs: their labels, images and readers."""

@@ -16,14 +16,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fdpo_fast import noise
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import Data
 from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Side
-from fdpo_fast.sections import Data
 
 Size = tuple[int, int]
 """(height, width)"""
 
 UNREADABLE = (
-    OSError, EOFError, TypeError, ValueError, SyntaxError, RuntimeError, LookupError, struct.error,
+    OSError, EOFError, TypeError, UserError, SyntaxError, RuntimeError, LookupError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
 """What PIL's decoders raise on bytes that are no whole image."""
@@ -77,7 +78,7 @@ class Geometry:
         name = "bucket_step" if self.data.buckets else "resolution"
         step, factor = getattr(self.data, name), self.vae_factor * self.unet_factor
         if step % factor:
-            raise ValueError(
+            raise UserError(
                 f"data.{name} {step} is not a multiple of {factor}, by which VAE and UNet divide a side: take "
                 f"{-(-step // factor) * factor}"
             )

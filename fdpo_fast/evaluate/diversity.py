@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.evaluate.lpips import Distance
+from fdpo_fast.evaluate.plugins import named
 from fdpo_fast.evaluate.scorers import Clip, Images, pixels
-from fdpo_fast.evaluate.tools import named
 
 Encoder = Callable[[Images], Tensor]
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.evaluate import weights
 from fdpo_fast.evaluate.scorers import pixels
 
@@ -35,7 +36,7 @@ class Distance:
             name: [*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}.pth")] for name in ("alexnet", "lpips")
         }
         if not model or not all(files.values()):
-            raise ValueError(
+            raise UserError(
                 "'lpips' takes a folder as its model, with torchvision's AlexNet as alexnet.pth and the authors' "
                 "weights/v0.1/alex.pth as lpips.pth"
             )

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fdpo_fast.config import Config
-from fdpo_fast.data.caches import DTYPES
-from fdpo_fast.data.files import digest, file_digest, read_json
-from fdpo_fast.models import load_family, tuning
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import Model
+from fdpo_fast.files import digest, file_digest, read_json
+from fdpo_fast.models import load_family, trainable
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
-from fdpo_fast.sections import Model
 
 BASE = "base"
 _STATES = "mp_rank_00_model_states.pt"
@@ -55,19 +56,19 @@ class Policy:
     def sampler(self, config: Config, family: Family, device: torch.device):
         """A diffusers pipeline ready to draw, in the configuration's dtype; a pipeline with all of its own components.
 
-        Raises ValueError for a checkpoint that is in parts.
+        Raises UserError for a checkpoint that is in parts.
         """
         dtype = DTYPES[config.model.dtype]
         if self._is_checkpoint:
             unet = family.denoiser(dtype)
-            tuning.prepare(unet, self._trained_as(config))
+            trainable.prepare(unet, self._trained_as(config))
             state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
             if (average := self.folder / _AVERAGE).is_file():  # what the export holds, too
                 state |= load_file(average)
             try:
                 unet.load_state_dict(state)
             except RuntimeError as error:
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint {self.folder} is of another model: {str(error).split(chr(10))[1].strip()}"
                 ) from None
         else:
@@ -79,22 +80,22 @@ class Policy:
 def policy(text: str, family: Family) -> Policy:
     """A policy of `[NAME=]PATH`: a pipeline folder, a run's folder (its export), a checkpoint, or a hub name.
 
-    Without a name it is "policy". Raises ValueError where there is none, or the name is no folder's.
+    Without a name it is "policy". Raises UserError where there is none, or the name is no folder's.
     """
     name, sign, place = text.partition("=")
     if not sign or Path(text).expanduser().is_dir():
         name, place = "policy", text
     if not name or "/" in name or name.startswith(".") or name == BASE:
-        raise ValueError(f"--checkpoint '{text}': '{name}' cannot name a policy")
+        raise UserError(f"--checkpoint '{text}': '{name}' cannot name a policy")
     folder = Path(place).expanduser()
     if (folder / "export").is_dir():
         folder /= "export"
     if (folder / _STATES).is_file():
         return Policy(name, folder)
     if any(folder.glob("zero_pp_rank_*_model_states.pt")):
-        raise ValueError(f"--checkpoint '{place}' is in the parts of ZeRO-3: let the run finish, and give its export")
+        raise UserError(f"--checkpoint '{place}' is in the parts of ZeRO-3: let the run finish, and give its export")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"--checkpoint '{place}' is no pipeline and no checkpoint: give a run's folder, its export, or one of its "
             "checkpoints/step-N"
         )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fdpo_fast.config.errors import UserError
+
 COLUMNS = ("prompt", "Prompt", "caption", "text")
 """Names of the column, or of the key, that holds the caption; PartiPrompts has "Prompt", Pick-a-Pic "caption"."""
 
@@ -18,29 +20,29 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
 
     Each once: repeated, it would give the same images again, and count as a caption of its own.
 
-    Raises ValueError where the file is missing, empty or broken, naming the line.
+    Raises UserError where the file is missing, empty or broken, naming the line.
     """
     if isinstance(prompts, list):
         found = [prompt.strip() for prompt in prompts]
         if not found:
-            raise ValueError("no captions to draw: give --prompts FILE, or set evaluate.prompts")
+            raise UserError("no captions to draw: give --prompts FILE, or set evaluate.prompts")
         where = "evaluate.prompts"
     else:
         path = where = Path(prompts).expanduser()
         if path.suffix not in READERS:
-            raise ValueError(f"the prompt file {path} is of no known kind: use {', '.join(READERS)}")
+            raise UserError(f"the prompt file {path} is of no known kind: use {', '.join(READERS)}")
         if not path.is_file():
-            raise ValueError(f"the prompt file {path} does not exist")
+            raise UserError(f"the prompt file {path} does not exist")
         try:
             found = list(READERS[path.suffix](path))
         except csv.Error as error:
-            raise ValueError(f"the prompt file {path} is broken: {error}") from None
+            raise UserError(f"the prompt file {path} is broken: {error}") from None
         except UnicodeDecodeError as error:
-            raise ValueError(f"the prompt file {path} is not UTF-8 text: {error.reason} at {error.start}") from None
+            raise UserError(f"the prompt file {path} is not UTF-8 text: {error.reason} at {error.start}") from None
         if not found:
-            raise ValueError(f"the prompt file {path} holds no captions")
+            raise UserError(f"the prompt file {path} holds no captions")
     if "" in found:
-        raise ValueError(f"{where}: caption {found.index('') + 1} is empty")
+        raise UserError(f"{where}: caption {found.index('') + 1} is empty")
     return list(dict.fromkeys(found))
 
 
@@ -72,7 +74,7 @@ def _table(path: Path) -> Iterator[str]:
     at = header.index(_column(path, header))
     for number, row in rows:
         if row and len(row) != len(header):
-            raise ValueError(
+            raise UserError(
                 f"the prompt file {path} is broken in line {number}: {len(row)} fields in place of {len(header)}"
             )
         if row:
@@ -83,16 +85,16 @@ def _column(path: Path, names: list[str]) -> str:
     for name in COLUMNS:
         if name in names:
             return name
-    raise ValueError(f"the prompt file {path} has none of the columns {', '.join(COLUMNS)}")
+    raise UserError(f"the prompt file {path} has none of the columns {', '.join(COLUMNS)}")
 
 
 def _json(path: Path) -> Iterator[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"the prompt file {path} is broken in line {error.lineno}: {error.msg}") from None
+        raise UserError(f"the prompt file {path} is broken in line {error.lineno}: {error.msg}") from None
     if not isinstance(content, list):
-        raise ValueError(f"the prompt file {path} holds a {type(content).__name__}, not a list of captions")
+        raise UserError(f"the prompt file {path} holds a {type(content).__name__}, not a list of captions")
     for number, item in enumerate(content, 1):
         yield _caption(path, f"item {number}", item)
 
@@ -104,7 +106,7 @@ def _json_lines(path: Path) -> Iterator[str]:
         try:
             item = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"the prompt file {path} is broken in line {number}: {error.msg}") from None
+            raise UserError(f"the prompt file {path} is broken in line {number}: {error.msg}") from None
         yield _caption(path, f"line {number}", item)
 
 
@@ -113,7 +115,7 @@ def _caption(path: Path, where: str, item: Any) -> str:
     if isinstance(item, dict):
         item = item[_column(path, list(item))]
     if not isinstance(item, str):
-        raise ValueError(f"the prompt file {path} is broken in {where}: a {type(item).__name__} is no caption")
+        raise UserError(f"the prompt file {path} is broken in {where}: a {type(item).__name__} is no caption")
     return item.strip()
 
 
@@ -126,7 +128,7 @@ def _parquet(path: Path) -> Iterator[str]:
         column = _column(path, file.schema_arrow.names)
         items = file.read([column]).column(column).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"the prompt file {path} is no parquet file: {error}") from None
+        raise UserError(f"the prompt file {path} is no parquet file: {error}") from None
     for number, item in enumerate(items, 1):
         yield _caption(path, f"row {number}", item)
 

@@ -1,5 +1,5 @@
 """Draw the same captions from base and policy: `fdpo sample --config ... --checkpoint runs/mine`, or by several GPUs
-`deepspeed --num_gpus N fdpo_fast/evaluate/sample.py --config ...`.
+`deepspeed --num_gpus N --module fdpo_fast.cli sample --config ...`.
 
 Image k of a caption starts from the same noise for every model: its seed follows from `evaluate.seed`, the caption and
 k, and is what `torch.Generator().manual_seed(seed)` takes in any diffusers pipeline. Whatever is drawn already stays.
@@ -10,31 +10,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-if __name__ == "__main__":  # as in train.py
-    sys.path[0:1] = []
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
-    from fdpo_fast.cli import run
-
-    sys.exit(run("sample"))  # before what is heavy is imported
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fdpo_fast.config import Config, ConfigError
-from fdpo_fast.data.files import digest, read_json, replacing
-from fdpo_fast.evaluate import index
+from fdpo_fast.cache.open import resolve_embedded
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.distributed import Rank, alone, start_processes, under_launcher
+from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
 from fdpo_fast.evaluate.prompts import read_prompts
+from fdpo_fast.files import digest, read_json, replacing
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
-from fdpo_fast.prepare import resolve_embedded
-from fdpo_fast.processes import Rank, alone, start_processes, under_launcher
 
 
 def sample(config: Config, options: argparse.Namespace) -> None:
@@ -50,14 +43,14 @@ def sample(config: Config, options: argparse.Namespace) -> None:
         policies.insert(0, Policy(BASE, family.base))
     names = [each.name for each in policies]
     if len(names) != len(set(names)) or not names:
-        raise ConfigError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
+        raise UserError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
     output = options.output or Path(config.train.output_dir) / "evaluation"
     studio = Studio(config, family, prompts, output.expanduser(), rank)
     for each in policies:
         studio.draw(each)
     if rank.index == 0:
-        index.merge(studio.folder)
-        index.sheet(studio.folder, names)
+        gallery.merge(studio.folder)
+        gallery.sheet(studio.folder, names)
     rank.barrier()
     rank.say(f"images: {studio.folder}")
 
@@ -84,7 +77,7 @@ class Task:
 class Studio:
     """Draws all captions with a model into a folder of its name.
 
-    Raises ConfigError where the folder holds images of other settings.
+    Raises UserError where the folder holds images of other settings.
     """
 
     def __init__(self, config: Config, family: Family, prompts: list[str], folder: Path, rank: Rank) -> None:
@@ -116,7 +109,7 @@ class Studio:
                 partial.write_text(json.dumps(content, indent=2) + "\n")
         changed = [key for key in content if before is not None and before.get(key) != content[key]]
         if changed:
-            raise ConfigError(
+            raise UserError(
                 f"{path.parent} holds images of other {', '.join(changed)}: name another folder by --output, or delete "
                 "it"
             )
@@ -134,7 +127,7 @@ class Studio:
         self.rank.barrier()
         if self.rank.index == 0:
             rows = [{"model": policy.name, **asdict(task), "file": f"{policy.name}/{task.file}"} for task in self.tasks]
-            index.write(folder / index.NAME, [{**row, **self.settings} for row in rows])
+            gallery.write(folder / gallery.NAME, [{**row, **self.settings} for row in rows])
 
     def _draw(self, policy: Policy, batches: list[list[Task]]) -> None:
         from tqdm import tqdm

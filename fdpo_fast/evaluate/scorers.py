@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.evaluate import weights
 
 Images = list[Image.Image]
@@ -117,7 +118,7 @@ class HPS(Clip):
             return super()._model(model)
         file = next(folder.glob("*.pt"), None) if folder.is_dir() else weights.file_of(model)
         if file is None:
-            raise ValueError(f"{folder} has no weights: neither model.safetensors nor *.pt")
+            raise UserError(f"{folder} has no weights: neither model.safetensors nor *.pt")
         with torch.device("meta"):
             made = CLIPModel(CLIPConfig.from_pretrained(self._tokenizer(model)))
         return weights.assign(made, weights.from_open_clip(weights.read(file)))
@@ -177,7 +178,7 @@ class ImageReward:
         is_folder = folder.is_dir()
         files = [*folder.glob("*.safetensors"), *folder.glob("*.pt")] if is_folder else [weights.file_of(model)]
         if not files:
-            raise ValueError(f"{folder} has no weights: neither *.safetensors nor *.pt")
+            raise UserError(f"{folder} has no weights: neither *.safetensors nor *.pt")
         config = BlipConfig.from_pretrained(model if is_folder else self.blip)
         if not is_folder:
             # the authors'; BLIP's own image is larger, and its layers are normalised by models/vit.py

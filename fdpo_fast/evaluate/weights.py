@@ -9,26 +9,28 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
+from fdpo_fast.config.errors import UserError
+
 
 def file_of(name: str) -> Path:
-    """A local file, or `owner/name:file` of the hub. Raises ValueError where there is none."""
+    """A local file, or `owner/name:file` of the hub. Raises UserError where there is none."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
     repository, colon, file = name.partition(":")
     if not colon or repository.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"'{name}' is no file here, nor of the hub's form owner/name:file")
+        raise UserError(f"'{name}' is no file here, nor of the hub's form owner/name:file")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, file))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"'{name}' cannot be fetched from the hub: {str(error).splitlines()[0]}") from None
+        raise UserError(f"'{name}' cannot be fetched from the hub: {str(error).splitlines()[0]}") from None
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a pickled state dict; ValueError where it holds anything else."""
+    """The tensors of a safetensors file, or of a pickled state dict; UserError where it holds anything else."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -36,15 +38,15 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{path} is no state dict of tensors: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is no state dict of tensors: {str(error).splitlines()[0]}") from None
     return found.get("state_dict", found)
 
 
 def assign(module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> nn.Module:
-    """Give a module of the meta device the tensors below `prefix`, in float32; ValueError where some are missing."""
+    """Give a module of the meta device the tensors below `prefix`, in float32; UserError where some are missing."""
     part = {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
     if missing := module.load_state_dict(part, assign=True, strict=False).missing_keys:
-        raise ValueError(f"the weights lack {prefix}{missing[0]}")
+        raise UserError(f"the weights lack {prefix}{missing[0]}")
     for owner in module.modules():
         if "position_ids" in owner._buffers:  # not saved
             owner.position_ids = torch.arange(owner.position_ids.shape[-1])[None]

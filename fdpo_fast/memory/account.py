@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from fdpo_fast.config import Config
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.trace import Trace
 from fdpo_fast.optim.in_backward import BUCKET_BYTES
 
@@ -154,7 +154,7 @@ def _optimizer(book: Account, trace: Trace, engine: Engine, config: Config, gpu:
     place = "host" if engine.offload_optimizer else "gpu"
     width = engine.master or trace.trained_bytes / trace.trained
     beside_weights = engine.offload_optimizer == engine.offload_param or not gpu
-    if not (engine.master == 2 and beside_weights):  # then they are one, see optim/offload.py
+    if not (engine.master == 2 and beside_weights):  # then they are one, see optim/zero.py
         book.add("master", place, engine.master * mine)
     if engine.offload_optimizer and engine.stage < 3 and engine.master == 4:
         book.add("master", place, 2 * mine)  # the rounded copy on its way to the device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from fdpo_fast.config import Config
+from fdpo_fast.config.run import Config
 
 
 class Rung(NamedTuple):

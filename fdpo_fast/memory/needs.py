@@ -10,15 +10,15 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from fdpo_fast.config import Config
-from fdpo_fast.data.caches import DTYPES
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
-from fdpo_fast.data.readers import detect, open_source
+from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, account, moments
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
-from fdpo_fast.models.blueprint import Blueprint, blueprint
-from fdpo_fast.sections import EMBEDDED
+from fdpo_fast.models.architecture import Blueprint, blueprint
 
 CONTEXT = 0.75 * GIB
 """Allowance: CUDA context, cuBLAS and cuDNN workspaces. Not measured by us."""
@@ -96,7 +96,7 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready
         beside["sample grids"] = resting + width * text + max(decode, traced.inference * share)
     starting = everything
     if config.bf16_masters and book.total("step", "host"):
-        # flat weights, master and gradients are made beside what is read, before `optim/offload.py` makes them one
+        # flat weights, master and gradients are made beside what is read, before `optim/zero.py` makes them one
         starting += 3 * 2 * traced.trained / ranks
     return Needs(book, beside, starting, ranks)
 
@@ -208,7 +208,7 @@ class Plan:
 
 
 def plan(config: Config, ranks: int) -> Plan:
-    """Everything `fdpo plan` prints; seconds, for SDXL. Raises ConfigError, and ValueError for an unknown base."""
+    """Everything `fdpo plan` prints; seconds, for SDXL. Raises UserError, and ValueError for an unknown base."""
     config.accumulation(ranks)
     drawn = blueprint(config.model)
     Geometry(config.data, config.reference.seed, *drawn.factors())  # refuses sizes that do not divide

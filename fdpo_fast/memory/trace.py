@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fdpo_fast.config import Config
-from fdpo_fast.data.caches import DTYPES
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.run import Config
 from fdpo_fast.memory.tracker import HostAttention, Tracker
-from fdpo_fast.models import tuning
-from fdpo_fast.models.blueprint import Blueprint
-from fdpo_fast.models.tuning import CHECKPOINTING
+from fdpo_fast.models import trainable
+from fdpo_fast.models.architecture import Blueprint
+from fdpo_fast.models.trainable import CHECKPOINTING
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Rehearsal:
         dtype, pairs = DTYPES[config.model.dtype], config.train.pairs_per_micro_batch
         side = config.data.resolution // blueprint.factors()[0]
         self.family, unet = blueprint.family, blueprint.unet(dtype).train()
-        tuning.prepare(unet, config.model)
+        trainable.prepare(unet, config.model)
         self.criterion = config.loss.criterion()
         shapes = self.family.text_shapes(blueprint.unet_config)
         self.mode = HostAttention()
@@ -99,8 +100,17 @@ def trace(config: Config, blueprint: Blueprint) -> Trace:
 
 
 def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(CHECKPOINTING)) -> dict[str, Trace]:
-    """The same by choices of `model.gradient_checkpointing`."""
-    rehearsal = _Rehearsal(config, blueprint)
+    """Trace the same micro-batch under choices of `model.gradient_checkpointing`; returns a trace for each."""
+    collecting = gc.isenabled()
+    gc.disable()  # tensors go with their last reference; looking for cycles goes through all that was ever imported
+    try:
+        return _traces(_Rehearsal(config, blueprint), choices)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _traces(rehearsal: _Rehearsal, choices: Iterable[str]) -> dict[str, Trace]:
     sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
     everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
     inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
@@ -116,7 +126,7 @@ def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(
     }
     found = {}
     for choice in choices:
-        tuning.checkpoint(rehearsal.unet, choice)
+        trainable.checkpoint(rehearsal.unet, choice)
         with rehearsal.mode, rehearsal.tracked() as tracker:
             loss = rehearsal.loss()
             forward = {"forward": tracker.peak, "saved": tracker.others}

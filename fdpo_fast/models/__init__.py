@@ -8,12 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.models import hub
-from fdpo_fast.sections import EMBEDDED
 
 if TYPE_CHECKING:
+    from fdpo_fast.config.schema import Model
     from fdpo_fast.models.family import Family
-    from fdpo_fast.sections import Model
 
 # Without a GPU it warns, while diffusers imports it, that its 4-bit kernels are missing: nothing here has 4 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -40,22 +41,22 @@ FAMILIES = {
 def load_family(model: Model) -> Family:
     """The family of the configuration's model section, over its base: a diffusers folder or a hub name.
 
-    Raises ValueError for an unknown family or a base that holds no pipeline of it.
+    Raises UserError for an unknown family or a base that holds no pipeline of it.
     """
     return family_class(model)(model)
 
 
 def check(model: Model) -> None:
-    """Raise ValueError for an unknown family, and for a base or VAE that is no folder here and can be no hub name."""
+    """Raise UserError for an unknown family, and for a base or VAE that is no folder here and can be no hub name."""
     if model.family not in FAMILIES:
-        raise ValueError(f"unknown model.family '{model.family}': use one of {', '.join(FAMILIES)}")
+        raise UserError(f"unknown model.family '{model.family}': use one of {', '.join(FAMILIES)}")
     for key, name in (("model.base", model.base), ("model.vae", model.vae)):
         if name and name != EMBEDDED and not Path(name).expanduser().is_dir():
             hub.check_name(key, name)
 
 
 def family_class(model: Model) -> type[Family]:
-    """The class of `model.family`; ValueError for an unknown one."""
+    """The class of `model.family`; UserError for an unknown one."""
     check(model)
     module, _, cls = FAMILIES[model.family].rpartition(".")
     return getattr(import_module(module), cls)

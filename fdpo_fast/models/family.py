@@ -17,10 +17,11 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from fdpo_fast import noise
-from fdpo_fast.data.files import digest, file_digest, read_json, replacing
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import Model
+from fdpo_fast.files import digest, file_digest, read_json, replacing
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
-from fdpo_fast.models.tuning import add_lora
-from fdpo_fast.sections import Model
+from fdpo_fast.models.trainable import add_lora
 
 PREDICTIONS = ("epsilon", "v_prediction")
 """What a denoiser may predict, by the scheduler's own names."""
@@ -51,15 +52,15 @@ class Family(ABC):
         self.model = model
         if model.attention == "xformers" and not (find_spec("xformers") and torch.cuda.is_available()):
             lacks = "a CUDA GPU" if find_spec("xformers") else "the package: pip install xformers"
-            raise ValueError(f"model.attention 'xformers' lacks {lacks}; 'auto' needs neither")
+            raise UserError(f"model.attention 'xformers' lacks {lacks}; 'auto' needs neither")
         if model.cuda_graphs and not torch.cuda.is_available():
-            raise ValueError("model.cuda_graphs needs a CUDA GPU, and torch finds none here: set it to false")
+            raise UserError("model.cuda_graphs needs a CUDA GPU, and torch finds none here: set it to false")
         self.base = pipeline_folder(model.base, self.pipelines)
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
         self.schedule = DDPMScheduler.from_pretrained(self.base, subfolder="scheduler")
         self.prediction = self.schedule.config.prediction_type
         if self.prediction not in PREDICTIONS:
-            raise ValueError(
+            raise UserError(
                 f"{self.base}/scheduler predicts '{self.prediction}': fdpo_fast trains models that predict "
                 f"{' or '.join(PREDICTIONS)}"
             )
@@ -70,13 +71,13 @@ class Family(ABC):
         self.sigma = (1 - self.schedule.alphas_cumprod).sqrt()
 
     def _check_targets(self) -> None:
-        """Raise ValueError for a LoRA target that no layer of the UNet is called."""
+        """Raise UserError for a LoRA target that no layer of the UNet is called."""
         config = UNet2DConditionModel.load_config(self.base, subfolder="unet")
         with torch.device("meta"):
             names = [f".{name}" for name, _ in UNet2DConditionModel.from_config(config).named_modules()]
         unknown = [target for target in self.model.lora.targets if not any(n.endswith(f".{target}") for n in names)]
         if unknown:
-            raise ValueError(f"no layer of the UNet is called {', '.join(unknown)}: see model.lora.targets")
+            raise UserError(f"no layer of the UNet is called {', '.join(unknown)}: see model.lora.targets")
 
     # --- what caches depend on ---
 
@@ -203,10 +204,10 @@ class Family(ABC):
 
     @staticmethod
     def scheduler(name: str, pipeline: DiffusionPipeline) -> SchedulerMixin:
-        """A scheduler of the pipeline's noise; ValueError where diffusers has none of that name that fits."""
+        """A scheduler of the pipeline's noise; UserError where diffusers has none of that name that fits."""
         fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles if cls.__name__ not in OWN_NOISE}
         if name not in fitting:
-            raise ValueError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
+            raise UserError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
         return fitting[name].from_config(pipeline.scheduler.config)
 
     def export(self, state: dict[str, Tensor], unet_config: dict, folder: Path) -> None:

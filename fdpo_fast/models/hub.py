@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fdpo_fast.data.files import read_json
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.files import read_json
 
 _SMALL = ["*.json", "*.txt", "*.model"]
 _VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
@@ -14,48 +15,48 @@ _VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.base") -> Path:
     """The folder of a whole pipeline of one of the kinds `pipelines`.
 
-    Raises ValueError where `base`, the value of `key`, is neither a folder nor a name on the hub, or holds no such
+    Raises UserError where `base`, the value of `key`, is neither a folder nor a name on the hub, or holds no such
     pipeline.
     """
     folder = _folder(key, base, [*_SMALL, "*/*.safetensors"])
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(f"{key} '{base}' has no model_index.json: give a diffusers pipeline folder")
+        raise UserError(f"{key} '{base}' has no model_index.json: give a diffusers pipeline folder")
     parts = read_json(index)
     check_kind(base, parts, pipelines, key)
     missing = [name for name in ("vae", "unet", "scheduler") if name not in parts]
     if missing:
-        raise ValueError(f"the pipeline {folder} has no {' and no '.join(missing)}")
+        raise UserError(f"the pipeline {folder} has no {' and no '.join(missing)}")
     for name in (name for name in parts if name in ("vae", "unet") or name.startswith("text_encoder")):
         weights = [path for path in folder.glob(f"{name}/*.safetensors") if not any(map(path.match, _VARIANTS))]
         if not weights or not (folder / name / "config.json").is_file():
-            raise ValueError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")
+            raise UserError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")
     return folder
 
 
 def check_kind(base: str, parts: dict[str, Any], pipelines: tuple[str, ...], key: str = "model.base") -> None:
-    """Raise ValueError where the model_index.json of `base`, the value of `key`, is of another kind of pipeline."""
+    """Raise UserError where the model_index.json of `base`, the value of `key`, is of another kind of pipeline."""
     if parts.get("_class_name") not in pipelines:
-        raise ValueError(
+        raise UserError(
             f"{key} '{base}' is a {parts.get('_class_name')}, this model.family takes {' or '.join(pipelines)}: "
             f"set model.family or {key}"
         )
 
 
 def vae_folder(name: str) -> Path:
-    """The folder of a VAE by itself, or of the VAE in a pipeline. Raises ValueError where there is none."""
+    """The folder of a VAE by itself, or of the VAE in a pipeline. Raises UserError where there is none."""
     folder = _folder("model.vae", name, ["config.json", "*.safetensors", "vae/*"])
     for candidate in (folder, folder / "vae"):
         config = candidate / "config.json"
         if config.is_file() and read_json(config).get("_class_name", "").startswith("AutoencoderKL"):
             return candidate
-    raise ValueError(f"model.vae '{name}' holds no AutoencoderKL: give its folder or hub name")
+    raise UserError(f"model.vae '{name}' holds no AutoencoderKL: give its folder or hub name")
 
 
 def component_config(base: str, component: str) -> dict[str, Any] | None:
     """The configuration of a component of the hub's pipeline `base`; None where it has not been fetched before.
 
-    Raises ValueError where `base` can be no name on the hub.
+    Raises UserError where `base` can be no name on the hub.
     """
     check_name("model.base", base)
     from huggingface_hub import hf_hub_download
@@ -66,13 +67,13 @@ def component_config(base: str, component: str) -> dict[str, Any] | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise ValueError(f"model.base '{base}' is no name on the hub: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model.base '{base}' is no name on the hub: {str(error).splitlines()[0]}") from None
 
 
 def check_name(key: str, name: str) -> None:
-    """Raise ValueError where `name`, the value of `key`, can be no name on the hub."""
+    """Raise UserError where `name`, the value of `key`, can be no name on the hub."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"{key} '{name}' is neither a folder nor a hub name of the form owner/name")
+        raise UserError(f"{key} '{name}' is neither a folder nor a hub name of the form owner/name")
 
 
 def _folder(key: str, name: str, patterns: list[str]) -> Path:
@@ -87,4 +88,4 @@ def _folder(key: str, name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_VARIANTS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{key} '{name}' is no folder here and cannot be fetched from the hub: {reason}") from None
+        raise UserError(f"{key} '{name}' is no folder here and cannot be fetched from the hub: {reason}") from None

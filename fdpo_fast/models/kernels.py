@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from fdpo_fast.ops import operators
-from fdpo_fast.sections import Model
+from fdpo_fast.config.schema import Model
+from fdpo_fast.ops import library
 
 
 def kernels(model: Model, pairs: int, device: torch.device) -> dict[str, Any]:
@@ -28,5 +28,5 @@ def kernels(model: Model, pairs: int, device: torch.device) -> dict[str, Any]:
         # it decides what a compiled block keeps for backward, and so what it can fuse
         "checkpointing": model.gradient_checkpointing if model.compile else None,
         "adapter": sorted(model.lora.targets) if model.train == "lora" else None,
-        "loss": operators.chosen(None, device, torch.float32),
+        "loss": library.chosen(None, device, torch.float32),
     }

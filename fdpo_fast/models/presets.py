@@ -20,7 +20,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
-from fdpo_fast.data.files import replacing
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.files import replacing
 from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
 
 _SD_BLOCKS = {
@@ -185,10 +186,10 @@ def build(
 ) -> Path:
     """Write the pipeline `name` of `PRESETS` with random weights to `folder`, where it is not yet; returns the folder.
 
-    Raises ValueError for an unknown name.
+    Raises UserError for an unknown name.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset '{name}': use one of {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset '{name}': use one of {', '.join(PRESETS)}")
     if folder.exists():
         return folder
     with tempfile.TemporaryDirectory() as scratch, default_dtype(dtype), torch.random.fork_rng(devices=[]):

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fdpo_fast.ops.operands import elements
-from fdpo_fast.ops.operators import loss_backward, loss_forward
+from fdpo_fast.ops.library import loss_backward, loss_forward
+from fdpo_fast.ops.results import elements
 
 
 class Options(NamedTuple):
-    """What a call is made with beside tensors; see `ops.operators.loss_forward`."""
+    """What a call is made with beside tensors; see `ops.library.loss_forward`."""
 
     link: tuple[float, float, float, float]
     loss_type: tuple[float, float, float, float]

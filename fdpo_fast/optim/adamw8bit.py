@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
-from fdpo_fast.ops import operators
-from fdpo_fast.optim import gpu, host, reference
+from fdpo_fast.ops import library
+from fdpo_fast.optim import cpp, eager, triton
 from fdpo_fast.optim.checks import check_copy
-from fdpo_fast.optim.dynamic_map import BLOCK, dynamic_map
+from fdpo_fast.optim.codebook import BLOCK, dynamic_map
 from fdpo_fast.optim.gather import Gatherer, Places
 from fdpo_fast.optim.update import ROUNDINGS, Clip, Updates
 
 Step = Callable[[Updates, Clip | None], None]
 BACKENDS: dict[str, Callable[[], Step]] = {
-    "cpp": lambda: host.step,
-    "triton": gpu.Stepper,
-    "eager": lambda: reference.step,
+    "cpp": lambda: cpp.step,
+    "triton": triton.Stepper,
+    "eager": lambda: eager.step,
 }
 """What makes the function that steps parameters of one kind; it may remember what it was told."""
 
@@ -104,7 +104,7 @@ class AdamW8bit(Optimizer):
         if group["first_element"] % 8 or group["first_element"] < 0:
             raise ValueError(f"first_element must be a multiple of 8, got {group['first_element']}")
         for parameter in group["params"]:
-            if parameter.dtype not in reference.DTYPES:
+            if parameter.dtype not in eager.DTYPES:
                 raise TypeError(f"parameters must be float32, bfloat16 or float16, got {parameter.dtype}")
 
     def keep_copy(self, parameter: Tensor, copy: Tensor) -> None:
@@ -148,7 +148,7 @@ class AdamW8bit(Optimizer):
         updates, replaced, moved = memory.gather(places, grads, self.param_groups, self.state, self._copies)
         for of_kind in updates:
             kind = of_kind.kind
-            memory.steps[operators.chosen(self._backend, kind.device, kind.data, kind.grad)](of_kind, clip)
+            memory.steps[library.chosen(self._backend, kind.device, kind.data, kind.grad)](of_kind, clip)
         for parameter, stepped in replaced:
             parameter.copy_(stepped)
         increment_version(moved)  # autograd refuses a backward through weights that have moved since

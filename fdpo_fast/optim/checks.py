@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fdpo_fast.optim.dynamic_map import BLOCK
+from fdpo_fast.optim.codebook import BLOCK
 
 
 def check_states(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.optim.checks import check_states, copy_at
-from fdpo_fast.optim.reference import DTYPES
+from fdpo_fast.optim.eager import DTYPES
 from fdpo_fast.optim.update import Kind, Rule, Updates
 
 State = dict[str, Any]

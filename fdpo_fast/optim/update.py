@@ -43,7 +43,7 @@ class Rule(NamedTuple):
     """What the parameters of a group that are at the same step have in common.
 
     Element e of a half-precision parameter takes half-word e + first of the stream (seed, index, step), see
-    `reference.random_bits`.
+    `eager.random_bits`.
     """
 
     rates: Rates

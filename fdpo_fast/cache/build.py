@@ -1,0 +1,187 @@
+"""Filling cache folders: shard by shard, on any number of ranks, from where a killed build left off.
+
+A folder is named by the digest of its manifest, everything the cache depends on, so a stale cache is never read. A
+cache that was asked for by name (`fdpo cache`) is a promise besides: where it is for the same data and model but does
+not match, the trainer does not spend hours on another one but says which field differs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from fdpo_fast.cache.shards import Shard
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.distributed import Rank, check_equal
+from fdpo_fast.files import digest, read_json, replacing
+
+_MANIFEST, _REQUESTED = "manifest.json", "requested.json"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What to build."""
+
+    kind: str
+    manifest: dict[str, Any]
+    """Everything the content depends on."""
+    lineage: dict[str, str]
+    """What a user calls the same cache: the data and the model by name."""
+    items: list[int]
+    """Entries per shard, for the progress bar."""
+    item_bytes: float
+    """About how large an entry is on disk."""
+    make: Callable[[int, Callable[[int], Any]], Shard]
+    """(shard, advance) -> its content; `advance` is told how many entries are done."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Where the caches are, and who fills them."""
+
+    root: Path
+    rank: Rank
+    requested: bool = False
+    """By `fdpo cache`: builds whatever differs from what is there, and marks it as asked for."""
+    complete: bool = False
+    """Refuse to build: what is missing is an error."""
+    resumed: dict[str, str] = field(default_factory=dict)
+    """By kind, the folder's name that a run to be resumed was trained from."""
+
+    def build(self, cache: Cache) -> Path:
+        """The folder of the cache, filled now if need be. Collective.
+
+        Raises UserError, before anything is built, when there is no room for it, when its manifest was changed, when
+        one was asked for that differs, the run was trained from another, or the nodes do not agree.
+        """
+        folder = self.root / f"{cache.kind}-{digest(cache.manifest)[:16]}"
+        check_equal(
+            self.rank,
+            folder.name,
+            f"the nodes would make another {cache.kind} cache each: data.source or model.base is not the same on all "
+            "(a copy of pairs with other times of change counts as other pairs); put both on a file system they share",
+        )
+        self._agree(folder, cache)
+        missing = [shard for shard in range(len(cache.items)) if not _file(folder, shard).exists()]
+        if missing and self.complete:
+            raise UserError(f"the {cache.kind} cache of this configuration is not complete: run `fdpo cache` first")
+        self.rank.barrier()  # nobody writes before all have looked
+        if missing:
+            with self._alone(folder):
+                self._announce(folder, cache, missing)
+                self.rank.barrier()
+                self._fill(folder, cache)
+                self.rank.barrier()
+        if self.requested and self.rank.index == 0:
+            _write(folder / _REQUESTED, cache.lineage)
+        self.rank.barrier()
+        return folder
+
+    def _agree(self, folder: Path, cache: Cache) -> None:
+        if (before := self.resumed.get(cache.kind, folder.name)) != folder.name:
+            old = self.root / before
+            what = _difference(old, cache.manifest) if old.is_dir() else f"{before} is now {folder.name}"
+            raise UserError(
+                f"this run was trained with another {cache.kind} cache: {what}; change it back, or start a new "
+                "train.output_dir"
+            )
+        if (folder / _MANIFEST).exists():
+            if differing := _difference(folder, cache.manifest):
+                raise UserError(f"the manifest of the cache {folder} does not match: {differing}; delete the folder")
+            return
+        if self.requested:
+            return
+        for other in sorted(self.root.glob(f"{cache.kind}-*")):
+            asked = other / _REQUESTED
+            if asked.exists() and read_json(asked) == cache.lineage:
+                raise UserError(
+                    f"the {cache.kind} cache made by `fdpo cache` for this data and model ({other}) does not match the "
+                    f"configuration: {_difference(other, cache.manifest)}; change it back, or run `fdpo cache` with "
+                    "this configuration to have both"
+                )
+
+    @contextmanager
+    def _alone(self, folder: Path):
+        """One run at a time fills a folder; what a killed one left half written is cleared away."""
+        if self.rank.index:
+            yield
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / f".{folder.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.rank.say(f"another run is filling {folder}: waiting for it")
+            lock.acquire()
+        try:
+            for partial in folder.glob(".*.partial"):
+                partial.unlink()
+            yield
+        finally:
+            lock.release()
+
+    def _announce(self, folder: Path, cache: Cache, missing: list[int]) -> None:
+        """Say what is going to be written, and refuse where the disk is too small for it."""
+        if self.rank.index:
+            return
+        items = sum(cache.items[shard] for shard in missing)
+        need, free = items * cache.item_bytes, shutil.disk_usage(folder).free
+        if need > free:
+            raise UserError(
+                f"the {cache.kind} cache needs about {_size(need)} and {self.root} has {_size(free)}: set "
+                "data.cache_dir to a larger disk, or data.cache_dtype to fp16"
+            )
+        self.rank.say(f"caching {cache.kind}: {items:,} entries, about {_size(need)}, {_size(free)} free, to {folder}")
+        _write(folder / _MANIFEST, cache.manifest)
+
+    def _fill(self, folder: Path, cache: Cache) -> None:
+        mine = range(self.rank.index, len(cache.items), self.rank.count)
+        missing = [shard for shard in mine if not _file(folder, shard).exists()]
+        total = sum(cache.items[shard] for shard in missing)
+        with tqdm(total=total, desc=f"caching {cache.kind}", disable=self.rank.index > 0) as bar:
+            for shard in missing:
+                cache.make(shard, bar.update).save(_file(folder, shard))
+
+
+def _file(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:06d}.safetensors"
+
+
+def _write(path: Path, value: dict) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _difference(folder: Path, manifest: dict) -> str:
+    """The fields in which the manifest of a folder differs from `manifest`; empty for none."""
+    found, manifest = _flat(read_json(folder / _MANIFEST)), _flat(manifest)
+    keys = [key for key in sorted({*found, *manifest}) if found.get(key) != manifest.get(key)]
+    return ", ".join(f"'{key}' is {_short(found.get(key))} there and {_short(manifest.get(key))} here" for key in keys)
+
+
+def _flat(value: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 80 else f"{digest(value)[:12]}... (digest)"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

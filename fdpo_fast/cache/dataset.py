@@ -1,0 +1,170 @@
+"""Batches of pairs from the caches, and the cache of reference errors that is made from such batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fdpo_fast import noise
+from fdpo_fast.cache import encode
+from fdpo_fast.cache.build import Builder, Cache
+from fdpo_fast.cache.shards import Shard, Shards
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.data.pairs import PairSource
+from fdpo_fast.files import digest
+from fdpo_fast.models import prediction
+from fdpo_fast.models.kernels import kernels
+
+if TYPE_CHECKING:
+    from fdpo_fast.models.family import Family
+
+
+VERSION = 4  # of how reference errors are computed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b pairs in halves layout: rows 0..b-1 preferred, b..2b-1 dispreferred, sharing timestep, noise and caption."""
+
+    latents: Tensor  # [2b, c, h, w] float32
+    draws: Tensor  # [3, b] int64: what timestep and noise follow from
+    condition: dict[str, Tensor]  # each [2b, ...]
+    weight: Tensor  # [b] float32
+    ref_error: Tensor | None  # [2b] float64, from the cache
+
+
+class TrainingSet:
+    """The pairs of a source. What a pair's visit looks like depends on (reference.seed, pair id, visit) alone."""
+
+    def __init__(self, config: Config, family: Family, source: PairSource, builder: Builder) -> None:
+        self.config, self.family, self.builder = config, family, builder
+        self.latents = encode.cache_latents(config, source, family, builder)
+        self.report = encode.report(self.latents, len(source))
+        channels = self.latents.item(self.latents.shard_of(0), "image", 0).shape[-3]
+        if channels != family.channels():
+            raise UserError(f"latents have {channels} channels, the UNet of model.base takes {family.channels()}")
+        self.text, self.entries = encode.cache_text(config, self.latents, source, family, builder)
+        self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
+        self.stores = [self.latents, self.text]
+        self.captions = self.latents.list("captions")
+        self.caption = torch.tensor([self.entries[caption] for caption in self.captions])
+        self.id, self.weight, self.images, self.sizes = (
+            self.latents.column(name) for name in ("id", "weight", "images", "sizes")
+        )
+        self.device = builder.rank.device
+        self.seed, self.micro = config.reference.seed, config.train.pairs_per_micro_batch
+        self.reference: Tensor | None = None  # [pairs, visits, 2] float64
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def shapes(self) -> Tensor:
+        """Height and width in pixels of each pair, [pairs, 2]: a batch is of one."""
+        return self.sizes[:, 0, 4:6]
+
+    def batch(self, positions: Tensor, visits: Tensor) -> Batch:
+        """The pairs at `positions` [b] on their `visits` [b] (both int64 on the CPU)."""
+        ids = self.id[positions]
+        draws = noise.draws(self.seed, ids, visits)
+        latents = torch.stack([self.pair_latents(position) for position in positions.tolist()])
+        if self.config.data.latents == "moments" and latents.ndim == 6:
+            latents = encode.sampled(latents, ids, visits, self.seed)
+        dropped = noise.uniforms(draws, noise.CAPTION) < self.config.data.caption_dropout
+        captions = self.caption[positions].masked_fill(dropped, self.entries[""]).tolist()
+        text = {key: torch.stack([self.text.entry(key, at) for at in captions]) for key in self.family.text_keys}
+        sizes = self.sizes[positions].transpose(0, 1).flatten(0, 1)
+        condition = self.family.condition({key: torch.cat([rows, rows]) for key, rows in text.items()}, sizes)
+        ref_error = None
+        if self.reference is not None:
+            ref_error = self.reference[positions, visits].T.flatten().to(self.device)
+        return Batch(
+            latents=latents.transpose(0, 1).flatten(0, 1).to(self.device),
+            draws=draws.to(self.device),
+            condition={key: value.to(self.device) for key, value in condition.items()},
+            weight=self.weight[positions].to(self.device),
+            ref_error=ref_error,
+        )
+
+    def pair_latents(self, position: int) -> Tensor:
+        """Both sides of a pair as they are stored, [2, ...], in float32."""
+        shard = self.latents.shard_of(position)
+        return torch.stack([self.latents.item(shard, "image", at) for at in self.images[position].tolist()]).float()
+
+    def cache_reference(self, load: Callable[[], nn.Module]) -> None:
+        """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on.
+
+        `load` gives the reference model, ready to run; it is asked only where something is missing.
+        """
+        config, family = self.config, self.family
+        visits = config.reference.visits
+        manifest = {
+            "version": VERSION,
+            "unet": family.digest("unet"),
+            # names by digest: of source, labels, VAE, geometry and sharding; of captions and text encoders
+            "latents": self.latents.folder.name,
+            "text": self.text.folder.name,
+            "scheduler": digest(dict(family.schedule.config)),
+            "prediction_type": family.prediction,
+            "noise": noise.NOISE_SPEC,
+            "seed": self.seed,
+            "visits": visits,
+            "caption_dropout": config.data.caption_dropout,
+            "dtype": config.model.dtype,
+            "kernels": kernels(config.model, self.micro, self.device),
+        }
+        models: list[nn.Module] = []
+
+        def make(shard: int, advance: Callable[[int], Any]) -> Shard:
+            if not models:
+                models.append(load())
+            start, stop = self.latents.starts[shard : shard + 2]
+            found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64)
+            for positions in self._of_one_shape(start, stop):
+                for visit in range(visits):
+                    found[positions - start, visit] = self.reference_errors(
+                        models[0], positions, torch.full_like(positions, visit)
+                    )
+                advance(len(positions))
+            if not found.isfinite().all():
+                raise UserError(
+                    f"the reference's error on a pair of rows {start} to {stop - 1} is not finite: a latent or an "
+                    "embedding is not, or the model overflows in model.dtype"
+                )
+            return Shard(columns={"error": found})
+
+        items = [stop - start for start, stop in pairwise(self.latents.starts)]
+        cache = Cache("reference", manifest, encode.lineage(config), items, 16 * visits, make)
+        shards = Shards(self.builder.build(cache), by="error")
+        self.stores.append(shards)
+        self.report["caches"]["reference"] = shards.folder.name
+        self.reference = shards.column("error")
+        if len(self.reference) != len(self):
+            raise UserError(f"{shards.folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
+
+    def _of_one_shape(self, start: int, stop: int) -> list[Tensor]:
+        """Positions [start, stop) in batches that share their shape."""
+        shapes, group = torch.unique(self.shapes[start:stop], dim=0, return_inverse=True)
+        at = [start + torch.nonzero(group == number).flatten() for number in range(len(shapes))]
+        return [part for positions in at for part in positions.split(self.micro)]
+
+    def reference_errors(self, unet: nn.Module, positions: Tensor, visits: Tensor) -> Tensor:
+        """Errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64, computed now.
+
+        In batches of the size of training's micro-batches, filled up with repeats: libraries choose their kernels by
+        shape, so a live reference in the training step rounds alike.
+        """
+        count = len(positions)
+        filled = torch.arange(-(-count // self.micro) * self.micro).clamp(max=count - 1)
+        found = []
+        for part in filled.split(self.micro):
+            with prediction.as_in_training():
+                pred, target, _ = prediction.predict(self.family, unet, self.batch(positions[part], visits[part]))
+            found.append(prediction.errors(pred, target).cpu().unflatten(0, (2, -1)).T)
+        return torch.cat(found)[:count]

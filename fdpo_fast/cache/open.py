@@ -1,0 +1,88 @@
+"""From a configuration to the data a run trains on: the family, the pairs, and their caches, built where missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fdpo_fast.cache.build import Builder
+from fdpo_fast.cache.dataset import TrainingSet
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import EMBEDDED
+from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.distributed import Rank, check_shared
+from fdpo_fast.models import load_family, quiet_libraries, trainable
+from fdpo_fast.models.family import Family
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training, caching and calibration start from."""
+
+    config: Config
+    """With the embedded default replaced by its paths."""
+    family: Family
+    data: TrainingSet
+
+
+def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Prepared:
+    """Open the model and the data and fill their caches; reference errors where `reference.mode` is "cached".
+
+    Collective. Raises UserError for whatever of model, data and caches does not fit.
+    """
+    quiet_libraries()
+    builder = builder or Builder(cache_root(config), rank)
+    check_shared(rank, "data.cache_dir", builder.root)
+    config = resolve_embedded(config, rank)
+    family = load_family(config.model)
+    data = TrainingSet(config, family, open_source(config.data), builder)
+    if config.reference.mode == "cached":
+        data.cache_reference(lambda: reference_model(config, family, rank.device))
+    return Prepared(config, family, data)
+
+
+def reference_model(config: Config, family: Family, device: torch.device) -> nn.Module:
+    """The base's denoiser for a device, made ready as the policy is, so that both round alike.
+
+    Where the policy's parameters stay on the host, so do its own: a layer comes to the device when it is its turn.
+    """
+    unet = family.denoiser(DTYPES[config.model.dtype])
+    trainable.ready(unet, config.model, reference=True)
+    if not config.parameters_on_host:
+        return unet.to(device)
+    streams = {"use_stream": True, "record_stream": True} if device.type == "cuda" else {}
+    unet.enable_group_offload(device, torch.device("cpu"), offload_type="leaf_level", **streams)
+    return unet
+
+
+def cache_root(config: Config) -> Path:
+    """The folder of the caches, made now; UserError where it cannot be."""
+    root = Path(config.data.cache_dir).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.cache_dir '{root}' cannot be made: {error.strerror}") from None
+    return root
+
+
+def resolve_embedded(config: Config, rank: Rank) -> Config:
+    """Replace the name of the embedded default by the paths of its pipeline and pairs, made now if need be."""
+    if EMBEDDED not in (config.model.base, config.data.source):
+        return config
+    from fdpo_fast.digits.dataset import embedded
+
+    if rank.index == 0:
+        embedded(config.data.digits, config.data.cache_dir)
+    rank.barrier()
+    folder = embedded(config.data.digits, config.data.cache_dir)
+    model, data = config.model, config.data
+    if model.base == EMBEDDED:
+        model = model.model_copy(update={"base": str(folder / "pipeline")})
+    if data.source == EMBEDDED:
+        data = data.model_copy(update={"source": str(folder / "pairs.parquet")})
+    return config.model_copy(update={"model": model, "data": data})

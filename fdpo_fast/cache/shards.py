@@ -1,0 +1,167 @@
+"""Sharded safetensors with a checksum for whatever is read by itself; memory-mapped, so nothing is loaded unasked.
+
+A shard has columns (small tensors with a row per entry, read whole), items (one tensor per entry, of any shape, read
+one by one), and lists in JSON. Items of one shape lie in one tensor, `name.0`, `name.1`, ...; `name#at` says which
+tensor and which row an item is, `name#crc` is its checksum.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import math
+import mmap
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.files import replacing
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+_REMEDY = "delete this file and run again, which makes it anew"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The content of one file."""
+
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    items: dict[str, list[Tensor]] = field(default_factory=dict)
+    lists: dict[str, list] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the file whole, or not at all; equal shards give equal bytes."""
+        columns = {name: tensor.contiguous().cpu() for name, tensor in self.columns.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, values in self.items.items():
+            groups: dict[torch.Size, list[Tensor]] = {}
+            at = []
+            for value in values:
+                group = groups.setdefault(value.shape, [])
+                at.append((list(groups).index(value.shape), len(group)))
+                group.append(value.contiguous().cpu())
+            tensors |= {f"{name}.{number}": torch.stack(group) for number, group in enumerate(groups.values())}
+            columns[f"{name}#at"] = torch.tensor(at, dtype=torch.int64).view(-1, 2)
+            columns[f"{name}#crc"] = torch.tensor([crc(value) for value in values], dtype=torch.int64)
+        sums = {name: crc(tensor) for name, tensor in columns.items()}
+        # one key: safetensors writes several in any order
+        header = {"fdpo_fast": json.dumps({"crc": sums, "lists": self.lists}, sort_keys=True)}
+        with replacing(path) as partial:
+            save_file(tensors | columns, partial, header)
+
+
+def crc(tensor: Tensor) -> int:
+    """CRC-32 of the bytes."""
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
+
+
+class _Mapped:
+    """A safetensors file, memory-mapped. Raises UserError where it is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.start = 8 + int.from_bytes(self.map[:8], "little")
+            self.tensors = json.loads(self.map[8 : self.start])
+            own = json.loads(self.tensors.pop("__metadata__")["fdpo_fast"])
+            ends = [entry["data_offsets"][1] for entry in self.tensors.values()]
+        except (OSError, UserError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}): {_REMEDY}") from None
+        if self.start + max(ends) != len(self.map):
+            raise UserError(f"{path} is damaged (it is not whole): {_REMEDY}")
+        self.crc: dict[str, int] = own["crc"]
+        self.lists: dict[str, list] = own["lists"]
+
+    def read(self, name: str, row: int | None = None) -> Tensor:
+        """A copy of a tensor or of one row of it."""
+        entry = self.tensors[name]
+        dtype, shape, first = _DTYPES[entry["dtype"]], entry["shape"], self.start + entry["data_offsets"][0]
+        if row is not None:
+            shape = shape[1:]
+            first += row * math.prod(shape) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        content = bytearray(self.map[first : first + size])
+        self.map.madvise(mmap.MADV_DONTNEED)  # out of our resident memory; the page cache may keep it
+        return torch.frombuffer(content, dtype=dtype).reshape(shape)
+
+
+class Shards:
+    """All shards of a folder, in order. `by` names the column or items that count their entries.
+
+    Raises UserError wherever bytes are missing or do not match their checksum.
+    """
+
+    def __init__(self, folder: Path, by: str) -> None:
+        self.folder = folder
+        self.paths = sorted(folder.glob("*.safetensors"))
+        self.files = [_Mapped(path) for path in self.paths]
+        self.range = range(len(self.files))
+        counted = by if by in self.files[0].crc else f"{by}#crc"
+        self.starts = list(itertools.accumulate((len(self._column(s, counted)) for s in self.range), initial=0))
+        self.places: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def shard_of(self, entry: int) -> int:
+        """The shard that holds an entry."""
+        return bisect.bisect_right(self.starts, entry) - 1
+
+    def list(self, key: str) -> list[Any]:
+        """The JSON lists under `key` of all shards, joined."""
+        return [entry for file in self.files for entry in file.lists[key]]
+
+    def column(self, name: str) -> Tensor:
+        """A column of all shards, in memory."""
+        return torch.cat([self._column(shard, name) for shard in self.range])
+
+    def _column(self, shard: int, name: str) -> Tensor:
+        return self._checked(shard, name, self.files[shard].read(name), self.files[shard].crc[name])
+
+    def item(self, shard: int, name: str, index: int) -> Tensor:
+        """One item of a shard."""
+        if (shard, name) not in self.places:
+            self.places[shard, name] = self._column(shard, f"{name}#at"), self._column(shard, f"{name}#crc")
+        at, sums = self.places[shard, name]
+        group, row = at[index].tolist()
+        tensor = self.files[shard].read(f"{name}.{group}", row)
+        return self._checked(shard, f"{name} {index}", tensor, int(sums[index]))
+
+    def entry(self, name: str, entry: int) -> Tensor:
+        """One item, counted over all shards."""
+        shard = self.shard_of(entry)
+        return self.item(shard, name, entry - self.starts[shard])
+
+    def _checked(self, shard: int, name: str, tensor: Tensor, expected: int) -> Tensor:
+        if crc(tensor) != expected:
+            raise UserError(f"{self.paths[shard]} is damaged ('{name}' does not match its checksum): {_REMEDY}")
+        return tensor
+
+    def check_all(self) -> int:
+        """Read everything and compare it with its checksums; returns the number of checksums."""
+        count = 0
+        for shard in self.range:
+            for name in self.files[shard].crc:
+                rows = self._column(shard, name)
+                count += 1
+                if name.endswith("#crc"):
+                    count += len(rows)
+                    for index in range(len(rows)):
+                        self.item(shard, name.removesuffix("#crc"), index)
+        return count

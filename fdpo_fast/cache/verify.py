@@ -1,0 +1,105 @@
+"""Fill the caches of a configuration: `fdpo cache --config ...`, or by several GPUs
+`deepspeed --num_gpus N --module fdpo_fast.cli cache --config ...`.
+
+`fdpo cache verify --config ...` checks every checksum and recomputes a random sample from the images and the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from fdpo_fast.cache import encode
+from fdpo_fast.cache.build import Builder
+from fdpo_fast.cache.open import Prepared, cache_root, caches_of, reference_model
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.data.images import Geometry, to_vae
+from fdpo_fast.data.pairs import Rejected
+from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.distributed import Rank, start_processes
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
+"""Largest difference, relative to the largest value, that batch composition and the cache's dtype explain."""
+
+
+def fill(config: Config, options: argparse.Namespace) -> None:
+    """Build what is missing and say what is there."""
+    rank = start_processes()
+    data = caches_of(config, rank, Builder(cache_root(config), rank, requested=True)).data
+    rank.say(f"data: {encode.describe(data.report)}")
+    for kind, name in data.report["caches"].items():
+        rank.say(f"{kind}: {data.builder.root / name}")
+
+
+def verify(config: Config, options: argparse.Namespace) -> None:
+    """Compare all checksums, then recompute a sample; ends with status 1 where something differs too much."""
+    rank = start_processes()
+    prepared = caches_of(config, rank, Builder(cache_root(config), rank, complete=True))
+    found = differences(prepared, rank, options.pairs, options.seed)
+    failed = []
+    for kind, (difference, scale) in found.items():
+        limit = TOLERANCE[config.model.dtype if kind == "reference" else config.data.cache_dtype]
+        relative = difference / max(scale, 1e-30)
+        rank.say(f"{kind}: largest difference {difference:.3g}, {relative:.2g} of the largest value (limit {limit:g})")
+        if not relative <= limit:
+            failed.append(str(prepared.data.builder.root / prepared.data.report["caches"][kind]))
+    if failed:
+        raise UserError(f"{' and '.join(failed)} do not hold what is computed now: delete them")
+    rank.say("the caches hold what is computed now")
+
+
+def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[str, tuple[float, float]]:
+    """(largest difference, largest value) by kind of cache, on a random sample of pairs, recomputed now."""
+    config, family, data = prepared.config, prepared.family, prepared.data
+    rank.say(f"{sum(store.check_all() for store in data.stores)} checksums match")
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randperm(len(data), generator=generator)[:pairs].sort().values
+    found = {}
+    if (latents := _latents(prepared, rank, positions)) is not None:
+        found["latents"] = latents
+    captions = sorted({data.captions[at] for at in positions.tolist()} | {""})
+    if not getattr(open_source(config.data), "embedded", None):
+        encoder = family.text_encoder(rank.device)
+        fresh = encoder(captions)
+        kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
+        found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
+    if data.reference is not None:
+        unet = reference_model(config, family, rank.device)
+        pieces = []
+        for position in positions:
+            visit = torch.randint(config.reference.visits, (1,), generator=generator)
+            fresh = data.reference_errors(unet, position[None], visit)
+            pieces.append((data.reference[position, visit], fresh))
+        found["reference"] = _worst(pieces)
+    return found
+
+
+def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, float] | None:
+    """Of the images at `positions`, decoded and encoded again; None where latents came ready."""
+    config, family, data = prepared.config, prepared.family, prepared.data
+    geometry = Geometry(config.data, config.reference.seed, *family.factors())
+    encoder = family.image_encoder(rank.device)
+    source, pieces = open_source(config.data), []
+    wanted = set(data.id[positions].tolist())
+    at = {int(data.id[position]): int(position) for position in positions}
+    for shard in sorted({data.latents.shard_of(position) for position in positions.tolist()}):
+        for row in source.read(shard * config.data.shard_rows, (shard + 1) * config.data.shard_rows):
+            if getattr(row, "id", None) not in wanted:
+                continue
+            sides = geometry.place(row)
+            if isinstance(sides, Rejected):
+                raise UserError(f"{sides.place} is in the cache, but now {sides.reason}: run `fdpo cache` again")
+            if sides[0].pixels is None:
+                return None
+            moments = encoder(to_vae(torch.stack([side.pixels for side in sides])))
+            fresh = encode.kept(*moments, [side.key for side in sides], config.data.latents)
+            pieces.append((data.pair_latents(at[row.id]), fresh))
+    return _worst(pieces)
+
+
+def _worst(pieces: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    largest = max((kept.float() - fresh.cpu().float()).abs().max().item() for kept, fresh in pieces)
+    return largest, max(fresh.abs().max().item() for _, fresh in pieces)

@@ -1,0 +1,191 @@
+"""What a grid of runs shows: curves, the Pareto front, hypervolumes, and what can be said of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
+
+from fdpo_fast.compare.grid import Point
+from fdpo_fast.config.run import Config
+from fdpo_fast.evaluate import statistics
+from fdpo_fast.evaluate.gallery import Gallery
+from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.score import Report
+from fdpo_fast.evaluate.statistics import Estimate
+
+FIGURES = ("alignment", "preference", "diversity", "win_rate")
+COLUMNS = ("divergence", "alpha", "strength", "seed", *FIGURES)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A divergence at a strength: means over the seeds and their standard errors."""
+
+    kind: str
+    strength: float
+    mean: dict[str, float]
+    error: dict[str, float]
+
+
+class Volume(NamedTuple):
+    """A divergence's hypervolume over the seeds, with an interval of 95 % (Student's t), and each seed's."""
+
+    kind: str
+    area: Estimate
+    by_seed: dict[int, float]
+
+
+class Difference(NamedTuple):
+    """Of a divergence's hypervolume to another's, paired by seed; p of a paired t-test after Holm."""
+
+    other: str
+    gap: Estimate
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs and their evaluation."""
+
+    config: Config
+    points: list[Point]
+    report: Report
+    galleries: list[Gallery]
+
+    @cached_property
+    def base(self) -> dict[str, float]:
+        return self._figures(BASE)
+
+    def _figures(self, model: str) -> dict[str, float]:
+        compare, report = self.config.compare, self.report
+        scores = report.scores[compare.preference]
+        return {
+            "alignment": float(report.scores[compare.alignment][model].mean()),
+            "preference": float(report.scores[compare.preference][model].mean()),
+            "diversity": float(report.diversity[compare.diversity][model].mean()),
+            "win_rate": float(statistics.wins(scores[model], scores[BASE]).mean()),
+        }
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        """One for each run, of `COLUMNS`."""
+        return [
+            {
+                "divergence": point.kind.divergence,
+                "alpha": point.kind.alpha,
+                "strength": point.strength,
+                "seed": point.seed,
+                **self._figures(point.name),
+            }
+            for point in self.points
+        ]
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(point.kind.name for point in self.points))
+
+    @cached_property
+    def spots(self) -> list[Spot]:
+        """By divergence, then by strength."""
+        groups: dict[tuple[str, float], list[dict]] = {}
+        for point, row in zip(self.points, self.rows, strict=True):
+            groups.setdefault((point.kind.name, point.strength), []).append(row)
+        found = []
+        for kind, strength in sorted(groups, key=lambda key: (self.kinds.index(key[0]), key[1])):
+            values = {key: np.array([row[key] for row in groups[kind, strength]]) for key in FIGURES}
+            n = len(groups[kind, strength])
+            errors = {key: v.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan for key, v in values.items()}
+            found.append(Spot(kind, strength, {key: float(v.mean()) for key, v in values.items()}, errors))
+        return found
+
+    @cached_property
+    def front(self) -> list[Spot]:
+        """Spots that no other one, nor the base, beats in both alignment and diversity, by means over the seeds."""
+        places = [(spot.mean["alignment"], spot.mean["diversity"]) for spot in self.spots]
+        rivals = [self._place(self.base), *places]
+        kept = [s for s, at in zip(self.spots, places, strict=True) if not any(_beats(other, at) for other in rivals)]
+        return sorted(kept, key=lambda spot: spot.mean["alignment"])
+
+    @property
+    def overlap(self) -> tuple[float, float]:
+        """The alignments, from and to, that lie within every divergence's runs; from above to where there are none."""
+        reached = {kind: [s.mean["alignment"] for s in self.spots if s.kind == kind] for kind in self.kinds}
+        return max(map(min, reached.values())), min(map(max, reached.values()))
+
+    @cached_property
+    def volumes(self) -> list[Volume]:
+        """The area that a divergence's runs, with the base, dominate in the plane of alignment and diversity.
+
+        The plane is scaled so that all runs and the base span the unit square; its lower left corner is the reference
+        point. Of every seed by itself, where all strengths of it are finished: shorter curves cover less.
+        """
+        everything = np.array([(row["alignment"], row["diversity"]) for row in (self.base, *self.rows)])
+        low, span = everything.min(axis=0), np.ptp(everything, axis=0)
+        span[span == 0] = 1
+        by_kind: dict[str, dict[int, list[tuple[float, float]]]] = {}
+        for point, row in zip(self.points, self.rows, strict=True):
+            seeds = by_kind.setdefault(point.kind.name, {})
+            seeds.setdefault(point.seed, [self._place(self.base)]).append(self._place(row))
+        found = []
+        for kind, seeds in by_kind.items():
+            whole = {seed: at for seed, at in seeds.items() if len(at) == 1 + len(self.config.compare.strengths)}
+            areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in whole.items()}
+            if not areas:
+                continue
+            found.append(Volume(kind, _interval(np.array(list(areas.values()))).within(0.0, 1.0), areas))
+        return sorted(found, key=lambda volume: -volume.area.value)
+
+    @staticmethod
+    def _place(row: dict) -> tuple[float, float]:
+        return row["alignment"], row["diversity"]
+
+    def differences(self, kind: str) -> list[Difference]:
+        """Of a divergence's hypervolume to every other's with which it shares at least two seeds."""
+        ours = next((volume for volume in self.volumes if volume.kind == kind), None)
+        found = []
+        for other in (volume for volume in self.volumes if ours and volume.kind != kind):
+            seeds = sorted(ours.by_seed.keys() & other.by_seed.keys())
+            if len(seeds) < 2:
+                continue
+            gaps = np.array([ours.by_seed[seed] - other.by_seed[seed] for seed in seeds])
+            p = float(ttest_1samp(gaps, 0).pvalue) if gaps.std() else float(not gaps.any())
+            found.append(Difference(other.kind, _interval(gaps), p))
+        return _holm(found)
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+
+def hypervolume(places: np.ndarray) -> float:
+    """Area of the union of the rectangles between the origin and the places [n, 2], none negative."""
+    area, height = 0.0, 0.0
+    for x, y in sorted(map(tuple, places), reverse=True):
+        area += x * max(0.0, y - height)
+        height = max(height, y)
+    return area
+
+
+def _interval(values: np.ndarray) -> Estimate:
+    """Mean, and the interval of 95 % by Student's t; NaN with a single value."""
+    centre = float(values.mean())
+    if len(values) < 2:
+        return Estimate(centre, math.nan, math.nan)
+    half = student.ppf((1 + statistics.CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return Estimate(centre, centre - float(half), centre + float(half))
+
+
+def _holm(differences: list[Difference]) -> list[Difference]:
+    """With p adjusted for their number (Holm 1979)."""
+    order = sorted(range(len(differences)), key=lambda number: differences[number].p)
+    adjusted, largest = {}, 0.0
+    for rank, number in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * differences[number].p))
+        adjusted[number] = largest
+    return [difference._replace(p=adjusted[number]) for number, difference in enumerate(differences)]

@@ -1,0 +1,211 @@
+"""`fdpo calibrate --config ...`: how far the policy's errors move from the reference's, and the strengths that suit it.
+
+A policy that has not moved has delta = 0 everywhere, so a short trial of `--steps` optimizer steps moves it (or
+`--policy FOLDER` brings one that was trained). On pairs the trial has not seen, u = -ratio_scale * delta: `ratio_scale`
+is set for the median |u| asked for, then `beta` for the median gradient weight sigmoid(-|z|), where
+z = beta (h(u_w) - h(u_l)).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fdpo_fast import noise, scales
+from fdpo_fast.cache.build import Builder
+from fdpo_fast.cache.dataset import TrainingSet
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.cache.open import cache_root, resolve_embedded
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.data.readers.detect import Spread, open_source
+from fdpo_fast.distributed import alone
+from fdpo_fast.files import replacing
+from fdpo_fast.loss.divergences import Divergence
+from fdpo_fast.models import load_family, quiet_libraries, trainable
+from fdpo_fast.models.family import Family
+from fdpo_fast.models.hub import pipeline_folder
+from fdpo_fast.models.prediction import predict
+from fdpo_fast.optim import build
+from fdpo_fast.training.order import Walk
+
+
+def calibrate(config: Config, options: Namespace) -> None:
+    """Measure, print, and write the figures if asked to."""
+    found = drift(config, options.pairs, options.steps, options.policy)
+    figures = fit(config.loss.link(), found.delta, options.median_u, options.weight)
+    figures["elements"] = found.elements
+    figures["bins"] = by_timestep(found.delta, found.timesteps, config.log.timestep_bins, found.steps)
+    print(text(config, figures, options))
+    if options.json:
+        with replacing(options.json) as partial:
+            partial.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+class Drift(NamedTuple):
+    """Of pairs that the policy has not been trained on."""
+
+    delta: Tensor
+    """error - reference error, [n, 2] float64: preferred, dispreferred."""
+    timesteps: Tensor
+    """Of the draws, [n]."""
+    steps: int
+    """Of the noise schedule."""
+    elements: int
+    """Of a sample's latents."""
+
+
+def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) -> Drift:
+    """Measure it on up to `pairs` pairs after a trial of `steps` optimizer steps, or with the exported `policy`.
+
+    Raises UserError where nothing has moved, or there are too few pairs.
+    """
+    rank = alone()
+    quiet_libraries()
+    config = resolve_embedded(config, rank)
+    family, source = load_family(config.model), open_source(config.data)
+    if policy:
+        pipeline_folder(str(policy), family.pipelines, "--policy")
+    needed = 2 * (pairs + (0 if policy else steps * config.train.pairs_per_micro_batch))
+    root = cache_root(config)
+    if len(source) > 2 * needed:
+        source, root = Spread(source, needed), root / "calibration"
+    data = TrainingSet(config, family, source, Builder(root, rank))
+    if len(data) < 4:
+        raise UserError(f"data.source gives {len(data)} pairs: calibration takes at least 4")
+    positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.train.seed))
+    measured = positions[: min(pairs, len(data) - len(data) // 4)]
+    delta = _delta(config, family, data, measured, positions[len(measured) :], steps, policy)
+    if not delta.any():
+        what = "it is the reference" if policy else "raise --steps or optimizer.lr"
+        raise UserError(f"the policy did not move: {what}")
+    draws = noise.draws(config.reference.seed, data.id[measured], 0)
+    total = len(family.signal)
+    return Drift(delta, noise.timesteps(draws, total), total, math.prod(data.pair_latents(0).shape[-3:]))
+
+
+def _delta(
+    config: Config, family: Family, data: TrainingSet, measured: Tensor, trial: Tensor, steps: int, policy: Path | None
+) -> Tensor:
+    """error - reference error of the pairs at `measured`, [n, 2] float64, after moving the policy."""
+    # where training has an fp32 master, bf16 weights alone would hardly move
+    dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
+    unet = family.denoiser(dtype).to(data.device)
+    model = config.model.model_copy(update={"cuda_graphs": False})  # one denoiser is measured and trained here
+    trained = trainable.ready(unet, model)
+    before = _errors(data, unet, measured, "reference")
+    if policy:
+        unet = family.denoiser(dtype, policy).to(data.device)
+        trainable.ready(unet, model)
+    else:
+        move(config, family, data, unet, trained, trial, steps)
+    return _errors(data, unet, measured, "policy") - before
+
+
+def _errors(data: TrainingSet, unet: nn.Module, positions: Tensor, name: str) -> Tensor:
+    parts = positions.split(data.micro) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
+    found = [
+        data.reference_errors(unet, part.view(-1), torch.zeros_like(part.view(-1)))
+        for part in tqdm(parts, desc=f"errors of the {name}", leave=False)
+    ]
+    return torch.cat(found)
+
+
+def move(
+    config: Config,
+    family: Family,
+    data: TrainingSet,
+    unet: nn.Module,
+    trained: list[nn.Parameter],
+    pairs: Tensor,
+    steps: int,
+) -> None:
+    """Take `steps` steps of the configuration's loss, optimizer and rate (no warm-up), a micro-batch each."""
+    optimizer = build.optimizer(config.optimizer, trained, config.train.seed)
+    criterion, micro = config.loss.criterion(), config.train.pairs_per_micro_batch
+    walk = Walk(data.shapes[pairs], micro, config.train.seed)
+    chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
+    visits = torch.zeros(micro, dtype=torch.int64)
+    ref_errors = [data.reference_errors(unet, at, visits).T.flatten().to(data.device) for at in chosen]
+    for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
+        batch = data.batch(at, visits)
+        pred, target, _ = predict(family, unet, batch)
+        losses, _ = criterion(pred, ref_error, target, batch.weight)
+        losses.mean().backward()
+        if config.optimizer.max_grad_norm:
+            nn.utils.clip_grad_norm_(trained, config.optimizer.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict:
+    """ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and what they lead to.
+
+    Raises UserError where nothing has moved.
+    """
+    middle = delta.abs().median().item()
+    if not 0 < middle < math.inf:
+        raise UserError(f"the median |delta| is {middle}: no strength follows from it")
+    ratio_scale = median_u / middle
+    u = -ratio_scale * delta
+    margin = link(u[:, 0]) - link(u[:, 1])
+    typical = margin.abs().median().item()
+    beta = math.log((1 - weight) / weight) / typical
+    slope = link.slope(torch.zeros(1, dtype=torch.float64)).item()
+    return {
+        "ratio_scale": ratio_scale,
+        "beta": beta,
+        "median_abs_delta": middle,
+        "median_abs_u": u.abs().median().item(),
+        "median_weight": torch.sigmoid(-beta * margin.abs()).quantile(0.5, interpolation="higher").item(),
+        "strength": beta * ratio_scale * slope,
+        "clipped": link.clipped(u).double().mean().item(),
+        "accuracy": ((margin > 0).double() + 0.5 * (margin == 0).double()).mean().item(),
+    }
+
+
+def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list[dict]:
+    """Quantiles of |delta| [n, 2] per bin of timesteps [n]."""
+    rows = []
+    edges = [total * i // bins for i in range(bins + 1)]
+    for low, high in pairwise(edges):
+        part = delta[(timesteps >= low) & (timesteps < high)].abs().flatten()
+        if len(part):
+            quantiles = part.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=part.dtype)).tolist()
+            rows.append({"timesteps": [low, high], "pairs": len(part) // 2, "q10_50_90": quantiles})
+    return rows
+
+
+def text(config: Config, figures: dict, options: Namespace) -> str:
+    """The figures as a table, and the lines for the configuration."""
+    how = f"of {options.policy}" if options.policy else f"after {options.steps} steps at lr {config.optimizer.lr:g}"
+    lines = [f"|delta| = |error - reference error| {how}", "timesteps      pairs       10 %      median       90 %"]
+    for row in figures["bins"]:
+        low, high = row["timesteps"]
+        lines.append(f"{low:4d} .. {high:4d} {row['pairs']:9d}" + "".join(f"  {q:10.3e}" for q in row["q10_50_90"]))
+    lines += [
+        "",
+        f"for median |u| {options.median_u:g} and median gradient weight {options.weight:g} under "
+        f"{config.loss.link().name}:",
+        f'  "loss": {{"divergence": "{config.loss.divergence}", "beta": {figures["beta"]:.4g}, '
+        f'"ratio_scale": {figures["ratio_scale"]:.4g}}}',
+        f"  past the cap of the exponential: {figures['clipped']:.1%}; pairs ordered right: {figures['accuracy']:.1%}",
+        f"  now configured: beta {config.loss.beta:g}, ratio_scale {config.loss.ratio_scale:g}, median |u| "
+        f"{config.loss.ratio_scale * figures['median_abs_delta']:.3g}",
+        "",
+        "the same strength near the reference, beta in other trainers:",
+    ]
+    for name in scales.CONVENTIONS:
+        beta = scales.convert(figures["strength"], "fdpo_fast", name, elements=figures["elements"])
+        lines.append(f"  {name:15} {beta:.4g}")
+    if not options.policy:
+        lines.append("The drift grows with the steps: measure again on the export of a first run by --policy.")
+    return "\n".join(lines)

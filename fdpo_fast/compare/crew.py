@@ -1,0 +1,258 @@
+"""Train, sample and evaluate a grid of divergences and strengths: `fdpo compare --config configs/digits_sweep.json`.
+
+Everything is made with the public commands, from one set of caches: `fdpo cache`, the measurement of `fdpo calibrate`,
+then `fdpo train` and `fdpo sample` for every run of the grid, `fdpo evaluate` of all, and the report. Stopped, it goes
+on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import Queue
+
+import torch
+from tqdm import tqdm
+
+from fdpo_fast.compare import grid
+from fdpo_fast.compare.analysis import FIGURES, Comparison
+from fdpo_fast.compare.grid import Point
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.evaluate import gallery
+from fdpo_fast.evaluate.diversity import MEASURES
+from fdpo_fast.evaluate.plugins import named
+from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.prompts import read_prompts
+from fdpo_fast.evaluate.score import measure
+from fdpo_fast.evaluate.scorers import SCORERS
+from fdpo_fast.files import replacing
+from fdpo_fast.report.pages import write_comparison
+from fdpo_fast.training import trackers
+from fdpo_fast.training.lock import at_work
+from fdpo_fast.training.trackers import Boards
+
+
+def compare(config: Config, options: argparse.Namespace) -> None:
+    """Run what is missing of the grid, then write `<train.output_dir>/report`."""
+    check(config)
+    folder = Path(config.train.output_dir).expanduser()
+    started, failures = time.monotonic(), []
+    if options.report_only:
+        if not (folder / "calibration.json").is_file():
+            raise UserError(f"no run of {folder} is finished yet")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+        try:
+            with at_work(folder):
+                claim(folder, config)
+                failures = run_grid(config, folder, Crew(folder / "logs", options.jobs))
+        except KeyboardInterrupt:
+            raise UserError("stopped; the same command goes on where it was") from None
+        gallery.merge(folder / "images")  # runs beside one another may have missed each other's
+    fits = grid.calibrated(config, folder / "calibration.json")
+    finished = [point for point in grid.points(config, fits, folder / "runs") if _is_drawn(folder, point)]
+    if not finished:
+        raise UserError("; ".join(failures) or f"no run of {folder} is finished yet")
+    galleries = [gallery.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
+    evaluated = measure(config, galleries)
+    wanted = config.compare
+    if not (
+        {wanted.alignment, wanted.preference} <= evaluated.scores.keys() and wanted.diversity in evaluated.diversity
+    ):
+        raise UserError("; ".join(evaluated.failures))
+    found = Comparison(config, finished, evaluated, galleries)
+    write_comparison(found, folder)
+    board = Boards(config.log, folder / "report")
+    board.table("points", found.rows, FIGURES)
+    board.close()
+    for failure in [*evaluated.failures, *failures]:
+        print(f"warning: {failure}")
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes; report: {folder / 'report' / 'index.html'}")
+    if failures:
+        raise UserError(f"not in the report, and tried again by the same command: {len(failures)} of the runs")
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for what would only show after hours."""
+    compare, settings = config.compare, config.evaluate
+    trackers.check(config.log)
+    read_prompts(settings.prompts)
+    scorers, spreads = ([each.name for each in measures] for measures in (settings.scorers, settings.diversity))
+    for key, name, known in (
+        ("alignment", compare.alignment, scorers),
+        ("preference", compare.preference, scorers),
+        ("diversity", compare.diversity, spreads),
+    ):
+        if name not in known:
+            raise UserError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
+    for each in settings.scorers:
+        named(each.name, SCORERS, "evaluate.scorers", each.options)
+    for each in settings.diversity:
+        named(each.name, MEASURES, "evaluate.diversity", each.options)
+    if settings.images_per_prompt < 2:
+        raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
+    if config.loss.type != "sigmoid":
+        raise UserError(f"strengths are calibrated for loss.type 'sigmoid', not '{config.loss.type}'")
+    names = [point.name for point in grid.points(config, grid.losses(config, compare.divergences), Path())]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"compare has the run {twice[0]} twice")
+
+
+_FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\.(?!trial_steps|median_u|weight)")
+"""Keys that no run of a comparison depends on, nor its images."""
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Refuse a folder whose runs are of something else; what is measured, and how many there are, may change."""
+    file = folder / "comparison.json"
+    if file.is_file():
+        before = Config.model_validate_json(file.read_text())
+        changes = [change for change in before.differences(config) if not _FREE.match(change)]
+        if changes:
+            raise UserError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")
+    with replacing(file) as partial:
+        partial.write_text(config.dumps())
+
+
+class Crew:
+    """Runs our commands, several at a time, each on its share of the GPUs or of the cores."""
+
+    def __init__(self, logs: Path, jobs: int) -> None:
+        self.logs, self.jobs = logs, jobs
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        self.gpus = [visible[n] if visible[0] else str(n) for n in range(torch.cuda.device_count())]
+        self.places: Queue[int] = Queue()
+        for place in range(jobs):
+            self.places.put(place)
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def run(self, log: str, *commands: tuple[str, list[str]]) -> None:
+        """Run commands of ours one after the other; UserError with the last line of its output where one fails."""
+        place = self.places.get()
+        try:
+            for name, arguments in commands:
+                if self.stopped:
+                    raise UserError("stopped")
+                self._run(log, place, name, arguments)
+        finally:
+            self.places.put(place)
+
+    def _run(self, log: str, place: int, name: str, arguments: list[str]) -> None:
+        command, environment = [sys.executable], dict(os.environ)
+        mine = self.gpus[place :: self.jobs] or self.gpus[place % max(1, len(self.gpus)) :][:1]
+        if mine:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        else:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        if len(mine) > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(mine))]
+        path = self.logs / f"{log}.txt"
+        with path.open("a") as output:
+            process = subprocess.Popen(  # noqa: S603
+                [*command, "-m", "fdpo_fast.cli", name, *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for us, who pass it on once: a second signal would kill
+            )
+            self.running.add(process)
+            try:
+                code = process.wait()
+            except BaseException:  # Ctrl-C, which it has not heard
+                process.terminate()
+                process.wait()
+                raise
+            finally:
+                self.running.discard(process)
+        if code:
+            last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-1:]
+            raise UserError(f"{name} of {log} failed: {' '.join(last)} (all of it: {path})")
+
+    def stop(self) -> None:
+        """End what runs, for good; training keeps a checkpoint."""
+        self.stopped = True
+        for process in list(self.running):
+            process.terminate()
+        for process in list(self.running):
+            process.wait()
+
+
+GIVES_UP = 3
+"""Runs that may fail before any has succeeded: then it is nothing that a single divergence or strength does."""
+
+
+def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
+    """Caches, calibration and the base's images, then every run that is not there yet; gives what failed, in words.
+
+    A run that fails leaves the others alone.
+    """
+    shared = folder / "comparison.json"
+    images = ["--output", str(folder / "images")]
+    print("caches and the base's images", flush=True)
+    crew.run("caches", ("cache", ["--config", str(shared)]))
+    print("calibration", flush=True)
+    fits = grid.calibrated(config, folder / "calibration.json")
+    crew.run("base", ("sample", ["--config", str(shared), "--no-policy", *images]))
+    points = list(grid.points(config, fits, folder / "runs"))
+    todo = [point for point in points if not _is_drawn(folder, point)]
+    if not config.compare.keep_models:  # leftovers of a stop
+        for point in points:
+            if point not in todo:
+                drop_models(Path(point.config.train.output_dir))
+    bar = tqdm(total=len(points), initial=len(points) - len(todo), desc="runs", unit="run")
+    failures: list[str] = []
+
+    def work(point: Point) -> None:
+        own = folder / "runs" / f"{point.name}.json"
+        with replacing(own) as partial:
+            partial.write_text(point.config.dumps())
+        run = point.config.train.output_dir
+        sampling = ["--config", str(own), "--no-base", "--checkpoint", f"{point.name}={run}", *images]
+        crew.run(point.name, ("train", ["--config", str(own), "--resume"]), ("sample", sampling))
+        if not config.compare.keep_models:
+            drop_models(Path(run))
+        bar.update()
+
+    (folder / "runs").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(crew.jobs) as pool:
+        futures = [pool.submit(work, point) for point in todo]
+        try:
+            for number, done in enumerate(as_completed(futures), start=1):
+                try:
+                    done.result()
+                except UserError as error:
+                    failures.append(str(error))
+                    tqdm.write(f"warning: {error}")
+                if len(failures) == number == GIVES_UP:
+                    raise UserError(f"the first {GIVES_UP} runs failed, so the others are left; {failures[-1]}")
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            crew.stop()
+            raise
+    bar.close()
+    return failures
+
+
+def _is_drawn(folder: Path, point: Point) -> bool:
+    return (folder / "images" / point.name / gallery.NAME).is_file()
+
+
+def drop_models(run: Path) -> None:
+    """Delete the checkpoints and the export of a run, which is of no more use once its images are drawn."""
+    for part in (run / "checkpoints", run / "export"):
+        if part.is_dir():
+            shutil.rmtree(part)

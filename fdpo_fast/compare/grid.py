@@ -1,0 +1,81 @@
+"""The runs of a comparison: every divergence at every strength and seed, each a configuration of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fdpo_fast.compare.calibrate import drift, fit
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import Kind, Loss
+from fdpo_fast.files import read_json, replacing
+
+PAIRS = 256
+"""That the calibration measures on."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run of the grid."""
+
+    kind: Kind
+    strength: float
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.name.replace(' ', '')}-strength{self.strength:g}-seed{self.seed}"
+
+
+def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
+    """The configuration's loss with each divergence, so that a mistake is found before anything runs."""
+    plain = config.loss.model_dump()
+    found = []
+    for kind in kinds:
+        try:
+            found.append(Loss.model_validate({**plain, "divergence": kind.divergence, "alpha": kind.alpha}))
+        except ValueError as error:
+            raise UserError(f"compare.divergences '{kind.name}': {error}") from None
+    return found
+
+
+def calibrated(config: Config, file: Path) -> list[Loss]:
+    """The losses with the beta and ratio_scale that one trial of the configuration's own loss finds for each.
+
+    ratio_scale is the same for all; beta gives all the same median gradient weight there (see `fdpo calibrate`). Kept
+    in `file`, and read from it where it is there.
+    """
+    compare = config.compare
+    found = losses(config, compare.divergences)
+    fits = read_json(file) if file.is_file() else {}
+    if any(kind.name not in fits for kind in compare.divergences):
+        moved = drift(config, PAIRS, compare.trial_steps)
+        for kind, loss in zip(compare.divergences, found, strict=True):
+            fits.setdefault(kind.name, fit(loss.link(), moved.delta, compare.median_u, compare.weight))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # for the runs, which are other processes
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(fits, indent=2) + "\n")
+    keys = ("beta", "ratio_scale")
+    return [
+        loss.model_copy(update={key: fits[kind.name][key] for key in keys})
+        for kind, loss in zip(compare.divergences, found, strict=True)
+    ]
+
+
+def points(config: Config, at_strength_one: list[Loss], folder: Path) -> Iterator[Point]:
+    """The grid, seed by seed, so that a comparison that was stopped has whole curves."""
+    compare = config.compare
+    for seed in compare.seeds:
+        for kind, loss in zip(compare.divergences, at_strength_one, strict=True):
+            for strength in compare.strengths:
+                changed = {"loss": loss.model_copy(update={"beta": loss.beta / strength}), "compare": None}
+                point = Point(kind, strength, seed, config.model_copy(update=changed))
+                train = config.train.model_copy(update={"seed": seed, "output_dir": str(folder / point.name)})
+                yield Point(kind, strength, seed, point.config.model_copy(update={"train": train}))

@@ -1,0 +1,71 @@
+"""A configuration from its file: one strict JSON object of sections, with overrides from the command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and apply `section.key=value` overrides.
+
+    Raises UserError with one sentence per mistake.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"the config {path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"the config {path} holds a {type(raw).__name__}, not an object of sections")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _apply(raw: dict, override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign or "." not in path:
+        raise UserError(f"--set '{override}' is not of the form section.key=value")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text  # a bare word is a string
+    *parents, key = path.split(".")
+    node = raw
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set '{override}': '{parent}' is not a section")
+    node[key] = value
+
+
+def _sentence(error: dict) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1, cutoff=0.3)
+        return f"unknown key '{key}'" + (f", did you mean '{'.'.join([*error['loc'][:-1], near[0]])}'?" if near else "")
+    if error["type"] == "missing":
+        return f"the key '{key}' is missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}, got {json.dumps(error['input'])}"
+
+
+def _keys_beside(location: tuple) -> list[str]:
+    """Known keys of the section in which the unknown key at `location` stands."""
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

@@ -1,0 +1,235 @@
+"""The run configuration as a whole: its sections, and the rules across them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import Compare, Data, Evaluate, Log, Loss, Model, Optimizer, Reference, Section, Train
+
+# DeepSpeed keys that restate one of ours: a second copy could only contradict the first.
+_OWNED = {
+    "train_batch_size": "train.pairs_per_step",
+    "train_micro_batch_size_per_gpu": "train.pairs_per_micro_batch",
+    "gradient_accumulation_steps": "train.pairs_per_step and train.pairs_per_micro_batch",
+    "gradient_clipping": "optimizer.max_grad_norm",
+    "optimizer": "the section 'optimizer'",
+    "scheduler": "optimizer.schedule",
+    "fp16": "model.dtype (bf16)",
+    "amp": "model.dtype (bf16)",
+    "torch_autocast": "model.dtype (bf16)",
+}
+
+
+class Config(Section):
+    model: Model
+    data: Data
+    reference: Reference
+    loss: Loss
+    optimizer: Optimizer
+    train: Train
+    log: Log = Log()
+    evaluate: Evaluate = Evaluate()
+    compare: Compare | None = None
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reference_follows_model(cls, raw: Any) -> Any:
+        """Cached errors are the default of full tuning, the switched-off adapter that of LoRA."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("reference", {}), dict):
+            return raw
+        model = raw.get("model")
+        lora = isinstance(model, dict) and model.get("train") == "lora"
+        reference = {"mode": "adapter" if lora else "cached", **raw.get("reference", {})}
+        if reference["mode"] == "cached":
+            reference.setdefault("visits", 4)
+        return {**raw, "reference": reference}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.reference.mode == "adapter" and self.model.train != "lora":
+            raise ValueError(
+                "reference.mode 'adapter' needs model.train 'lora': full tuning has no adapter to switch off"
+            )
+        if self.reference.mode == "cached" and self.reference.visits is None:
+            raise ValueError("reference.mode 'cached' needs reference.visits: it says how many draws per pair to store")
+        if self.train.pairs_per_step % self.train.pairs_per_micro_batch:
+            raise ValueError(
+                f"train.pairs_per_step {self.train.pairs_per_step} is not a multiple of "
+                f"train.pairs_per_micro_batch {self.train.pairs_per_micro_batch}"
+            )
+        for key in self.deepspeed:
+            if key in _OWNED:
+                raise ValueError(f"deepspeed.{key} is not set there: {_OWNED[key]} states it once for both")
+        self._check_deepspeed()
+        if type(self.stage) is not int or not 0 <= self.stage <= 3:
+            raise ValueError(f"deepspeed.zero_optimization.stage must be 0, 1, 2 or 3, got {json.dumps(self.stage)}")
+        if self.model.dtype == "fp32" and self.deepspeed.get("bf16", {}).get("enabled"):
+            raise ValueError("deepspeed.bf16 is enabled but model.dtype is 'fp32': set model.dtype to 'bf16'")
+        if self.model.compile and self.stage == 3:
+            raise ValueError(
+                "model.compile does not go with ZeRO stage 3, whose parameters come and go: switch one off"
+            )
+        self._check_graphs()
+        self._check_optimizer()
+        if self.log.samples_every and not self.log.prompts:
+            raise ValueError("log.samples_every is set but log.prompts is empty: give the captions to draw")
+        return self
+
+    def _check_graphs(self) -> None:
+        """Refuse what memory that stays where it was captured does not go with."""
+        if not self.model.cuda_graphs:
+            return
+        refused = {
+            "model.gradient_checkpointing 'off', as nothing is saved by computing a graph's activations again": (
+                self.model.gradient_checkpointing != "off"
+            ),
+            "ZeRO stage 0, 1 or 2, as stage 3's parameters come and go": self.stage == 3,
+            "train.step_in_backward false, as a graph holds all gradients": self.train.step_in_backward,
+            "data.buckets false, as each shape takes the memory of a whole step": self.data.buckets,
+        }
+        for needs, failed in refused.items():
+            if failed:
+                raise ValueError(f"model.cuda_graphs needs {needs}")
+
+    def _check_deepspeed(self) -> None:
+        """Refuse values that we read ourselves and could not."""
+        for key in ("bf16", "zero_optimization"):
+            if not isinstance(self.deepspeed.get(key, {}), dict):
+                raise ValueError(f"deepspeed.{key} must be an object, got {json.dumps(self.deepspeed[key])}")
+        for key, value in self.zero.items():
+            if key.startswith("offload_") and not isinstance(value, dict | None):
+                raise ValueError(f'deepspeed.zero_optimization.{key} must be an object like {{"device": "cpu"}}')
+            if value == "auto":
+                raise ValueError(f"deepspeed.zero_optimization.{key} 'auto' is for other trainers: give a number")
+
+    @property
+    def zero(self) -> dict[str, Any]:
+        """DeepSpeed's section of ZeRO."""
+        return self.deepspeed.get("zero_optimization", {})
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        return self.zero.get("stage", 0)
+
+    def offloaded(self, what: str) -> bool:
+        """Whether ZeRO keeps it on the host: "optimizer", or "param"."""
+        return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
+
+    @property
+    def parameters_on_host(self) -> bool:
+        """Whether ZeRO brings a parameter to the device only for as long as it is needed."""
+        return self.stage == 3 and self.offloaded("param")
+
+    @property
+    def master(self) -> bool:
+        """Whether DeepSpeed keeps masters of bf16 weights: in fp32, unless `bf16_masters`."""
+        bf16 = self.model.dtype == "bf16" and not self.train.step_in_backward
+        return self.deepspeed.get("bf16", {}).get("enabled", bf16)
+
+    @property
+    def whole_gradients(self) -> bool:
+        """Whether the optimizer is given the model's own gradients: then we clip them, and not DeepSpeed."""
+        return not (self.stage or self.master)
+
+    @property
+    def bf16_masters(self) -> bool:
+        """Whether ZeRO's masters, and their gradients, are in bf16."""
+        return self.deepspeed.get("bf16", {}).get("bf16_master_weights_and_grads", False)
+
+    @property
+    def master_bytes(self) -> int:
+        """Of an element of DeepSpeed's masters; 0 where there are none."""
+        return (2 if self.bf16_masters else 4) if self.master else 0
+
+    def _check_optimizer(self) -> None:
+        """Refuse what an optimizer would ignore, or cannot do inside backward."""
+        optimizer, inside = self.optimizer, self.train.step_in_backward
+        if optimizer.clipping == "per_parameter" and not inside:
+            raise ValueError("optimizer.clipping 'per_parameter' needs train.step_in_backward: use 'global' without it")
+        for key in ("offload_optimizer", "offload_param"):
+            if (self.zero.get(key) or {}).get("device") == "nvme":
+                raise ValueError(f"deepspeed.zero_optimization.{key} to 'nvme' is not supported: take 'cpu'")
+        if self.bf16_masters and not (self.master and self.stage):
+            raise ValueError("deepspeed.bf16.bf16_master_weights_and_grads needs bf16 enabled and ZeRO stage 1, 2 or 3")
+        cast = optimizer.type == "adamw8bit" or (optimizer.type == "cpu_adam" and self.offloaded("optimizer"))
+        if self.bf16_masters and not cast:
+            raise ValueError(
+                "deepspeed.bf16.bf16_master_weights_and_grads needs optimizer.type 'adamw8bit', or 'cpu_adam' with "
+                f"offload_optimizer, got '{optimizer.type}'"
+            )
+        if not inside:
+            return
+        if optimizer.type != "adamw8bit":
+            raise ValueError(f"train.step_in_backward needs optimizer.type 'adamw8bit', got '{optimizer.type}'")
+        if self.stage:
+            raise ValueError(f"train.step_in_backward needs ZeRO stage 0, got {self.stage}: ZeRO keeps the gradients")
+        if self.master:
+            raise ValueError("train.step_in_backward has no fp32 master: leave out deepspeed.bf16")
+        if optimizer.clipping == "global" and optimizer.max_grad_norm:
+            raise ValueError(
+                "train.step_in_backward cannot clip the global norm, which is known after the last gradient only: set "
+                "optimizer.clipping to 'per_parameter', or optimizer.max_grad_norm to 0"
+            )
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per optimizer step on each of `world_size` ranks.
+
+        Raises UserError where the global step does not divide.
+        """
+        per_round = self.train.pairs_per_micro_batch * world_size
+        if self.train.pairs_per_step % per_round:
+            raise UserError(
+                f"train.pairs_per_step {self.train.pairs_per_step} is not a multiple of train.pairs_per_micro_batch "
+                f"{self.train.pairs_per_micro_batch} times {world_size} ranks"
+            )
+        micro_batches = self.train.pairs_per_step // per_round
+        if self.train.step_in_backward and micro_batches > 1:
+            raise UserError(
+                f"train.step_in_backward cannot accumulate: train.pairs_per_step {self.train.pairs_per_step} would be "
+                f"{micro_batches} micro-batches; make train.pairs_per_micro_batch "
+                f"{self.train.pairs_per_step // world_size}"
+            )
+        return micro_batches
+
+    def for_deepspeed(self, world_size: int) -> dict[str, Any]:
+        """The dictionary for `deepspeed.initialize`: the user's section plus what our sections already say."""
+        return {
+            # torch and bitsandbytes optimizers are handed over ready-made, under offload too
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 2**31,
+            **self.deepspeed,
+            "bf16": {"enabled": self.master, **self.deepspeed.get("bf16", {})},
+            "zero_optimization": {
+                "stage": 0,
+                # stage 3's own linear layer rounds otherwise than torch's, and so than the reference
+                "memory_efficient_linear": False,
+                **self.zero,
+            },
+            "train_micro_batch_size_per_gpu": self.train.pairs_per_micro_batch,
+            "gradient_accumulation_steps": self.accumulation(world_size),
+            "gradient_clipping": 0.0 if self.whole_gradients else self.optimizer.max_grad_norm,
+        }
+
+    def differences(self, other: Config) -> list[str]:
+        """`section.key: ours -> theirs` for each key that is not equal."""
+        ours, theirs = (
+            {section: values or {} for section, values in config.model_dump(mode="json").items()}
+            for config in (self, other)
+        )
+        return [
+            f"{section}.{key}: {json.dumps(ours[section].get(key))} -> {json.dumps(theirs[section].get(key))}"
+            for section in ours
+            for key in ours[section] | theirs[section]
+            if ours[section].get(key) != theirs[section].get(key)
+        ]
+
+    def dumps(self) -> str:
+        """The resolved configuration as JSON text that `load` reads back to an equal object."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

@@ -1,0 +1,257 @@
+"""The sections of the run configuration, one pydantic model each; every key is declared here alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from fdpo_fast.loss.checks import check_loss
+from fdpo_fast.loss.divergences import Divergence, divergence
+
+if TYPE_CHECKING:
+    from fdpo_fast.loss.function import FDPOLoss
+
+EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class LoRA(Section):
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+
+
+def _switch(value: Any) -> Any:
+    """true and false of older files."""
+    return {True: "full", False: "off"}[value] if isinstance(value, bool) else value
+
+
+class Model(Section):
+    family: str
+    base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
+    vae: str | None = Field(None, description="diffusers folder or hub name of a VAE in place of the base's own")
+    train: Literal["full", "lora"] = "full"
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    lora: LoRA = LoRA()
+    gradient_checkpointing: Annotated[Literal["full", "per_block", "off"], BeforeValidator(_switch)] = Field(
+        "off",
+        description="compute again in backward: resnets and transformer blocks, transformer blocks alone, nothing",
+    )
+    attention: Literal["auto", "sdpa", "xformers"] = Field(
+        "auto", description="auto: torch's scaled_dot_product_attention, which has the same kernels as xformers"
+    )
+    channels_last: bool = Field(False, description="layout of the activations; DeepSpeed wants contiguous weights")
+    compile: bool = Field(False, description="the denoiser's transformer blocks by torch.compile, one program for all")
+    cuda_graphs: bool = Field(
+        False, description="one launch for the denoiser's forward, one for its backward, at a fixed shape; takes memory"
+    )
+
+
+class DigitsRecipe(Section):
+    """What the embedded default is made with: the base pipeline, and the stated rule that ranks its pairs.
+
+    score = correct_weight * [the judge reads the digit asked for] + stroke_weight * mean ink;
+    the image with the larger score + N(0, noise^2) is preferred; a gap below `tie_below` is a tie.
+    """
+
+    vae_steps: int = Field(400, ge=1)
+    unet_steps: int = Field(1000, ge=1)
+    batch: int = Field(64, ge=1)
+    pairs: int = Field(1280, ge=1)
+    sampling_steps: int = Field(15, ge=1)
+    guidance: float = Field(2.0, ge=0)
+    correct_weight: float = 1.0
+    stroke_weight: float = 4.0
+    noise: float = Field(0.1, ge=0)
+    tie_below: float = Field(0.02, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class Data(Section):
+    source: str = Field(
+        description=f"file, folder, glob, URL or hub data set (owner/name); '{EMBEDDED}' is the embedded set of pairs"
+    )
+    format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = "auto"
+    max_rows: int | None = Field(None, ge=1, description="take that many rows, evenly over a larger source")
+    resolution: int = Field(512, ge=8)
+    crop: Literal["center", "random"] = Field("center", description="random: drawn once for each pair")
+    flip: float = Field(0.0, ge=0, le=1, description="share of the pairs that are mirrored, both sides together")
+    buckets: bool = Field(False, description="keep the aspect ratio: sizes of about resolution^2 pixels")
+    bucket_step: int = Field(64, ge=8, description="sides of buckets are multiples of this")
+    ties: Literal["drop", "half"] = "drop"
+    caption_dropout: float = Field(0.0, ge=0, lt=1)
+    cache_dir: str = "~/.cache/fdpo_fast"
+    cache_dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="of encoded latents and text embeddings on disk"
+    )
+    latents: Literal["mode", "sample", "moments"] = Field(
+        "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
+    )
+    encode_batch: int = Field(16, ge=1, description="images, or captions, at a time while caching")
+    shard_rows: int = Field(1024, ge=1)
+    workers: int = Field(4, ge=1, description="threads that decode images")
+    digits: DigitsRecipe = DigitsRecipe()
+
+
+class Reference(Section):
+    mode: Literal["cached", "live", "adapter"]
+    visits: int | None = Field(
+        None, ge=1, lt=2**32, description="draws of (t, noise) per pair; null: a fresh one every epoch"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of the draws; train.seed is that of the order and the adapter")
+
+
+class Loss(Section):
+    divergence: str = "jensen_shannon"
+    alpha: float | None = None
+    beta: float = Field(gt=0)
+    ratio_scale: float = Field(gt=0)
+    type: str = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _known(self) -> Loss:
+        if self.alpha is not None and self.divergence != "alpha":
+            raise ValueError(f"loss.alpha is set but loss.divergence is '{self.divergence}': alpha would be ignored")
+        self.link()
+        check_loss(self.beta, self.ratio_scale, self.type, self.label_smoothing)
+        return self
+
+    def link(self) -> Divergence:
+        """The divergence this section names."""
+        return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
+
+    def criterion(self) -> FDPOLoss:
+        """The loss this section describes, one value per pair."""
+        from fdpo_fast.loss.function import FDPOLoss
+
+        options = {"loss_type": self.type, "label_smoothing": self.label_smoothing, "reduction": "none"}
+        return FDPOLoss(self.link(), beta=self.beta, ratio_scale=self.ratio_scale, **options)
+
+
+class Optimizer(Section):
+    type: Literal["adamw", "adamw8bit", "adamw8bit_bnb", "cpu_adam"] = "adamw"
+    lr: float = Field(ge=0)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    clipping: Literal["global", "per_parameter"] = Field(
+        "global", description="whose norm is clipped; per_parameter goes with train.step_in_backward"
+    )
+    rounding: Literal["stochastic", "nearest"] = Field(
+        "stochastic", description="of bf16 weights without an fp32 master, by adamw8bit"
+    )
+
+
+class Train(Section):
+    output_dir: str
+    max_steps: int = Field(ge=1)
+    pairs_per_step: int = Field(ge=1, description="pairs per optimizer step, over all ranks")
+    pairs_per_micro_batch: int = Field(ge=1, description="pairs per forward and backward of one rank")
+    seed: int = Field(0, ge=0, lt=2**32)
+    checkpoint_every: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    step_in_backward: bool = Field(
+        False, description="adamw8bit steps each parameter as soon as its gradient is there, and frees it"
+    )
+
+
+class Log(Section):
+    every: int = Field(10, ge=1)
+    timestep_bins: int = Field(5, ge=1)
+    tensorboard: bool = True
+    wandb: str | None = Field(None, description="project of Weights & Biases; null: none")
+    samples_every: int = Field(0, ge=0, description="steps between sample grids; 0: none")
+    prompts: list[str] = []
+    images_per_prompt: int = Field(4, ge=1)
+    sampling_steps: int = Field(20, ge=1)
+    guidance: float = Field(7.5, ge=0)
+
+
+def _named(value: Any) -> Any:
+    """A bare name, for a tool without settings."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Measure(Section):
+    name: str = Field(description="one of ours, see fdpo_fast/evaluate, or a function of yours: 'module:function'")
+    model: str | None = Field(None, description="folder, file or hub name of its weights; null: the published ones")
+    options: dict[str, Any] = Field({}, description="for a function of yours: its keyword arguments")
+
+
+Named = Annotated[Measure, BeforeValidator(_named)]
+
+
+class Evaluate(Section):
+    """Of `fdpo sample` and `fdpo evaluate`."""
+
+    prompts: str | list[str] = Field([], description="captions, or a file of them: txt, tsv, csv, json, jsonl, parquet")
+    images_per_prompt: int = Field(4, ge=1)
+    sampling_steps: int = Field(50, ge=1)
+    guidance: float = Field(7.5, ge=0)
+    scheduler: str | None = Field(None, description="a scheduler class of diffusers; null: the pipeline's own")
+    seed: int = Field(0, ge=0, lt=2**32)
+    batch: int = Field(4, ge=1, description="images drawn, or scored, at a time")
+    scorers: list[Named] = Field([Measure(name="clip")])
+    diversity: list[Named] = Field([Measure(name="rmse")])
+
+    @model_validator(mode="after")
+    def _once(self) -> Evaluate:
+        for key in ("scorers", "diversity"):
+            names = [each.name for each in getattr(self, key)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"evaluate.{key} has '{twice[0]}' twice: results go by the name")
+        return self
+
+    resample: Literal["captions", "images"] = Field(
+        "captions", description="what the bootstrap draws anew: captions, or the images of each where captions are all"
+    )
+
+
+class Kind(Section):
+    """A divergence of a comparison."""
+
+    divergence: str
+    alpha: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.divergence if self.alpha is None else f"{self.divergence} {self.alpha:g}"
+
+
+def _kind(value: Any) -> Any:
+    """A bare name, for a divergence without parameters."""
+    return {"divergence": value} if isinstance(value, str) else value
+
+
+class Compare(Section):
+    """Of `fdpo compare`: a grid of runs from one cached reference."""
+
+    divergences: list[Annotated[Kind, BeforeValidator(_kind)]] = Field(min_length=1)
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="of alignment: loss.beta is what `fdpo calibrate` finds, divided by this"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1, description="train.seed")
+    trial_steps: int = Field(20, ge=1, description="of the calibration, as --steps of `fdpo calibrate`")
+    median_u: float = Field(1.0, gt=0, description="as `fdpo calibrate` takes it")
+    weight: float = Field(0.4, gt=0, lt=0.5, description="as `fdpo calibrate` takes it")
+    alignment: str = Field(description="the scorer that has no part in the preferences")
+    preference: str = Field(description="the scorer that stands for the preferences; wins are counted by it")
+    diversity: str = Field(description="one of evaluate.diversity")
+    keep_models: bool = Field(False, description="keep the exported pipeline of every run")
+
+    @property
+    def runs(self) -> int:
+        """Of the whole grid."""
+        return len(self.divergences) * len(self.strengths) * len(self.seeds)

@@ -1,0 +1,1 @@
+"""The formats that preference pairs come in, a reader each."""

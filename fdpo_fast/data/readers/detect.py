@@ -1,0 +1,77 @@
+"""The pair formats by name, and which one a source is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import Data
+from fdpo_fast.data.pairs import Pair, PairSource, Rejected
+from fdpo_fast.data.readers.folders import Folders
+from fdpo_fast.data.readers.jsonl import METADATA, JSONRecords
+from fdpo_fast.data.readers.latents import EncodedPairs
+from fdpo_fast.data.readers.parquet import ParquetRows
+from fdpo_fast.data.readers.pickapic import PickAPic
+
+READERS: dict[str, Callable[[str, str], PairSource]] = {
+    "pickapic": PickAPic,
+    "folders": Folders,
+    "jsonl": JSONRecords,
+    "latents": EncodedPairs,
+}
+
+
+def open_source(data: Data) -> PairSource:
+    """The reader of the configuration's data. Raises UserError where the source is in no known format."""
+    name = detect(data.source) if data.format == "auto" else data.format
+    source = READERS[name](data.source, data.ties)
+    if not len(source):
+        raise UserError(f"data.source '{data.source}' has no row")
+    return Spread(source, data.max_rows) if data.max_rows and data.max_rows < len(source) else source
+
+
+def detect(source: str) -> str:
+    """The format of a source, from its files."""
+    path = Path(source).expanduser()
+    if (path / "w").is_dir() and (path / "l").is_dir():
+        return "folders"
+    if path.suffix in (".json", ".jsonl") or (path / METADATA).is_file():
+        return "jsonl"
+    try:
+        return "latents" if "latents_0" in ParquetRows(source).names else "pickapic"
+    except ValueError:
+        if not path.is_dir() or list(path.rglob("*.parquet")):
+            raise
+    raise UserError(
+        f"data.source '{source}' is in no known format: a folder has parquet files, the folders w and l, or {METADATA}"
+    )
+
+
+class Spread:
+    """Some rows of a large source, in a few stretches evenly over it: the others are neither decoded nor encoded."""
+
+    STRETCHES = 8
+
+    def __init__(self, source: PairSource, rows: int) -> None:
+        self.source, self.rows = source, rows
+        self.embedded = getattr(source, "embedded", [])
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def identity(self) -> dict:
+        return {"rows": self.rows, "of": self.source.identity()}
+
+    def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        for stretch in range(self.STRETCHES):
+            first, end = (self.rows * at // self.STRETCHES for at in (stretch, stretch + 1))
+            low, high = max(start, first), min(stop, end)
+            shift = len(self.source) * stretch // self.STRETCHES - first
+            if low < high:
+                yield from self.source.read(low + shift, high + shift)
+
+    def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Of rows of the source itself, which ids follow from."""
+        return self.source.embeddings(start, stop)

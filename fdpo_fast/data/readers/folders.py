@@ -1,0 +1,75 @@
+"""Pairs as two folders: `w/` holds the preferred images, `l/` the dispreferred ones, under equal names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.data.pairs import Pair, Rejected
+from fdpo_fast.files import digest, file_digest, stamp
+
+SIDES = ("w", "l")
+
+
+class Folders:
+    """Reader of `<source>/w` and `<source>/l`, with a caption in `NAME.txt` beside either image or in `<source>`.
+
+    The extensions of the two images may differ. There are no ties in this format. Raises UserError when one of the
+    folders is missing or no image is there.
+    """
+
+    def __init__(self, source: str, ties: str = "drop") -> None:
+        self.root = Path(source).expanduser()
+        for side in SIDES:
+            if not (self.root / side).is_dir():
+                raise UserError(f"data.source '{source}' has no folder '{side}': pairs are two folders, w and l")
+        self.images = [_images(self.root / side) for side in SIDES]
+        self.names = sorted(set().union(*self.images))
+        if not self.names:
+            raise UserError(f"data.source '{source}' has no image in its folders w and l")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def identity(self) -> dict:
+        captions = [[name, file_digest(path)] for name in self.names for path in self._captions(name)]
+        images = [
+            [side, *stamp(path)] for side, found in zip(SIDES, self.images, strict=True) for path in found.values()
+        ]
+        return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(images)}
+
+    def _captions(self, name: str) -> list[Path]:
+        folders = (*(self.root / side for side in SIDES), self.root)
+        return [path for folder in folders if (path := folder / f"{name}.txt").is_file()]
+
+    def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        for row, name in enumerate(self.names[start:stop], start):
+            place = f"pair '{name}'"
+            alone = [side for side, images in zip(SIDES, self.images, strict=True) if name not in images]
+            captions: set[str] = set()
+            try:
+                captions = {path.read_text(encoding="utf-8-sig").strip() for path in self._captions(name)}
+            except UnicodeDecodeError:
+                yield Rejected(place, "the caption is not UTF-8")
+                continue
+            if alone:
+                yield Rejected(place, f"no image in {alone[0]}")
+            elif len(captions) != 1:
+                yield Rejected(place, "the captions of its sides differ" if captions else "no caption")
+            else:
+                yield Pair(2 * row, place, captions.pop(), *(images[name] for images in self.images))
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Image files by their name without extension; UserError where two have the same."""
+    known, found = Image.registered_extensions(), {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in found:
+            raise UserError(f"{folder} has {found[path.stem].name} and {path.name}: remove one of them")
+        found[path.stem] = path
+    return found

@@ -1,0 +1,108 @@
+"""Pick-a-Pic's parquet files (yuvalkirstain/pickapic_v2): the schema, a reader, a writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fdpo_fast.data.pairs import Pair, Rejected, compared
+from fdpo_fast.data.readers.parquet import ParquetRows
+from fdpo_fast.files import replacing
+
+SCHEMA = pa.schema(
+    [
+        ("are_different", pa.bool_()),
+        ("best_image_uid", pa.string()),
+        ("caption", pa.string()),
+        ("created_at", pa.timestamp("ns")),
+        ("has_label", pa.bool_()),
+        ("image_0_uid", pa.string()),
+        ("image_0_url", pa.string()),
+        ("image_1_uid", pa.string()),
+        ("image_1_url", pa.string()),
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("label_1", pa.float64()),
+        ("model_0", pa.string()),
+        ("model_1", pa.string()),
+        ("ranking_id", pa.int64()),
+        ("user_id", pa.int64()),
+        ("num_example_per_prompt", pa.int64()),
+        ("__index_level_0__", pa.int64()),
+    ]
+)
+COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
+
+
+class PickAPic:
+    """Reader of Pick-a-Pic parquet; `source` as for `ParquetRows`.
+
+    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1. Raises ValueError when
+    there is no file or a column is missing.
+    """
+
+    def __init__(self, source: str, ties: str = "drop") -> None:
+        self.rows, self.ties = ParquetRows(source), ties
+        self.rows.require(COLUMNS, "Pick-a-Pic")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def identity(self) -> dict:
+        return {"format": "pickapic", "ties": self.ties, "files": self.rows.identity()}
+
+    def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        for row, place, record in self.rows.read(start, stop, COLUMNS):
+            labels = record["label_0"], record["label_1"]
+            if labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+                yield Rejected(place, "no valid label")
+                continue
+            sides = _stored(record["jpg_0"]), _stored(record["jpg_1"])
+            yield from compared(2 * row, place, record["caption"], sides, labels, self.ties)
+
+
+def _stored(value: object) -> bytes | None:
+    """Image bytes, as they are or as `datasets` wraps them ({"bytes": ..., "path": ...})."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
+
+
+def write_pairs(
+    path: Path, *, captions: list[str], jpg_0: list[bytes], jpg_1: list[bytes], label_0: list[float]
+) -> None:
+    """Write pairs in Pick-a-Pic's schema; `label_0` is 1, 0 or 0.5 (a tie)."""
+    n = len(captions)
+    uids = [[f"{row}-{side}" for row in range(n)] for side in (0, 1)]
+    columns = {
+        "are_different": [True] * n,
+        "best_image_uid": [_best(label, a, b) for label, a, b in zip(label_0, *uids, strict=True)],
+        "caption": captions,
+        "created_at": [datetime.now(timezone.utc).replace(tzinfo=None)] * n,
+        "has_label": [True] * n,
+        "image_0_uid": uids[0],
+        "image_0_url": [""] * n,
+        "image_1_uid": uids[1],
+        "image_1_url": [""] * n,
+        "jpg_0": jpg_0,
+        "jpg_1": jpg_1,
+        "label_0": label_0,
+        "label_1": [1 - label for label in label_0],
+        "model_0": ["base"] * n,
+        "model_1": ["base"] * n,
+        "ranking_id": range(n),
+        "user_id": [0] * n,
+        "num_example_per_prompt": [1] * n,
+        "__index_level_0__": range(n),
+    }
+    with replacing(path) as partial:
+        pq.write_table(pa.table(columns, schema=SCHEMA), partial, row_group_size=256)
+
+
+def _best(label_0: float, uid_0: str, uid_1: str) -> str:
+    return "tie" if label_0 == 0.5 else uid_0 if label_0 else uid_1

@@ -1,0 +1,180 @@
+"""The embedded default: captions, a tiny but genuine diffusers pipeline, and preference pairs, made on the spot.
+
+No network and no weights are needed. scikit-learn's handwritten digits (8x8 scans, here 32x32) train a VAE, a text
+encoder and a UNet in minutes on two cores; pairs are sampled from that base model and ranked by the rule of
+`config.DigitsRecipe`. Everything lands in one folder named by the recipe's digest and is made once; a kill costs at
+most the last hundred steps or the last batch of images.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from fdpo_fast.config.schema import DigitsRecipe
+from fdpo_fast.data.readers.pickapic import write_pairs
+from fdpo_fast.digits.pipeline import build_pipeline
+from fdpo_fast.files import digest, replacing
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = tuple(f"a handwritten {word}" for word in WORDS)
+SIZE = 32
+
+
+def embedded(recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
+    """The folder with `pipeline/` (diffusers format) and `pairs.parquet`, made now if it is not there yet."""
+    folder = Path(cache_dir).expanduser() / f"digits-{digest(recipe.model_dump())[:12]}"
+    if not (folder / "pairs.parquet").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=2))
+        build_pipeline(recipe, *scans(), CAPTIONS, folder)
+        build_pairs(recipe, folder)
+    return folder
+
+
+# --- the real images and what judges them -----------------------------------------------------------------------
+
+
+@cache
+def scans() -> tuple[Tensor, Tensor]:
+    """All 1797 scans as (images [n, 1, 32, 32] in [0, 1], labels [n])."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
+    images = interpolate(images, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
+    return images, torch.tensor(raw.target)
+
+
+@cache
+def classifier(name: str):
+    """A classifier of real scans: "judge" (an SVM on one half, part of the rule) or "unseen" (an MLP on the other)."""
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import SVC
+
+    images, labels = scans()
+    # Writers change along the data set, so the halves are blocks of it, not alternate rows.
+    half = {"judge": slice(0, 900), "unseen": slice(900, None)}[name]
+    model = {"judge": SVC(gamma=0.02), "unseen": MLPClassifier((128,), max_iter=300, random_state=0)}[name]
+    return model.fit(_features(images[half]), labels[half].numpy())
+
+
+def _features(images: Tensor) -> np.ndarray:
+    """[n, c, 32, 32] in [0, 1] -> [n, 64]: gray 8x8 scans, as the digits were recorded."""
+    gray = images.mean(dim=1, keepdim=True)
+    return interpolate(gray, size=(8, 8), mode="area").flatten(1).numpy() * 4
+
+
+def read_digits(images: Tensor, judge: str = "judge") -> Tensor:
+    """What the named classifier reads in images [n, c, 32, 32] of [0, 1]: labels [n]."""
+    return torch.from_numpy(classifier(judge).predict(_features(images)))
+
+
+def ink(images: Tensor) -> Tensor:
+    """Stroke weight: mean brightness per image, [n] in [0, 1]."""
+    return images.flatten(1).mean(dim=1)
+
+
+def score(images: Tensor, labels: Tensor, recipe: DigitsRecipe) -> Tensor:
+    """The noise-free preference score of the rule, [n]."""
+    correct = (read_digits(images) == labels).float()
+    return recipe.correct_weight * correct + recipe.stroke_weight * ink(images)
+
+
+# --- the same as scorers of `fdpo evaluate`: of PIL images and their captions ---
+
+
+def unseen(images: list[Image.Image], prompts: list[str]) -> Tensor:
+    """Probability of the digit asked for, by the classifier that has no part in the pairs, [n]."""
+    labels = [CAPTIONS.index(prompt) for prompt in prompts]
+    found = classifier("unseen").predict_proba(_features(from_pil(images)))
+    return torch.from_numpy(found)[range(len(labels)), labels]
+
+
+def preference(images: list[Image.Image], prompts: list[str], **recipe: float) -> Tensor:
+    """The rule's score without its noise, [n]; `recipe`: its weights where they are not the defaults."""
+    labels = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts])
+    return score(from_pil(images), labels, DigitsRecipe(**recipe))
+
+
+def features(images: list[Image.Image]) -> Tensor:
+    """What the hidden layer of the classifier that has no part in the pairs makes of images, [n, 128]."""
+    model = classifier("unseen")
+    hidden = _features(from_pil(images)) @ model.coefs_[0] + model.intercepts_[0]
+    return torch.from_numpy(hidden).relu()
+
+
+# --- sampling and pairs -----------------------------------------------------------------------------------------
+
+
+def draw(pipeline, labels: Tensor, seed: int, *, steps: int, guidance: float) -> Tensor:
+    """Images [n, 3, 32, 32] in [0, 1] for the captions of `labels`; one seed gives any model the same start latents."""
+    shape = (len(labels), pipeline.unet.config.in_channels, SIZE // 4, SIZE // 4)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        [CAPTIONS[label] for label in labels.tolist()],
+        latents=latents,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="pt",
+    ).images
+    return images.float().cpu()
+
+
+def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
+    """Sample pairs from the base pipeline, rank them by the rule and write `folder/pairs.parquet`."""
+    from diffusers import StableDiffusionPipeline
+    from safetensors.torch import load_file, save_file
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
+    labels = torch.arange(recipe.pairs) % len(CAPTIONS)
+    sides: list[list[Tensor]] = [[], []]
+    work = [(side, part) for part in range(-(-recipe.pairs // batch)) for side in (0, 1)]
+    for side, part in tqdm(work, desc="base pipeline: pairs"):
+        saved = folder / f"images-{part:04d}-{side}.safetensors"
+        if not saved.exists():
+            seed = recipe.seed * 1_000_003 + 2 * part + side
+            wanted = labels[part * batch : (part + 1) * batch]
+            images = draw(pipeline, wanted, seed, steps=recipe.sampling_steps, guidance=recipe.guidance)
+            with replacing(saved) as partial:
+                save_file({"images": images}, partial)
+        sides[side].append(load_file(saved)["images"])
+    images_0, images_1 = (torch.cat(side) for side in sides)
+    noise = torch.randn(recipe.pairs, generator=torch.Generator().manual_seed(recipe.seed))
+    gap = score(images_0, labels, recipe) - score(images_1, labels, recipe) + recipe.noise * noise
+    write_pairs(
+        folder / "pairs.parquet",
+        captions=[CAPTIONS[label] for label in labels.tolist()],
+        jpg_0=[jpeg(image) for image in images_0],
+        jpg_1=[jpeg(image) for image in images_1],
+        label_0=torch.where(gap.abs() < recipe.tie_below, 0.5, (gap > 0).float()).tolist(),
+    )
+    for saved in folder.glob("images-*.safetensors"):
+        saved.unlink()
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """[3, h, w] in [0, 1] -> PIL."""
+    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def from_pil(images: list[Image.Image]) -> Tensor:
+    """PIL -> [n, 3, h, w] in [0, 1]."""
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]) / 255
+
+
+def jpeg(image: Tensor) -> bytes:
+    """[3, h, w] in [0, 1] -> JPEG bytes."""
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()

@@ -1,0 +1,124 @@
+"""Before and after on the embedded digits: a table over the ten captions, a sample sheet and the training curves.
+
+`fdpo demo --config configs/digits_js.json` reads the finished run in the config's `train.output_dir`.
+Base and policy draw the same captions from the same start latents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import DigitsRecipe
+from fdpo_fast.digits.dataset import CAPTIONS, draw, embedded, ink, read_digits, score
+from fdpo_fast.evaluate import statistics
+from fdpo_fast.files import replacing
+from fdpo_fast.models import quiet_libraries
+from fdpo_fast.training.metrics import read_records
+from fdpo_fast.training.samples import side_by_side
+
+SEED = 20_000  # no seed of training: the pairs were drawn with small ones
+HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "diversity", "win rate [95 %]")
+
+
+def demo(config: Config, options: argparse.Namespace) -> None:
+    """Compare the base pipeline and the exported policy; writes report.md, report.json and two pictures."""
+    folder = Path(config.train.output_dir)
+    quiet_libraries()
+    recipe = config.data.digits
+    base = embedded(recipe, config.data.cache_dir) / "pipeline"
+    labels = torch.arange(len(CAPTIONS)).repeat_interleave(options.images)
+    before = sample(base, labels, recipe, "drawing with the base")
+    after = sample(folder / "export", labels, recipe, "drawing with the policy")
+
+    rows = [[caption, *cells(before[part], after[part], labels[part], recipe)] for caption, part in groups(labels)]
+    rows.append(["**all**", *cells(before, after, labels, recipe)])
+    table = markdown(HEADER, rows)
+    (folder / "report.md").write_text(table)
+    won = wins(before, after, labels, recipe)
+    numbers = {"images_per_caption": options.images, "base": measure(before, labels), "policy": measure(after, labels),
+               "win_rate": won.value, "win_rate_95": [won.low, won.high]}  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    blocks = {name: images.unflatten(0, (10, -1))[:, :8] for name, images in (("base", before), ("aligned", after))}
+    with replacing(folder / "alignment.png") as partial:
+        side_by_side(list(CAPTIONS), blocks, scale=2).save(partial, format="PNG")
+    curves(folder, folder / "curves.png")
+    print(table)
+    print(f"pictures: {folder / 'alignment.png'}, {folder / 'curves.png'}")
+
+
+def sample(pipeline_folder: Path, labels: Tensor, recipe: DigitsRecipe, description: str) -> Tensor:
+    """Images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
+    parts = tqdm(list(labels.split(128)), desc=description)
+    settings = {"steps": recipe.sampling_steps, "guidance": recipe.guidance}
+    return torch.cat([draw(pipeline, part, SEED + i, **settings) for i, part in enumerate(parts)])
+
+
+def groups(labels: Tensor) -> list[tuple[str, Tensor]]:
+    return [(caption, labels == label) for label, caption in enumerate(CAPTIONS)]
+
+
+def diversity(images: Tensor, labels: Tensor) -> float:
+    """Mean Euclidean distance between two images of one caption, per root of the pixel count (an RMSE in [0, 1])."""
+    distances = [torch.pdist(images[labels == label].flatten(1)).mean() for label in labels.unique()]
+    return (torch.stack(distances).mean() / images[0].numel() ** 0.5).item()
+
+
+def measure(images: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        "accuracy_judge": (read_digits(images) == labels).float().mean().item(),
+        "accuracy_unseen": (read_digits(images, "unseen") == labels).float().mean().item(),
+        "stroke_weight": ink(images).mean().item(),
+        "diversity": diversity(images, labels),
+    }
+
+
+def wins(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> statistics.Estimate:
+    """How often an image of the policy scores higher under the rule than the base's from the same latents; ties 0.5."""
+    captions = len(labels.unique())
+    by_caption = (score(images, labels, recipe).double().view(captions, -1).numpy() for images in (after, before))
+    return statistics.mean(statistics.wins(*by_caption), "images").within(0.0, 1.0)
+
+
+def cells(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> list[str]:
+    """One row of the table: before -> after, and the win rate."""
+    pairs = zip(measure(before, labels).values(), measure(after, labels).values(), strict=True)
+    won = wins(before, after, labels, recipe)
+    return [f"{a:.3f} → {b:.3f}" for a, b in pairs] + [f"{won.value:.1%} [{won.low:.1%}, {won.high:.1%}]"]
+
+
+def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def curves(folder: Path, picture: Path) -> None:
+    """Loss and implicit accuracy per step, with a running mean of 10."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = read_records(folder)
+    steps = [record["step"] for record in records]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for axis, key, level in ((axes[0], "loss", np.log(2)), (axes[1], "accuracy", 0.5)):
+        values = np.array([record[key] for record in records])
+        axis.plot(steps, values, alpha=0.3)
+        smooth = [values[max(0, i - 9) : i + 1].mean() for i in range(len(values))]
+        axis.plot(steps, smooth, color="C0")
+        axis.axhline(level, color="gray", linewidth=0.8, linestyle="--")
+        axis.set(xlabel="step", title=key)
+    with replacing(picture) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    plt.close(figure)

@@ -1,0 +1,165 @@
+"""The processes of a run: their group, and what they agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock
+
+from fdpo_fast.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process among those of the run."""
+
+    index: int
+    count: int
+    device: torch.device
+    barrier: Callable[[], None]
+
+    def say(self, *words: object) -> None:
+        """Print, on the first rank only."""
+        if self.index == 0:
+            print(*words, flush=True)
+
+
+def alone() -> Rank:
+    """A process by itself, on the first GPU or the host; without a process group."""
+    return Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda: None)
+
+
+def under_launcher() -> bool:
+    """Whether a launcher has started this process as one of its ranks."""
+    return "RANK" in os.environ
+
+
+def start_processes() -> Rank:
+    """Join the launcher's process group, or be a group of one."""
+    import deepspeed
+
+    cuda = torch.cuda.is_available()
+    if not under_launcher():  # DeepSpeed reads these
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if not cuda:
+        _build_collectives()
+    # a rank may wait for the others' share of the caches
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(days=7))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return Rank(dist.get_rank(), dist.get_world_size(), device, dist.barrier)
+
+
+def _build_collectives(patience: float = 60) -> None:
+    """Have DeepSpeed build its collectives for the host, one process at a time.
+
+    torch guards the build by a file that a killed process leaves behind, and then everybody waits for ever. This lock
+    ends with its process, so a guard found under it is another program's, or after `patience` seconds a leftover.
+    """
+    from deepspeed.comm.torch import build_shm_op
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folder = Path(_get_build_directory("deepspeed_shm_comm", verbose=False))
+    guard = folder / "lock"
+    with FileLock(folder.with_name("fdpo_fast.lock")):
+        with suppress(FileNotFoundError):  # it has gone meanwhile
+            while guard.exists():
+                if time.time() - guard.stat().st_mtime > patience:
+                    guard.unlink()
+                time.sleep(0.1)
+        build_shm_op()
+
+
+def ranks_here() -> int:
+    """Processes of the run on this machine; 1 where the launcher does not say."""
+    # named so by torchrun and by the deepspeed launcher
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
+def check_shared(rank: Rank, key: str, folder: Path) -> None:
+    """Raise UserError, on every rank, where the nodes of a run do not see one and the same folder. Collective."""
+    if ranks_here() == rank.count:
+        return
+    writes = rank.index == 0 and os.access(folder, os.W_OK)
+    number = torch.tensor(secrets.randbits(62) if writes else 0)
+    largest_over_ranks(number)  # known to all once all are here
+    if not number:  # complete caches may lie in a folder that is read-only
+        return
+    token = folder / f".shared-{number.item()}"
+    if writes:
+        token.touch()
+    rank.barrier()
+    missing = torch.tensor(float(not _appears(token)))
+    largest_over_ranks(missing)
+    if writes:
+        token.unlink()
+    if missing:
+        raise UserError(f"{key} '{folder}' is not shared between the nodes: name a folder that all of them reach")
+
+
+def check_equal(rank: Rank, text: str, sentence: str) -> None:
+    """Raise UserError with a sentence, on every rank, where a text is not the same on all. Collective."""
+    if ranks_here() == rank.count:
+        return
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    ends = torch.tensor([number, -number])
+    largest_over_ranks(ends)
+    if ends.sum():
+        raise UserError(sentence)
+
+
+def _appears(file: Path, seconds: float = 10) -> bool:
+    """Whether a file that another node has written is seen here, by then: a network file system may take a while."""
+    end = time.monotonic() + seconds
+    while file.name not in os.listdir(file.parent):  # asks the server, where `exists` may answer from before
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def mean_over_ranks(tensor: torch.Tensor) -> None:
+    """In place. Collective."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+
+
+def largest_over_ranks(tensor: torch.Tensor) -> None:
+    """In place, wherever the tensor is: under offload that is not where NCCL can reach. Collective."""
+    reached = tensor.cuda() if dist.get_backend() == "nccl" else tensor
+    dist.all_reduce(reached, op=dist.ReduceOp.MAX)
+    tensor.copy_(reached)
+
+
+class StopSignal:
+    """Turns Ctrl-C or SIGTERM on any rank into an orderly stop of all ranks at the next flush; a second one kills."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.asked = device, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop. Collective."""
+        flag = torch.tensor(float(self.asked), device=self.device)
+        largest_over_ranks(flag)
+        return bool(flag)

@@ -1,0 +1,98 @@
+"""The folder of drawn images: one folder per model, an index of each and of all, and a sheet to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.files import replacing
+from fdpo_fast.training.samples import side_by_side
+
+NAME = "index.parquet"
+ROWS, PICTURES, SIDE = 8, 4, 256
+"""Of the sheet: captions, images of each, their largest side in pixels."""
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """One row an image: model, prompt_number, prompt, image, seed, file, and how it was drawn."""
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)
+
+
+def merge(folder: Path) -> None:
+    """Put the indices of all models together into the folder's own."""
+    tables = [pq.read_table(path) for path in sorted(folder.glob(f"*/{NAME}"))]
+    with replacing(folder / NAME) as partial:
+        pq.write_table(pa.concat_tables(tables), partial)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of a model, by caption."""
+
+    model: str
+    folder: Path
+    prompts: list[str]
+    files: list[list[Path]]
+    """[captions][images]"""
+    seeds: list[list[int]]
+
+    @property
+    def images_per_prompt(self) -> int:
+        return len(self.files[0])
+
+    def images(self, number: int) -> list[Image.Image]:
+        """Of a caption, RGB."""
+        return [Image.open(path).convert("RGB") for path in self.files[number]]
+
+
+def gallery(folder: Path) -> Gallery:
+    """Read a model's folder. Raises UserError where `fdpo sample` has not finished it."""
+    if not (folder / NAME).is_file():
+        raise UserError(f"{folder} has no {NAME}: `fdpo sample` has not finished it")
+    rows = pq.read_table(folder / NAME).to_pylist()
+    prompts: dict[int, str] = {row["prompt_number"]: row["prompt"] for row in rows}
+    files: dict[int, list[Path]] = {number: [] for number in prompts}
+    seeds: dict[int, list[int]] = {number: [] for number in prompts}
+    for row in sorted(rows, key=lambda row: row["image"]):
+        files[row["prompt_number"]].append(folder.parent / row["file"])
+        seeds[row["prompt_number"]].append(row["seed"])
+    if missing := [path for paths in files.values() for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} is in the index but not there: run `fdpo sample` again")
+    return Gallery(folder.name, folder, list(prompts.values()), list(files.values()), list(seeds.values()))
+
+
+def galleries(folder: Path) -> list[Gallery]:
+    """All models of a folder, the base first. Raises UserError where there is none."""
+    found = [gallery(path.parent) for path in sorted(folder.glob(f"*/{NAME}"))]
+    if not found:
+        raise UserError(f"{folder} holds no images of `fdpo sample`")
+    return sorted(found, key=lambda each: each.model != BASE)
+
+
+def sheet(folder: Path, names: list[str]) -> None:
+    """`side_by_side.png`: the first captions, the models' images beside one another."""
+    found = [gallery(folder / name) for name in names]
+    with replacing(folder / "side_by_side.png") as partial:
+        contact_sheet(found).save(partial, format="PNG")
+
+
+def contact_sheet(found: list[Gallery]) -> Image.Image:
+    """The models' images of the first captions, each caption a row."""
+    blocks = {}
+    for each in found:
+        rows = [each.images(number)[:PICTURES] for number in range(min(ROWS, len(each.prompts)))]
+        for row in rows:
+            for image in row:
+                image.thumbnail((SIDE, SIDE))
+        arrays = np.stack([np.stack([np.asarray(image) for image in row]) for row in rows])
+        blocks[each.model] = torch.from_numpy(arrays).permute(0, 1, 4, 2, 3).float() / 255
+    return side_by_side(found[0].prompts[:ROWS], blocks)

@@ -1,0 +1,225 @@
+"""Score what `fdpo sample` has drawn: `fdpo evaluate --config ...`.
+
+Alignment by `evaluate.scorers`, diversity within a caption by `evaluate.diversity`; means, medians and win rates
+against the base at equal noise, with bootstrap intervals. Scores stay beside the images: a second run
+computes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import Measure
+from fdpo_fast.distributed import alone
+from fdpo_fast.evaluate import gallery, statistics
+from fdpo_fast.evaluate.diversity import MEASURES
+from fdpo_fast.evaluate.gallery import Gallery
+from fdpo_fast.evaluate.plugins import named
+from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.sample import seed_of
+from fdpo_fast.evaluate.scorers import SCORERS
+from fdpo_fast.files import digest, read_json, replacing, stamp
+from fdpo_fast.models import quiet_libraries
+
+
+def evaluate(config: Config, options: argparse.Namespace) -> None:
+    """Score all models of the folder; ends with status 1, after everything else is done, where a measure failed."""
+    quiet_libraries()
+    folder = (options.images or Path(config.train.output_dir) / "evaluation").expanduser()
+    found = gallery.galleries(folder)
+    report = measure(config, found)
+    with replacing(folder / "evaluation.json") as partial:
+        partial.write_text(json.dumps(report.figures(), indent=2) + "\n")
+    print("\n".join(report.markdown()))
+    print(f"\nfigures: {folder / 'evaluation.json'}; scores of every image: {folder}/<model>/scores")
+    if report.failures:
+        sys.exit("\n".join(f"fdpo evaluate: {failure}" for failure in report.failures))
+
+
+class Summary(NamedTuple):
+    """Of a measure and a model."""
+
+    mean: statistics.Estimate
+    median: statistics.Estimate
+    win_rate: statistics.Estimate | None = None
+    """Against the base; of diversity there is none."""
+
+    def figures(self) -> dict[str, Any]:
+        return {key: value and value.figures() for key, value in self._asdict().items()}
+
+
+@dataclass
+class Report:
+    """Of several models over the same captions."""
+
+    images_per_prompt: int
+    captions: int
+    seed: int
+    resample: str
+    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """By measure's name and model: [captions, images]."""
+    diversity: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """By measure's name and model: [captions]."""
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    """By measure's name."""
+    failures: list[str] = field(default_factory=list)
+
+    @cached_property
+    def summaries(self) -> dict[str, dict[str, dict[str, Summary]]]:
+        """By "scores" or "diversity", measure and model."""
+        return {
+            "scores": {
+                name: {
+                    model: Summary(
+                        statistics.mean(values, self.resample),
+                        statistics.median(values, self.resample),
+                        self._wins(values, by_model.get(BASE)) if model != BASE else None,
+                    )
+                    for model, values in by_model.items()
+                }
+                for name, by_model in self.scores.items()
+            },
+            "diversity": {
+                name: {
+                    model: Summary(
+                        statistics.mean(values[:, None], "captions"), statistics.median(values[:, None], "captions")
+                    )
+                    for model, values in by_model.items()
+                }
+                for name, by_model in self.diversity.items()
+            },
+        }
+
+    def _wins(self, values: np.ndarray, base: np.ndarray | None) -> statistics.Estimate | None:
+        return None if base is None else statistics.mean(statistics.wins(values, base), self.resample).within(0.0, 1.0)
+
+    def figures(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "captions": self.captions,
+            "images_per_prompt": self.images_per_prompt,
+            "seed": self.seed,
+            "resample": self.resample,
+            "checkpoints": self.checkpoints,
+            **{
+                kind: {
+                    name: {model: summary.figures() for model, summary in by_model.items()}
+                    for name, by_model in by_name.items()
+                }
+                for kind, by_name in self.summaries.items()
+            },
+            "failures": self.failures,
+        }
+
+    def markdown(self) -> Iterator[str]:
+        """A table; the intervals are of 95 %."""
+        yield (
+            f"{self.captions} captions, {self.images_per_prompt} images each, seed {self.seed}; intervals of 95 % by a "
+            f"bootstrap over {self.resample}, of diversity over captions.\n"
+        )
+        yield "| measure | model | mean | median | win rate against the base |\n|---|---|---|---|---|"
+        for kind, by_name in self.summaries.items():
+            for name, by_model in by_name.items():
+                title = f"{'diversity: ' * (kind == 'diversity')}{name} ({self.checkpoints[name]})"
+                for model, found in by_model.items():
+                    yield f"| {title} | {model} | {found.mean} | {found.median} | {found.win_rate or ''} |"
+
+
+def measure(config: Config, found: list[Gallery]) -> Report:
+    """Score the models; a measure that fails is noted, and the others go on.
+
+    Raises UserError where the models were not drawn alike, or with another seed than the configuration's.
+    """
+    first, settings = found[0], config.evaluate
+    if first.seeds[0][0] != seed_of(settings.seed, first.prompts[0], 0):
+        raise UserError(f"{first.folder} was not drawn with evaluate.seed {settings.seed}: set the one it has")
+    for other in found[1:]:
+        if (other.prompts, other.seeds) != (first.prompts, first.seeds):
+            raise UserError(f"{other.folder} and {first.folder} hold images of other captions or seeds: draw them anew")
+    report = Report(first.images_per_prompt, len(first.prompts), settings.seed, settings.resample)
+    device = alone().device
+    for kind, measures, ours, values_of, into in (
+        ("evaluate.scorers", settings.scorers, SCORERS, _scores, report.scores),
+        ("evaluate.diversity", settings.diversity, MEASURES, _spreads, report.diversity),
+    ):
+        for each in measures:
+            try:
+                about, tool = _tool(each, kind, ours, device)
+                key = {"measure": each.name, "checkpoint": about, "files": _files(each)}
+                values = partial(values_of, each.name, tool, settings.batch)
+                into[each.name] = {one.model: _kept(one, kind, key, values) for one in found}
+                report.checkpoints[each.name] = about
+            except Exception as error:  # from the user's function, or any library: the other measures go on
+                what = (str(error).splitlines() or [type(error).__name__])[0]
+                report.failures.append(f"{kind} '{each.name}': {what}")
+    return report
+
+
+def _tool(each: Measure, kind: str, ours: dict, device: torch.device) -> tuple[str, Callable[[], Callable]]:
+    """The checkpoint in words, and what makes the tool: it is loaded where there is something to measure."""
+    tool = named(each.name, ours, kind, each.options)
+    if each.name not in ours:
+        return json.dumps(each.options) if each.options else "yours", lambda: tool
+    about = each.model or tool.published
+    return about, cache(lambda: tool(about, device))
+
+
+def _scores(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
+    """[captions, images]."""
+    judge, rows = make(), []
+    for number, prompt in enumerate(tqdm(one.prompts, desc=f"{name}, {one.model}", leave=False)):
+        images = one.images(number)
+        parts = [images[at : at + batch] for at in range(0, len(images), batch)]
+        scores = [torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts]
+        rows.append(np.concatenate([part.reshape(-1) for part in scores]))
+        if len(rows[-1]) != len(images):
+            raise UserError(f"gave {len(rows[-1])} scores for {len(images)} images")
+    return np.stack(rows)
+
+
+def _spreads(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
+    """[captions]."""
+    if one.images_per_prompt < 2:
+        raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
+    spread, numbers = make(), range(len(one.prompts))
+    bar = tqdm(numbers, desc=f"{name}, {one.model}", leave=False)
+    return np.array([float(spread(one.images(number))) for number in bar])
+
+
+def _files(each: Measure) -> list:
+    """What tells another function, or other weights, behind the same name without reading them."""
+    place = Path(each.model or "").expanduser()
+    found = sorted(place.rglob("*")) if each.model and place.is_dir() else [place] if place.is_file() else []
+    for name in (each.name, each.model or ""):
+        if ":" in name and (module := sys.modules.get(name.partition(":")[0])):
+            found.append(Path(module.__file__))
+    return [stamp(path) for path in found]
+
+
+def _kept(one: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.ndarray]) -> np.ndarray:
+    """A model's figures, from the file beside its images where they are there for the same images and measure."""
+    key = {**key, "images": digest([one.seeds, [[stamp(path) for path in row] for row in one.files]])}
+    name = digest([key["measure"], key["checkpoint"]])[:12]
+    path = one.folder / "scores" / f"{kind.rpartition('.')[2]}-{name}.json"
+    if path.is_file() and (before := read_json(path))["of"] == key:
+        return np.array(before["values"], dtype=np.float64)
+    values = values_of(one)
+    if not np.isfinite(values).all():
+        raise UserError(f"gave figures for '{one.model}' that are not finite")
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps({"of": key, "values": values.tolist()}))
+    return values

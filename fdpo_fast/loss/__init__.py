@@ -1,0 +1,1 @@
+"""The preference loss: its options, divergences, public function and eager form."""

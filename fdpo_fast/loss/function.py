@@ -1,0 +1,228 @@
+"""The drop-in: `fdpo_loss` and its module form `FDPOLoss`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
+
+from fdpo_fast import noise
+from fdpo_fast.loss.divergences import Divergence
+from fdpo_fast.loss.eager import denoising_errors, pair_losses, split_pairs
+from fdpo_fast.loss.options import REDUCTIONS, Criterion, Link, check_tensors
+from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss
+from fdpo_fast.ops.library import traced
+from fdpo_fast.ops.results import STATS, elements, is_draws
+
+
+class LossStats(dict[str, Tensor]):
+    """A dict whose keys also read as attributes: `stats["margin"]` is `stats.margin`.
+
+    Detached float32 tensors. Per pair, [B]: error_w, error_l, ref_error_w, ref_error_l (means of squares),
+    log_ratio_w, log_ratio_l, margin, clipped (how many of the two log-ratios lie past the exponential's cap).
+    Scalar: accuracy, the share of pairs with a positive margin, a tie counting one half.
+    """
+
+    def __getattr__(self, key: str) -> Tensor:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+
+register_pytree_node(
+    LossStats,
+    lambda stats: (list(stats.values()), list(stats)),
+    lambda values, keys: LossStats(zip(keys, values, strict=True)),
+    serialized_type_name="fdpo_fast.LossStats",
+)
+
+
+def fdpo_loss(
+    pred: Tensor,
+    ref: Tensor,
+    target: Tensor,
+    *,
+    divergence: Link = "jensen_shannon",
+    beta: float,
+    ratio_scale: float,
+    loss_type: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    layout: str = "halves",
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> tuple[Tensor, LossStats]:
+    """Preference loss of B pairs of denoising predictions under an f-divergence (arXiv 2409.09774).
+
+    Args:
+        pred: policy predictions [2B, ...], float16/bfloat16/float32/float64. The only input that gets a gradient.
+        ref: reference predictions of the same shape, or reference errors (means of squares) [2B] in float32/float64.
+        target: what a perfect model would predict (noise, velocity or flow) [2B, ...]. Both sides of a pair share one
+            timestep and one noise. Or the draws [3, B] of `noise.draws`: their noise is the target, and the fused
+            backends make it again in the kernel.
+        divergence: a name of `DIVERGENCES`, a `Divergence` such as `alpha(0.3)`, or any callable u -> h(u) = f'(e^u).
+        beta: strength of the regularisation, outside f'; > 0.
+        ratio_scale: log-ratio per unit of error difference, inside f'; > 0. Reverse KL with
+            `beta * ratio_scale = beta_dpo / 2` is Diffusion-DPO.
+        loss_type: "sigmoid", "hinge", "ipo" or "robust".
+        label_smoothing: probability in [0, 0.5) that a label is wrong; for "sigmoid" (cDPO) and "robust".
+        layout: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...].
+        weight: per-pair factors [B] on the losses; "mean" still divides by B.
+        reduction: "mean", "sum" or "none".
+        backend: "triton" (GPU), "cpp" (CPU), "eager" (plain torch: any device, float64, torch.func), or None for the
+            first of them that takes these tensors.
+
+    Returns:
+        The loss (float32, or float64 for float64 predictions) and its `LossStats`.
+
+    Raises:
+        TypeError: a tensor that is not floating point or not strided, reference errors in half precision, a divergence
+            of no usable type.
+        ValueError: an odd batch, shapes or devices that differ, an unknown name, a number out of range, a backend that
+            is not there or does not take these tensors.
+        RuntimeError: from a backward with create_graph=True, but for the eager backend: the fused ones have no second
+            derivatives.
+    """
+    criterion = Criterion.checked(divergence, beta, ratio_scale, loss_type, label_smoothing, layout, reduction, backend)
+    return _evaluate(criterion, pred, ref, target, weight)
+
+
+class FDPOLoss(nn.Module):
+    """`fdpo_loss` with its options bound: `FDPOLoss(beta=..., ratio_scale=...)(pred, ref, target, weight=None)`.
+
+    Options and errors are those of `fdpo_loss`; a bad option raises here, before the first batch.
+    """
+
+    def __init__(
+        self,
+        divergence: Link = "jensen_shannon",
+        *,
+        beta: float,
+        ratio_scale: float,
+        loss_type: str = "sigmoid",
+        label_smoothing: float = 0.0,
+        layout: str = "halves",
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "divergence": divergence,
+            "beta": beta,
+            "ratio_scale": ratio_scale,
+            "loss_type": loss_type,
+            "label_smoothing": label_smoothing,
+            "layout": layout,
+            "reduction": reduction,
+            "backend": backend,
+        }
+        self._criterion = Criterion.checked(**self.options)
+
+    def forward(
+        self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, LossStats]:
+        return _evaluate(self._criterion, pred, ref, target, weight)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def log_ratio_loss(
+    log_ratio_w: Tensor,
+    log_ratio_l: Tensor,
+    *,
+    divergence: Link = "jensen_shannon",
+    beta: float,
+    loss_type: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """The loss from log p_theta / p_ref on, for trainers that have these numbers: what TRL's DPO does after its models.
+
+    log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options and errors are those of `fdpo_loss`; every
+    operation is torch's own, in float32 for half-precision inputs. Returns the loss and the margins [B], detached.
+    """
+    for name, value in (("log_ratio_w", log_ratio_w), ("log_ratio_l", log_ratio_l)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(
+                f"{name} must be a floating-point tensor [B], got {getattr(value, 'dtype', type(value).__name__)}"
+            )
+    if log_ratio_w.shape != log_ratio_l.shape or log_ratio_w.ndim != 1:
+        raise ValueError(f"log-ratios must be [B] each, got {tuple(log_ratio_w.shape)} and {tuple(log_ratio_l.shape)}")
+    criterion = Criterion.checked(divergence, beta, 1.0, loss_type, label_smoothing, "halves", reduction, None)
+    wide = [u.float() if u.dtype in (torch.float16, torch.bfloat16) else u for u in (log_ratio_w, log_ratio_l)]
+    result = pair_losses(*wide, criterion.link, criterion.loss_type, criterion.beta)
+    return REDUCTIONS[reduction](result.loss), result.margin.detach()
+
+
+def _evaluate(
+    criterion: Criterion, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, LossStats]:
+    check_tensors(pred, ref, target, weight)
+    ref, target, weight = (x.detach() if x is not None and x.requires_grad else x for x in (ref, target, weight))
+    backend = criterion.backend_for(pred, ref, target)
+    if backend == "eager":
+        return _eager(criterion, pred, ref, target, weight)
+    return _fused(criterion, backend, pred, ref, target, weight)
+
+
+def _eager(
+    criterion: Criterion, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, LossStats]:
+    """The formulas of `reference` in plain torch."""
+    if is_draws(target):
+        drawn = noise.eager_normals(target, elements(pred))
+        target = torch.empty(pred.shape, dtype=drawn.dtype, device=pred.device)
+        for half in split_pairs(target, criterion.layout):
+            half.copy_(drawn.reshape(half.shape))
+    errors = denoising_errors(pred, ref, target, criterion.ratio_scale)
+    sides = split_pairs(errors.log_ratio, criterion.layout)
+    result = pair_losses(*sides, criterion.link, criterion.loss_type, criterion.beta)
+    losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
+    with torch.no_grad():
+        per_sample = [half for values in errors for half in split_pairs(values.detach().float(), criterion.layout)]
+        stats = _stats(criterion, per_sample, result.margin)
+    return REDUCTIONS[criterion.reduction](losses), stats
+
+
+def _fused(
+    criterion: Criterion, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, LossStats]:
+    """One operator forward, one backward; for a link that is no row of numbers, the chain behind u in plain torch."""
+    if not traced(pred):
+        # what a kernel finds at an address lacks the lazy sign of a complex number's conjugate
+        pred, ref, target = (x.resolve_neg() if x.is_neg() else x for x in (pred, ref, target))
+        if target.is_inference() and pred.requires_grad and not torch.is_inference_mode_enabled():
+            target = target.clone()  # autograd keeps no tensor of torch.inference_mode
+    if isinstance(criterion.link, Divergence):
+        ahead = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not traced(pred)
+        weight = None if weight is None else weight.resolve_neg().float().contiguous()
+        loss, stats, accuracy = FusedLoss.apply(
+            pred, ref, target, weight, backend, criterion.fused, criterion.reduction, ahead
+        )
+        return loss, LossStats(_named(stats.unbind()), accuracy=accuracy)
+    log_ratio, stats = FusedLogRatio.apply(pred, ref, target, backend, criterion.fused)
+    result = pair_losses(*log_ratio.unbind(), criterion.link, criterion.loss_type, criterion.beta)
+    losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
+    with torch.no_grad():
+        stats = _stats(criterion, stats.unbind()[:6], result.margin)
+    return REDUCTIONS[criterion.reduction](losses), stats
+
+
+def _stats(criterion: Criterion, per_sample: Sequence[Tensor], margin: Tensor) -> LossStats:
+    """From `per_sample`, the first six of STATS, and the margin; all [B]."""
+    margin = margin.detach()
+    # a callable of the user's has no cap that we could count
+    clipped = getattr(criterion.link, "clipped", torch.zeros_like)
+    past = sum(clipped(log_ratio).float() for log_ratio in per_sample[4:6])
+    accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
+    return LossStats(_named((*per_sample, margin.float(), past)), accuracy=accuracy)
+
+
+def _named(values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The first values, by the names of STATS."""
+    return {name: values[row] for row, name in enumerate(STATS)}  # older torch.compile trips over zip(strict=...)

@@ -1,0 +1,202 @@
+"""`fdpo plan --config ...`: what a run takes of GPU, host and disk, before anything is fetched, loaded or built."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from fdpo_fast.config.run import Config
+from fdpo_fast.files import replacing
+from fdpo_fast.memory.account import GIB, PHASES, Account
+from fdpo_fast.memory.cards import CARDS, seconds
+from fdpo_fast.memory.ladder import RUNGS
+from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan, with_allowances
+from fdpo_fast.models import quiet_libraries
+
+
+def show(config: Config, options: Namespace) -> None:
+    """Draw up the plan and print it."""
+    if options.card and not options.gpu:
+        options.gpu = CARDS[options.card].memory * 2.0**30
+    quiet_libraries()
+    drawn = plan(config, options.gpus)
+    text = json.dumps(figures(drawn, options), indent=2)
+    print(text if options.json is True else "\n".join(table(drawn, options)))
+    if isinstance(options.json, Path):
+        with replacing(options.json) as partial:
+            partial.write_text(text + "\n")
+
+
+def figures(drawn: Plan, options: Namespace) -> dict:
+    """The plan for machines; sizes in GiB."""
+    book = drawn.needs.book
+    return {
+        **drawn.needs.figures(),
+        "disk_gib": round(sum(drawn.disk.values()) / GIB, 3),
+        "parts": {
+            name: {place: round(book.parts(book.peak(place), place).get(name, 0) / GIB, 4) for place in ("gpu", "host")}
+            for name in _names(book)
+        },
+        "peak_phase": book.peak("gpu"),
+        "phases": {
+            **{phase: round(book.total(phase, "gpu") / GIB, 3) for phase in PHASES},
+            **{name: round(bytes_ / GIB, 3) for name, bytes_ in drawn.needs.beside.items()},
+        },
+        "disk": {name: round(bytes_ / GIB, 3) for name, bytes_ in drawn.disk.items()},
+        "rung": drawn.rung,
+        "rungs": {name: found.figures() for name, (_, found) in drawn.rungs.items()},
+        "gradient_checkpointing": {
+            name: {"gpu_tensors_gib": round(price.gpu_tensors / GIB, 3), "tflop_per_pair": round(price.flops / 1e12, 2)}
+            for name, price in drawn.prices.items()
+        },
+        "step": {"tflop_a_gpu": round(_tflop(drawn, options), 3), "seconds": _seconds(drawn, options)},
+        "seconds_a_pair": {
+            name: {"from": float(f"{fast:.3g}"), "to": float(f"{slow:.3g}"), "measured_by": CARDS[name].source}
+            for name, (fast, slow) in _on_cards(drawn, options).items()
+        },
+        "architecture": drawn.blueprint.source,
+        "gpus": options.gpus,
+    }
+
+
+def _tflop(drawn: Plan, options: Namespace) -> float:
+    """Of a step's forward and backward on one GPU."""
+    price = drawn.prices[drawn.config.model.gradient_checkpointing]
+    return price.flops * drawn.config.train.pairs_per_step / options.gpus / 1e12
+
+
+def _seconds(drawn: Plan, options: Namespace) -> float | None:
+    """Of the same, at the rate that was given."""
+    return round(_tflop(drawn, options) / options.tflops, 3) if options.tflops else None
+
+
+def _on_cards(drawn: Plan, options: Namespace) -> dict[str, tuple[float, float]]:
+    """Seconds of a pair's forward and backward by card, from what others have published of training such models."""
+    runs = drawn.prices[drawn.config.model.gradient_checkpointing].flops
+    cards = {options.card: CARDS[options.card]} if options.card else CARDS
+    found = {name: seconds(card, drawn.prices["off"].flops, runs) for name, card in cards.items()}
+    return {name: value for name, value in found.items() if value}
+
+
+def table(drawn: Plan, options: Namespace) -> Iterator[str]:
+    """The plan for people."""
+    config, needs, book = drawn.config, drawn.needs, drawn.needs.book
+    trained = drawn.traced.trained
+    where = f"rung {drawn.rung}" if drawn.rung else "settings of its own, on none of the rungs"
+    yield f"{options.config} on {options.gpus} GPU{'s' * (options.gpus > 1)}: {where}"
+    yield (
+        f"{trained / 1e6:,.0f} M elements trained; architecture: {drawn.blueprint.source}; "
+        f"{config.train.pairs_per_micro_batch} pair(s) of {config.data.resolution} x {config.data.resolution} at a time"
+    )
+    phase = {place: book.peak(place) for place in ("gpu", "host")}
+    yield f"\n{'GiB, a rank, at the peak':34}{'GPU':>10}{'host':>10}"
+    for name in _names(book):
+        line = (book.parts(phase[place], place).get(name, 0) / GIB for place in ("gpu", "host"))
+        yield f"{name:34}" + "".join(f"{value:10.2f}" for value in line)
+    held = book.total(phase["host"], "host")
+    yield f"{'tensors, in ' + phase['gpu']:34}{needs.gpu_tensors / GIB:10.2f}{held / GIB:10.2f}"
+    yield f"{'allowance: context, or process':34}{CONTEXT / GIB:10.2f}{PROCESS / GIB:10.2f}"
+    yield f"{f'allowance: fragmentation, {FRAGMENTATION:.0%}':34}{FRAGMENTATION * needs.fullest[1] / GIB:10.2f}"
+    yield f"{'total; host: of all ranks':34}{needs.gpu_total / GIB:10.2f}{needs.host / GIB:10.2f}"
+    others = {name: book.total(name, "gpu") for name in PHASES} | needs.beside
+    yield "\nGPU tensors by phase: " + ", ".join(f"{name} {bytes_ / GIB:.2f}" for name, bytes_ in others.items())
+    yield f"host while the base is read: {needs.starting / GIB:.2f}, mapped from its files"
+    yield "disk, at most: " + ", ".join(f"{name} {bytes_ / GIB:.1f}" for name, bytes_ in drawn.disk.items())
+    yield f"    for {drawn.disk_from}"
+
+    yield f"\n{'gradient_checkpointing':34}{'GPU tensors':>12}{'TFLOP a pair':>14}"
+    for name, price in drawn.prices.items():
+        here = " (this)" if name == config.model.gradient_checkpointing else ""
+        yield f"{name + here:34}{price.gpu_tensors / GIB:12.2f}{price.flops / 1e12:14.1f}"
+    if options.tflops:
+        yield f"a step's forward and backward at {options.tflops:g} TFLOP/s: {_seconds(drawn, options):.1f} s"
+    else:
+        yield f"a step's forward and backward: {_tflop(drawn, options):,.0f} TFLOP a GPU; --tflops gives seconds"
+    yield from _card_lines(drawn, options)
+
+    yield f"\n{'rung':5}{'GPU tensors':>12}{'GPU total':>11}{'host':>8}  GPU fullest in, and what it is"
+    for name, (_, found) in drawn.rungs.items():
+        sizes = f"{found.gpu_tensors / GIB:12.2f}{found.gpu_total / GIB:11.2f}{found.host / GIB:8.2f}"
+        yield f"{name:5}{sizes}  {found.fullest[0]}: {RUNGS[name].title}{_verdict(found, options)}"
+    if options.gpu or options.host:
+        yield from _advice(drawn, options)
+
+
+def _card_lines(drawn: Plan, options: Namespace) -> Iterator[str]:
+    """The estimates, and whose they are."""
+    found = _on_cards(drawn, options)
+    if not found:
+        yield f"no utilisation of a {options.card} has been published that we know of, so no seconds are estimated"
+        return
+    ranges = (f"{name} {fast:.2f}" + (f" to {slow:.2f}" if slow > fast else "") for name, (fast, slow) in found.items())
+    yield "seconds a pair, estimated from others' published MFU and not measured by us: " + ", ".join(ranges)
+    yield "    of " + "; ".join(f"{name}: {CARDS[name].source}" for name in found)
+
+
+def _names(book: Account) -> list[str]:
+    """Parts in the order in which they were entered."""
+    return list(dict.fromkeys(entry.part for entry in book.entries))
+
+
+def _lacks(needs: Needs, options: Namespace) -> list[str]:
+    """By how much the limits are passed, in words."""
+    limits = (("GPU", needs.gpu_total, options.gpu), ("host", needs.host, options.host))
+    return [f"{place} {(has - limit) / 2**30:.1f} GiB over" for place, has, limit in limits if limit and has > limit]
+
+
+def _too_full_beside(needs: Needs, options: Namespace) -> list[str]:
+    """Phases outside the steps that pass a GPU's limit, where nothing else does."""
+    if not options.gpu or with_allowances(needs.gpu_tensors) > options.gpu:
+        return []
+    if options.host and needs.host > options.host:
+        return []
+    return [phase for phase, tensors in needs.beside.items() if with_allowances(tensors) > options.gpu]
+
+
+def _verdict(needs: Needs, options: Namespace) -> str:
+    if not (options.gpu or options.host):
+        return ""
+    return f" ({', '.join(_lacks(needs, options)) or 'fits'})"
+
+
+def _advice(drawn: Plan, options: Namespace) -> Iterator[str]:
+    """Whether the configuration fits, and what to change where it does not."""
+    lacks = _lacks(drawn.needs, options)
+    if not lacks:
+        yield "\nthis configuration fits"
+        return
+    yield f"\nthis configuration does not fit: {', '.join(lacks)}"
+    if beside := _too_full_beside(drawn.needs, options):
+        yield "its steps do; change"
+        yield from (f"    for {phase}: {SMALLER[phase]}" for phase in beside)
+        return
+    for name, (config, needs) in drawn.rungs.items():
+        beside = _too_full_beside(needs, options)
+        if beside or not _lacks(needs, options):
+            yield f"rung {name} does; change"
+            changes = drawn.config.differences(config)
+            yield from (f"    {line}" for line in changes)
+            yield from (f"    for {phase}: {SMALLER[phase]}" for phase in beside)
+            if any(line.startswith("train.pairs_per_step") for line in changes):
+                yield "    and optimizer.lr and train.max_steps to go with smaller steps, as configs/sdxl_js_16gb.json"
+            return
+    yield "no rung does:"
+    least = min((found for _, found in drawn.rungs.values()), key=lambda found: found.gpu_total)
+    if options.gpu and least.gpu_total > options.gpu:
+        phase = least.fullest[0]
+        yield f"    the least a GPU takes is in the phase '{phase}': {SMALLER.get(phase, SMALLER['step'])}"
+    if options.host and all(found.host > options.host for _, found in drawn.rungs.values()):
+        yield "    each takes more host memory than that: train an adapter (model.train 'lora') or a smaller base"
+
+
+SMALLER = {
+    "caching images": "lower data.encode_batch",
+    "caching text": "lower data.encode_batch, or fill the cache on another machine",
+    "sample grids": "lower log.images_per_prompt, or set log.samples_every to 0",
+    "caching reference errors": "lower train.pairs_per_micro_batch",
+    "starting": "train on more GPUs, or an adapter in stage 0",
+    "step": "lower data.resolution or train.pairs_per_micro_batch, or train an adapter (model.train)",
+}
+"""What makes a phase smaller; "step" stands for the phases of a training step."""

@@ -1,0 +1,103 @@
+"""A pipeline's architecture without its weights: what a plan is drawn from before anything is fetched or loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import EMBEDDED, Model
+from fdpo_fast.files import read_json
+from fdpo_fast.models import family_class, hub, presets
+from fdpo_fast.models.family import Family, shrinks
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """Configurations of the components; the modules they make are on the meta device. Each is equal to itself alone."""
+
+    family: type[Family]
+    unet_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    text_configs: dict[str, dict[str, Any]]
+    """By component."""
+    source: str
+    """Where the configurations are from, in words."""
+
+    def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
+        with torch.device("meta"), presets.default_dtype(dtype):
+            return UNet2DConditionModel.from_config(self.unet_config)
+
+    def vae(self, dtype: torch.dtype) -> AutoencoderKL:
+        with torch.device("meta"), presets.default_dtype(dtype):
+            return AutoencoderKL.from_config(self.vae_config)
+
+    @cached_property
+    def text_parameters(self) -> int:
+        """Elements of all text encoders."""
+        with torch.device("meta"):
+            encoders = [
+                presets.text_encoder_class(name)(transformers.CLIPTextConfig(**config))
+                for name, config in self.text_configs.items()
+            ]
+        return sum(parameter.numel() for module in encoders for parameter in module.parameters())
+
+    def text_elements(self) -> int:
+        """How many numbers the embeddings of a caption are."""
+        return self.family.elements_of_text(self.unet_config)
+
+    def factors(self) -> tuple[int, int]:
+        """By how much VAE and UNet divide a side of the image, and of the latents."""
+        return shrinks(self.vae_config), shrinks(self.unet_config)
+
+
+def blueprint(model: Model) -> Blueprint:
+    """Read the configurations of `model.base`: a folder, what was fetched from the hub, or the embedded pipeline.
+
+    No network is used: a hub name that was not fetched before gives the family's published architecture. Raises
+    UserError for an unknown family, or a folder without configurations.
+    """
+    family = family_class(model)
+    encoders = [name for name in family.text_components if name.startswith("text_encoder")]
+    if model.base == EMBEDDED:
+        hub.check_kind(EMBEDDED, {"_class_name": presets.PRESETS["sd15"]["pipeline"]}, family.pipelines)
+        found, source = presets.configs(_embedded(encoders)), "the embedded pipeline"
+    elif Path(model.base).expanduser().is_dir():
+        folder = Path(model.base).expanduser()
+        if (folder / "model_index.json").is_file():
+            hub.check_kind(model.base, read_json(folder / "model_index.json"), family.pipelines)
+        encoders = [name for name in encoders if (folder / name).is_dir()]  # not needed where the data are encoded
+        found, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
+    else:
+        found = {name: hub.component_config(model.base, name) for name in ("unet", "vae", *encoders)}
+        source = model.base
+        if None in found.values():
+            found = presets.configs(presets.components(family.preset))
+            source = f"the published architecture '{family.preset}' ({model.base} is not here)"
+    if model.vae and Path(model.vae).expanduser().is_dir():
+        found["vae"] = read_json(hub.vae_folder(model.vae) / "config.json")
+    elif model.vae:
+        hub.check_name("model.vae", model.vae)  # the base's stands for it, until it is fetched
+    return Blueprint(family, found["unet"], found["vae"], {name: found[name] for name in encoders}, source)
+
+
+def _read(folder: Path, component: str) -> dict[str, Any]:
+    file = folder / component / "config.json"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: model.base must be a diffusers pipeline folder or a hub name")
+    return read_json(file)
+
+
+def _embedded(encoders: list[str]) -> dict[str, Any]:
+    """Makers of the embedded pipeline's components."""
+    from fdpo_fast.digits import pipeline
+    from fdpo_fast.digits.dataset import SIZE
+
+    makers = {"unet": lambda: pipeline.make_unet(SIZE), "vae": lambda: pipeline.make_vae(SIZE)}
+    return makers | dict.fromkeys(encoders, pipeline.make_text_encoder)

@@ -1,0 +1,67 @@
+"""A denoiser run on a batch as training runs it, and the errors that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fdpo_fast import noise
+from fdpo_fast.loss.function import fdpo_loss
+
+if TYPE_CHECKING:
+    from fdpo_fast.cache.dataset import Batch
+    from fdpo_fast.models.family import Family
+
+
+class Prediction(NamedTuple):
+    """What a denoiser made of a batch, and what it is measured by."""
+
+    pred: Tensor  # [2b, c, h, w]
+    target: Tensor  # see `Family.target`
+    timesteps: Tensor  # [b] int64
+
+
+def predict(family: Family, unet: nn.Module, batch: Batch) -> Prediction:
+    """Noise a batch as its draws say and denoise it once."""
+    signal, sigma = (table.to(batch.latents.device) for table in (family.signal, family.sigma))
+    noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)
+    if family.model.channels_last:
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+    pred = family.predict(unet, noisy, torch.cat([timesteps, timesteps]), batch.condition)
+    return Prediction(pred, family.target(batch.latents, batch.draws), timesteps)
+
+
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """Run a reference model by the kernels that training takes, and keep nothing for a backward pass.
+
+    torch chooses them by whether gradients are required (`should_fold` of at::matmul is one place). Frozen, SDXL's
+    linear layers behind a permuted input round another way, and in bf16 its errors differ by 4e-4 from those in
+    training: as a logit, times ratio_scale, by 1. The model must have been made ready as the policy was
+    (`trainable.ready`).
+    """
+    with torch.enable_grad(), saved_tensors_hooks(lambda tensor: None, _refuse):
+        yield
+
+
+def _refuse(nothing: None) -> Tensor:
+    raise RuntimeError("a reference model has no backward pass: nothing was kept for it")
+
+
+@torch.no_grad()
+def errors(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each sample, [2b] float64: to the last bit the sum that the loss forms of the same tensors.
+
+    The loss tells by how much the error exceeds a given one, in float32. What was found is given back to it twice; the
+    differences are exact, and three times 24 bits hold all 53.
+    """
+    found = torch.zeros(len(pred), dtype=torch.float64, device=pred.device)
+    for _ in range(3):
+        _, stats = fdpo_loss(pred, found, target, divergence="reverse_kl", beta=1.0, ratio_scale=1.0, reduction="none")
+        found = found - torch.cat([stats.log_ratio_w, stats.log_ratio_l])
+    return found

@@ -1,0 +1,93 @@
+"""What of a denoiser is trained, and how its layers are run; policy and reference are made ready by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import Transformer2DModel
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+from peft import LoraConfig
+from torch import nn
+from torch.nn import Parameter
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import LoRA, Model
+from fdpo_fast.models.graphs import Graphs
+
+CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
+    "off": lambda module: False,
+    "per_block": lambda module: isinstance(module, Transformer2DModel),
+    "full": lambda module: True,
+}
+"""By `model.gradient_checkpointing`: whether a module computes its layers again in the backward pass.
+
+A Transformer2DModel does so with each of its transformer blocks, the UNet's down, mid and up blocks with their resnets.
+"""
+
+
+SHAPES = 256
+"""How many versions torch.compile may make of a block: one for each size of its inputs. Beyond, it would run the block
+as it stands, by other kernels than the reference's."""
+
+
+def ready(unet: nn.Module, model: Model, *, reference: bool = False) -> list[Parameter]:
+    """Make a denoiser run as training runs it: adapter, checkpointing, mode, compiled blocks; returns what is trained.
+
+    The reference is made ready by this too, whatever it is frozen for: libraries choose kernels by all of these, and in
+    bf16 another kernel's rounding, times ratio_scale, is as large as a margin. A fresh adapter adds exact zeros.
+    """
+    trained = prepare(unet, model)
+    unet.train()
+    if model.compile:
+        torch._dynamo.config.cache_size_limit = SHAPES
+        # a version for each shape, so that what a batch is computed by does not depend on those before it
+        unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    if model.cuda_graphs:
+        Graphs(unet, trains=not reference)
+    return trained
+
+
+@contextmanager
+def without_adapter(unet: nn.Module) -> Iterator[None]:
+    """Run a policy as its base within the block: what the adapter adds is multiplied by zero.
+
+    Taking the adapter out of the graph would leave its layers without gradients, and they would take other kernels.
+    """
+    scale_lora_layers(unet, 0.0)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(unet, 0.0)
+
+
+def prepare(unet: nn.Module, model: Model) -> list[Parameter]:
+    """Add the adapter and switch checkpointing on as the configuration says; returns what is to be trained."""
+    if model.train == "lora":
+        add_lora(unet, model.lora)
+    checkpoint(unet, model.gradient_checkpointing)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def checkpoint(unet: nn.Module, choice: str) -> None:
+    """Switch gradient checkpointing to a choice of CHECKPOINTING."""
+    unet.enable_gradient_checkpointing()
+    for module in unet.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = CHECKPOINTING[choice](module)
+
+
+def add_lora(unet: nn.Module, lora: LoRA) -> None:
+    """Freeze `unet` and add a trainable adapter that changes nothing yet.
+
+    Raises UserError for a target that no layer is named by, or that no adapter can be made for.
+    """
+    for target in lora.targets:
+        found = [module for name, module in unet.named_modules() if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise UserError(f"model.lora.targets: no layer of the UNet is named '{target}'")
+        if other := next((module for module in found if not isinstance(module, nn.Linear | nn.Conv2d)), None):
+            raise UserError(f"model.lora.targets: '{target}' is a {type(other).__name__}, not linear or a convolution")
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))

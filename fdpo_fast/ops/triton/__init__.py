@@ -1,0 +1,1 @@
+"""The operators on GPU tensors: Triton kernels and their launches."""

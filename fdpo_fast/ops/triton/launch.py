@@ -1,0 +1,226 @@
+"""The operators on GPU tensors: launches of the Triton kernels, one each. `missing` says why it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.torch_version import TorchVersion
+
+from fdpo_fast.ops.results import STATS, Results, elements, is_draws
+from fdpo_fast.ops.strides import arrange
+
+
+class Lazy:
+    """A module of kernels, imported at the first launch: Triton takes a while and is not everywhere."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, kernel: str) -> Any:
+        found = getattr(import_module(self.name), kernel)
+        setattr(self, kernel, found)  # and no longer asked for
+        return found
+
+
+_loss, _noise = Lazy("fdpo_fast.ops.triton.loss"), Lazy("fdpo_fast.ops.triton.noise")
+
+LOWEST_TRITON = (3, 3)
+"""Older ones do not compile the kernels; `pyproject.toml` asks for it too."""
+
+
+def _missing() -> str | None:
+    """What there is to install; without importing Triton, which takes a while."""
+    if not find_spec("triton"):
+        return "Triton (`pip install triton`)"
+    try:
+        found = TorchVersion(version("triton"))
+    except PackageNotFoundError:  # a build for ROCm or Windows, of another name
+        return None
+    return f"Triton >= {'.'.join(map(str, LOWEST_TRITON))} ({found} is installed)" if found < LOWEST_TRITON else None
+
+
+missing: str | None = _missing()
+
+DEVICE = "cuda"
+DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+
+BLOCK = 1024
+"""Elements of each sample that a program takes."""
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg": 128})
+"""Of every launch: contraction of products and sums is the kernels' choice, not the compiler's; and without a word on
+registers ptxas takes 48 of them and spills, on sm_120."""
+
+
+@torch.compiler.assume_constant_result
+def devices() -> tuple[str, ...]:
+    """Types of device whose tensors it takes; the CPU's only by Triton's interpreter, where that is on."""
+    from triton import JITFunction
+
+    return ("cuda",) if isinstance(_noise.normals_kernel, JITFunction) else ("cuda", "cpu")
+
+
+class _Walk(NamedTuple):
+    """How a launch goes over samples [2B, ...], one program per pair and chunk; the tensors apart."""
+
+    pairs: int
+    n: int  # elements of a sample
+    chunks: int
+    grid: tuple[int]
+    sizes: tuple[int, int]
+    strides: list[tuple[int, int, int]]  # within a row, of each tensor
+    options: dict[str, Any]
+    """Of the launch, switches among them."""
+
+
+_walks: dict[tuple, _Walk] = {}
+_MOST_WALKS = 1024
+
+
+def _walk(tensors: list[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], _Walk]:
+    """The tensors as the kernels take them, and the walk over them, which is remembered for their shape and strides."""
+    key = (tensors[0].shape, logical, *(tensor.stride() for tensor in tensors))
+    known = _walks.get(key)
+    if known is not None:
+        return tensors, known
+    taken, order = arrange(tensors, logical=logical)
+    pairs, n = tensors[0].shape[0] // 2, elements(tensors[0])
+    chunks, spans = -(-n // BLOCK), [n]
+    if order:
+        spans += [sum((size - 1) * stride for size, stride in zip(order.sizes, s, strict=True)) for s in order.strides]
+    switches = {"DENSE": order is None, "WIDE": max(spans) + BLOCK >= 2**31, "BLOCK": BLOCK}
+    sizes, strides = (order.sizes[1:], order.strides) if order else ((0, 0), [(0, 0, 0)] * len(tensors))
+    found = _Walk(pairs, n, chunks, (pairs * chunks,), sizes, strides, switches | OPTIONS)
+    if taken is tensors:
+        if len(_walks) >= _MOST_WALKS:
+            _walks.clear()
+        _walks[key] = found
+    return taken, found
+
+
+_NOWHERE = (0, 0, 0)
+"""Strides of a tensor without samples, where one with them could stand."""
+_HERE = nullcontext()
+
+
+def on(device: torch.device):
+    """Triton launches on the current device; an interpreted kernel needs none."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)
+
+
+@cache
+def _kept_counters(device: torch.device, stream: int, size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.int32, device=device)
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream of a device; 0 for the CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def counters(device: torch.device, count: int) -> Tensor:
+    """int32 zeros, which every launch leaves as zeros: kept for each stream, since filling them would be a launch.
+
+    A CUDA graph, which may be replayed on any stream, gets its own, filled at each replay.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    return _kept_counters(device, stream_of(device), max(1024, 1 << count.bit_length()))
+
+
+def loss_forward(
+    pred: Tensor,
+    ref: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    link: Sequence[float],
+    loss_type: Sequence[float],
+    beta: float,
+    ratio_scale: float,
+    interleaved: bool,
+    reduction: str,
+    upstream: float | None,
+) -> Results:
+    """See `ops.library.loss_forward`. A gradient asked for takes a launch of its own."""
+    out, predicted, drawn = Results.empty(pred, reduction, False), ref.shape == pred.shape, is_draws(target)
+    if pred.shape[0] == 0:
+        out.loss.zero_()
+        out.accuracy.zero_()
+        return out._replace(grad=torch.empty_like(pred)) if upstream is not None else out
+    rows, over = _walk([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
+    p, r, t = rows[0], rows[1] if predicted else ref.contiguous(), target.contiguous() if drawn else rows[-1]
+    strides, device, pairs = over.strides, pred.device, over.pairs
+    sums = 6 if predicted else 2  # of a program, see the kernel
+    room = torch.empty(pairs * sums * over.chunks, dtype=torch.float64, device=device)
+    losses = out.loss if reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
+    with on(device):
+        _loss.loss_forward_kernel[over.grid](
+            p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, counters(device, pairs + 1),
+            pairs, over.n, over.chunks, p.stride(0), r.stride(0) if predicted else 0, 0 if drawn else t.stride(0),
+            *over.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(_NOWHERE if drawn else strides[-1]),
+            *map(float, link), *map(float, loss_type),  # an integer would be compiled in
+            beta, ratio_scale, 1 / pairs if reduction == "mean" else 1.0,
+            INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
+            REDUCE=reduction != "none", **over.options,
+        )  # fmt: skip
+    if upstream is not None:
+        return out._replace(
+            grad=loss_backward(torch.full_like(out.loss, upstream), out.stats, pred, target, interleaved)
+        )
+    return out
+
+
+def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
+    """See `ops.library.loss_backward`."""
+    grad, drawn = torch.empty_like(pred), is_draws(target)
+    if pred.shape[0] == 0:
+        return grad
+    (p, g, *rows), over = _walk([pred, grad] if drawn else [pred, grad, target], logical=drawn)
+    t, strides = target.contiguous() if drawn else rows[0], over.strides
+    if grad_loss.dtype != torch.float32:
+        grad_loss = grad_loss.float()
+    with on(pred.device):
+        _loss.loss_backward_kernel[over.grid](
+            grad_loss, stats.narrow(0, len(STATS), 2), p, t, g, over.pairs, over.n, over.chunks,
+            grad_loss.stride(0) if grad_loss.ndim else 0, p.stride(0), 0 if drawn else t.stride(0), g.stride(0),
+            *over.sizes, *strides[0], *(_NOWHERE if drawn else strides[2]), *strides[1],
+            INTERLEAVED=interleaved, DRAWN=drawn, **over.options,
+        )  # fmt: skip
+    return grad if g is grad else grad.copy_(g)
+
+
+def add_noise(
+    latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """See `ops.library.add_noise`."""
+    out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
+    if latents.shape[0] == 0:
+        return out, timesteps
+    (x, noisy), over = _walk([latents, out], logical=True)
+    with on(latents.device):
+        _noise.add_noise_kernel[over.grid](
+            x, draws, signal, sigma, noisy, timesteps, over.pairs, over.n, over.chunks, signal.shape[0],
+            x.stride(0), noisy.stride(0), *over.sizes, *over.strides[0], *over.strides[1],
+            INTERLEAVED=interleaved, **over.options,
+        )  # fmt: skip
+    return out if noisy is out else out.copy_(noisy), timesteps
+
+
+def normals(draws: Tensor, count: int) -> Tensor:
+    """See `ops.library.normals`."""
+    out, draws = torch.empty((draws.shape[1], count), device=draws.device), draws.contiguous()
+    chunks = -(-count // BLOCK)
+    if out.numel():
+        rows = out.shape[0]
+        with on(draws.device):
+            _noise.normals_kernel[(rows * chunks,)](draws, out, rows, count, chunks, BLOCK=BLOCK, **OPTIONS)
+    return out

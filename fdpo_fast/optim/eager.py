@@ -1,0 +1,102 @@
+"""The optimizer in plain torch: what every kernel must compute, and the backend for devices without one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fdpo_fast.noise import ROUNDING, draws, words
+from fdpo_fast.optim.codebook import BLOCK, LEAST_M, LEAST_V, dynamic_map
+from fdpo_fast.optim.update import Clip, Updates
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_ZERO = 127  # the code of m = 0
+
+
+def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
+    """States in float32 of uint8 codes of any shape; absmax [blocks]."""
+    values = dynamic_map(signed).values.to(codes.device)[codes.flatten().int()]
+    return (values * absmax.repeat_interleave(BLOCK)[: codes.numel()]).reshape(codes.shape)
+
+
+def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """(codes, absmax [blocks]) of states; the nearest values of the map, but for its lower end (`dynamic_map`).
+
+    What is not a number gets the code of 0; blocks whose largest magnitude is denormal are zeros.
+    """
+    flat = states.float().flatten().nan_to_num(nan=0.0)
+    blocks = pad(flat, (0, -flat.numel() % BLOCK)).reshape(-1, BLOCK)
+    absmax = blocks.abs().amax(1)
+    absmax = torch.where(absmax < torch.finfo(torch.float32).tiny, 0.0, absmax)
+    x = torch.where(absmax[:, None] > 0, blocks / absmax[:, None], 0.0).flatten()[: flat.numel()]
+    values = dynamic_map(signed).values.to(x.device)
+    codes = torch.bucketize(x, (values[1:] + values[:-1]) / 2, right=True)
+    if signed:
+        rank = (codes - _ZERO).abs().clamp_min(LEAST_M)
+        codes = torch.where(x > 0, _ZERO + rank, torch.where(x < 0, _ZERO - rank, _ZERO)).clamp(max=255)
+    else:
+        codes = codes.clamp_min(LEAST_V)
+    return codes.to(torch.uint8).reshape(states.shape), absmax
+
+
+def random_bits(seed: int, index: int, step: int, first: int, count: int, device: torch.device) -> Tensor:
+    """16 random bits for each of `count` elements from `first` on (a multiple of 8), as int32.
+
+    Words of the counter-based stream ROUNDING (`noise`) with the parameter's index for pair_id and the optimizer's step
+    for visit; each gives two elements their bits, the lower half first.
+    """
+    drawn = draws(seed, index, step, device=device)
+    stream = words(drawn, ROUNDING, -(-count // 8), first // 8)[0]
+    return torch.stack((stream & 0xFFFF, stream >> 16), 1).flatten()[:count].int()
+
+
+def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 values to one of the two neighbours in bfloat16 or float16, the nearer one the more probably.
+
+    bits: 16 random ones each, int32. What has no neighbours (infinities, NaN, beyond float16) is rounded to nearest.
+    """
+    if dtype == torch.bfloat16:
+        special = ~values.isfinite()
+        moved = values.view(torch.int32) + torch.where(special, 0, bits)
+        return (moved & -65536).view(torch.float32).to(dtype)
+    magnitude = values.abs()
+    small = magnitude < 2.0**-14  # whose step is 2^-24
+    fixed = torch.where(small, magnitude * 2.0**40, 0.0).to(torch.int32) + bits >> 16
+    kept = (magnitude.view(torch.int32) + (bits >> 3) & -8192).view(torch.float32)
+    rounded = torch.where(small, fixed * 2.0**-24, kept).to(dtype).copysign(values)
+    return torch.where(magnitude < 65536, rounded, values.to(dtype))
+
+
+def step(updates: Updates, clip: Clip | None = None) -> None:
+    """One step of each parameter, in place."""
+    if clip:
+        clip.gradients(updates)
+    for u in updates.rows():
+        rule, g = u.rule, u.grad.float()
+        rates = rule.rates
+        coded = u.absmax_m is not None
+        m = decode(u.m, u.absmax_m, True) if coded else u.m
+        v = decode(u.v, u.absmax_v, False) if coded else u.v
+        m = rates.beta1 * m + rates.one_minus_beta1 * g
+        v = rates.beta2 * v + rates.one_minus_beta2 * g * g
+        p = u.data.float()
+        moved = p - (rates.decay * p + rates.step_size * m / (v.sqrt() + rates.eps))
+        if rule.stochastic and u.data.dtype != torch.float32:
+            bits = random_bits(rule.seed, u.index, rule.step, rule.first, u.data.numel(), u.data.device)
+            u.data.copy_(round_randomly(moved, bits.reshape(moved.shape), u.data.dtype))
+        else:
+            u.data.copy_(moved)
+        if u.copy is not None:
+            u.copy.copy_(moved)
+        if coded:  # what float32 cannot hold is forgotten, so that the block's other codes are not lost beside it
+            held = v <= torch.finfo(torch.float32).max
+            m, v = torch.where(held, m, 0.0), torch.where(held, v, 0.0)
+        for state, absmax, new, signed in ((u.m, u.absmax_m, m, True), (u.v, u.absmax_v, v, False)):
+            if coded:
+                codes, largest = encode(new, signed)
+                state.copy_(codes)
+                absmax.copy_(largest)
+            else:
+                state.copy_(new)

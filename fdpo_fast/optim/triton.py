@@ -1,0 +1,206 @@
+"""The optimizer on GPU tensors: one Triton launch for the parameters of a kind, one more before it to clip them.
+
+The kernels find their tensors by a table of addresses. It stays on the device from step to step; rows of it are written
+anew where a column has changed, and go there through pinned memory, so that nobody waits.
+"""
+
+from __future__ import annotations
+
+from array import array
+from functools import cache, reduce
+from itertools import accumulate, compress
+from operator import not_, or_
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdpo_fast.ops.triton.launch import OPTIONS, Lazy, counters, on, stream_of
+from fdpo_fast.optim.codebook import BLOCK, dynamic_map
+from fdpo_fast.optim.update import Clip, Kind, Rule, Updates
+
+_kernels = Lazy("fdpo_fast.optim.triton_kernel")
+
+ROWS = 4
+"""Blocks of a program: one for each of its warps."""
+CHUNK = 16 * ROWS * BLOCK
+"""Elements of a program that adds up squares: fewer of them would have to come together behind their tensor."""
+_OPTIONS = OPTIONS | ({"maxnreg": 160} if "maxnreg" in OPTIONS else {})  # with fewer it spills on sm_100
+
+
+@cache
+def _lines(device: torch.device) -> Tensor:
+    """Both maps' tables [2, 6, 8]."""
+    return torch.stack([dynamic_map(signed).table for signed in (True, False)]).to(device)
+
+
+@cache
+def _like(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Tells a kernel the type behind an address."""
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def staged(words: array, device: torch.device) -> Tensor:
+    """int64 numbers on a device, without a wait. `words` may change at once.
+
+    A copy from memory that is not pinned waits for all launches before it. torch hands out pinned memory again only
+    once the copies that it was told of are done (CachingHostAllocator), so none is overwritten under way.
+    """
+    if device.type == "cpu":
+        return torch.frombuffer(words[:], dtype=torch.int64)
+    return torch.frombuffer(words, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
+
+
+class _Rules(NamedTuple):
+    """The small table of what parameters have in common, by two views: [rules, 14] float32 and [rules, 7] int64."""
+
+    rules: list[Rule]
+    rates: Tensor
+    words: Tensor
+
+    @classmethod
+    def of(cls, rules: list[Rule], device: torch.device, stream: int) -> _Rules:
+        """The last one, where that was of the same; buckets inside backward are many."""
+        last = _last_rules.get((device, stream))
+        if last is None or last.rules != rules:
+            words = array("q")
+            for rule in rules:
+                seed = rule.seed - 2**64 if rule.seed >> 63 else rule.seed
+                words.frombytes(array("f", (*rule.rates, 0.0)).tobytes())
+                words.extend((seed, rule.step, rule.first))
+            table = staged(words, device)
+            last = _last_rules[device, stream] = cls(rules, table.view(torch.float32), table)
+        return last
+
+
+_last_rules: dict[tuple[torch.device, int], _Rules] = {}
+
+
+class _Launch(NamedTuple):
+    """Parameters that can all be read by 128 bits, or not, with their table on the device."""
+
+    table: Tensor
+    tensors: int
+    programs: int
+    norm_programs: int
+    aligned: bool
+
+
+class _Table:
+    """The table of the parameters of one kind: rows are columns of `Updates`."""
+
+    ROWS = 12
+    """Addresses of data, grad, m, v, copy; elements; addresses of both absmax; index; rule; then, as a running count
+    over the tensors, programs of the step and of the norm."""
+    ALIGNED = 6
+    """The first rows, which decide whether vectors can be read."""
+
+    def __init__(self) -> None:
+        self._columns: list[array | None] = [None] * 10
+        self._odd = [0] * self.ALIGNED  # bits below 16 that a row has
+        self._words = array("q")
+        self._launches: list[_Launch] = []
+
+    def launches(self, updates: Updates) -> list[_Launch]:
+        """The table as it is to be now."""
+        data, grad, m, v, absmax_m, absmax_v, copy = updates.addresses
+        counts = updates.counts
+        columns = [data, grad, m, v, copy, counts, absmax_m, absmax_v, updates.indices, updates.rule_of]
+        before = self._columns
+        if columns == before:
+            return self._launches
+        n, device = len(counts), updates.kind.device
+        if len(self._words) != n * self.ROWS:
+            self._words, before = array("q", bytes(8 * n * self.ROWS)), [None] * len(columns)
+        for row, (column, old) in enumerate(zip(columns, before, strict=True)):
+            if column is not None and column != old:
+                self._write(row, column)
+                if row < self.ALIGNED:
+                    self._odd[row] = reduce(or_, column) & 15
+        if counts != before[5]:
+            self._write(10, array("q", accumulate(-(-count // (ROWS * BLOCK)) for count in counts)))
+            self._write(11, array("q", accumulate(-(-count // CHUNK) for count in counts)))
+        self._columns = columns
+        odd = self._misplaced(n) if any(self._odd) else []
+        if any(odd) and not all(odd):
+            fine = list(map(not_, odd))
+            self._launches = [part for chosen in (fine, odd) for part in _Table().launches(_where(updates, chosen))]
+        else:
+            ends = self._words[n * 11 - 1], self._words[n * 12 - 1]
+            self._launches = [_Launch(staged(self._words, device), n, *ends, not any(odd))]
+        return self._launches
+
+    def _misplaced(self, n: int) -> list[bool]:
+        """Which tensors cannot be read by 128 bits."""
+        rows = torch.frombuffer(self._words, dtype=torch.int64)[: self.ALIGNED * n]
+        return (rows.view(-1, n) & 15).any(0).tolist()
+
+    def _write(self, row: int, column: array) -> None:
+        self._words[row * len(column) : (row + 1) * len(column)] = column
+
+
+def _where(updates: Updates, chosen: list[bool]) -> Updates:
+    """Those that are chosen."""
+
+    def pick(column: array | None) -> array | None:
+        return column and array("q", compress(column, chosen))
+
+    kind, tensors, addresses, counts, indices, rule_of, rules = updates
+    tensors = [column and list(compress(column, chosen)) for column in tensors]
+    return Updates(kind, tensors, list(map(pick, addresses)), pick(counts), pick(indices), pick(rule_of), rules)
+
+
+class Stepper:
+    """Steps parameters in place; remembers the tables that are on the device.
+
+    Those of each stream by themselves: another one would have to wait for them.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[Kind, int], _Table] = {}
+
+    def __call__(self, updates: Updates, clip: Clip | None = None) -> None:
+        kind, device = updates.kind, updates.kind.device
+        stream = stream_of(device)
+        with on(device):
+            rules = _Rules.of(updates.rules, device, stream)
+            table = self._tables.setdefault((kind, stream), _Table())
+            for launch in table.launches(updates):
+                factors = None if clip is None else _factors(kind, launch, clip)
+                _kernels.step_kernel[(launch.programs,)](
+                    launch.table,
+                    rules.rates,
+                    rules.words,
+                    _lines(device),
+                    factors,
+                    launch.tensors,
+                    _like(kind.data, device),
+                    _like(kind.grad, device),
+                    _like(kind.state, device),
+                    COPIED=kind.copied,
+                    STOCHASTIC=kind.stochastic,
+                    ALIGNED=launch.aligned,
+                    ROWS=ROWS,
+                    BLOCK=BLOCK,
+                    **_OPTIONS,
+                )
+
+
+def _factors(kind: Kind, launch: _Launch, clip: Clip) -> Tensor:
+    """What each gradient is multiplied with, 0 for one that is not finite, [tensors]."""
+    device, tensors = kind.device, launch.tensors
+    room = torch.empty(tensors + launch.norm_programs, device=device)
+    _kernels.norm_kernel[(launch.norm_programs,)](
+        launch.table,
+        room,
+        counters(device, tensors),
+        clip.bad,
+        clip.max_norm,
+        tensors,
+        _like(kind.grad, device),
+        ALIGNED=launch.aligned,
+        CHUNK=CHUNK,
+        TILE=ROWS * BLOCK,
+        **OPTIONS,
+    )
+    return room

@@ -1,0 +1,227 @@
+"""The optimizer's step in Triton: many tensors in one launch, a block of 256 elements to each warp.
+
+The formulas are those of `optim.eager`, the lines of the maps those of `optim.codebook`.
+"""
+
+import triton
+import triton.language as tl
+
+from fdpo_fast.ops.triton.noise import philox_words
+from fdpo_fast.optim.codebook import LOWEST, SEGMENTS_PER_BIT
+
+_LOWEST, _SEGMENTS_PER_BIT = tl.constexpr(LOWEST), tl.constexpr(SEGMENTS_PER_BIT)
+_ROUNDING = tl.constexpr(3)  # the stream, as in noise.py
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+_SMALLEST = tl.constexpr(1.1754943508222875e-38)
+_LANES = tl.constexpr(128)  # partial sums read at once
+
+
+@triton.jit
+def _line(lines, rank):
+    """The map's values at ranks, which carry 1/2 or 1: offset + slope * rank, by the rank's exponent."""
+    at = (rank.to(tl.int32, bitcast=True) >> 23) & 7
+    return tl.load(lines + at) + tl.load(lines + 8 + at) * rank
+
+
+@triton.jit
+def _rank(lines, x):
+    """Ranks of values in [0, 1]."""
+    bits = tl.maximum(x, _LOWEST).to(tl.int32, bitcast=True)
+    before = ((bits >> 16) * _SEGMENTS_PER_BIT >> 16) & 7
+    at = before + (x >= tl.load(lines + 16 + before)).to(tl.int32)
+    rank = tl.minimum(tl.load(lines + 24 + at) + tl.load(lines + 32 + at) * x, tl.load(lines + 40 + at))
+    return rank.to(tl.int32)
+
+
+@triton.jit
+def _normalised(state):
+    """(state / absmax, absmax) of rows."""
+    absmax = tl.max(tl.abs(state), 1)
+    absmax = tl.where(absmax < _SMALLEST, 0.0, absmax)
+    scale = tl.where(absmax > 0, tl.div_rn(tl.full(absmax.shape, 1.0, tl.float32), absmax), 0.0)
+    return state * scale[:, None], absmax
+
+
+@triton.jit
+def _random_bits(seed, index, step, first, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """16 bits for each of [ROWS, BLOCK] elements from `first` on."""
+    counter = tl.arange(0, ROWS)[:, None] * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
+    w0, w1, w2, w3 = philox_words(seed, index, step, _ROUNDING, (first // 8).to(tl.uint32) + counter.to(tl.uint32))
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    return tl.interleave(words & 0xFFFF, words >> 16).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _to_bfloat16(values, bits):
+    u = values.to(tl.int32, bitcast=True)
+    moved = u + tl.where((u & 0x7F800000) == 0x7F800000, 0, bits)
+    return (moved & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+@triton.jit
+def _to_float16(values, bits):
+    u = values.to(tl.int32, bitcast=True)
+    magnitude = u & 0x7FFFFFFF
+    small = magnitude < (113 << 23)  # whose step is 2^-24
+    size = tl.where(small, magnitude.to(tl.float32, bitcast=True), 0.0)
+    fixed = (size * 1099511627776.0).to(tl.int32) + bits >> 16
+    kept = (magnitude + (bits >> 3) & -8192).to(tl.float32, bitcast=True)
+    out = tl.where(small, fixed.to(tl.float32) * 5.960464477539063e-08, kept)
+    out = tl.where(u < 0, -out, out)
+    return tl.where(magnitude < (143 << 23), out, values).to(tl.float16)
+
+
+@triton.jit
+def _randomly(values, bits, dtype: tl.constexpr):
+    """To one of the two neighbours: see reference.round_randomly."""
+    return _to_bfloat16(values, bits) if dtype == tl.bfloat16 else _to_float16(values, bits)
+
+
+@triton.jit
+def _nearest(values, dtype: tl.constexpr):
+    if dtype == tl.bfloat16:  # in so many words: the interpreter truncates
+        out = _to_bfloat16(values, 0x7FFF + ((values.to(tl.int32, bitcast=True) >> 16) & 1))
+    else:
+        out = values.to(dtype)
+    return out
+
+
+@triton.jit
+def _find(table, tensors, ROW: tl.constexpr):
+    """The tensor of this program, and the first program of that: `table` counts programs up to the end of each."""
+    low, high = tensors * 0, tensors
+    while low < high:
+        middle = (low + high) // 2
+        beyond = tl.load(table + ROW * tensors + middle) > tl.program_id(0)
+        high = tl.where(beyond, middle, high)
+        low = tl.where(beyond, low, middle + 1)
+    return low, tl.load(table + ROW * tensors + low - 1, low > 0, 0).to(tl.int32)
+
+
+@triton.jit
+def _address(table, tensors, tensor, like, ROW: tl.constexpr, ALIGNED: tl.constexpr):
+    address = tl.load(table + ROW * tensors + tensor).to(like.dtype)
+    return tl.multiple_of(address, 16) if ALIGNED else address
+
+
+@triton.jit
+def _count(table, tensors, tensor, ALIGNED: tl.constexpr):
+    count = tl.load(table + 5 * tensors + tensor)
+    return tl.multiple_of(count, 16) if ALIGNED else count
+
+
+@triton.jit(do_not_specialize=["max_norm", "tensors"])
+def norm_kernel(
+    table,  # as below
+    factors,  # [tensors], then room for a sum of each program
+    counters,  # [tensors] zeros, which they are again in the end
+    bad,  # [] becomes 1 where a gradient is not finite
+    max_norm,  # 0: none
+    tensors,
+    grad_like,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """What each gradient is to be multiplied with: min(1, max_norm / its norm), or 0 where it is not finite.
+
+    The last program of a tensor to arrive adds up what all have left, always in the same order.
+    """
+    tensor, before = _find(table, tensors, 11)
+    grad = _address(table, tensors, tensor, grad_like, 1, ALIGNED)
+    count = _count(table, tensors, tensor, ALIGNED)
+    start = (tl.program_id(0) - before).to(tl.int64) * CHUNK
+    sums = tl.zeros([TILE], tl.float32)
+    for tile in range(CHUNK // TILE):
+        at = start + tile * TILE + tl.arange(0, TILE)
+        g = tl.load(grad + at, at < count, 0.0).to(tl.float32)
+        sums += g * g
+    partials = factors + tensors
+    tl.store(partials + tl.program_id(0), tl.sum(sums))
+    end = tl.load(table + 11 * tensors + tensor).to(tl.int32)
+    tl.debug_barrier()
+    if tl.atomic_add(counters + tensor, 1, sem="acq_rel", scope="gpu") == end - before - 1:
+        tl.store(counters + tensor, 0)
+        lanes = tl.arange(0, _LANES)
+        total = tl.zeros([_LANES], tl.float32)
+        for first in range(before, end, _LANES):
+            total += tl.load(partials + first + lanes, first + lanes < end, 0.0, cache_modifier=".cg")
+        norm = tl.sqrt_rn(tl.sum(total))
+        finite = norm <= _LARGEST
+        bound = tl.where(max_norm > 0, tl.div_rn(max_norm * 0 + 1.0, norm) * max_norm, 1.0)  # as torch divides a number
+        tl.store(factors + tensor, tl.where(finite, tl.minimum(bound, 1.0), 0.0))
+        tl.store(bad, 1.0, not finite)
+
+
+@triton.jit(do_not_specialize=["tensors"])
+def step_kernel(
+    table,  # [12, tensors] int64, see optim.triton: addresses of data, grad, m, v, copy; count; absmax of both; ...
+    rates,  # [rules, 14]: the seven of `Rates`
+    words,  # [rules, 7], the same memory: seed, step and first behind the rates
+    lines,  # [2, 6, 8]
+    factors,  # [tensors], of the gradients; or None
+    tensors,
+    data_like,
+    grad_like,
+    state_like,
+    COPIED: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tensor, before = _find(table, tensors, 10)
+    data, grad = (
+        _address(table, tensors, tensor, data_like, 0, ALIGNED),
+        _address(table, tensors, tensor, grad_like, 1, ALIGNED),
+    )
+    m_at = _address(table, tensors, tensor, state_like, 2, ALIGNED)
+    v_at = _address(table, tensors, tensor, state_like, 3, ALIGNED)
+    absmax_m = _address(table, tensors, tensor, lines, 6, False)
+    absmax_v = _address(table, tensors, tensor, lines, 7, False)
+    count = _count(table, tensors, tensor, ALIGNED)
+    rule = tl.load(table + 9 * tensors + tensor)
+    rate, word = rates + rule * 14, words + rule * 7
+
+    block = (tl.program_id(0) - before).to(tl.int64) * ROWS
+    at = block * BLOCK + tl.arange(0, ROWS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = at < count
+    blocks = block + tl.arange(0, ROWS)
+    there = blocks * BLOCK < count
+    g = tl.load(grad + at, inside, 0.0).to(tl.float32)
+    if factors is not None:
+        factor = tl.load(factors + tensor)
+        dtype: tl.constexpr = grad_like.dtype.element_ty
+        g = tl.where(factor > 0, _nearest(g * _nearest(factor, dtype).to(tl.float32), dtype).to(tl.float32), 0.0)
+    p = tl.load(data + at, inside, 0.0).to(tl.float32)
+    CODED: tl.constexpr = state_like.dtype.element_ty == tl.uint8
+    m, v = tl.load(m_at + at, inside, 0), tl.load(v_at + at, inside, 0)
+    if CODED:
+        signed = m.to(tl.int32) - 127
+        size = _line(lines, tl.abs(signed).to(tl.float32) + 0.5)
+        m = tl.where(signed < 0, -size, size) * tl.load(absmax_m + blocks, there, 0.0)[:, None]
+        v = _line(lines + 48, (v.to(tl.int32) + 1).to(tl.float32)) * tl.load(absmax_v + blocks, there, 0.0)[:, None]
+    m = tl.load(rate) * m + tl.load(rate + 1) * g
+    v = tl.load(rate + 2) * v + tl.load(rate + 3) * g * g
+    moved = p - (tl.load(rate + 4) * p + tl.div_rn(tl.load(rate + 5) * m, tl.sqrt_rn(v) + tl.load(rate + 6)))
+    if STOCHASTIC:
+        index, first = tl.load(table + 8 * tensors + tensor), tl.load(word + 6) + block * BLOCK
+        bits = _random_bits(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
+        tl.store(data + at, _randomly(moved, bits, data_like.dtype.element_ty), inside)
+    else:
+        tl.store(data + at, _nearest(moved, data_like.dtype.element_ty), inside)
+    if COPIED:
+        copy = tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.bfloat16))
+        tl.store((tl.multiple_of(copy, 16) if ALIGNED else copy) + at, _nearest(moved, tl.bfloat16), inside)
+    if CODED:
+        held = inside & (v <= _LARGEST)  # what float32 cannot hold is forgotten
+        x, largest_m = _normalised(tl.where(held, m, 0.0))
+        y, largest_v = _normalised(tl.where(held, v, 0.0))
+        rank = _rank(lines, tl.abs(x))
+        tl.store(m_at + at, tl.maximum(tl.where(x < 0, 127 - rank, 127 + rank), 0).to(tl.uint8), inside)
+        tl.store(v_at + at, _rank(lines + 48, y).to(tl.uint8), inside)
+        tl.store(absmax_m + blocks, largest_m, there)
+        tl.store(absmax_v + blocks, largest_v, there)
+    else:
+        tl.store(m_at + at, m, inside)
+        tl.store(v_at + at, v, inside)

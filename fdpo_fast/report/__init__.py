@@ -1,0 +1,1 @@
+"""Reports of runs and comparisons: pages, pictures, and what a run has written."""

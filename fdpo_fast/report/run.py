@@ -1,0 +1,51 @@
+"""What a training run has written so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fdpo_fast.files import read_json
+from fdpo_fast.training.metrics import read_records
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of a run's folder; it may still be training."""
+
+    folder: Path
+
+    @cached_property
+    def records(self) -> list[dict]:
+        """Of every step that is on disk."""
+        return read_records(self.folder)
+
+    @property
+    def bins(self) -> list[tuple[int, list[dict]]]:
+        """(step, bins) where there are some."""
+        return [(record["step"], record["bins"]) for record in self.records if "bins" in record]
+
+    @property
+    def edges(self) -> list[list[int]]:
+        """Of the bins that are filled in all of the run, or at times."""
+        found = {tuple(part["timesteps"]) for _, parts in self.bins for part in parts}
+        return [list(edge) for edge in sorted(found)]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for record in self.records for warning in record.get("warnings", [])]
+
+    @property
+    def config(self) -> dict:
+        return read_json(self.folder / "config.json")
+
+    @property
+    def data(self) -> dict:
+        file = self.folder / "data.json"
+        return read_json(file) if file.is_file() else {}
+
+    @property
+    def grids(self) -> list[Path]:
+        """Pictures of samples, by step."""
+        return sorted((self.folder / "samples").glob("step-*.png"))

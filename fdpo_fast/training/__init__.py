@@ -1,0 +1,1 @@
+"""The trainer's parts: order of pairs, checkpoints, metrics, sample grids."""

@@ -1,0 +1,240 @@
+"""Training statistics: gathered on the device without a wait, reduced and written every `log.every` steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fdpo_fast.config.schema import Log
+from fdpo_fast.distributed import largest_over_ranks
+from fdpo_fast.files import replacing
+from fdpo_fast.loss.function import LossStats
+from fdpo_fast.training.trackers import Boards
+
+# Sums per timestep bin; each but the count is divided by it when written.
+COLUMNS = ("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped")
+
+BY_TIMESTEP = ("margin", "accuracy", "delta_w", "delta_l")
+"""Of each bin, on the boards."""
+
+
+class Metrics:
+    """One row of sums per optimizer step and timestep bin, [bins, len(COLUMNS)] float64."""
+
+    def __init__(self, settings: Log, num_train_timesteps: int, device: torch.device) -> None:
+        self.bins, self.timesteps = settings.timestep_bins, num_train_timesteps
+        self.device = device
+        self.current = self._empty()
+        self.steps: list[tuple[int, float, Tensor, Tensor]] = []  # (step, lr, sums, gradient norm)
+        self.started = time.perf_counter()
+
+    def _empty(self) -> Tensor:
+        return torch.zeros(self.bins, len(COLUMNS), dtype=torch.float64, device=self.device)
+
+    def add(self, losses: Tensor, stats: LossStats, timesteps: Tensor) -> None:
+        """Count a micro-batch: `losses` [b] per pair, `timesteps` [b]."""
+        accuracy = (stats.margin > 0).double() + 0.5 * (stats.margin == 0).double()
+        delta_w, delta_l = stats.error_w - stats.ref_error_w, stats.error_l - stats.ref_error_l
+        values = (
+            torch.ones_like(accuracy), losses.detach(), accuracy, stats.margin, stats.error_w, stats.error_l,
+            delta_w, delta_l, stats.clipped,
+        )  # fmt: skip
+        rows = torch.stack([value.double() for value in values], dim=1)
+        self.current.index_add_(0, timesteps * self.bins // self.timesteps, rows)
+
+    def end_step(self, step: int, lr: float, grad_norm: Tensor | float | None) -> None:
+        """Close the optimizer step `step` (counted from 0)."""
+        norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm, device=self.device)
+        self.steps.append((step, lr, self.current, norm.double()))
+        self.current = self._empty()
+
+    def flush(self) -> list[dict]:
+        """Records of the steps since the last flush, equal on all ranks; the last one carries the timestep bins."""
+        sums = torch.stack([sums for _, _, sums, _ in self.steps])
+        dist.all_reduce(sums)
+        norms = torch.stack([norm for *_, norm in self.steps]).tolist()
+        seconds = time.perf_counter() - self.started
+        rate = 2 * sums[..., 0].sum().item() / seconds  # two images per pair
+        records = []
+        for (step, lr, *_), norm, total in zip(self.steps, norms, sums.sum(dim=1).tolist(), strict=True):
+            record = {"step": step, **_means(total), "lr": lr}
+            if norm == norm:
+                record["grad_norm"] = norm
+            records.append(record)
+        records[-1]["images_per_second"] = rate
+        records[-1] |= memory(self.device)
+        edges = [self.timesteps * i // self.bins for i in range(self.bins + 1)]
+        by_bin = sums.sum(dim=0).tolist()
+        records[-1]["bins"] = [
+            {"timesteps": [edges[i], edges[i + 1]], **_means(row)} for i, row in enumerate(by_bin) if row[0]
+        ]
+        self.steps.clear()
+        self.started = time.perf_counter()
+        return records
+
+
+def _means(sums: list[float]) -> dict[str, float]:
+    pairs = sums[0]
+    return {"pairs": int(pairs), **{name: total / pairs for name, total in zip(COLUMNS[1:], sums[1:], strict=True)}}
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process in GiB: what its tensors took of the GPU and what the allocator had reserved for
+    them, or what was resident on the host.
+    """
+    if device.type == "cuda":
+        return {
+            "memory_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+            "memory_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+        }
+    import resource
+
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def forget_caching(device: torch.device) -> None:
+    """Start the GPU's peaks anew, without what the encoders had reserved; the host's peak cannot be."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+class WinnerWatch:
+    """Early warning: the policy denoises the preferred images worse than the reference, and ever more so.
+
+    Looks at the mean of error_w - ref_error_w over windows of steps; warns once when `patience` windows in a row are
+    above zero and each above the one before.
+    """
+
+    def __init__(self, patience: int = 4) -> None:
+        self.recent: deque[float] = deque(maxlen=patience)
+        self.warned = False
+
+    def __call__(self, records: list[dict]) -> str | None:
+        self.recent.append(sum(record["delta_w"] for record in records) / len(records))
+        values = list(self.recent)
+        rising = all(a < b for a, b in pairwise(values))
+        if self.warned or len(values) < self.recent.maxlen or values[0] <= 0 or not rising:
+            return None
+        self.warned = True
+        return (
+            f"step {records[-1]['step']}: the error on preferred images has risen above the reference's for "
+            f"{len(values)} windows in a row (now +{values[-1]:.2e}): the margin is bought by forgetting; "
+            "lower optimizer.lr or raise loss.beta"
+        )
+
+
+class FirstMargin:
+    """Whether a run starts at its reference: at the first step both are the same weights, and every margin is 0.
+
+    Where it is not, the two were computed by different kernels, and every log-ratio u of the run carries an error of
+    that size. It is compared with the median |u| of training once the learning rate has warmed up.
+    """
+
+    def __init__(self, device: torch.device, starts: bool, warmup: int) -> None:
+        self.open = starts
+        """Whether micro-batches are still to be added."""
+        self._device, self._warmup, self._off = device, warmup, 0.0
+        self._margins: list[Tensor] = []
+        self._log_ratios: list[Tensor] = []
+
+    def add(self, stats: LossStats) -> None:
+        """Take note of a micro-batch."""
+        self._margins.append(stats.margin.abs())
+        self._log_ratios.append(torch.cat([stats.log_ratio_w, stats.log_ratio_l]).abs())
+
+    def apart(self) -> str | None:
+        """After the first step, a sentence where a margin was not 0. Waits for the device. Collective."""
+        largest = torch.stack([torch.cat(self._margins).max(), torch.cat(self._log_ratios).max()])
+        largest = largest.nan_to_num(nan=math.inf)
+        largest_over_ranks(largest)
+        self._off, self._margins = self._median(), []
+        margin, log_ratio = largest.tolist()
+        self.open = log_ratio > 0
+        if not self.open:
+            return None
+        return (
+            f"step 0: the margin is up to {margin:.3g}, where policy and reference are the same weights and it should "
+            f"be 0: they were computed by different kernels, and every log-ratio u is off by about {self._off:.2g}; "
+            "what that is of the median |u| will be said after the warm-up"
+        )
+
+    def judged(self, step: int) -> str | None:
+        """At a flush after the warm-up, say what that is of the median |u| since the last flush. Collective."""
+        if not self.open:
+            return None
+        self._margins = []
+        if step < max(self._warmup, 1):
+            self._log_ratios = []
+            return None
+        self.open, median = False, self._median()
+        return (
+            f"step {step}: the median |u| is {median:.3g}, and {self._off:.2g} at step 0 was rounding alone: "
+            f"{self._off / median if median else math.inf:.0%} of it; where that is more than a tenth, compute the "
+            "reference anew, in this environment"
+        )
+
+    def _median(self) -> float:
+        median = torch.cat(self._log_ratios).median().nan_to_num(nan=math.inf)
+        self._log_ratios = []
+        largest_over_ranks(median)
+        return median.item()
+
+
+def read_records(folder: Path) -> list[dict]:
+    """What a run has written to `metrics.jsonl` so far; a kill, or a run at work, may leave half of the last line."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    if lines and not _is_whole(lines[-1]):
+        lines.pop()
+    records = map(json.loads, lines)
+    return [{key: math.nan if value is None else value for key, value in record.items()} for record in records]
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _line(record: dict) -> str:
+    """A record as JSON, which knows no NaN and no infinity: null."""
+    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    if "bins" in values:
+        values["bins"] = [json.loads(_line(part)) for part in values["bins"]]
+    return json.dumps(values) + "\n"
+
+
+class Writer:
+    """`metrics.jsonl` and the boards of one run, on rank 0."""
+
+    def __init__(self, folder: Path, first_step: int, settings: Log, data_report: dict) -> None:
+        with replacing(folder / "data.json") as partial:
+            partial.write_text(json.dumps(data_report, indent=2))
+        self.path = folder / "metrics.jsonl"
+        # steps after the checkpoint are about to be taken again
+        kept = [record for record in read_records(folder) if record["step"] < first_step]
+        with replacing(self.path) as partial:
+            partial.write_text("".join(map(_line, kept)))
+        self.boards = Boards(settings, folder, first_step)
+
+    def write(self, records: list[dict]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(map(_line, records))
+        for record in records:
+            values = {name: value for name, value in record.items() if isinstance(value, float)}
+            for part in record.get("bins", []):
+                low, high = part["timesteps"]
+                values |= {f"{name}/t{low}-{high}": part[name] for name in BY_TIMESTEP}
+            self.boards.scalars(record["step"], values)
+        self.boards.flush()

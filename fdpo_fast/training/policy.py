@@ -1,0 +1,78 @@
+"""The policy: the base's denoiser made ready to be trained, with its optimizer and DeepSpeed's engine."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from fdpo_fast.cache.encode import DTYPES
+from fdpo_fast.config.run import Config
+from fdpo_fast.distributed import Rank, largest_over_ranks, mean_over_ranks
+from fdpo_fast.models import trainable
+from fdpo_fast.models.family import Family
+from fdpo_fast.optim import build, zero
+from fdpo_fast.optim.finite import StepGuard
+from fdpo_fast.optim.in_backward import StepInBackward
+
+
+class Policy(NamedTuple):
+    """A denoiser in training."""
+
+    denoiser: nn.Module
+    architecture: dict[str, Any]
+    """The denoiser's own configuration, for the export."""
+    engine: deepspeed.DeepSpeedEngine
+    guard: StepGuard
+    """Skips steps whose gradients are not finite, and clips the others where DeepSpeed does not."""
+    inside: StepInBackward | None
+    """Steps parameters while backward goes on; None where the engine's step does it."""
+    clips: bool
+    """Whether the guard clips, and so knows the norm of the gradients."""
+
+    def step(self) -> None:
+        """Take the step of a micro-batch whose backward is done."""
+        if self.inside:
+            self.guard.found(self.inside.bad())
+        self.engine.step()
+
+    def grad_norm(self) -> Tensor | float | None:
+        """The gradients' norm at the last step, before clipping."""
+        return self.guard.norm if self.clips else self.engine.get_global_grad_norm()
+
+
+def make(config: Config, family: Family, rank: Rank) -> Policy:
+    """Load the base's denoiser and make its optimizer and engine. Collective.
+
+    Raises UserError where DeepSpeed cannot do what is asked for, ValueError for LoRA targets that do not exist.
+    """
+    settings = config.train
+    torch.manual_seed(settings.seed)  # the initial weights of an adapter
+    denoiser = family.denoiser(DTYPES[config.model.dtype])
+    architecture = dict(denoiser.config)
+    trained = trainable.ready(denoiser, config.model)
+    optimizer = build.optimizer(config.optimizer, trained, settings.seed)
+    clips = config.whole_gradients and not settings.step_in_backward
+    guard = StepGuard(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
+    if config.stage == 3:
+        zero.split(denoiser, config.for_deepspeed(rank.count), rank.device)
+    with zero.bf16_masters(config.bf16_masters):
+        engine, _, _, _ = deepspeed.initialize(
+            model=denoiser,
+            model_parameters=trained,
+            optimizer=optimizer,
+            lr_scheduler=build.schedule(config.optimizer, settings.max_steps),
+            config=config.for_deepspeed(rank.count),
+            dist_init_required=False,
+        )
+    zero.share(engine.optimizer)
+    inside = None
+    if settings.step_in_backward:
+        average = mean_over_ranks if rank.count > 1 else None
+        inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, average)
+    if inside or (config.stage == 0 and rank.count == 1):
+        # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
+        engine.enable_backward_allreduce = False
+    return Policy(denoiser, architecture, engine, guard, inside, clips)

@@ -1,0 +1,235 @@
+"""The trainer: data and policy are opened, then steps, records, checkpoints and the export follow one another."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from fdpo_fast.cache.build import Builder
+from fdpo_fast.cache.dataset import Batch
+from fdpo_fast.cache.encode import describe
+from fdpo_fast.cache.open import cache_root, caches_of, reference_model
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
+from fdpo_fast.distributed import StopSignal, check_shared, ranks_here, start_processes
+from fdpo_fast.files import read_json, replacing
+from fdpo_fast.memory import needs
+from fdpo_fast.models import prediction, trainable
+from fdpo_fast.models.prediction import as_in_training
+from fdpo_fast.optim import build
+from fdpo_fast.training import checkpoint, policy
+from fdpo_fast.training.checkpoint import EMA, Checkpoints
+from fdpo_fast.training.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
+from fdpo_fast.training.order import Walk
+from fdpo_fast.training.samples import SampleGrids
+
+
+class Trainer:
+    """A run from its configuration to its export. Collective over the launcher's ranks.
+
+    Opening it fills the caches, before the policy arrives: VAE, text encoders and reference are gone by then.
+
+    Raises UserError and ValueError for whatever of configuration, data, model and folder does not fit.
+    """
+
+    def __init__(self, config: Config, resume: bool) -> None:
+        self.rank = rank = start_processes()
+        self.folder = folder = Path(config.train.output_dir).expanduser()
+        check_shared(rank, "train.output_dir", folder)
+        self.warnings: list[str] = []
+        """Said, but in no record of metrics.jsonl yet."""
+        short = needs.shortage(config, rank.count, ranks_here(), rank.device)  # on all ranks: a mistake ends them all
+        if short:
+            self.warn(short)
+
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+        goes_on = resume and self.checkpoints.latest() is not None
+        before = read_json(folder / "data.json").get("caches", {}) if goes_on else {}
+        prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
+        self.config, self.family, self.data = config, family, data = prepared.config, prepared.family, prepared.data
+        rank.say(f"data: {describe(data.report)}")
+        self.order = Walk(data.shapes, config.train.pairs_per_step, config.train.seed)
+        if self.order.rare:
+            self.warn(
+                f"{self.order.rare} pairs are in shapes with fewer pairs than train.pairs_per_step "
+                f"{config.train.pairs_per_step}: a step of such a shape repeats pairs"
+            )
+
+        forget_caching(rank.device)
+        self.policy = policy.make(config, family, rank)
+        self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
+        self.average = EMA(self.policy.denoiser, config.train.ema_decay) if config.train.ema_decay else None
+        self.criterion = config.loss.criterion()
+        if resume and not goes_on:
+            rank.say(f"{folder} has no checkpoint: starting at step 0")
+        self.first_step = self._go_on() if goes_on else 0
+        if rank.index == 0:
+            with replacing(folder / "config.json") as partial:
+                partial.write_text(config.dumps())
+
+        self.metrics = Metrics(config.log, len(family.signal), rank.device)
+        self.writer = Writer(folder, self.first_step, config.log, data.report) if rank.index == 0 else None
+        self.grids = SampleGrids(
+            config.log, family, folder / "samples", config.data.resolution, config.train.seed, rank.device
+        )
+        self.winners = WinnerWatch()
+        self.start = FirstMargin(rank.device, self.first_step == 0, config.optimizer.warmup_steps)
+        self.stop = StopSignal(rank.device)
+        self.skips_told, self.last_finite = 0, self.first_step - 1
+
+    def _go_on(self) -> int:
+        """Load the newest checkpoint; returns the step to take next."""
+        engine = self.policy.engine
+        step = self.checkpoints.load(engine, self.average)
+        build.reapply(self.config.optimizer, self.config.train.seed, engine.optimizer, engine.lr_scheduler)
+        if self.rank.index == 0:
+            for change in load(self.folder / "config.json").differences(self.config):
+                self.rank.say(f"resumed with another {change}")
+        return step
+
+    def warn(self, words: str) -> None:
+        """Say it now, and keep it for the next record in metrics.jsonl."""
+        self.rank.say(f"warning: {words}")
+        self.warnings.append(words)
+
+    def run(self) -> None:
+        """Take the steps that are left and export the policy; or stop at a signal, behind a checkpoint."""
+        last = self.config.train.max_steps
+        steps = tqdm(range(self.first_step, last), initial=self.first_step, total=last, desc="train",
+                     disable=self.rank.index > 0)  # fmt: skip
+        if self.first_step == 0:
+            self._draw(0)
+        for step in steps:
+            rate = self.train_step(step)
+            self.end_step(step, rate)
+            if self.due(step) and self.flush(step, steps):
+                return
+            self._draw(step + 1)
+            if self.checkpoint_due(step):
+                self._save(step + 1)
+        self.export()
+
+    # --- a step: nothing in here waits for the device --------------------------------------------------------------
+
+    def train_step(self, step: int) -> float:
+        """Forward, backward and the optimizer's step, of each of this rank's micro-batches; returns the rate taken."""
+        micro = self.config.train.pairs_per_micro_batch
+        accumulation = self.config.accumulation(self.rank.count)
+        rate = self.policy.engine.get_lr()[0]
+        positions, epochs = self.order.step(step)
+        visits = epochs % self.config.reference.visits if self.config.reference.visits else epochs
+        for part in range(accumulation):
+            first = (self.rank.index * accumulation + part) * micro
+            batch = self.data.batch(positions[first : first + micro], visits[first : first + micro])
+            ref = self.reference(batch)
+            pred, target, timesteps = prediction.predict(self.family, self.policy.engine, batch)
+            losses, stats = self.criterion(pred, ref, target, batch.weight)
+            self.policy.engine.backward(losses.mean())
+            self.metrics.add(losses, stats, timesteps)
+            if self.start.open:
+                self.start.add(stats)
+            self.policy.step()
+        return rate
+
+    def reference(self, batch: Batch) -> Tensor:
+        """Errors from the cache or of the frozen model, or predictions of the policy without its adapter.
+
+        The frozen model's go in as errors, formed as the cache's are: the two modes then take the same steps, bit for
+        bit, where the libraries round a batch alike.
+        """
+        if self.config.reference.mode == "cached":
+            return batch.ref_error
+        if self.frozen is not None:
+            with as_in_training():
+                pred, target, _ = prediction.predict(self.family, self.frozen, batch)
+            return prediction.errors(pred, target)
+        with as_in_training(), trainable.without_adapter(self.policy.denoiser):
+            return prediction.predict(self.family, self.policy.denoiser, batch).pred.detach()
+
+    def end_step(self, step: int, rate: float) -> None:
+        """Count skipped steps, move the average, take note of the step; UserError where no step counts any more."""
+        guard = self.policy.guard
+        if not guard.end_step(self.policy.engine.skipped_steps):
+            self.last_finite = step  # behind weights that have finite gradients
+        elif guard.in_a_row == guard.LIMIT or (guard.in_a_row > 1 and self._is_last(step)):
+            good = self.checkpoints.fall_back(self.last_finite)
+            raise UserError(
+                f"step {step}: gradients were not finite for {guard.in_a_row} steps in a row; the last good checkpoint "
+                f"is {good or 'none, as none was written'}: lower optimizer.lr or loss.beta, and go on there with "
+                "--resume"
+            )
+        if self.average:
+            self.average.update()
+        if step == 0 and (apart := self.start.apart()):
+            self.warn(apart)
+        self.metrics.end_step(step, rate, self.policy.grad_norm())
+
+    # --- what is written -------------------------------------------------------------------------------------------
+
+    def _is_last(self, step: int) -> bool:
+        return step + 1 == self.config.train.max_steps
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether one is written behind a step; the good ones are kept while gradients are not finite."""
+        due = (step + 1) % self.config.train.checkpoint_every == 0 or self._is_last(step)
+        return due and not self.policy.guard.in_a_row
+
+    def due(self, step: int) -> bool:
+        """Whether records are written behind a step: a checkpoint never runs ahead of the metrics on disk."""
+        return (step + 1) % self.config.log.every == 0 or self.checkpoint_due(step) or self._is_last(step)
+
+    def flush(self, step: int, steps: tqdm) -> bool:
+        """Write the records since the last time, with what there was to warn of; True at a signal to stop."""
+        records, guard = self.metrics.flush(), self.policy.guard
+        for words in (self.winners(records), self.start.judged(step)):
+            if words:
+                self.warn(words)
+        if guard.skipped > self.skips_told:
+            self.skips_told = guard.skipped
+            self.warn(f"{guard.skipped} steps skipped so far, their gradients were not finite")
+        if self.warnings:
+            records[-1]["warnings"] = self.warnings.copy()
+            self.warnings.clear()
+        if self.writer:
+            self.writer.write(records)
+            steps.set_postfix_str(progress(records[-1]))
+        if not self.stop.requested():
+            return False
+        if not guard.in_a_row:
+            self._save(step + 1)
+        newest = self.checkpoints.latest() or "the start"
+        self.rank.say(f"stopped after step {step + 1}: --resume goes on from {newest}")
+        return True
+
+    def _draw(self, done: int) -> None:
+        """Draw the sample grid of so many steps, if one is due."""
+        every = self.config.log.samples_every
+        if every and (done % every == 0 or done == self.config.train.max_steps):
+            self.grids.write(self.policy.denoiser, done, self.rank.index)
+
+    def _save(self, done: int) -> None:
+        self.checkpoints.save(self.policy.engine, done, self.config.dumps(), self.average)
+
+    def export(self) -> None:
+        """Write the policy, or its average, as a pipeline of diffusers."""
+        with self.average.applied() if self.average else nullcontext():
+            # it may be the model's own tensors, so it is written before the average gives way
+            state = checkpoint.whole_state(self.policy.denoiser)
+            if self.rank.index == 0:
+                self.family.export(state, self.policy.architecture, self.folder / "export")
+                self.rank.say(f"exported to {self.folder / 'export'}")
+                self.writer.boards.close()
+        dist.barrier()
+
+
+def progress(record: dict) -> str:
+    """The progress bar's figures."""
+    return (
+        f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}, margin {record['margin']:+.3f}, "
+        f"lr {record['lr']:.1e}, {record['images_per_second']:.1f} images/s, {record['memory_gib']:.1f} GiB"
+    )
