@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 
 from benchmarks.optimizer_memory import _peak, _resident
-from fdpo_fast.cache.encode import ahead
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import Pair
+from fdpo_fast.data.prefetch import ahead
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.data.readers.pickapic import write_pairs
 

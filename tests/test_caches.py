@@ -11,7 +11,7 @@ from pictures import BLUE, FORMATS, RED, as_latents, difficult_rows, files, nois
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
-from fdpo_fast.cache.encode import describe
+from fdpo_fast.cache.latents import describe
 from fdpo_fast.config.load import load
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.distributed import Rank

@@ -20,10 +20,16 @@ from tqdm import tqdm
 
 from fdpo_fast.cache.shards import Shard
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, check_equal
 from fdpo_fast.files import digest, read_json, replacing
 
 _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
+
+
+def lineage(config: Config) -> dict[str, str]:
+    """What a user calls the same data and model."""
+    return {"data.source": config.data.source, "model.base": config.model.base}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fdpo_fast import noise
-from fdpo_fast.cache import encode
-from fdpo_fast.cache.build import Builder, Cache
+from fdpo_fast.cache.build import Builder, Cache, lineage
+from fdpo_fast.cache.latents import cache_latents, report, sampled
 from fdpo_fast.cache.shards import Shard, Shards
+from fdpo_fast.cache.text import cache_text
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.pairs import PairSource
@@ -44,12 +45,12 @@ class TrainingSet:
 
     def __init__(self, config: Config, family: Family, source: PairSource, builder: Builder) -> None:
         self.config, self.family, self.builder = config, family, builder
-        self.latents = encode.cache_latents(config, source, family, builder)
-        self.report = encode.report(self.latents, len(source))
+        self.latents = cache_latents(config, source, family, builder)
+        self.report = report(self.latents, len(source))
         channels = self.latents.item(self.latents.shard_of(0), "image", 0).shape[-3]
         if channels != family.channels():
             raise UserError(f"latents have {channels} channels, the UNet of model.base takes {family.channels()}")
-        self.text, self.entries = encode.cache_text(config, self.latents, source, family, builder)
+        self.text, self.entries = cache_text(config, self.latents, source, family, builder)
         self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
         self.stores = [self.latents, self.text]
         self.captions = self.latents.list("captions")
@@ -75,7 +76,7 @@ class TrainingSet:
         draws = noise.draws(self.seed, ids, visits)
         latents = torch.stack([self.pair_latents(position) for position in positions.tolist()])
         if self.config.data.latents == "moments" and latents.ndim == 6:
-            latents = encode.sampled(latents, ids, visits, self.seed)
+            latents = sampled(latents, ids, visits, self.seed)
         dropped = noise.uniforms(draws, noise.CAPTION) < self.config.data.caption_dropout
         captions = self.caption[positions].masked_fill(dropped, self.entries[""]).tolist()
         text = {key: torch.stack([self.text.entry(key, at) for at in captions]) for key in self.family.text_keys}
@@ -140,7 +141,7 @@ class TrainingSet:
             return Shard(columns={"error": found})
 
         items = [stop - start for start, stop in pairwise(self.latents.starts)]
-        cache = Cache("reference", manifest, encode.lineage(config), items, 16 * visits, make)
+        cache = Cache("reference", manifest, lineage(config), items, 16 * visits, make)
         shards = Shards(self.builder.build(cache), by="error")
         self.stores.append(shards)
         self.report["caches"]["reference"] = shards.folder.name

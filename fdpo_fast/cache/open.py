@@ -10,7 +10,6 @@ from torch import nn
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
-from fdpo_fast.cache.encode import DTYPES
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
@@ -18,6 +17,7 @@ from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.distributed import Rank, check_shared
 from fdpo_fast.models import load_family, quiet_libraries, trainable
 from fdpo_fast.models.family import Family
+from fdpo_fast.models.precision import DTYPES
 
 
 @dataclass(frozen=True)

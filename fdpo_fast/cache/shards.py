@@ -31,7 +31,17 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
+VERSION = 2
+"""Of what the shards of latents and text hold."""
 _REMEDY = "delete this file and run again, which makes it anew"
+
+
+def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the dtype of the cache; UserError where that cannot hold it."""
+    out = tensor.to("cpu", dtype)
+    if not out.isfinite().all():
+        raise UserError(f"a latent or text embedding does not fit {dtype}: set data.cache_dtype to fp32 or bf16")
+    return out
 
 
 @dataclass(frozen=True)

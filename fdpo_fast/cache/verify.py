@@ -11,8 +11,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from fdpo_fast.cache import encode
 from fdpo_fast.cache.build import Builder
+from fdpo_fast.cache.latents import describe, kept
 from fdpo_fast.cache.open import Prepared, cache_root, caches_of, reference_model
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
@@ -29,7 +29,7 @@ def fill(config: Config, options: argparse.Namespace) -> None:
     """Build what is missing and say what is there."""
     rank = start_processes()
     data = caches_of(config, rank, Builder(cache_root(config), rank, requested=True)).data
-    rank.say(f"data: {encode.describe(data.report)}")
+    rank.say(f"data: {describe(data.report)}")
     for kind, name in data.report["caches"].items():
         rank.say(f"{kind}: {data.builder.root / name}")
 
@@ -95,7 +95,7 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
             if sides[0].pixels is None:
                 return None
             moments = encoder(to_vae(torch.stack([side.pixels for side in sides])))
-            fresh = encode.kept(*moments, [side.key for side in sides], config.data.latents)
+            fresh = kept(*moments, [side.key for side in sides], config.data.latents)
             pieces.append((data.pair_latents(at[row.id]), fresh))
     return _worst(pieces)
 

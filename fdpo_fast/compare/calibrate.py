@@ -22,7 +22,6 @@ from tqdm import tqdm
 from fdpo_fast import noise, scales
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
-from fdpo_fast.cache.encode import DTYPES
 from fdpo_fast.cache.open import cache_root, resolve_embedded
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
@@ -33,6 +32,7 @@ from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.models import load_family, quiet_libraries, trainable
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
+from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import predict
 from fdpo_fast.optim import build
 from fdpo_fast.training.order import Walk

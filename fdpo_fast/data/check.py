@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from PIL import Image
 from tqdm import tqdm
 
-from fdpo_fast.cache.encode import ahead
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import UNREADABLE, decode
 from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, Side
+from fdpo_fast.data.prefetch import ahead
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.files import replacing
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fdpo_fast.cache.encode import DTYPES
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Model
@@ -16,6 +15,7 @@ from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models import load_family, trainable
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
+from fdpo_fast.models.precision import DTYPES
 
 BASE = "base"
 _STATES = "mp_rank_00_model_states.pt"

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from fdpo_fast.cache.encode import DTYPES
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
@@ -19,6 +18,7 @@ from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, account, moments
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
 from fdpo_fast.models.architecture import Blueprint, blueprint
+from fdpo_fast.models.precision import DTYPES
 
 CONTEXT = 0.75 * GIB
 """Allowance: CUDA context, cuBLAS and cuDNN workspaces. Not measured by us."""

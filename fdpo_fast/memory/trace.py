@@ -11,11 +11,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fdpo_fast.cache.encode import DTYPES
 from fdpo_fast.config.run import Config
 from fdpo_fast.memory.tracker import HostAttention, Tracker
 from fdpo_fast.models import trainable
 from fdpo_fast.models.architecture import Blueprint
+from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import CHECKPOINTING
 
 

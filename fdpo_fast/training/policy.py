@@ -8,11 +8,11 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from fdpo_fast.cache.encode import DTYPES
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, largest_over_ranks, mean_over_ranks
 from fdpo_fast.models import trainable
 from fdpo_fast.models.family import Family
+from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.optim import build, zero
 from fdpo_fast.optim.finite import StepGuard
 from fdpo_fast.optim.in_backward import StepInBackward

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import Batch
-from fdpo_fast.cache.encode import describe
+from fdpo_fast.cache.latents import describe
 from fdpo_fast.cache.open import cache_root, caches_of, reference_model
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load

@@ -1,49 +1,29 @@
-"""The caches of images and captions: latents once per image, embeddings once per distinct caption.
+"""The cache of latents: every image is decoded and encoded once, whatever pairs it is in.
 
-None of them depends on divergence, beta, ratio_scale, learning rate or optimizer: one set serves a whole sweep.
+It depends on neither divergence, beta, ratio_scale, learning rate nor optimizer: one serves a whole sweep.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fdpo_fast import noise
-from fdpo_fast.cache.build import Builder, Cache
-from fdpo_fast.cache.shards import Shard, Shards
+from fdpo_fast.cache.build import Builder, Cache, lineage
+from fdpo_fast.cache.shards import VERSION, Shard, Shards, stored
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry, Placed, to_vae
 from fdpo_fast.data.pairs import TIE, Pair, PairSource, Rejected
-from fdpo_fast.files import digest
+from fdpo_fast.data.prefetch import ahead
+from fdpo_fast.models.precision import DTYPES
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
-
-VERSION = 2  # of what the shards hold
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_CAPTIONS_PER_SHARD = 1024
-
-
-def lineage(config: Config) -> dict[str, str]:
-    """What a user calls the same data and model."""
-    return {"data.source": config.data.source, "model.base": config.model.base}
-
-
-def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in the dtype of the cache; UserError where that cannot hold it."""
-    out = tensor.to("cpu", dtype)
-    if not out.isfinite().all():
-        raise UserError(f"a latent or text embedding does not fit {dtype}: set data.cache_dtype to fp32 or bf16")
-    return out
-
-
-# --- latents ----------------------------------------------------------------------------------------------------
 
 
 def cache_latents(config: Config, source: PairSource, family: Family, builder: Builder) -> Shards:
@@ -144,18 +124,6 @@ def _latent_shard(
     )
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`map` by `workers` threads that stay a few items ahead of the caller, in order."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 _POSTERIOR = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 """Keys of the posterior's own noise (preferred, dispreferred side); the draws of training have small seeds."""
 
@@ -202,81 +170,3 @@ def describe(found: dict) -> str:
     return (
         f"{found['rows']} rows, {found['pairs']} pairs, {found['ties_dropped']} ties dropped, refused: {refused}{first}"
     )
-
-
-# --- text -------------------------------------------------------------------------------------------------------
-
-
-def cache_text(
-    config: Config, latents: Shards, source: PairSource, family: Family, builder: Builder
-) -> tuple[Shards, dict[str, int]]:
-    """Embed every distinct caption once, the empty one included; returns the shards and each caption's entry.
-
-    Embeddings that the source brings along are taken as they are; the empty caption's, for dropout, is still encoded.
-    """
-    dtype = DTYPES[config.data.cache_dtype]
-    captions = latents.list("captions")
-    distinct = ["", *(caption for caption in dict.fromkeys(captions) if caption)]
-    ready = _ready_keys(source, family)
-    rows = dict(zip(reversed(captions), (latents.column("id") >> 1).flip(0).tolist(), strict=True)) if ready else {}
-    manifest = {
-        "version": VERSION,
-        "text": family.digest(*family.text_components),
-        "captions": digest(distinct),
-        "embeddings": source.identity() if ready else None,
-        "dtype": config.data.cache_dtype,
-    }
-    encoders: list[Callable[[list[str]], dict[str, Tensor]]] = []
-
-    def encode(part: list[str]) -> dict[str, list[Tensor]]:
-        if not encoders:
-            # of embeddings that came ready only the empty caption's is missing: no model goes to the GPU for that
-            encoders.append(family.text_encoder(torch.device("cpu") if ready else builder.rank.device))
-        return {key: list(value) for key, value in encoders[0](part).items()}
-
-    def make(shard: int, advance: Callable[[int], Any]) -> Shard:
-        part = distinct[shard * _CAPTIONS_PER_SHARD : (shard + 1) * _CAPTIONS_PER_SHARD]
-        items: dict[str, list[Tensor]] = {key: [] for key in family.text_keys}
-        found = _embeddings(source, part, rows) if rows else {}
-        if rows and "" in part and "" not in rows:
-            found[""] = {key: value[0] for key, value in encode([""]).items()}
-        step = config.data.encode_batch
-        for at in range(0, len(part), step):
-            chunk = part[at : at + step]
-            encoded = {key: [found[c][key] for c in chunk] for key in family.text_keys} if rows else encode(chunk)
-            for key, values in encoded.items():
-                items[key] += [stored(value, dtype) for value in values]
-            advance(len(chunk))
-        return Shard(items=items)
-
-    counts = [min(_CAPTIONS_PER_SHARD, len(distinct) - at) for at in range(0, len(distinct), _CAPTIONS_PER_SHARD)]
-    cache = Cache("text", manifest, lineage(config), counts, family.text_elements() * dtype.itemsize, make)
-    return Shards(builder.build(cache), by=family.text_keys[0]), {caption: row for row, caption in enumerate(distinct)}
-
-
-def _ready_keys(source: PairSource, family: Family) -> bool:
-    """Whether the source brings the embeddings; UserError when only some of them."""
-    found = getattr(source, "embedded", [])
-    missing = [key for key in family.text_keys if key not in found]
-    if found and missing:
-        raise UserError(f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none")
-    return bool(found)
-
-
-def _embeddings(source: Any, captions: list[str], rows: dict[str, int]) -> dict[str, dict[str, Tensor]]:
-    """By caption. Captions are in the order of their first row, so those of a shard lie close together."""
-    wanted = {rows[caption] for caption in captions if caption in rows}
-    found: dict[str, dict[str, Tensor]] = {}
-    if wanted:
-        first = min(wanted)
-        for row, (caption, values) in enumerate(source.embeddings(first, max(wanted) + 1), first):
-            if row in wanted:
-                found[caption] = {key: torch.from_numpy(value) for key, value in values.items()}
-                bad = [key for key, value in found[caption].items() if not value.isfinite().all()]
-                first = next(iter(found.values()))
-                bad += [key for key, value in found[caption].items() if value.shape != first[key].shape]
-                if bad:
-                    raise UserError(
-                        f"row {row} of data.source: {bad[0]} is not finite, or of another shape: drop the row"
-                    )
-    return found
