@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.optimizer_memory import _peak, _resident
+from benchmarks.device import status
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import Pair
@@ -152,10 +152,10 @@ def measure(name: str, folder: Path, pairs: int) -> tuple[float, float]:
     torch.set_num_threads(2)
     read = READERS[name](folder, pairs)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = _resident()
+    before = status("VmRSS")
     start = time.perf_counter()
     assert read() == pairs
-    return pairs / (time.perf_counter() - start), (_peak() - before) / 2**10
+    return pairs / (time.perf_counter() - start), (status("VmHWM") - before) / 2**20
 
 
 def main() -> None:

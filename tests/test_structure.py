@@ -138,3 +138,12 @@ def test_help_and_mistakes_import_nothing_heavy(tmp_path):
     file.write_text(json.dumps(raw))
     words = [sys.executable, "-c", HELP, str(file), str(tmp_path / "none.json")]
     subprocess.run(words, check=True, cwd=ROOT)
+
+
+def test_every_benchmark_imports():
+    script = (
+        "import pkgutil, importlib, benchmarks\n"
+        "for module in pkgutil.walk_packages(benchmarks.__path__, 'benchmarks.'):\n"
+        "    if not module.name.endswith(('__main__', 'conftest')): importlib.import_module(module.name)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
