@@ -150,3 +150,9 @@ def test_ready_latents_pass_through():
 def test_webp_and_png_bytes_decode():
     for kind in ("PNG", "WEBP"):
         assert decode(encoded(Image.open(io.BytesIO(RED)), kind)).size == (24, 16)
+
+
+def test_what_an_image_library_calls_a_wrong_value_refuses_the_row(tmp_path):
+    broken = tmp_path / "w.png"
+    broken.write_bytes(b"P6 32b 32 255\n" + bytes(3072))
+    assert isinstance(geometry().place(pair(broken, RED)), Rejected)

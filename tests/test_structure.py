@@ -147,3 +147,11 @@ def test_every_benchmark_imports():
         "    if not module.name.endswith(('__main__', 'conftest')): importlib.import_module(module.name)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_errors_of_libraries_are_caught_by_their_own_names():
+    # UserError is only ours: beside library errors in one `except` it stands where ValueError should
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Tuple):
+                assert "UserError" not in {getattr(item, "id", "") for item in node.type.elts}, name

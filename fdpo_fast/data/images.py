@@ -24,7 +24,7 @@ Size = tuple[int, int]
 """(height, width)"""
 
 UNREADABLE = (
-    OSError, EOFError, TypeError, UserError, SyntaxError, RuntimeError, LookupError, struct.error,
+    OSError, EOFError, TypeError, ValueError, SyntaxError, RuntimeError, LookupError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
 """What PIL's decoders raise on bytes that are no whole image."""

@@ -72,7 +72,12 @@ class Checkpoints:
             raise UserError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")
         if plain:
             adopt = {"copy": False} if isinstance(engine.optimizer, AdamW8bit) else {}  # torch's do by themselves
-            engine.optimizer.load_state_dict(state.pop("optimizer"), **adopt)
+            try:
+                engine.optimizer.load_state_dict(state.pop("optimizer"), **adopt)
+            except ValueError as error:
+                raise UserError(
+                    f"the checkpoint {self.folder / tag} is of another optimizer or model: {error}"
+                ) from None
         if ema:
             ema.load(self.folder / tag)
         dist.barrier()

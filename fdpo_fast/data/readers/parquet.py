@@ -66,7 +66,7 @@ def _open(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, pq.Parquet
         size = info["size"]
         file = pq.ParquetFile(system.open(path, "rb"))
         footer = _footer(system, path, size)
-    except (pa.ArrowInvalid, OSError, UserError) as error:
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable parquet file: {error}") from None
     name = path.rsplit("/", 1)[-1]
     # the footer does not change with every value: what the file system knows of the content goes in too
