@@ -49,6 +49,11 @@ def test_overrides_are_json(raw, write_config):
     [
         ("loss.betta=1.0", "unknown key 'loss.betta', did you mean 'loss.beta'"),
         ("trian.seed=1", "unknown key 'trian', did you mean 'train'"),
+        (
+            'evaluate.scorers=[{"name": "clip", "modle": 1}]',
+            "'evaluate.scorers.0.modle', did you mean 'evaluate.scorers.0.model'",
+        ),
+        ("compare.sead=1", "'compare.sead', did you mean 'compare.seeds'"),
         ("data.digits.pears=3", "unknown key 'data.digits.pears', did you mean 'data.digits.pairs'"),
         ("train.max_steps=ten", "'train.max_steps'"),
         ("train.max_steps=1.5", "'train.max_steps'"),

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from fdpo_fast.compare.calibrate import drift, fit
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import sentences
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Kind, Loss
 from fdpo_fast.files import read_json, replacing
@@ -40,8 +42,8 @@ def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
     for kind in kinds:
         try:
             found.append(Loss.model_validate({**plain, "divergence": kind.divergence, "alpha": kind.alpha}))
-        except ValueError as error:
-            raise UserError(f"compare.divergences '{kind.name}': {error}") from None
+        except ValidationError as error:
+            raise UserError(f"compare.divergences '{kind.name}': {sentences(error)}") from None
     return found
 
 

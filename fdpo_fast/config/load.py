@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -31,7 +32,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+        raise UserError(f"{path}: {sentences(error)}") from None
 
 
 def _apply(raw: dict, override: str) -> None:
@@ -51,11 +52,18 @@ def _apply(raw: dict, override: str) -> None:
     node[key] = value
 
 
+def sentences(error: ValidationError) -> str:
+    """What is wrong, a sentence for each mistake."""
+    return "; ".join(map(_sentence, error.errors()))
+
+
 def _sentence(error: dict) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1, cutoff=0.3)
-        return f"unknown key '{key}'" + (f", did you mean '{'.'.join([*error['loc'][:-1], near[0]])}'?" if near else "")
+        return f"unknown key '{key}'" + (
+            f", did you mean '{'.'.join(map(str, (*error['loc'][:-1], near[0])))}'?" if near else ""
+        )
     if error["type"] == "missing":
         return f"the key '{key}' is missing"
     if error["type"] == "value_error":
@@ -66,6 +74,14 @@ def _sentence(error: dict) -> str:
 def _keys_beside(location: tuple) -> list[str]:
     """Known keys of the section in which the unknown key at `location` stands."""
     section: type[BaseModel] = Config
-    for part in location[:-1]:
-        section = section.model_fields[part].annotation
+    for part in location[:-1]:  # places in lists, and names of choices, are no keys
+        if part in section.model_fields:
+            section = _section(section.model_fields[part].annotation) or section
     return list(section.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key's annotation holds: itself, or within a list or a choice."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
