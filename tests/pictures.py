@@ -134,3 +134,15 @@ FORMATS = {
 def files(folder: Path) -> dict[str, bytes]:
     """Every file under a folder by its relative name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def noisy_pairs(folder, preferred):
+    """JSON records of pairs of 64 x 64 noise, with 1 where the first image is preferred and 0 where it is not."""
+    rng, rows = np.random.default_rng(0), []
+    for row, first in enumerate(preferred):
+        for side in (0, 1):
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{row}_{side}.png")
+        images = {f"image_{side}": f"{row}_{side}.png" for side in (0, 1)}
+        rows.append(images | {"caption": f"a {row}", "prefer_0": first, "prefer_1": 1 - first})
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "pairs.jsonl"

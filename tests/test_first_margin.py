@@ -4,10 +4,9 @@ import json
 import math
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noisy_pairs
 from training import run
 
 from fdpo_fast.config.run import Config
@@ -23,13 +22,7 @@ slow = pytest.mark.slow
 @pytest.fixture
 def raw(tiny_config, tmp_path):
     """Two steps of two micro-batches of two pairs, bf16, tiny SDXL."""
-    rng, rows = np.random.default_rng(0), []
-    for row in range(4):
-        for side in (0, 1):
-            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{row}_{side}.png")
-        rows.append({"image_0": f"{row}_0.png", "image_1": f"{row}_1.png", "caption": f"a {row}", "prefer_0": 1})
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row | {"prefer_1": 0}) for row in rows))
-    made = tiny_config("sdxl", tmp_path / "pairs.jsonl")
+    made = tiny_config("sdxl", noisy_pairs(tmp_path, [1] * 4))
     made["model"]["dtype"], made["loss"]["ratio_scale"] = "bf16", 2500.0
     made["optimizer"] |= {"type": "adamw8bit", "warmup_steps": 0}
     made["train"] |= {"max_steps": 2, "pairs_per_micro_batch": 2, "checkpoint_every": 100}

@@ -9,10 +9,9 @@ import json
 import platform
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noisy_pairs
 from training import run
 
 from fdpo_fast.ops import library
@@ -38,17 +37,10 @@ def machine():
 
 @pytest.fixture
 def raw(tiny_config, tmp_path):
-    rng, rows = np.random.default_rng(0), []
-    for row in range(6):
-        for side in (0, 1):
-            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{row}_{side}.png")
-        rows.append({"image_0": f"{row}_0.png", "image_1": f"{row}_1.png", "caption": f"a {row}", "prefer_0": row % 2})
-    (tmp_path / "pairs.jsonl").write_text(
-        "\n".join(json.dumps(row | {"prefer_1": 1 - row["prefer_0"]}) for row in rows)
-    )
+    source = noisy_pairs(tmp_path, [row % 2 for row in range(6)])
 
     def make(family, dtype):
-        made = tiny_config(family, tmp_path / "pairs.jsonl")
+        made = tiny_config(family, source)
         made["model"]["dtype"] = dtype
         made["optimizer"] |= {"type": "adamw8bit", "warmup_steps": 2}
         made["train"]["pairs_per_micro_batch"] = 2
