@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 RESULT = Path(__file__).parent / "results/versions.md"
@@ -34,32 +37,27 @@ PACKAGES = (
     "pytest-benchmark",
 )
 
-_COMPILE = """
-import json, platform
-from importlib.metadata import version
-from benchmarks import static_gpu, static_optimizer
 
-compiled = 0
-for capability in static_gpu.TARGETS:
-    for what, cases in static_gpu.KERNELS:
-        for case in cases:
+def held() -> dict[str, str | int]:
+    """What this interpreter holds, and how many kernels its Triton compiled."""
+    from benchmarks import static_gpu, static_optimizer
+
+    compiled = 0
+    for capability in static_gpu.TARGETS:
+        runs = [partial(what, case) for what, cases in static_gpu.KERNELS for case in cases]
+        for run in [*runs, *(case.step for case in static_optimizer.CASES)]:
             with static_gpu.compiling(capability) as launches:
-                what(case)
+                run()
             compiled += len(launches)
-    for case in static_optimizer.CASES:
-        with static_gpu.compiling(capability) as launches:
-            case.step()
-        compiled += len(launches)
-versions = {name: version(name) for name in PACKAGES}
-print(json.dumps({"Python": platform.python_version(), **versions, "kernels compiled": compiled}))
-"""
+    versions = {name: version(name) for name in PACKAGES}
+    return {"Python": platform.python_version(), **versions, "kernels compiled": compiled}
 
 
 def tried(python: str) -> tuple[dict[str, str | int], bool]:
     """What an interpreter holds and what came of it, and whether all is well."""
     path = f"{Path(python).absolute().parent}{os.pathsep}{os.environ['PATH']}"  # tests start its commands
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PATH": path}
-    script = f"PACKAGES = {PACKAGES!r}\n{_COMPILE}"
+    script = "import json; from benchmarks.versions import held; print(json.dumps(held()))"
     done = subprocess.run([python, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return {"kernels compiled": "failed"}, False
