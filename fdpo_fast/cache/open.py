@@ -55,7 +55,8 @@ def reference_model(config: Config, family: Family, device: torch.device) -> nn.
     trainable.ready(unet, config.model, reference=True)
     if not config.parameters_on_host:
         return unet.to(device)
-    streams = {"use_stream": True, "record_stream": True} if device.type == "cuda" else {}
+    # pinned layer by layer: torch would keep a whole pinned model, rounded up, until the process ends
+    streams = {"use_stream": True, "record_stream": True, "low_cpu_mem_usage": True} if device.type == "cuda" else {}
     unet.enable_group_offload(device, torch.device("cpu"), offload_type="leaf_level", **streams)
     return unet
 

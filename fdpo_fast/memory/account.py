@@ -133,6 +133,8 @@ def _weights(book: Account, trace: Trace, engine: Engine, config: Config, gpu: b
     book.add("frozen weights", "host" if beside else "gpu", frozen / (engine.ranks if engine.stage == 3 else 1))
     if config.reference.mode == "live":
         book.add("reference model", "host" if beside else "gpu", trace.trained_bytes + frozen)
+        if beside:  # a layer and the next
+            book.add("reference model", "gpu", 2 * trace.trained_bytes / trace.trained * max(trace.shapes), "forward")
     if config.train.ema_decay:
         book.add("average", "gpu", 4 * trace.trained / (engine.ranks if engine.stage == 3 else 1))
     if engine.stage < 3:
