@@ -203,7 +203,7 @@ class Command(NamedTuple):
     """"module:function" of the configuration and the options."""
     options: Callable[[ArgumentParser], None] = _no_options
     check: Callable[[Config, Namespace], None] = _no_check
-    """Raises ValueError for what is wrong at first sight."""
+    """Raises UserError for what is wrong at first sight."""
     configured: bool = True
     """Whether it takes a configuration; else the work is given None."""
 

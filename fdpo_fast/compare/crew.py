@@ -84,7 +84,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise ValueError for what would only show after hours."""
+    """Raise UserError for what would only show after hours."""
     compare, settings = config.compare, config.evaluate
     trackers.check(config.log)
     read_prompts(settings.prompts)

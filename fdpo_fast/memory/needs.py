@@ -208,7 +208,7 @@ class Plan:
 
 
 def plan(config: Config, ranks: int) -> Plan:
-    """Everything `fdpo plan` prints; seconds, for SDXL. Raises UserError, and ValueError for an unknown base."""
+    """Everything `fdpo plan` prints; seconds, for SDXL. Raises UserError for what does not fit, and an unknown base."""
     config.accumulation(ranks)
     drawn = blueprint(config.model)
     Geometry(config.data, config.reference.seed, *drawn.factors())  # refuses sizes that do not divide

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,16 +100,7 @@ def trace(config: Config, blueprint: Blueprint) -> Trace:
 
 def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(CHECKPOINTING)) -> dict[str, Trace]:
     """Trace the same micro-batch under choices of `model.gradient_checkpointing`; returns a trace for each."""
-    collecting = gc.isenabled()
-    gc.disable()  # tensors go with their last reference; looking for cycles goes through all that was ever imported
-    try:
-        return _traces(_Rehearsal(config, blueprint), choices)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _traces(rehearsal: _Rehearsal, choices: Iterable[str]) -> dict[str, Trace]:
+    rehearsal = _Rehearsal(config, blueprint)
     sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
     everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
     inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())

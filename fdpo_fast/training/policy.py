@@ -46,7 +46,7 @@ class Policy(NamedTuple):
 def make(config: Config, family: Family, rank: Rank) -> Policy:
     """Load the base's denoiser and make its optimizer and engine. Collective.
 
-    Raises UserError where DeepSpeed cannot do what is asked for, ValueError for LoRA targets that do not exist.
+    Raises UserError where DeepSpeed cannot do what is asked for, and for LoRA targets that do not exist.
     """
     settings = config.train
     torch.manual_seed(settings.seed)  # the initial weights of an adapter

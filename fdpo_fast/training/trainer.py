@@ -34,7 +34,7 @@ class Trainer:
 
     Opening it fills the caches, before the policy arrives: VAE, text encoders and reference are gone by then.
 
-    Raises UserError and ValueError for whatever of configuration, data, model and folder does not fit.
+    Raises UserError for whatever of configuration, data, model and folder does not fit.
     """
 
     def __init__(self, config: Config, resume: bool) -> None:
@@ -72,7 +72,6 @@ class Trainer:
             with replacing(folder / "config.json") as partial:
                 partial.write_text(config.dumps())
 
-        self.metrics = Metrics(config.log, len(family.signal), rank.device)
         self.writer = Writer(folder, self.first_step, config.log, data.report) if rank.index == 0 else None
         self.grids = SampleGrids(
             config.log, family, folder / "samples", config.data.resolution, config.train.seed, rank.device
@@ -81,6 +80,7 @@ class Trainer:
         self.start = FirstMargin(rank.device, self.first_step == 0, config.optimizer.warmup_steps)
         self.stop = StopSignal(rank.device)
         self.skips_told, self.last_finite = 0, self.first_step - 1
+        self.metrics = Metrics(config.log, len(family.signal), rank.device)  # last: its clock starts now
 
     def _go_on(self) -> int:
         """Load the newest checkpoint; returns the step to take next."""

@@ -21,7 +21,7 @@ EMBEDDINGS = ["prompt_embeds", "pooled_prompt_embeds"]
 
 
 class EncodedPairs:
-    """Reader of latents in parquet; `source` as for `ParquetRows`. Raises ValueError when a column is missing."""
+    """Reader of latents in parquet; `source` as for `ParquetRows`. Raises UserError when a column is missing."""
 
     def __init__(self, source: str, ties: str = "drop") -> None:
         self.rows, self.ties = ParquetRows(source), ties

@@ -42,7 +42,7 @@ COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
 class PickAPic:
     """Reader of Pick-a-Pic parquet; `source` as for `ParquetRows`.
 
-    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1. Raises ValueError when
+    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1. Raises UserError when
     there is no file or a column is missing.
     """
 
