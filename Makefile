@@ -11,7 +11,7 @@ CONFIG ?= configs/digits_js.json
 setup: $(VENV)/.installed
 
 # Editable, so Python edits need no reinstall; C++ edits do, and modules that come or go, which change their folder.
-SOURCES := pyproject.toml $(wildcard csrc/*) $(shell find fdpo_fast -name __pycache__ -prune -o -type d -print)
+SOURCES := pyproject.toml $(shell find csrc -type f) $(shell find fdpo_fast -name __pycache__ -prune -o -type d -print)
 
 $(VENV)/.installed: $(SOURCES) constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,7 @@ rehearsal: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -name "*.h" -o -name "*.cpp")
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build runs

@@ -27,14 +27,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fdpo_fast import draws, fdpo_loss
-from fdpo_fast.loss.divergences import DIVERGENCES
-from fdpo_fast.loss.eager import LOSS_TYPES
+from fdpo_fast.loss.options import LossOptions
 from fdpo_fast.ops.triton import launch
 
 TARGETS = (80, 86, 89, 90, 100, 120)
 MOST_BYTES = 1.02
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_OPTIONS = (DIVERGENCES["jensen_shannon"].row, LOSS_TYPES["sigmoid"](0.0), 1.0, 2500.0, False)
+_CALL = LossOptions(beta=1.0, ratio_scale=2500.0).call()
 
 
 class CompileOnly:
@@ -158,7 +157,7 @@ CASES = (
 
 def forward(case: Case) -> None:
     pred, ref, target = case.tensors()
-    launch.loss_forward(pred, ref, target, None, *_OPTIONS, "mean", None)
+    launch.loss_forward(pred, ref, target, None, _CALL)
 
 
 def backward(case: Case) -> None:

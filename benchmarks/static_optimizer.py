@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.static_gpu import BF16, F16, F32, TARGETS, compiling, disassemble
+from fdpo_fast.ops.constants import STATE_BLOCK
 from fdpo_fast.optim import triton
-from fdpo_fast.optim.codebook import BLOCK
 from fdpo_fast.optim.update import Clip, Rule, Update, Updates
 
 TENSORS = 5  # of a bucket
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
         def update(index: int) -> Update:
             state = torch.uint8 if self.coded else F32
-            absmax = [room(F32, -(-self.elements // BLOCK)) if self.coded else None for _ in range(2)]
+            absmax = [room(F32, -(-self.elements // STATE_BLOCK)) if self.coded else None for _ in range(2)]
             copy = room(BF16) if self.copied else None
             tensors = (room(self.data), room(self.grad), room(state), room(state), *absmax, copy)
             return Update(*tensors, index, rule)

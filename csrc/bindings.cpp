@@ -1,134 +1,200 @@
 // Python's view of csrc. Tensors arrive as addresses: fdpo_fast/ops/cpp.py has checked them and keeps them alive, and
-// importing one through DLPack would cost 2 us, of a call that takes tens of them on small latents.
+// importing one through DLPack would cost 2 us, of a call that takes tens of them on small latents. Every value has a
+// name on the way, and an address the type of what lies there: two that change places do not compile, or are refused.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <stdexcept>
 
-#include "adamw8bit.h"
-#include "loss.h"
+#include "schedule/adamw8bit.h"
+#include "schedule/loss.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 using namespace fdpo;
-using Address = uintptr_t;
 using Triple = std::array<int64_t, 3>;
 
 namespace {
 
+// The address of a tensor's first element, an integer in Python; 0 for no tensor.
 template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
+struct At {
+  T* address;
+  operator T*() const { return address; }
+};
+
+std::vector<std::string> names(const auto& table) { return {std::begin(table), std::end(table)}; }
+
+nb::dict constants() {
+  nb::dict out;
+  out["exp_cap"] = kExpCap;
+  out["state_block"] = kStateBlock;
+  out["dtypes"] = names(kDtypes);
+  out["streams"] = names(kStreams);
+  out["stats"] = names(kStats);
+  return out;
 }
 
-Rows dense_rows(Address data, int dtype, int64_t row_stride) {
-  return {at<void>(data), Dtype(dtype), row_stride, {1, 1, INT64_MAX}, {0, 0, 1}};
+Rows dense_rows(At<void> data, int dtype, int64_t row_stride) {
+  return {data, Dtype(dtype), row_stride, {1, 1, INT64_MAX}, {0, 0, 1}};
 }
 
-Rows rows(Address data, int dtype, int64_t row_stride, const Triple& sizes, const Triple& strides) {
-  Rows out{at<void>(data), Dtype(dtype), row_stride, {}, {}};
+Rows strided_rows(At<void> data, int dtype, int64_t row_stride, const Triple& sizes, const Triple& strides) {
+  Rows out{data, Dtype(dtype), row_stride, {}, {}};
   std::copy(sizes.begin(), sizes.end(), out.sizes);
   std::copy(strides.begin(), strides.end(), out.strides);
   return out;
 }
 
+// A column of addresses, one for each parameter; empty for tensors that none of them has.
+using Column = std::vector<int64_t>;
+
+template <class T>
+T* at(const Column& column, size_t i) {
+  return column.empty() ? nullptr : reinterpret_cast<T*>(column[i]);
+}
+
 }  // namespace
 
+namespace nanobind::detail {
+template <class T>
+struct type_caster<At<T>> {
+  NB_TYPE_CASTER(At<T>, const_name("int"))
+
+  bool from_python(handle source, uint8_t flags, cleanup_list* cleanup) noexcept {
+    make_caster<uintptr_t> integer;
+    if (!integer.from_python(source, flags, cleanup)) return false;
+    value = {reinterpret_cast<T*>(integer.value)};
+    return true;
+  }
+};
+}  // namespace nanobind::detail
+
 NB_MODULE(_native, m) {
+  m.def("constants", &constants);
+
   nb::class_<Kernels>(m, "Kernels").def_prop_ro("name", [](const Kernels& k) { return std::string(k.name); });
   // Those that this processor can run, the widest first.
-  m.def("kernels", [] {
-    std::vector<const Kernels*> out;
-    for (const Kernels* kernels : all_kernels())
-      if (kernels->supported()) out.push_back(kernels);
-    return out;
-  }, nb::rv_policy::reference);
+  m.def(
+      "kernels",
+      [] {
+        std::vector<const Kernels*> out;
+        for (const Kernels* kernels : all_kernels())
+          if (kernels->supported()) out.push_back(kernels);
+        return out;
+      },
+      nb::rv_policy::reference);
 
-  nb::class_<Rows>(m, "Rows").def(nb::new_(&dense_rows)).def(nb::new_(&rows));
+  nb::class_<Rows>(m, "Rows")
+      .def(nb::new_(&dense_rows), nb::kw_only(), "data"_a, "dtype"_a, "row_stride"_a)
+      .def(nb::new_(&strided_rows), nb::kw_only(), "data"_a, "dtype"_a, "row_stride"_a, "sizes"_a, "strides"_a);
 
-  m.def("loss_forward", [](const Kernels& kernels, int threads, int64_t pairs, int64_t n, bool interleaved,
-                           const Rows& pred, const Rows& ref, Address ref_errors, const Rows& target, Address draws,
-                           Address weight, std::array<double, 5> link, std::array<double, 4> type, double beta,
-                           double ratio_scale, double share, bool reduce, Address loss, Address accuracy, Address stats,
-                           const Rows& grad, float upstream) {
-    nb::gil_scoped_release release;
-    loss_forward(kernels,
-                 {.pairs = {pairs, n, interleaved},
-                  .pred = pred,
-                  .ref = ref,
-                  .target = target,
-                  .grad = grad,
-                  .ref_errors = at<const double>(ref_errors),
-                  .draws = {at<const int64_t>(draws), pairs},
-                  .weight = at<const float>(weight),
-                  .link = {link[0], link[1], link[2], link[3], link[4]},
-                  .type = {type[0], type[1], type[2], type[3]},
-                  .beta = beta,
-                  .ratio_scale = ratio_scale,
-                  .share = share,
-                  .upstream = upstream,
-                  .reduce = reduce,
-                  .loss = at<float>(loss),
-                  .accuracy = at<float>(accuracy),
-                  .stats = at<float>(stats)},
-                 threads);
-  });
+  m.def(
+      "loss_forward",
+      [](const Kernels& kernels, int threads, int64_t pairs, int64_t elements, bool interleaved, const Rows& pred,
+         const Rows& ref, At<const double> ref_errors, const Rows& target, At<const int64_t> draws,
+         At<const float> weight, std::array<double, 4> link, std::array<double, 4> loss_type, double beta,
+         double ratio_scale, double share, bool reduce, float upstream, At<float> loss, At<float> accuracy,
+         At<float> stats, const Rows& grad) {
+        nb::gil_scoped_release release;
+        loss_forward(kernels,
+                     {.pairs = {pairs, elements, interleaved},
+                      .pred = pred,
+                      .ref = ref,
+                      .target = target,
+                      .grad = grad,
+                      .ref_errors = ref_errors,
+                      .draws = {draws, pairs},
+                      .weight = weight,
+                      .link = {link[0], link[1], link[2], link[3]},
+                      .type = {loss_type[0], loss_type[1], loss_type[2], loss_type[3]},
+                      .beta = beta,
+                      .ratio_scale = ratio_scale,
+                      .share = share,
+                      .upstream = upstream,
+                      .reduce = reduce,
+                      .loss = loss,
+                      .accuracy = accuracy,
+                      .stats = stats},
+                     threads);
+      },
+      nb::kw_only(), "kernels"_a, "threads"_a, "pairs"_a, "elements"_a, "interleaved"_a, "pred"_a, "ref"_a,
+      "ref_errors"_a, "target"_a, "draws"_a, "weight"_a, "link"_a, "loss_type"_a, "beta"_a, "ratio_scale"_a, "share"_a,
+      "reduce"_a, "upstream"_a, "loss"_a, "accuracy"_a, "stats"_a, "grad"_a);
 
-  m.def("loss_backward", [](const Kernels& kernels, int threads, int64_t pairs, int64_t n, bool interleaved,
-                            const Rows& pred, const Rows& target, Address draws, Address coefficients,
-                            Address grad_loss, int64_t grad_loss_stride, const Rows& grad) {
-    nb::gil_scoped_release release;
-    loss_backward(kernels, {pairs, n, interleaved}, pred, target, {at<const int64_t>(draws), pairs},
-                  at<const float>(coefficients), at<const float>(grad_loss), grad_loss_stride, grad, threads);
-  });
+  m.def(
+      "loss_backward",
+      [](const Kernels& kernels, int threads, int64_t pairs, int64_t elements, bool interleaved, const Rows& pred,
+         const Rows& target, At<const int64_t> draws, At<const float> coefficients, At<const float> grad_loss,
+         int64_t grad_loss_stride, const Rows& grad) {
+        nb::gil_scoped_release release;
+        loss_backward(kernels, {pairs, elements, interleaved}, pred, target, {draws, pairs}, coefficients, grad_loss,
+                      grad_loss_stride, grad, threads);
+      },
+      nb::kw_only(), "kernels"_a, "threads"_a, "pairs"_a, "elements"_a, "interleaved"_a, "pred"_a, "target"_a,
+      "draws"_a, "coefficients"_a, "grad_loss"_a, "grad_loss_stride"_a, "grad"_a);
 
-  m.def("add_noise", [](const Kernels& kernels, int threads, int64_t pairs, int64_t n, bool interleaved,
-                        Address draws, const Rows& x, Address signal, Address sigma, int64_t timesteps,
-                        const Rows& out, Address drawn) {
-    nb::gil_scoped_release release;
-    add_noise(kernels, {pairs, n, interleaved}, {at<const int64_t>(draws), pairs}, x, at<const float>(signal),
-              at<const float>(sigma), timesteps, out, at<int64_t>(drawn), threads);
-  });
+  m.def(
+      "add_noise",
+      [](const Kernels& kernels, int threads, int64_t pairs, int64_t elements, bool interleaved,
+         At<const int64_t> draws, const Rows& latents, At<const float> signal, At<const float> sigma,
+         int64_t num_timesteps, const Rows& noisy, At<int64_t> timesteps) {
+        nb::gil_scoped_release release;
+        add_noise(kernels, {pairs, elements, interleaved}, {draws, pairs}, latents, signal, sigma, num_timesteps, noisy,
+                  timesteps, threads);
+      },
+      nb::kw_only(), "kernels"_a, "threads"_a, "pairs"_a, "elements"_a, "interleaved"_a, "draws"_a, "latents"_a,
+      "signal"_a, "sigma"_a, "num_timesteps"_a, "noisy"_a, "timesteps"_a);
 
-  m.def("normals", [](const Kernels& kernels, int threads, int64_t rows, int64_t count, Address draws, Address out) {
-    nb::gil_scoped_release release;
-    normals(kernels, {at<const int64_t>(draws), rows}, rows, count, at<float>(out), threads);
-  });
+  m.def(
+      "normals",
+      [](const Kernels& kernels, int threads, int64_t rows, int64_t count, At<const int64_t> draws, At<float> out) {
+        nb::gil_scoped_release release;
+        normals(kernels, {draws, rows}, rows, count, out, threads);
+      },
+      nb::kw_only(), "kernels"_a, "threads"_a, "rows"_a, "count"_a, "draws"_a, "out"_a);
 
-  nb::class_<Maps>(m, "Maps").def(nb::new_([](Address m, Address v) {
-    return Maps{*at<const Map>(m), *at<const Map>(v)};
-  }));
-  nb::class_<Parameter>(m, "Parameter")
-      .def(nb::new_([](Address data, int dtype, Address grad, int grad_dtype, std::array<Address, 2> states,
-                       std::array<Address, 2> absmax, Address copy, int64_t count, bool stochastic, uint64_t seed,
-                       uint64_t index, uint32_t step, uint32_t stream, uint64_t first, std::array<float, 7> rates) {
-        return Parameter{.data = at<void>(data),
-                         .dtype = Dtype(dtype),
-                         .grad = at<const void>(grad),
-                         .grad_dtype = Dtype(grad_dtype),
-                         .m = at<void>(states[0]),
-                         .v = at<void>(states[1]),
-                         .absmax_m = at<float>(absmax[0]),
-                         .absmax_v = at<float>(absmax[1]),
-                         .copy = at<uint16_t>(copy),
-                         .count = count,
-                         .stochastic = stochastic,
-                         .seed = seed,
-                         .index = index,
-                         .step = step,
-                         .stream = stream,
-                         .first = first,
-                         .rates = {rates[0], rates[1], rates[2], rates[3], rates[4], rates[5], rates[6]}};
-      }));
-  m.def("adamw8bit", [](const Kernels& kernels, const Maps& maps, const std::vector<Parameter>& parameters,
-                        int threads) {
-    nb::gil_scoped_release release;
-    adamw8bit(kernels, maps, parameters.data(), int64_t(parameters.size()), threads);
-  });
+  nb::class_<Maps>(m, "Maps").def(
+      nb::new_([](At<const Map> m, At<const Map> v) { return Maps{*m.address, *v.address}; }), nb::kw_only(), "m"_a,
+      "v"_a);
+  nb::class_<Rule>(m, "Rule").def(
+      nb::new_([](std::array<float, 7> rates, bool stochastic, uint64_t seed, uint32_t step, uint64_t first) {
+        const auto [beta1, one_minus_beta1, beta2, one_minus_beta2, decay, step_size, eps] = rates;
+        return Rule{
+            {beta1, one_minus_beta1, beta2, one_minus_beta2, decay, step_size, eps}, stochastic, seed, step, first};
+      }),
+      nb::kw_only(), "rates"_a, "stochastic"_a, "seed"_a, "step"_a, "first"_a);
+  m.def(
+      "adamw8bit",
+      [](const Kernels& kernels, int threads, const Maps& maps, int dtype, int grad_dtype, const Column& data,
+         const Column& grad, const Column& m, const Column& v, const Column& absmax_m, const Column& absmax_v,
+         const Column& copy, const Column& counts, const Column& indices, const Column& rule_of,
+         const std::vector<Rule>& rules) {
+        std::vector<Parameter> parameters;
+        parameters.reserve(data.size());
+        for (size_t i = 0; i < data.size(); ++i)
+          parameters.push_back({.data = at<void>(data, i),
+                                .dtype = Dtype(dtype),
+                                .grad = at<const void>(grad, i),
+                                .grad_dtype = Dtype(grad_dtype),
+                                .m = at<void>(m, i),
+                                .v = at<void>(v, i),
+                                .absmax_m = at<float>(absmax_m, i),
+                                .absmax_v = at<float>(absmax_v, i),
+                                .copy = at<uint16_t>(copy, i),
+                                .count = counts.at(i),
+                                .index = uint64_t(indices.at(i)),
+                                .rule = &rules.at(size_t(rule_of.at(i)))});
+        nb::gil_scoped_release release;
+        adamw8bit(kernels, maps, parameters.data(), int64_t(parameters.size()), threads);
+      },
+      nb::kw_only(), "kernels"_a, "threads"_a, "maps"_a, "dtype"_a, "grad_dtype"_a, "data"_a, "grad"_a, "m"_a, "v"_a,
+      "absmax_m"_a, "absmax_v"_a, "copy"_a, "counts"_a, "indices"_a, "rule_of"_a, "rules"_a);
 
   // Words of Philox4x32-10 at 16 counters, [4, 16] in place: for its known answers.
-  m.def("philox", [](const Kernels& kernels, Address words, uint32_t k0, uint32_t k1) {
-    kernels.philox(at<uint32_t>(words), k0, k1);
-  });
+  m.def("philox",
+        [](const Kernels& kernels, At<uint32_t> words, uint32_t k0, uint32_t k1) { kernels.philox(words, k0, k1); });
 }

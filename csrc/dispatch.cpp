@@ -3,16 +3,23 @@
 namespace fdpo {
 
 #ifdef FDPO_X86
-extern const Kernels kernels_avx512, kernels_avx2;
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
 #endif
-extern const Kernels kernels_portable;
+namespace portable {
+extern const Kernels kernels;
+}
 
 std::span<const Kernels* const> all_kernels() {
   static const Kernels* const all[] = {
 #ifdef FDPO_X86
-      &kernels_avx512, &kernels_avx2,
+      &avx512::kernels, &avx2::kernels,
 #endif
-      &kernels_portable};
+      &portable::kernels};
   return all;
 }
 

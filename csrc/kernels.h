@@ -1,13 +1,13 @@
-// What the loops over elements share with the code that schedules them. The loops (kernels.cpp) are compiled once per
-// instruction set and give the same bits on each: no contraction, the same lanes, the same order of sums.
+// What the loops over elements share with the code that schedules them. The loops are compiled once per instruction
+// set and give the same bits on each: no contraction, the same lanes, the same order of sums.
 #pragma once
 
 #include <cstdint>
 #include <span>
 
-namespace fdpo {
+#include "constants.h"
 
-enum class Dtype : int { float32, bfloat16, float16 };
+namespace fdpo {
 
 // Rows of n elements each, which lie `strides` apart over `sizes` (outer to inner) within a row.
 struct Rows {

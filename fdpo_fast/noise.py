@@ -8,8 +8,8 @@ have seen. Layout of the 128-bit counter and the 64-bit key:
     counter = (block, visit, pair_id low, pair_id high << 8 | stream)
 
 block: index of a group of four elements of the flattened sample (words 0..3 of its output belong to elements
-4 * block + 0..3). stream: 0 noise, 1 timestep, 2 caption dropout, 3 rounding of weights (pair_id is then the
-parameter, visit the step), 4 crop and flip. 0 <= pair_id < 2^56, 0 <= visit < 2^32.
+4 * block + 0..3). stream: of `ops.constants.Stream`: the noise, the timestep, the dropout of captions, the rounding of
+weights (pair_id is then the parameter, visit the step), crop and flip. 0 <= pair_id < 2^56, 0 <= visit < 2^32.
 
 Normals by Box-Muller, two from two words x, y, formed in float64 and rounded once to float32:
 
@@ -28,13 +28,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fdpo_fast.loss.eager import LAYOUTS
 from fdpo_fast.ops import library
+from fdpo_fast.ops.constants import Stream, one_of
+from fdpo_fast.ops.pairs import LAYOUTS
 
 NOISE_SPEC = "philox4x32-10/box-muller/1"
 """Version of the layout above; part of every cache that depends on draws."""
-
-NOISE, TIMESTEP, CAPTION, ROUNDING, GEOMETRY = range(5)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -105,7 +104,7 @@ def _integer(name: str, value: int | Tensor) -> int | Tensor:
     raise TypeError(f"{name} must be an integer, got {kind}")
 
 
-def words(draws: Tensor, stream: int, blocks: int, first: int = 0) -> Tensor:
+def words(draws: Tensor, stream: Stream, blocks: int, first: int = 0) -> Tensor:
     """The raw stream [B, 4 * blocks] of `draws` [3, B] from block `first` on, uint32 values as int64."""
     seed, pair_id, visit = draws[:, :, None]
     counter = (
@@ -119,7 +118,7 @@ def words(draws: Tensor, stream: int, blocks: int, first: int = 0) -> Tensor:
 
 def eager_normals(draws: Tensor, count: int) -> Tensor:
     """Standard normals [B, count] of `draws` [3, B], float32, in plain torch."""
-    x, y = words(draws, NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
+    x, y = words(draws, Stream.NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
     radius = torch.sqrt(-2 * torch.log((x + 1) * 2.0**-32))
     angle = y * (2 * math.pi * 2.0**-32)
     both = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
@@ -132,14 +131,14 @@ def normals(draws: Tensor, count: int, backend: str | None = None) -> Tensor:
     return eager_normals(draws, count) if backend == "eager" else library.normals(backend, draws, count)
 
 
-def uniforms(draws: Tensor, stream: int) -> Tensor:
+def uniforms(draws: Tensor, stream: Stream) -> Tensor:
     """One number in [0, 1) per draw, [B], float64."""
     return words(draws, stream, 1)[:, 0] * 2.0**-32
 
 
 def timesteps(draws: Tensor, num_train_timesteps: int) -> Tensor:
     """The timestep of each draw, uniform over 0 .. num_train_timesteps - 1, [B] int64."""
-    return words(draws, TIMESTEP, 1)[:, 0] * num_train_timesteps >> 32
+    return words(draws, Stream.TIMESTEP, 1)[:, 0] * num_train_timesteps >> 32
 
 
 def pair_draw(
@@ -227,8 +226,7 @@ def add_noise(
         )
     if signal.shape != sigma.shape or signal.ndim != 1 or not len(signal):
         raise ValueError(f"signal and sigma must be [T], got {tuple(signal.shape)} and {tuple(sigma.shape)}")
-    if not isinstance(layout, str) or layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(LAYOUTS)}")
+    one_of("layout", layout, LAYOUTS)
     latents = latents.detach().resolve_neg()
     dtype = dtype or latents.dtype
     signal, sigma = (table.detach().float().resolve_neg().contiguous() for table in (signal, sigma))

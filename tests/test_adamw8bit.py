@@ -12,8 +12,9 @@ from optimizers import BACKENDS, DTYPES, OPTIONS, parameter, resumed, start, ste
 
 from fdpo_fast import AdamW8bit
 from fdpo_fast.ops import cpp
+from fdpo_fast.ops.constants import STATE_BLOCK
 from fdpo_fast.optim import eager
-from fdpo_fast.optim.codebook import BLOCK, LEAST_M, LEAST_V, dynamic_map
+from fdpo_fast.optim.codebook import LEAST_M, LEAST_V, dynamic_map
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -28,9 +29,9 @@ def test_the_map_is_that_of_bitsandbytes():
 @pytest.mark.parametrize("signed", [True, False])
 def test_reference_codes_are_the_nearest_values(signed):
     values = dynamic_map(signed).values.double()
-    x = torch.cat([10.0 ** -(torch.rand(20_000) * 8), torch.rand(20_000)])[: 156 * BLOCK]
+    x = torch.cat([10.0 ** -(torch.rand(20_000) * 8), torch.rand(20_000)])[: 156 * STATE_BLOCK]
     x = x * torch.where(torch.rand(x.shape) < 0.5, -1, 1) if signed else x
-    x[::BLOCK] = 1.0
+    x[::STATE_BLOCK] = 1.0
     codes, absmax = eager.encode(x, signed)
     assert torch.equal(absmax, torch.ones_like(absmax))
     above_the_end = x.abs() > values[127 + LEAST_M if signed else LEAST_V]
@@ -228,7 +229,7 @@ def test_odd_values_stay_in_their_block(backend, device, n, specials, dtype, lr)
         ends.append((p.detach().cpu(), state["state1"].cpu(), state["state2"].cpu()))
     elsewhere = torch.ones(n, dtype=torch.bool)
     for at in places:
-        elsewhere[at // BLOCK * BLOCK : at // BLOCK * BLOCK + BLOCK] = False
+        elsewhere[at // STATE_BLOCK * STATE_BLOCK : at // STATE_BLOCK * STATE_BLOCK + STATE_BLOCK] = False
     for ours, theirs in zip(*ends, strict=True):
         torch.testing.assert_close(ours[elsewhere], theirs[elsewhere], rtol=0, atol=0, equal_nan=True)
     if 0 < lr < 1:

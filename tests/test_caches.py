@@ -17,6 +17,7 @@ from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.distributed import Rank
 from fdpo_fast.models import load_family
 from fdpo_fast.models.prediction import errors, predict
+from fdpo_fast.ops.constants import Stream
 
 ROWS = [(f"picture {i}", noisy_jpeg(2 * i), noisy_jpeg(2 * i + 1), 1.0) for i in range(16)]
 RANK = Rank(0, 1, torch.device("cpu"), lambda: None)
@@ -144,7 +145,7 @@ def test_captions_drop_at_the_rate_asked_for(training_set):
         embeds = data.batch(torch.arange(16), torch.full((16,), visit % 2)).condition["prompt_embeds"][:16]
         dropped.append((embeds == empty).flatten(1).all(1))
         draws = noise.draws(0, data.id, visit % 2)
-        assert torch.equal(dropped[-1], noise.uniforms(draws, noise.CAPTION) < 0.5)
+        assert torch.equal(dropped[-1], noise.uniforms(draws, Stream.CAPTION) < 0.5)
     assert 0.2 < torch.cat(dropped).float().mean().item() < 0.8
 
 

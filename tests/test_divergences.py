@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdpo_fast import DIVERGENCES, Divergence, alpha, divergence
-from fdpo_fast.loss.divergences import EXP_CAP
+from fdpo_fast.ops.constants import EXP_CAP
 
 
 def f_alpha(a):

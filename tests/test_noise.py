@@ -9,9 +9,10 @@ from conftest import FUSED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fdpo_fast import add_noise, draws, noise, pair_draw
+from fdpo_fast import add_noise, draws, pair_draw
 from fdpo_fast.noise import normals, philox, uniforms, words
 from fdpo_fast.ops import cpp
+from fdpo_fast.ops.constants import Stream
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, output.
 KNOWN = [
@@ -54,7 +55,7 @@ def test_philox_known_answers_in_triton(counter, key, output, triton_device):
 def test_words_are_the_same_in_triton(triton_device):
     probes = pytest.importorskip("triton_probes")
     drawn = draws(2**64 - 2, torch.tensor([0, 2**56 - 1, 12345678901234]), torch.tensor([1, 0, 2**32 - 1]))
-    for stream in (noise.NOISE, noise.TIMESTEP, noise.CAPTION):
+    for stream in (Stream.NOISE, Stream.TIMESTEP, Stream.CAPTION):
         assert torch.equal(probes.words(drawn.to(triton_device), stream, 64).cpu(), words(drawn, stream, 64))
 
 
@@ -65,7 +66,7 @@ def ulps(got, exact):
 
 
 def exact_normals(drawn, count):
-    x, y = words(drawn, noise.NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
+    x, y = words(drawn, Stream.NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
     radius, angle = (-2 * ((x + 1) / 2**32).log()).sqrt(), y * (2 * math.pi / 2**32)
     return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(1)[:, :count]
 
@@ -196,7 +197,7 @@ def test_a_draw_belongs_to_its_pair():
 
 def test_streams_are_apart():
     drawn = draws(0, torch.arange(1000), 0)
-    streams = [uniforms(drawn, stream) for stream in (noise.NOISE, noise.TIMESTEP, noise.CAPTION)]
+    streams = [uniforms(drawn, stream) for stream in (Stream.NOISE, Stream.TIMESTEP, Stream.CAPTION)]
     correlations = torch.corrcoef(torch.stack(streams)) - torch.eye(3)
     assert correlations.abs().max() < 0.15
 

@@ -11,7 +11,11 @@ from fdpo_fast.loss.eager import LOSS_TYPES
 
 KNOBS = {"divergence": "jensen_shannon", "beta": 2.0, "ratio_scale": 50.0}
 ROWS = [list(DIVERGENCES["jeffreys"].row), list(LOSS_TYPES["robust"](0.1))]
-OPERATORS = torch.ops.fdpo_fast
+
+
+def operators(backend, device):
+    """The namespace that runs the backend on the device."""
+    return torch.ops.fdpo_fast_interpreted if (backend, device) == ("triton", "cpu") else torch.ops.fdpo_fast
 
 
 def tensors(pairs=2, shape=(4, 6, 6), device="cpu"):
@@ -31,7 +35,7 @@ def test_opcheck_of_the_loss(backend, device, reduction, upstream):
     for arguments in ((pred, ref, target, None), (last, errors, target, torch.ones(2, device=device)),
                       (pred, errors, drawn, None)):  # fmt: skip
         options = (*ROWS, 2.0, 50.0, True, reduction, upstream)
-        torch.library.opcheck(OPERATORS.loss_forward.default, (backend, *arguments, *options))
+        torch.library.opcheck(operators(backend, device).loss_forward.default, (*arguments, *options))
 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
@@ -39,12 +43,12 @@ def test_opcheck_of_the_others(backend, device):
     pred, _, target = tensors(device=device)
     drawn = draws(0, torch.arange(2), 0, device=device)
     stats, table = torch.rand(10, 2, device=device), torch.rand(100, device=device)
+    ops = operators(backend, device)
     for of in (target, drawn):
         for grad_loss in (torch.ones((), device=device), torch.ones(2, device=device)):
-            torch.library.opcheck(OPERATORS.loss_backward.default, (backend, grad_loss, stats, pred, of, False))
-    arguments = (backend, pred, drawn, table, table, False, torch.bfloat16)
-    torch.library.opcheck(OPERATORS.add_noise.default, arguments)
-    torch.library.opcheck(OPERATORS.normals.default, (backend, drawn, 37))
+            torch.library.opcheck(ops.loss_backward.default, (grad_loss, stats, pred, of, False))
+    torch.library.opcheck(ops.add_noise.default, (pred, drawn, table, table, False, torch.bfloat16))
+    torch.library.opcheck(ops.normals.default, (drawn, 37))
 
 
 def step(model, loss, x, ref, target):

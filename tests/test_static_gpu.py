@@ -56,11 +56,11 @@ def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
         "from benchmarks.static_gpu import *\n"
         "pred = torch.empty(32, 4, 64, 64)\n"
         "with compiling(90) as launches:\n"
-        "    for name, kind, beta, pairs in (('reverse_kl', 'sigmoid', 1.0, 2), ('jeffreys', 'robust', 0.1, 1),\n"
+        "    for name, kind, beta, pairs in (('reverse_kl', 'sigmoid', 1.0, 2), ('jeffreys', 'hinge', 0.1, 1),\n"
         "                                    ('alpha', 'ipo', 2500.0, 16)):\n"
         "        x = pred[: 2 * pairs]\n"
-        "        row, loss_type = DIVERGENCES[name].row, LOSS_TYPES[kind](0.1)\n"
-        "        launch.loss_forward(x, x, x, None, row, loss_type, beta, 1.0, False, 'mean', None)\n"
+        "        options = LossOptions(divergence=name, loss_type=kind, beta=beta, ratio_scale=1.0)\n"
+        "        launch.loss_forward(x, x, x, None, options.call())\n"
         "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
     )
     done = run("-c", script)

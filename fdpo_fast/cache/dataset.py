@@ -21,6 +21,7 @@ from fdpo_fast.data.pairs import PairSource
 from fdpo_fast.files import digest
 from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
+from fdpo_fast.ops.constants import Stream
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
@@ -77,7 +78,7 @@ class TrainingSet:
         latents = torch.stack([self.pair_latents(position) for position in positions.tolist()])
         if self.config.data.latents == "moments" and latents.ndim == 6:
             latents = sampled(latents, ids, visits, self.seed)
-        dropped = noise.uniforms(draws, noise.CAPTION) < self.config.data.caption_dropout
+        dropped = noise.uniforms(draws, Stream.CAPTION) < self.config.data.caption_dropout
         captions = self.caption[positions].masked_fill(dropped, self.entries[""]).tolist()
         text = {key: torch.stack([self.text.entry(key, at) for at in captions]) for key in self.family.text_keys}
         sizes = self.sizes[positions].transpose(0, 1).flatten(0, 1)

@@ -29,6 +29,7 @@ from fdpo_fast.data.readers.detect import Spread, open_source
 from fdpo_fast.distributed import alone
 from fdpo_fast.files import replacing
 from fdpo_fast.loss.divergences import Divergence
+from fdpo_fast.loss.function import evaluate
 from fdpo_fast.models import load_family, quiet_libraries, trainable
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
@@ -130,7 +131,7 @@ def move(
 ) -> None:
     """Take `steps` steps of the configuration's loss, optimizer and rate (no warm-up), a micro-batch each."""
     optimizer = build.optimizer(config.optimizer, trained, config.train.seed)
-    criterion, micro = config.loss.criterion(), config.train.pairs_per_micro_batch
+    loss, micro = config.loss.options(), config.train.pairs_per_micro_batch
     walk = Walk(data.shapes[pairs], micro, config.train.seed)
     chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
     visits = torch.zeros(micro, dtype=torch.int64)
@@ -138,7 +139,7 @@ def move(
     for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
         batch = data.batch(at, visits)
         pred, target, _ = predict(family, unet, batch)
-        losses, _ = criterion(pred, ref_error, target, batch.weight)
+        losses, _ = evaluate(loss, pred, ref_error, target, batch.weight)
         losses.mean().backward()
         if config.optimizer.max_grad_norm:
             nn.utils.clip_grad_norm_(trained, config.optimizer.max_grad_norm)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fdpo_fast.loss.checks import check_loss
 from fdpo_fast.loss.divergences import Divergence, divergence
-
-if TYPE_CHECKING:
-    from fdpo_fast.loss.function import FDPOLoss
+from fdpo_fast.loss.options import LossOptions
 
 EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
 
@@ -120,20 +117,23 @@ class Loss(Section):
     def _known(self) -> Loss:
         if self.alpha is not None and self.divergence != "alpha":
             raise ValueError(f"loss.alpha is set but loss.divergence is '{self.divergence}': alpha would be ignored")
-        self.link()
-        check_loss(self.beta, self.ratio_scale, self.type, self.label_smoothing)
+        self.options()
         return self
 
     def link(self) -> Divergence:
         """The divergence this section names."""
         return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
 
-    def criterion(self) -> FDPOLoss:
-        """The loss this section describes, one value per pair."""
-        from fdpo_fast.loss.function import FDPOLoss
-
-        options = {"loss_type": self.type, "label_smoothing": self.label_smoothing, "reduction": "none"}
-        return FDPOLoss(self.link(), beta=self.beta, ratio_scale=self.ratio_scale, **options)
+    def options(self) -> LossOptions:
+        """The options of the loss this section describes, one value per pair."""
+        return LossOptions(
+            divergence=self.link(),
+            beta=self.beta,
+            ratio_scale=self.ratio_scale,
+            loss_type=self.type,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
 
 
 class Optimizer(Section):

@@ -19,6 +19,7 @@ from fdpo_fast import noise
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Side
+from fdpo_fast.ops.constants import Stream
 
 Size = tuple[int, int]
 """(height, width)"""
@@ -118,7 +119,7 @@ class Geometry:
         target = min(self.sizes(), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))
         x, y, mirrored = 0.5, 0.5, 0.0
         if self.data.crop == "random" or self.data.flip:
-            drawn = noise.words(noise.draws(self.seed, pair.id, 0), noise.GEOMETRY, 1)[0] * 2.0**-32
+            drawn = noise.words(noise.draws(self.seed, pair.id, 0), Stream.GEOMETRY, 1)[0] * 2.0**-32
             mirrored = float(drawn[2])
             if self.data.crop == "random":
                 x, y = drawn[:2].tolist()

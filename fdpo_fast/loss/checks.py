@@ -1,38 +1,47 @@
-"""The checks of a loss's options: they need names and numbers alone, so a configuration is checked without torch."""
+"""The checks of the tensors that the loss is called on."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection
-from numbers import Real
+import torch
+from torch import Tensor
 
-from fdpo_fast.loss.eager import LOSS_TYPES
-
-# Losses of other trainers that look at each image by itself.
-_POINTWISE = ("kto", "bco_pair", "sppo_hard", "nca_pair", "apo_zero", "apo_down", "aot", "exo_pair", "discopop")
+from fdpo_fast.ops.results import is_draws
 
 
-def check_loss(beta: float, ratio_scale: float, loss_type: str, label_smoothing: float) -> None:
-    """Raise TypeError for what is no number, ValueError for a number out of range or an unknown loss type."""
-    for name, value in (("beta", beta), ("ratio_scale", ratio_scale), ("label_smoothing", label_smoothing)):
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    for name, value in (("beta", beta), ("ratio_scale", ratio_scale)):
-        if not 0 < value <= sys.float_info.max:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if isinstance(loss_type, str) and loss_type in _POINTWISE:
-        raise ValueError(
-            f"loss_type '{loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the "
-            f"normaliser of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
-        )
-    one_of("loss_type", loss_type, LOSS_TYPES)
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
-    if label_smoothing and loss_type not in ("sigmoid", "robust"):
-        raise ValueError(f"label_smoothing has no meaning for loss_type '{loss_type}': use 'sigmoid' or 'robust'")
-
-
-def one_of(kind: str, value: str, known: Collection[str]) -> None:
-    """Raise ValueError for a name that is not known."""
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"unknown {kind} {value!r}: use one of {', '.join(known)}")
+def check_tensors(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    """Raise on the first tensor that cannot be used: the errors of `fdpo_loss`."""
+    for name, value in (("pred", pred), ("ref", ref), ("target", target), ("weight", weight)):
+        if value is None and name == "weight":
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if not value.is_floating_point() and not (name == "target" and is_draws(value)):
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}")
+        if value.device != pred.device:
+            raise ValueError(f"{name} is on {value.device} but pred is on {pred.device}: move them to one device")
+    shape = pred.shape
+    rows = shape[0] if shape else 1
+    if rows % 2:
+        raise ValueError(f"pred must hold pairs, [2B, ...] with an even first dimension, got {tuple(shape)}")
+    if rows and not pred.numel():
+        raise ValueError(f"pred has samples without elements, shape {tuple(shape)}")
+    if is_draws(target):
+        if target.shape != (3, rows // 2):
+            raise ValueError(f"draws have shape {tuple(target.shape)}: give (3, {rows // 2}), see noise.draws")
+    elif target.shape != shape:
+        raise ValueError(f"target has shape {tuple(target.shape)} but pred has {tuple(shape)}: they must agree")
+    if ref.shape != shape:
+        if ref.shape != shape[:1]:
+            raise ValueError(
+                f"ref has shape {tuple(ref.shape)}: give reference predictions {tuple(shape)} "
+                f"or reference errors ({rows},)"
+            )
+        if ref.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"reference errors must be float32 or float64, got {ref.dtype}: "
+                "one rounding step of half precision moves the margin by as much as the signal"
+            )
+    if weight is not None and weight.shape != (rows // 2,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: give one factor per pair, ({rows // 2},)")

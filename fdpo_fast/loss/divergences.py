@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
 
+from fdpo_fast.ops.constants import EXP_CAP
+
 if TYPE_CHECKING:  # the names are read without torch too, by whoever checks a configuration
     from torch import Tensor
-
-EXP_CAP = 20.0
-"""Above rate * u = EXP_CAP the exponential goes on as its tangent line: value and slope stay continuous and the worst
-samples keep their gradient. e^20 leaves room in float32 for |u| = 1e6, beta = 1e4 and the square of the ipo loss."""
 
 
 @dataclass(frozen=True)

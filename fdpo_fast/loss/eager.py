@@ -71,17 +71,6 @@ def _mean(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mean(dim=tuple(range(1, x.ndim)), dtype=dtype) if x.ndim > 1 else x.to(dtype)
 
 
-def split_pairs(x: Tensor, layout: str) -> tuple[Tensor, Tensor]:
-    """(preferred, dispreferred) rows of a batch [2B, ...]."""
-    return LAYOUTS[layout](x)
-
-
-LAYOUTS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-    "halves": lambda x: (x[: len(x) // 2], x[len(x) // 2 :]),
-    "interleaved": lambda x: (x[0::2], x[1::2]),
-}
-
-
 class LossType(NamedTuple):
     """A loss of the pair as one row, all that a kernel sees of it; with z = beta * gap:
 
@@ -133,8 +122,8 @@ class PairLosses(NamedTuple):
 
 
 def pair_losses(
-    log_ratio_w: Tensor, log_ratio_l: Tensor, link: Callable[[Tensor], Tensor], loss_type: LossType, beta: float
+    log_ratio_w: Tensor, log_ratio_l: Tensor, link: Callable[[Tensor], Tensor], of_pair: LossType, beta: float
 ) -> PairLosses:
     """The chain from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair."""
     gap = link(log_ratio_w) - link(log_ratio_l)
-    return PairLosses(beta * gap, LossType.__call__(loss_type, gap, beta))  # older torch.compile calls no tuple
+    return PairLosses(beta * gap, LossType.__call__(of_pair, gap, beta))  # older torch.compile calls no tuple

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
 from fdpo_fast import noise
+from fdpo_fast.loss.checks import check_tensors
 from fdpo_fast.loss.divergences import Divergence
-from fdpo_fast.loss.eager import denoising_errors, pair_losses, split_pairs
-from fdpo_fast.loss.options import REDUCTIONS, Criterion, Link, check_tensors
+from fdpo_fast.loss.eager import denoising_errors
+from fdpo_fast.loss.options import REDUCTIONS, LossOptions, PairOptions, spelled_out
 from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss
-from fdpo_fast.ops.library import traced
-from fdpo_fast.ops.results import STATS, elements, is_draws
+from fdpo_fast.ops.constants import Stat
+from fdpo_fast.ops.library import chosen, traced
+from fdpo_fast.ops.pairs import LAYOUTS
+from fdpo_fast.ops.results import elements, is_draws
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fdpo_fast.loss.options import Link, LossArguments, PairArguments
 
 
 class LossStats(dict[str, Tensor]):
@@ -41,20 +50,15 @@ register_pytree_node(
 )
 
 
+@spelled_out(LossOptions)
 def fdpo_loss(
     pred: Tensor,
     ref: Tensor,
     target: Tensor,
     *,
     divergence: Link = "jensen_shannon",
-    beta: float,
-    ratio_scale: float,
-    loss_type: str = "sigmoid",
-    label_smoothing: float = 0.0,
-    layout: str = "halves",
     weight: Tensor | None = None,
-    reduction: str = "mean",
-    backend: str | None = None,
+    **options: Unpack[LossArguments],
 ) -> tuple[Tensor, LossStats]:
     """Preference loss of B pairs of denoising predictions under an f-divergence (arXiv 2409.09774).
 
@@ -65,30 +69,30 @@ def fdpo_loss(
             timestep and one noise. Or the draws [3, B] of `noise.draws`: their noise is the target, and the fused
             backends make it again in the kernel.
         divergence: a name of `DIVERGENCES`, a `Divergence` such as `alpha(0.3)`, or any callable u -> h(u) = f'(e^u).
-        beta: strength of the regularisation, outside f'; > 0.
-        ratio_scale: log-ratio per unit of error difference, inside f'; > 0. Reverse KL with
-            `beta * ratio_scale = beta_dpo / 2` is Diffusion-DPO.
-        loss_type: "sigmoid", "hinge", "ipo" or "robust".
-        label_smoothing: probability in [0, 0.5) that a label is wrong; for "sigmoid" (cDPO) and "robust".
-        layout: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...].
         weight: per-pair factors [B] on the losses; "mean" still divides by B.
-        reduction: "mean", "sum" or "none".
-        backend: "triton" (GPU), "cpp" (CPU), "eager" (plain torch: any device, float64, torch.func), or None for the
-            first of them that takes these tensors.
+        **options: of `LossOptions`:
+            beta: strength of the regularisation, outside f'; > 0.
+            ratio_scale: log-ratio per unit of error difference, inside f'; > 0. Reverse KL with
+                `beta * ratio_scale = beta_dpo / 2` is Diffusion-DPO.
+            loss_type: "sigmoid" (the default), "hinge", "ipo" or "robust".
+            label_smoothing: probability in [0, 0.5) that a label is wrong; for "sigmoid" (cDPO) and "robust".
+            layout: "halves" = [w...; l...] (the default) or "interleaved" = [w, l, w, l, ...].
+            reduction: "mean" (the default), "sum" or "none".
+            backend: "triton" (GPU), "cpp" (CPU), "eager" (plain torch: any device, float64, torch.func), or None for
+                the first of them that takes these tensors.
 
     Returns:
         The loss (float32, or float64 for float64 predictions) and its `LossStats`.
 
     Raises:
         TypeError: a tensor that is not floating point or not strided, reference errors in half precision, a divergence
-            of no usable type.
+            of no usable type, an option that is not there.
         ValueError: an odd batch, shapes or devices that differ, an unknown name, a number out of range, a backend that
             is not there or does not take these tensors.
         RuntimeError: from a backward with create_graph=True, but for the eager backend: the fused ones have no second
             derivatives.
     """
-    criterion = Criterion.checked(divergence, beta, ratio_scale, loss_type, label_smoothing, layout, reduction, backend)
-    return _evaluate(criterion, pred, ref, target, weight)
+    return evaluate(LossOptions(divergence=divergence, **options), pred, ref, target, weight)
 
 
 class FDPOLoss(nn.Module):
@@ -97,55 +101,37 @@ class FDPOLoss(nn.Module):
     Options and errors are those of `fdpo_loss`; a bad option raises here, before the first batch.
     """
 
-    def __init__(
-        self,
-        divergence: Link = "jensen_shannon",
-        *,
-        beta: float,
-        ratio_scale: float,
-        loss_type: str = "sigmoid",
-        label_smoothing: float = 0.0,
-        layout: str = "halves",
-        reduction: str = "mean",
-        backend: str | None = None,
-    ) -> None:
+    @spelled_out(LossOptions)
+    def __init__(self, divergence: Link = "jensen_shannon", **options: Unpack[LossArguments]) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {
-            "divergence": divergence,
-            "beta": beta,
-            "ratio_scale": ratio_scale,
-            "loss_type": loss_type,
-            "label_smoothing": label_smoothing,
-            "layout": layout,
-            "reduction": reduction,
-            "backend": backend,
-        }
-        self._criterion = Criterion.checked(**self.options)
+        self.options = LossOptions(divergence=divergence, **options)
 
     def forward(
         self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, LossStats]:
-        return _evaluate(self._criterion, pred, ref, target, weight)
+        """The loss and the statistics of a batch, as `fdpo_loss` gives them."""
+        return evaluate(self.options, pred, ref, target, weight)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        """The options, for the printed module."""
+        return ", ".join(f"{field.name}={getattr(self.options, field.name)!r}" for field in fields(self.options))
 
 
+@spelled_out(PairOptions)
 def log_ratio_loss(
     log_ratio_w: Tensor,
     log_ratio_l: Tensor,
     *,
     divergence: Link = "jensen_shannon",
-    beta: float,
-    loss_type: str = "sigmoid",
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    **options: Unpack[PairArguments],
 ) -> tuple[Tensor, Tensor]:
     """The loss from log p_theta / p_ref on, for trainers that have these numbers: what TRL's DPO does after its models.
 
-    log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options and errors are those of `fdpo_loss`; every
-    operation is torch's own, in float32 for half-precision inputs. Returns the loss and the margins [B], detached.
+    log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options (beta, loss_type, label_smoothing, reduction) and
+    errors are those of `fdpo_loss`; every operation is torch's own, in float32 for half-precision inputs. Returns the
+    loss and the margins [B], detached.
     """
+    checked = PairOptions(divergence=divergence, **options)
     for name, value in (("log_ratio_w", log_ratio_w), ("log_ratio_l", log_ratio_l)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(
@@ -153,76 +139,84 @@ def log_ratio_loss(
             )
     if log_ratio_w.shape != log_ratio_l.shape or log_ratio_w.ndim != 1:
         raise ValueError(f"log-ratios must be [B] each, got {tuple(log_ratio_w.shape)} and {tuple(log_ratio_l.shape)}")
-    criterion = Criterion.checked(divergence, beta, 1.0, loss_type, label_smoothing, "halves", reduction, None)
     wide = [u.float() if u.dtype in (torch.float16, torch.bfloat16) else u for u in (log_ratio_w, log_ratio_l)]
-    result = pair_losses(*wide, criterion.link, criterion.loss_type, criterion.beta)
-    return REDUCTIONS[reduction](result.loss), result.margin.detach()
+    result = checked.losses(*wide)
+    return REDUCTIONS[checked.reduction](result.loss), result.margin.detach()
 
 
-def _evaluate(
-    criterion: Criterion, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+def evaluate(
+    options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
+    """What `fdpo_loss` returns, for options that were checked before."""
     check_tensors(pred, ref, target, weight)
     ref, target, weight = (x.detach() if x is not None and x.requires_grad else x for x in (ref, target, weight))
-    backend = criterion.backend_for(pred, ref, target)
+    dtypes = [pred.dtype]
+    if ref.shape == pred.shape:
+        dtypes.append(ref.dtype)
+    if not is_draws(target):
+        dtypes.append(target.dtype)
+    backend = chosen(options.backend, pred.device, *dtypes)
     if backend == "eager":
-        return _eager(criterion, pred, ref, target, weight)
-    return _fused(criterion, backend, pred, ref, target, weight)
+        return _eager(options, pred, ref, target, weight)
+    return _fused(options, backend, pred, ref, target, weight)
 
 
 def _eager(
-    criterion: Criterion, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+    options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
-    """The formulas of `reference` in plain torch."""
+    """The formulas of `loss.eager` in plain torch."""
+    split = LAYOUTS[options.layout]
     if is_draws(target):
-        drawn = noise.eager_normals(target, elements(pred))
-        target = torch.empty(pred.shape, dtype=drawn.dtype, device=pred.device)
-        for half in split_pairs(target, criterion.layout):
-            half.copy_(drawn.reshape(half.shape))
-    errors = denoising_errors(pred, ref, target, criterion.ratio_scale)
-    sides = split_pairs(errors.log_ratio, criterion.layout)
-    result = pair_losses(*sides, criterion.link, criterion.loss_type, criterion.beta)
+        normals = noise.eager_normals(target, elements(pred))
+        target = torch.empty(pred.shape, dtype=normals.dtype, device=pred.device)
+        for half in split(target):
+            half.copy_(normals.reshape(half.shape))
+    errors = denoising_errors(pred, ref, target, options.ratio_scale)
+    result = options.losses(*split(errors.log_ratio))
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
-        per_sample = [half for values in errors for half in split_pairs(values.detach().float(), criterion.layout)]
-        stats = _stats(criterion, per_sample, result.margin)
-    return REDUCTIONS[criterion.reduction](losses), stats
+        per_sample = [half for values in errors for half in split(values.detach().float())]
+        stats = _stats(options, per_sample, result.margin)
+    return REDUCTIONS[options.reduction](losses), stats
 
 
 def _fused(
-    criterion: Criterion, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+    options: LossOptions, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     """One operator forward, one backward; for a link that is no row of numbers, the chain behind u in plain torch."""
-    if not traced(pred):
+    seen = traced(pred)
+    if not seen:
         # what a kernel finds at an address lacks the lazy sign of a complex number's conjugate
         pred, ref, target = (x.resolve_neg() if x.is_neg() else x for x in (pred, ref, target))
         if target.is_inference() and pred.requires_grad and not torch.is_inference_mode_enabled():
             target = target.clone()  # autograd keeps no tensor of torch.inference_mode
-    if isinstance(criterion.link, Divergence):
-        ahead = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not traced(pred)
+    if isinstance(options.link, Divergence):
+        ahead = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not seen
+        call = options.call(FusedLoss.upstream[options.reduction] if ahead else None)
         weight = None if weight is None else weight.resolve_neg().float().contiguous()
-        loss, stats, accuracy = FusedLoss.apply(
-            pred, ref, target, weight, backend, criterion.fused, criterion.reduction, ahead
-        )
+        loss, stats, accuracy = FusedLoss.apply(pred, ref, target, weight, backend, call)
         return loss, LossStats(_named(stats.unbind()), accuracy=accuracy)
-    log_ratio, stats = FusedLogRatio.apply(pred, ref, target, backend, criterion.fused)
-    result = pair_losses(*log_ratio.unbind(), criterion.link, criterion.loss_type, criterion.beta)
+    log_ratio, stats = FusedLogRatio.apply(pred, ref, target, backend, options.call())
+    result = options.losses(*log_ratio.unbind())
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
-        stats = _stats(criterion, stats.unbind()[:6], result.margin)
-    return REDUCTIONS[criterion.reduction](losses), stats
+        stats = _stats(options, stats.unbind()[: Stat.MARGIN], result.margin)
+    return REDUCTIONS[options.reduction](losses), stats
 
 
-def _stats(criterion: Criterion, per_sample: Sequence[Tensor], margin: Tensor) -> LossStats:
-    """From `per_sample`, the first six of STATS, and the margin; all [B]."""
+def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor) -> LossStats:
+    """From the rows of `Stat` before the margin, and the margin; all [B]."""
     margin = margin.detach()
     # a callable of the user's has no cap that we could count
-    clipped = getattr(criterion.link, "clipped", torch.zeros_like)
-    past = sum(clipped(log_ratio).float() for log_ratio in per_sample[4:6])
+    clipped = getattr(options.link, "clipped", torch.zeros_like)
+    past = sum(clipped(log_ratio).float() for log_ratio in per_sample[Stat.LOG_RATIO_W : Stat.MARGIN])
     accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
     return LossStats(_named((*per_sample, margin.float(), past)), accuracy=accuracy)
 
 
+_NAMES = tuple(stat.name.lower() for stat in Stat if stat < Stat.COEFFICIENT_W)
+
+
 def _named(values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The first values, by the names of STATS."""
-    return {name: values[row] for row, name in enumerate(STATS)}  # older torch.compile trips over zip(strict=...)
+    """The rows of `Stat` that users see, by their names."""
+    return {name: values[row] for row, name in enumerate(_NAMES)}  # older torch.compile trips over zip(strict=...)

@@ -1,119 +1,170 @@
-"""A loss with its options checked and resolved, and the checks of the tensors it is called on."""
+"""The options of the loss, checked once: `fdpo_loss`, `FDPOLoss` and a configuration's section hand the same object on.
+
+Names and numbers alone are looked at, so a configuration is checked without importing torch.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+from typing_extensions import Required, TypedDict
 
-from fdpo_fast.loss.checks import check_loss, one_of
 from fdpo_fast.loss.divergences import DIVERGENCES, Divergence, divergence
-from fdpo_fast.loss.eager import LAYOUTS, LOSS_TYPES, LossType
-from fdpo_fast.ops.autograd import Options
-from fdpo_fast.ops.library import NAMES, chosen
-from fdpo_fast.ops.results import is_draws
+from fdpo_fast.loss.eager import LOSS_TYPES, LossType, PairLosses, pair_losses
+from fdpo_fast.ops.call import Call
+from fdpo_fast.ops.constants import BACKENDS, one_of
+from fdpo_fast.ops.pairs import LAYOUTS
 
-Link = str | Divergence | Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Link = str | Divergence | Callable[[Tensor], Tensor]
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda losses: losses.sum() / max(len(losses), 1),  # an empty batch has loss 0, not NaN
-    "sum": Tensor.sum,
+    "sum": lambda losses: losses.sum(),
     "none": lambda losses: losses,
 }
 
+# Losses of other trainers that look at each image by itself.
+_POINTWISE = ("kto", "bco_pair", "sppo_hard", "nca_pair", "apo_zero", "apo_down", "aot", "exo_pair", "discopop")
 
-class Criterion(NamedTuple):
-    """The options of `fdpo_loss`, resolved."""
 
-    link: Callable[[Tensor], Tensor]
-    beta: float
-    ratio_scale: float
-    loss_type: LossType
-    layout: str
+class PairArguments(TypedDict, total=False):
+    """The keyword arguments of `PairOptions` beside the divergence, for type checkers and editors."""
+
+    beta: Required[float]
+    loss_type: str
+    label_smoothing: float
     reduction: str
+
+
+class LossArguments(PairArguments, total=False):
+    """The keyword arguments of `LossOptions` beside the divergence, for type checkers and editors."""
+
+    ratio_scale: Required[float]
+    layout: str
     backend: str | None
-    fused: Options
-    """For the fused operators; for a link that is no row of numbers only its log-ratios are of use."""
-
-    @classmethod
-    def checked(
-        cls,
-        divergence: Link,
-        beta: float,
-        ratio_scale: float,
-        loss_type: str,
-        label_smoothing: float,
-        layout: str,
-        reduction: str,
-        backend: str | None,
-    ) -> Criterion:
-        """Raise on the first option that cannot be used: the errors of `fdpo_loss`."""
-        link = _resolve(divergence)
-        check_loss(beta, ratio_scale, loss_type, label_smoothing)
-        one_of("layout", layout, LAYOUTS)
-        one_of("reduction", reduction, REDUCTIONS)
-        if backend is not None:
-            one_of("backend", backend, NAMES)
-        beta, ratio_scale = float(beta), float(ratio_scale)
-        row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
-        shape = LOSS_TYPES[loss_type](label_smoothing)
-        fused = Options(row, shape, beta, ratio_scale, layout == "interleaved")
-        return cls(link, beta, ratio_scale, shape, layout, reduction, backend, fused)
-
-    def backend_for(self, pred: Tensor, ref: Tensor, target: Tensor) -> str:
-        """The backend that runs these tensors; ValueError if the one asked for cannot."""
-        dtypes = [pred.dtype]
-        if ref.shape == pred.shape:
-            dtypes.append(ref.dtype)
-        if not is_draws(target):
-            dtypes.append(target.dtype)
-        return chosen(self.backend, pred.device, *dtypes)
 
 
-def _resolve(link: Link) -> Callable[[Tensor], Tensor]:
-    if isinstance(link, str):
-        return divergence(link)
-    if not callable(link):
-        raise TypeError(f"divergence must be a name, a Divergence or a callable u -> h(u), got {type(link).__name__}")
-    return link
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """What the loss of a pair depends on from its two log-ratios on.
 
+    Raises TypeError for a divergence of no usable type or what should be a number and is not, ValueError for an unknown
+    name or a number out of range.
+    """
 
-def check_tensors(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None) -> None:
-    """Raise on the first tensor that cannot be used: the errors of `fdpo_loss`."""
-    for name, value in (("pred", pred), ("ref", ref), ("target", target), ("weight", weight)):
-        if value is None and name == "weight":
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        if not value.is_floating_point() and not (name == "target" and is_draws(value)):
-            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
-        if value.layout != torch.strided:
-            raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}")
-        if value.device != pred.device:
-            raise ValueError(f"{name} is on {value.device} but pred is on {pred.device}: move them to one device")
-    shape = pred.shape
-    rows = shape[0] if shape else 1
-    if rows % 2:
-        raise ValueError(f"pred must hold pairs, [2B, ...] with an even first dimension, got {tuple(shape)}")
-    if rows and not pred.numel():
-        raise ValueError(f"pred has samples without elements, shape {tuple(shape)}")
-    if is_draws(target):
-        if target.shape != (3, rows // 2):
-            raise ValueError(f"draws have shape {tuple(target.shape)}: give (3, {rows // 2}), see noise.draws")
-    elif target.shape != shape:
-        raise ValueError(f"target has shape {tuple(target.shape)} but pred has {tuple(shape)}: they must agree")
-    if ref.shape != shape:
-        if ref.shape != shape[:1]:
+    divergence: Link = "jensen_shannon"
+    """A name of `DIVERGENCES`, a `Divergence` such as `alpha(0.3)`, or any callable u -> h(u) = f'(e^u)."""
+    beta: float
+    """Strength of the regularisation, outside f'; positive."""
+    loss_type: str = "sigmoid"
+    """"sigmoid", "hinge", "ipo" or "robust", see `loss.eager.LOSS_TYPES`."""
+    label_smoothing: float = 0.0
+    """Probability in [0, 0.5) that a label is wrong; for "sigmoid" (cDPO) and "robust"."""
+    reduction: str = "mean"
+    """Of the losses [B]: "mean", "sum" or "none"."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.divergence, Divergence):
+            _check_divergence(self.divergence)
+        self._check_numbers()
+        if isinstance(self.loss_type, str) and self.loss_type in _POINTWISE:
             raise ValueError(
-                f"ref has shape {tuple(ref.shape)}: give reference predictions {tuple(shape)} "
-                f"or reference errors ({rows},)"
+                f"loss_type '{self.loss_type}' uses more than the difference h(u_w) - h(u_l), and only there does the "
+                f"normaliser of an f-divergence cancel: use one of {', '.join(LOSS_TYPES)}"
             )
-        if ref.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"reference errors must be float32 or float64, got {ref.dtype}: "
-                "one rounding step of half precision moves the margin by as much as the signal"
+        one_of("loss_type", self.loss_type, LOSS_TYPES)
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
+        if self.label_smoothing and self.loss_type not in ("sigmoid", "robust"):
+            raise ValueError(
+                f"label_smoothing has no meaning for loss_type '{self.loss_type}': use 'sigmoid' or 'robust'"
             )
-    if weight is not None and weight.shape != (rows // 2,):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: give one factor per pair, ({rows // 2},)")
+        one_of("reduction", self.reduction, REDUCTIONS)
+
+    def _check_numbers(self) -> None:
+        _check_positive("beta", self.beta)
+        _check_number("label_smoothing", self.label_smoothing)
+
+    @property
+    def link(self) -> Callable[[Tensor], Tensor]:
+        """The function h of the log-ratio."""
+        return divergence(self.divergence) if isinstance(self.divergence, str) else self.divergence
+
+    @property
+    def of_pair(self) -> LossType:
+        """The loss of a pair as a function of gap = h(u_w) - h(u_l), a row of four numbers."""
+        return LOSS_TYPES[self.loss_type](self.label_smoothing)
+
+    def losses(self, log_ratio_w: Tensor, log_ratio_l: Tensor) -> PairLosses:
+        """Margins and losses of pairs from their log-ratios [B], by torch's own operations."""
+        return pair_losses(log_ratio_w, log_ratio_l, self.link, self.of_pair, float(self.beta))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(PairOptions):
+    """All options of `fdpo_loss`, with its defaults; errors as for `PairOptions`."""
+
+    ratio_scale: float
+    """Log-ratio per unit of error difference, inside f'; positive."""
+    layout: str = "halves"
+    """Of the rows of a batch: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...]."""
+    backend: str | None = None
+    """"triton", "cpp", "eager", or None for the first of them that takes the tensors."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("layout", self.layout, LAYOUTS)
+        if self.backend is not None:
+            one_of("backend", self.backend, BACKENDS)
+
+    def _check_numbers(self) -> None:
+        super()._check_numbers()
+        _check_positive("ratio_scale", self.ratio_scale)
+
+    def call(self, upstream: float | None = None) -> Call:
+        """What a fused operator is told; of a link that is no row of numbers only its log-ratios are of use."""
+        link = self.link
+        row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
+        beta, ratio_scale = float(self.beta), float(self.ratio_scale)
+        return Call(row, self.of_pair, beta, ratio_scale, self.layout == "interleaved", self.reduction, upstream)
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def spelled_out(options: type[PairOptions]) -> Callable[[Function], Function]:
+    """A decorator that puts the options, with their defaults, in place of **options where help() and editors look."""
+
+    def decorate(function: Function) -> Function:
+        *own, _ = inspect.signature(function).parameters.values()
+        _, *keywords = inspect.signature(options).parameters.values()  # without the divergence, which comes first
+        function.__signature__ = inspect.Signature([*own, *keywords])
+        return function
+
+    return decorate
+
+
+def _check_divergence(link: object) -> None:
+    if isinstance(link, str):
+        divergence(link)
+    elif not callable(link):
+        raise TypeError(f"divergence must be a name, a Divergence or a callable u -> h(u), got {type(link).__name__}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    _check_number(name, value)
+    if not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} must be positive and finite, got {value}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.config.run import Config
+from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory.tracker import HostAttention, Tracker
 from fdpo_fast.models import trainable
 from fdpo_fast.models.architecture import Blueprint
@@ -61,7 +62,7 @@ class _Rehearsal:
         side = config.data.resolution // blueprint.factors()[0]
         self.family, unet = blueprint.family, blueprint.unet(dtype).train()
         trainable.prepare(unet, config.model)
-        self.criterion = config.loss.criterion()
+        self.options = config.loss.options()
         shapes = self.family.text_shapes(blueprint.unet_config)
         self.mode = HostAttention()
         self.unet = unet
@@ -89,7 +90,7 @@ class _Rehearsal:
 
     def loss(self) -> Tensor:
         errors = torch.zeros(len(self.noisy), dtype=torch.float64, device=self.noisy.device)
-        return self.criterion(self.predict(), errors, self.draws, self.weight)[0].mean()
+        return evaluate(self.options, self.predict(), errors, self.draws, self.weight)[0].mean()
 
 
 def trace(config: Config, blueprint: Blueprint) -> Trace:

@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fdpo_fast.ops.call import Call
+from fdpo_fast.ops.constants import Stat
 from fdpo_fast.ops.library import loss_backward, loss_forward
 from fdpo_fast.ops.results import elements
 
 
-class Options(NamedTuple):
-    """What a call is made with beside tensors; see `ops.library.loss_forward`."""
-
-    link: tuple[float, float, float, float]
-    loss_type: tuple[float, float, float, float]
-    beta: float
-    ratio_scale: float
-    interleaved: bool
-
-
 class FusedLoss(torch.autograd.Function):
-    """(pred, ref, target, weight, backend, options, reduction, ahead) -> (loss, stats, accuracy) of `Results`.
+    """(pred, ref, target, weight, backend, call) -> (loss, stats, accuracy) of `Results`.
 
-    With `ahead` the gradient is formed in the forward pass, while the tensors are in the cache, for the upstream
-    gradient that the last call with this reduction saw: one, or what a trainer's mean or accumulation makes of it. A
-    wrong guess costs a pass over memory; the bits are the same.
+    With an upstream gradient in the call the gradient is formed in the forward pass, while the tensors are cached.
+    `FusedLoss.upstream` has the one that the last call with this reduction saw: one, or what a trainer's mean or
+    accumulation makes of it. A wrong guess costs a pass over memory; the bits are the same.
     """
 
     upstream: ClassVar[dict[str, float]] = dict.fromkeys(("mean", "sum", "none"), 1.0)
 
     @staticmethod
     def forward(
-        ctx: Any,
-        pred: Tensor,
-        ref: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        backend: str,
-        options: Options,
-        reduction: str,
-        ahead: bool,
+        ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, backend: str, call: Call
     ) -> tuple[Tensor, Tensor, Tensor]:
-        guess = FusedLoss.upstream[reduction] if ahead else None
-        loss, accuracy, stats, grad = loss_forward(backend, pred, ref, target, weight, *options, reduction, guess)
+        loss, accuracy, stats, grad = loss_forward(backend, pred, ref, target, weight, call)
         ctx.save_for_backward(stats, pred, target)
-        ctx.backend, ctx.interleaved, ctx.reduction = backend, options.interleaved, reduction
-        ctx.grad, ctx.guess = grad, guess
+        ctx.backend, ctx.call, ctx.grad = backend, call, grad if call.upstream is not None else None
         ctx.mark_non_differentiable(stats, accuracy)
         ctx.set_materialize_grads(False)
         return loss, stats, accuracy
@@ -57,17 +39,17 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
         # handed over once: whoever gets it may write into it
-        grad, guess, ctx.grad, ctx.guess = ctx.grad, ctx.guess, None, None
-        if guess is not None:
+        grad, ctx.grad = ctx.grad, None
+        if grad is not None:
             upstream = _common(grad_loss)
-            if upstream == guess:
-                return grad, None, None, None, None, None, None, None
+            if upstream == ctx.call.upstream:
+                return grad, None, None, None, None, None
             if upstream is not None:
-                FusedLoss.upstream[ctx.reduction] = upstream
+                FusedLoss.upstream[ctx.call.reduction] = upstream
             del grad  # its memory serves the next one
         stats, pred, target = ctx.saved_tensors
-        grad = loss_backward(ctx.backend, grad_loss.resolve_neg(), stats, pred, target, ctx.interleaved)
-        return grad, None, None, None, None, None, None, None
+        grad = loss_backward(ctx.backend, grad_loss.resolve_neg(), stats, pred, target, ctx.call.interleaved)
+        return grad, None, None, None, None, None
 
 
 def _refuse_second_derivatives() -> None:
@@ -86,16 +68,14 @@ def _common(grad_loss: Tensor) -> float | None:
 
 
 class FusedLogRatio(torch.autograd.Function):
-    """(pred, ref, target, backend, options) -> (log_ratio [2, B] of both sides, stats), for links that are no row."""
+    """(pred, ref, target, backend, call) -> (log_ratio [2, B] of both sides, stats), for links that are no row."""
 
     @staticmethod
-    def forward(
-        ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, backend: str, options: Options
-    ) -> tuple[Tensor, Tensor]:
-        _, _, stats, _ = loss_forward(backend, pred, ref, target, None, *options, "sum", None)
+    def forward(ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, backend: str, call: Call) -> tuple[Tensor, Tensor]:
+        _, _, stats, _ = loss_forward(backend, pred, ref, target, None, call)
         ctx.save_for_backward(stats, pred, target)
-        ctx.backend, ctx.options = backend, options
-        log_ratio = stats[4:6].clone()
+        ctx.backend, ctx.call = backend, call
+        log_ratio = stats[Stat.LOG_RATIO_W : Stat.MARGIN].clone()
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return log_ratio, stats
@@ -105,7 +85,7 @@ class FusedLogRatio(torch.autograd.Function):
         _refuse_second_derivatives()
         stats, pred, target = ctx.saved_tensors
         # d u / d pred = -ratio_scale * 2 / N * (pred - target)
-        scale = -2 * ctx.options.ratio_scale / max(elements(pred), 1)
-        stats = torch.cat([stats[:-2], grad_log_ratio * scale])
-        grad = loss_backward(ctx.backend, stats.new_ones(()), stats, pred, target, ctx.options.interleaved)
+        scale = -2 * ctx.call.ratio_scale / max(elements(pred), 1)
+        stats = torch.cat([stats[: Stat.COEFFICIENT_W], grad_log_ratio * scale])
+        grad = loss_backward(ctx.backend, stats.new_ones(()), stats, pred, target, ctx.call.interleaved)
         return grad, None, None, None, None

@@ -6,28 +6,40 @@ import sys
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdpo_fast.loss.divergences import EXP_CAP
+from fdpo_fast.ops.call import Call
+from fdpo_fast.ops.constants import EXP_CAP, STATE_BLOCK, Stat, Stream
 from fdpo_fast.ops.results import Results, elements, is_draws
-from fdpo_fast.ops.strides import Walk, arrange
+from fdpo_fast.ops.strides import Strides, arrange
+
+DEVICE = "cpu"
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The dtypes it takes, by their number in csrc."""
+
+_CONSTANTS = {
+    "exp_cap": EXP_CAP,
+    "state_block": STATE_BLOCK,
+    "dtypes": [str(dtype).removeprefix("torch.") for dtype in DTYPES],
+    "streams": [stream.name.lower() for stream in Stream],
+    "stats": [stat.name.lower() for stat in Stat],
+}
 
 missing: str | None = None
 if find_spec("fdpo_fast._native"):
     from fdpo_fast import _native
 
+    if getattr(_native, "constants", dict)() != _CONSTANTS:
+        raise ImportError("fdpo_fast's compiled part is of another version than its Python: run `pip install .` again")
     KERNELS = {kernels.name: kernels for kernels in _native.kernels()}
     """Those that this processor runs, the widest first. All give the same bits."""
     active = next(iter(KERNELS.values()))
-    _NOTHING = _native.Rows(0, 0, 0)
+    _NOTHING = _native.Rows(data=0, dtype=0, row_stride=0)
 else:
     missing = "its compiled part (`pip install .` in the source folder builds it with a C++20 compiler)"
-
-DEVICE = "cpu"
-# The order of csrc/kernels.h.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def devices() -> tuple[str, ...]:
@@ -35,22 +47,10 @@ def devices() -> tuple[str, ...]:
     return (DEVICE,)
 
 
-def loss_forward(
-    pred: Tensor,
-    ref: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    link: Sequence[float],
-    loss_type: Sequence[float],
-    beta: float,
-    ratio_scale: float,
-    interleaved: bool,
-    reduction: str,
-    upstream: float | None,
-) -> Results:
+def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
     """See `ops.library.loss_forward`."""
-    form_grad, predicted, drawn = upstream is not None, ref.shape == pred.shape, is_draws(target)
-    out = Results.empty(pred, reduction, False)
+    form_grad, predicted, drawn = call.upstream is not None, ref.shape == pred.shape, is_draws(target)
+    out = Results.empty(pred, call.reduction, False)
     if form_grad:
         out = out._replace(grad=_gradient_like(pred))
     tensors = [pred]
@@ -64,32 +64,32 @@ def loss_forward(
         tensors.append(target)
     if form_grad:
         tensors.append(out.grad)
-    tensors, order = arrange(tensors, logical=drawn)
-    rows = iter(_rows(tensors, order))
+    tensors, strides = arrange(tensors, logical=drawn)
+    rows = iter(_rows(tensors, strides))
     pairs = len(pred) // 2
     _native.loss_forward(
-        active,
-        torch.get_num_threads(),
-        pairs,
-        elements(pred),
-        interleaved,
-        next(rows),
-        next(rows) if predicted else _NOTHING,
-        0 if predicted else ref.data_ptr(),
-        _NOTHING if drawn else next(rows),
-        target.data_ptr() if drawn else 0,
-        0 if weight is None else weight.data_ptr(),
-        (*link, EXP_CAP),
-        loss_type,
-        beta,
-        ratio_scale,
-        1 / max(pairs, 1) if reduction == "mean" else 1.0,
-        reduction != "none",
-        out.loss.data_ptr(),
-        out.accuracy.data_ptr(),
-        out.stats.data_ptr(),
-        next(rows) if form_grad else _NOTHING,
-        upstream if form_grad else 0.0,
+        kernels=active,
+        threads=torch.get_num_threads(),
+        pairs=pairs,
+        elements=elements(pred),
+        interleaved=call.interleaved,
+        pred=next(rows),
+        ref=next(rows) if predicted else _NOTHING,
+        ref_errors=0 if predicted else ref.data_ptr(),
+        target=_NOTHING if drawn else next(rows),
+        draws=target.data_ptr() if drawn else 0,
+        weight=0 if weight is None else weight.data_ptr(),
+        link=call.link,
+        loss_type=call.loss_type,
+        beta=call.beta,
+        ratio_scale=call.ratio_scale,
+        share=1 / max(pairs, 1) if call.reduction == "mean" else 1.0,
+        reduce=call.reduction != "none",
+        upstream=call.upstream if form_grad else 0.0,
+        loss=out.loss.data_ptr(),
+        accuracy=out.accuracy.data_ptr(),
+        stats=out.stats.data_ptr(),
+        grad=next(rows) if form_grad else _NOTHING,
     )
     if form_grad and tensors[-1] is not out.grad:
         out.grad.copy_(tensors[-1])
@@ -101,21 +101,21 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
     grad, drawn, pairs = _gradient_like(pred), is_draws(target), len(pred) // 2
     target = target.contiguous() if drawn else target
     grad_loss = grad_loss.float().expand(pairs)
-    tensors, order = arrange([pred, grad] if drawn else [pred, grad, target], logical=drawn)
-    pred_rows, grad_rows, *target_rows = _rows(tensors, order)
+    tensors, strides = arrange([pred, grad] if drawn else [pred, grad, target], logical=drawn)
+    pred_rows, grad_rows, *target_rows = _rows(tensors, strides)
     _native.loss_backward(
-        active,
-        torch.get_num_threads(),
-        pairs,
-        elements(pred),
-        interleaved,
-        pred_rows,
-        _NOTHING if drawn else target_rows[0],
-        target.data_ptr() if drawn else 0,
-        stats[-2:].data_ptr(),
-        grad_loss.data_ptr(),
-        grad_loss.stride(0),
-        grad_rows,
+        kernels=active,
+        threads=torch.get_num_threads(),
+        pairs=pairs,
+        elements=elements(pred),
+        interleaved=interleaved,
+        pred=pred_rows,
+        target=_NOTHING if drawn else target_rows[0],
+        draws=target.data_ptr() if drawn else 0,
+        coefficients=stats[Stat.COEFFICIENT_W :].data_ptr(),
+        grad_loss=grad_loss.data_ptr(),
+        grad_loss_stride=grad_loss.stride(0),
+        grad=grad_rows,
     )
     return grad if tensors[1] is grad else grad.copy_(tensors[1])
 
@@ -125,30 +125,47 @@ def add_noise(
 ) -> tuple[Tensor, Tensor]:
     """See `ops.library.add_noise`."""
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
-    tensors, order = arrange([latents, out], logical=True)
-    x_rows, out_rows = _rows(tensors, order)
+    tensors, strides = arrange([latents, out], logical=True)
+    latent_rows, noisy_rows = _rows(tensors, strides)
     _native.add_noise(
-        active,
-        torch.get_num_threads(),
-        len(latents) // 2,
-        elements(latents),
-        interleaved,
-        draws.data_ptr(),
-        x_rows,
-        signal.data_ptr(),
-        sigma.data_ptr(),
-        len(signal),
-        out_rows,
-        timesteps.data_ptr(),
+        kernels=active,
+        threads=torch.get_num_threads(),
+        pairs=len(latents) // 2,
+        elements=elements(latents),
+        interleaved=interleaved,
+        draws=draws.data_ptr(),
+        latents=latent_rows,
+        signal=signal.data_ptr(),
+        sigma=sigma.data_ptr(),
+        num_timesteps=len(signal),
+        noisy=noisy_rows,
+        timesteps=timesteps.data_ptr(),
     )
     return out if tensors[1] is out else out.copy_(tensors[1]), timesteps
 
 
 def normals(draws: Tensor, count: int) -> Tensor:
     """See `ops.library.normals`."""
-    out, draws = torch.empty(draws.shape[1], count), draws.contiguous()
-    _native.normals(active, torch.get_num_threads(), draws.shape[1], count, draws.data_ptr(), out.data_ptr())
+    out, draws = torch.empty(draws.shape[1], count, dtype=torch.float32, device=draws.device), draws.contiguous()
+    _native.normals(
+        kernels=active,
+        threads=torch.get_num_threads(),
+        rows=draws.shape[1],
+        count=count,
+        draws=draws.data_ptr(),
+        out=out.data_ptr(),
+    )
     return out
+
+
+def _rows(tensors: Sequence[Tensor], strides: Strides | None) -> list[Any]:
+    """The native view of each tensor [rows, ...]."""
+    if strides is None:
+        return [_native.Rows(data=t.data_ptr(), dtype=DTYPES[t.dtype], row_stride=t.stride(0)) for t in tensors]
+    return [
+        _native.Rows(data=t.data_ptr(), dtype=DTYPES[t.dtype], row_stride=t.stride(0), sizes=strides.sizes, strides=own)
+        for t, own in zip(tensors, strides.of, strict=True)
+    ]
 
 
 def _gradient_like(pred: Tensor) -> Tensor:
@@ -190,13 +207,3 @@ def _held_elsewhere() -> bool:
 _LARGE = 1 << 20  # bytes
 _kept = _Kept()
 _OURS = _references()
-
-
-def _rows(tensors: Sequence[Tensor], order: Walk | None) -> list:
-    """The native view of each tensor [rows, ...]."""
-    if order is None:
-        return [_native.Rows(t.data_ptr(), DTYPES[t.dtype], t.stride(0)) for t in tensors]
-    return [
-        _native.Rows(t.data_ptr(), DTYPES[t.dtype], t.stride(0), order.sizes, strides)
-        for t, strides in zip(tensors, order.strides, strict=True)
-    ]

@@ -1,16 +1,16 @@
 """The operators `torch.ops.fdpo_fast.*`: schemas, fakes, and the choice of the backend that runs them.
 
-One implementation each, for every device: it hands over to the backend that the call names. A key per device, the
-usual way, could not run Triton's interpreter on the CPU tensors that the C++ code runs on too. The operators know
-nothing of autograd; `ops.autograd` differentiates.
+An operator runs C++ on CPU tensors and Triton on GPU ones, by torch's dispatch key. Triton's interpreter takes CPU
+tensors too; where it is asked for, the operators of the same names under `fdpo_fast_interpreted` run it. The operators
+know nothing of autograd; `ops.autograd` differentiates.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterable
-from functools import wraps
-from types import ModuleType
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,19 +18,52 @@ from torch.library import Library, fallthrough_kernel, register_fake
 from torch.nn import Parameter
 
 from fdpo_fast.ops import cpp
+from fdpo_fast.ops.call import Call
+from fdpo_fast.ops.constants import BACKENDS as NAMES
+from fdpo_fast.ops.constants import one_of
 from fdpo_fast.ops.results import Results
 from fdpo_fast.ops.triton import launch
 
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "triton": launch}
-"""Each has `missing`, `DEVICE` (its own), `devices()` (all it can take), `DTYPES` and a function per operator."""
 
-NAMES = ("eager", *BACKENDS)
-""""eager" is plain torch, for any tensor."""
+class Backend(Protocol):
+    """What a module offers that runs the operators; shapes and dtypes are those of this module's functions."""
+
+    missing: str | None
+    """What has to be installed before it can run; None where it can."""
+    DEVICE: str
+    """The type of device that it is made for."""
+    DTYPES: dict[torch.dtype, int]
+    """The dtypes that it takes."""
+
+    def devices(self) -> tuple[str, ...]: ...
+
+    def loss_forward(self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results: ...
+
+    def loss_backward(
+        self, grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+    ) -> Tensor: ...
+
+    def add_noise(
+        self, latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def normals(self, draws: Tensor, count: int) -> Tensor: ...
+
+
+BACKENDS: dict[str, Backend] = {"cpp": cpp, "triton": launch}
+
+
+def _warn(message: str) -> None:
+    """Warn at the line of the user's that imports the package, however many modules lie between."""
+    frame, depth = sys._getframe(), 1
+    while frame and (frame.f_globals.get("__name__") or "").startswith(("fdpo_fast", "importlib", "_frozen_importlib")):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
+
 
 for _backend, _wanted in ((cpp, True), (launch, torch.version.cuda or torch.version.hip)):
     if _backend.missing and _wanted:
-        # the fifth frame is the user's `import fdpo_fast`: this module, noise, loss, and the package lie between
-        warnings.warn(f"fdpo_fast runs without {_backend.missing}, in eager torch", stacklevel=5)
+        _warn(f"fdpo_fast runs without {_backend.missing}, in eager torch")
 
 
 def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> str:
@@ -41,8 +74,7 @@ def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> s
     if backend is None:
         name = "eager" if transformed() else _BEST.get(device.type, "eager")
         return name if name == "eager" or _refused(name, dtypes) is None else "eager"
-    if backend not in NAMES:
-        raise ValueError(f"unknown backend {backend!r}: use one of {', '.join(NAMES)}")
+    one_of("backend", backend, NAMES)
     if backend == "eager":
         return backend
     module, reason = BACKENDS[backend], None
@@ -84,65 +116,118 @@ def traced(tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(tensor) not in (Tensor, Parameter) or tensor.is_meta
 
 
-_library = Library("fdpo_fast", "DEF")
+class _Operators:
+    """The operators of one namespace, which runs a backend on each of its devices."""
+
+    def __init__(self, namespace: str, **backends: Backend) -> None:
+        """`backends`: by dispatch key."""
+        self._library, self._backends = Library(namespace, "DEF"), backends
+        self._namespace = getattr(torch.ops, namespace)
+
+    def define(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        """Define an operator: `run` of a backend and the operator's arguments, `fake` of the arguments alone."""
+        name = schema[: schema.index("(")]
+        self._library.define(schema)
+        for key, backend in self._backends.items():
+            self._library.impl(name, lambda *arguments, _on=backend: run(_on, *arguments), key)
+        self._library.impl(name, fallthrough_kernel, "Autograd")
+        register_fake(f"{self._library.ns}::{name}", fake, lib=self._library)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._namespace, name).default
 
 
-def _define(schema: str):
-    """Define an operator, implemented by the backends' function of its name; the decorated function is its fake."""
-    name = schema[: schema.index("(")]
-
-    def run(backend: str, *arguments):
-        return getattr(BACKENDS[backend], name)(*arguments)
-
-    def decorate(fake):
-        _library.define(schema)
-        _library.impl(name, run, "CompositeExplicitAutograd")
-        _library.impl(name, fallthrough_kernel, "Autograd")
-        register_fake(f"fdpo_fast::{name}", fake, lib=_library)
-        operator = getattr(torch.ops.fdpo_fast, name).default
-
-        def call(backend: str, first: Tensor, *arguments):
-            return (operator if traced(first) else run)(backend, first, *arguments)
-
-        return wraps(fake)(call)
-
-    return decorate
+_by_device = _Operators("fdpo_fast", CPU=cpp, CUDA=launch)
+_interpreted = _Operators("fdpo_fast_interpreted", CPU=launch)
 
 
-# pred [2B, ...]; ref: predictions like pred, or errors [2B]; target: like pred, or the draws [3, B] int64 of its noise;
-# weight [B] float32; link, loss_type: rows of four numbers; upstream: gradient of each loss, for which to form that of
-# pred in the same pass. Returns the fields of `operands.Results`.
-@_define(
-    "loss_forward(str backend, Tensor pred, Tensor ref, Tensor target, Tensor? weight, float[] link, "
-    "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, float? upstream) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+def _operators(backend: str, tensor: Tensor) -> _Operators:
+    return _interpreted if backend == "triton" and tensor.device.type == "cpu" else _by_device
+
+
+def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    for operators in (_by_device, _interpreted):
+        operators.define(schema, run, fake)
+
+
+def loss_forward(backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
+    """The losses of B pairs and what their gradient needs, in one pass.
+
+    pred: [2B, ...]. ref: predictions like pred, or errors [2B]. target: like pred, or the draws [3, B] int64 of its
+    noise. weight: [B] float32, or None for ones.
+    """
+    if traced(pred):
+        return Results(*_operators(backend, pred).loss_forward(pred, ref, target, weight, *call))
+    return BACKENDS[backend].loss_forward(pred, ref, target, weight, call)
+
+
+_define(
+    "loss_forward(Tensor pred, Tensor ref, Tensor target, Tensor? weight, float[] link, float[] loss_type, float beta, "
+    "float ratio_scale, bool interleaved, str reduction, float? upstream) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda on, pred, ref, target, weight, *numbers: on.loss_forward(pred, ref, target, weight, Call(*numbers)),
+    lambda pred, ref, target, weight, *numbers: Results.empty(
+        pred, Call(*numbers).reduction, Call(*numbers).upstream is not None
+    ),
 )
-def loss_forward(
-    backend, pred, ref, target, weight, link, loss_type, beta, ratio_scale, interleaved, reduction, upstream
-) -> Results:
-    return Results.empty(pred, reduction, upstream is not None)
 
 
-# grad_loss [B], or [] for all pairs; stats of `Results`, of which the last two rows are read. Returns
-# grad_loss * c * (pred - target), like pred.
-@_define(
-    "loss_backward(str backend, Tensor grad_loss, Tensor stats, Tensor pred, Tensor target, bool interleaved) -> Tensor"
+def loss_backward(
+    backend: str, grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+) -> Tensor:
+    """The gradient grad_loss * c * (pred - target), like pred.
+
+    grad_loss: [B], or [] for all pairs. stats: of `Results`, of which the coefficients c are read.
+    """
+    if traced(grad_loss):
+        return _operators(backend, pred).loss_backward(grad_loss, stats, pred, target, interleaved)
+    return BACKENDS[backend].loss_backward(grad_loss, stats, pred, target, interleaved)
+
+
+_define(
+    "loss_backward(Tensor grad_loss, Tensor stats, Tensor pred, Tensor target, bool interleaved) -> Tensor",
+    lambda on, *arguments: on.loss_backward(*arguments),
+    lambda grad_loss, stats, pred, target, interleaved: torch.empty_like(pred),
 )
-def loss_backward(backend, grad_loss, stats, pred, target, interleaved) -> Tensor:
-    return torch.empty_like(pred)
 
 
-# latents [2B, ...]; draws [3, B] int64; signal, sigma [T] float32 by timestep. Returns the noisy latents in `dtype`,
-# and the timesteps [B] int64 that were drawn.
-@_define(
-    "add_noise(str backend, Tensor latents, Tensor draws, Tensor signal, Tensor sigma, bool interleaved, "
-    "ScalarType dtype) -> (Tensor, Tensor)"
+def add_noise(
+    backend: str,
+    latents: Tensor,
+    draws: Tensor,
+    signal: Tensor,
+    sigma: Tensor,
+    interleaved: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The noisy latents in `dtype`, like latents [2B, ...], and the timesteps [B] int64 that were drawn.
+
+    draws: [3, B] int64. signal, sigma: [T] float32, by timestep.
+    """
+    if traced(latents):
+        return _operators(backend, latents).add_noise(latents, draws, signal, sigma, interleaved, dtype)
+    return BACKENDS[backend].add_noise(latents, draws, signal, sigma, interleaved, dtype)
+
+
+_define(
+    "add_noise(Tensor latents, Tensor draws, Tensor signal, Tensor sigma, bool interleaved, ScalarType dtype) "
+    "-> (Tensor, Tensor)",
+    lambda on, *arguments: on.add_noise(*arguments),
+    lambda latents, draws, signal, sigma, interleaved, dtype: (
+        torch.empty_like(latents, dtype=dtype),
+        draws.new_empty(draws.shape[1]),
+    ),
 )
-def add_noise(backend, latents, draws, signal, sigma, interleaved, dtype) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1])
 
 
-# draws [3, B] int64. Returns the noise [B, count] float32.
-@_define("normals(str backend, Tensor draws, SymInt count) -> Tensor")
-def normals(backend, draws, count) -> Tensor:
-    return draws.new_empty((draws.shape[1], count), dtype=torch.float32)
+def normals(backend: str, draws: Tensor, count: int) -> Tensor:
+    """The noise [B, count] float32 of draws [3, B] int64."""
+    if traced(draws):
+        return _operators(backend, draws).normals(draws, count)
+    return BACKENDS[backend].normals(draws, count)
+
+
+_define(
+    "normals(Tensor draws, SymInt count) -> Tensor",
+    lambda on, *arguments: on.normals(*arguments),
+    lambda draws, count: draws.new_empty((draws.shape[1], count), dtype=torch.float32),
+)

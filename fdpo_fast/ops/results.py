@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STATS = ("error_w", "error_l", "ref_error_w", "ref_error_l", "log_ratio_w", "log_ratio_l", "margin", "clipped")
-"""The first rows of `Results.stats`."""
+from fdpo_fast.ops.constants import Stat
 
 
 class Results(NamedTuple):
@@ -16,7 +15,7 @@ class Results(NamedTuple):
 
     loss: Tensor  # [], or [B] for reduction "none"
     accuracy: Tensor  # [], share of positive margins, a tie counting one half
-    stats: Tensor  # [10, B]: rows STATS, then for w and l the c of d loss / d pred = c * (pred - target)
+    stats: Tensor  # [10, B], rows of `Stat`
     grad: Tensor  # like pred, for the upstream gradient that was named; or [0]
 
     @classmethod
@@ -26,7 +25,7 @@ class Results(NamedTuple):
         return cls(
             torch.empty(pairs if reduction == "none" else (), dtype=torch.float32, device=device),
             torch.empty((), dtype=torch.float32, device=device),
-            torch.empty((len(STATS) + 2, pairs), dtype=torch.float32, device=device),
+            torch.empty((len(Stat), pairs), dtype=torch.float32, device=device),
             torch.empty_like(pred) if with_grad else torch.empty(0, dtype=pred.dtype, device=device),
         )
 

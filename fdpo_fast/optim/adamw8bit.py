@@ -11,9 +11,10 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from fdpo_fast.ops import library
+from fdpo_fast.ops.constants import STATE_BLOCK
 from fdpo_fast.optim import cpp, eager, triton
 from fdpo_fast.optim.checks import check_copy
-from fdpo_fast.optim.codebook import BLOCK, dynamic_map
+from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.gather import Gatherer, Places
 from fdpo_fast.optim.update import ROUNDINGS, Clip, Updates
 
@@ -162,7 +163,7 @@ class AdamW8bit(Optimizer):
             state["state" + number] = torch.zeros(shape, dtype=dtype, device=device)
             if coded:
                 state["qmap" + number] = dynamic_map(number == "1").values.to(device, copy=True)
-                state["absmax" + number] = torch.zeros(-(-parameter.numel() // BLOCK), device=device)
+                state["absmax" + number] = torch.zeros(-(-parameter.numel() // STATE_BLOCK), device=device)
 
     def load_state_dict(self, state_dict: dict[str, Any], *, copy: bool = True) -> None:
         """Load what `state_dict()` gave, here or in bitsandbytes.
@@ -213,7 +214,7 @@ def _placed(state: dict[str, Any], parameter: Tensor, number: int, copy: bool) -
     coded = "state1" in state and state["state1"].dtype == torch.uint8
     blocks = ("absmax1", "absmax2") if coded else ()
     for name in ("state1", "state2", *blocks):
-        expected = -(-parameter.numel() // BLOCK) if name in blocks else parameter.numel()
+        expected = -(-parameter.numel() // STATE_BLOCK) if name in blocks else parameter.numel()
         dtype = torch.uint8 if coded and name not in blocks else torch.float32
         if "step" not in state or name not in state or state[name].numel() != expected or state[name].dtype != dtype:
             raise ValueError(

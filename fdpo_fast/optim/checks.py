@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fdpo_fast.optim.codebook import BLOCK
+from fdpo_fast.ops.constants import STATE_BLOCK
 
 
 def check_states(
@@ -26,7 +26,9 @@ def check_states(
     coded = absmax_m is not None and absmax_v is not None
     states, blocks = [m, v], [absmax_m, absmax_v] if coded else []
     fits = m.dtype == v.dtype == (torch.uint8 if coded else torch.float32)
-    fits = fits and all(t.numel() == count for t in states) and all(t.numel() == -(-count // BLOCK) for t in blocks)
+    fits = (
+        fits and all(t.numel() == count for t in states) and all(t.numel() == -(-count // STATE_BLOCK) for t in blocks)
+    )
     fits = fits and all(t.dtype == torch.float32 for t in blocks)
     if not fits or not all(t.device == device and t.is_contiguous() for t in (*states, *blocks)):
         raise ValueError(f"the states of parameter {number} are not those of AdamW8bit: load them by load_state_dict")

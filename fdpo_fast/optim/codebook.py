@@ -36,8 +36,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 256
-"""Elements that share an absmax."""
 LEAST_M, LEAST_V = 2, 7
 """Least ranks of an m that is not 0, and of any v."""
 SEGMENTS_PER_BIT = 154

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fdpo_fast.noise import ROUNDING, draws, words
-from fdpo_fast.optim.codebook import BLOCK, LEAST_M, LEAST_V, dynamic_map
+from fdpo_fast.noise import draws, words
+from fdpo_fast.ops.constants import STATE_BLOCK, Stream
+from fdpo_fast.optim.codebook import LEAST_M, LEAST_V, dynamic_map
 from fdpo_fast.optim.update import Clip, Updates
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -18,7 +19,7 @@ _ZERO = 127  # the code of m = 0
 def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
     """States in float32 of uint8 codes of any shape; absmax [blocks]."""
     values = dynamic_map(signed).values.to(codes.device)[codes.flatten().int()]
-    return (values * absmax.repeat_interleave(BLOCK)[: codes.numel()]).reshape(codes.shape)
+    return (values * absmax.repeat_interleave(STATE_BLOCK)[: codes.numel()]).reshape(codes.shape)
 
 
 def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,7 @@ def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     What is not a number gets the code of 0; blocks whose largest magnitude is denormal are zeros.
     """
     flat = states.float().flatten().nan_to_num(nan=0.0)
-    blocks = pad(flat, (0, -flat.numel() % BLOCK)).reshape(-1, BLOCK)
+    blocks = pad(flat, (0, -flat.numel() % STATE_BLOCK)).reshape(-1, STATE_BLOCK)
     absmax = blocks.abs().amax(1)
     absmax = torch.where(absmax < torch.finfo(torch.float32).tiny, 0.0, absmax)
     x = torch.where(absmax[:, None] > 0, blocks / absmax[:, None], 0.0).flatten()[: flat.numel()]
@@ -44,11 +45,11 @@ def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 def random_bits(seed: int, index: int, step: int, first: int, count: int, device: torch.device) -> Tensor:
     """16 random bits for each of `count` elements from `first` on (a multiple of 8), as int32.
 
-    Words of the counter-based stream ROUNDING (`noise`) with the parameter's index for pair_id and the optimizer's step
-    for visit; each gives two elements their bits, the lower half first.
+    Words of the stream `Stream.ROUNDING` with the parameter's index for pair_id and the optimizer's step for visit;
+    each gives two elements their bits, the lower half first.
     """
     drawn = draws(seed, index, step, device=device)
-    stream = words(drawn, ROUNDING, -(-count // 8), first // 8)[0]
+    stream = words(drawn, Stream.ROUNDING, -(-count // 8), first // 8)[0]
     return torch.stack((stream & 0xFFFF, stream >> 16), 1).flatten()[:count].int()
 
 

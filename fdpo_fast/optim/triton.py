@@ -15,15 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fdpo_fast.ops.constants import STATE_BLOCK
 from fdpo_fast.ops.triton.launch import OPTIONS, Lazy, counters, on, stream_of
-from fdpo_fast.optim.codebook import BLOCK, dynamic_map
+from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.update import Clip, Kind, Rule, Updates
 
 _kernels = Lazy("fdpo_fast.optim.triton_kernel")
 
 ROWS = 4
 """Blocks of a program: one for each of its warps."""
-CHUNK = 16 * ROWS * BLOCK
+CHUNK = 16 * ROWS * STATE_BLOCK
 """Elements of a program that adds up squares: fewer of them would have to come together behind their tensor."""
 _OPTIONS = OPTIONS | ({"maxnreg": 160} if "maxnreg" in OPTIONS else {})  # with fewer it spills on sm_100
 
@@ -118,7 +119,7 @@ class _Table:
                 if row < self.ALIGNED:
                     self._odd[row] = reduce(or_, column) & 15
         if counts != before[5]:
-            self._write(10, array("q", accumulate(-(-count // (ROWS * BLOCK)) for count in counts)))
+            self._write(10, array("q", accumulate(-(-count // (ROWS * STATE_BLOCK)) for count in counts)))
             self._write(11, array("q", accumulate(-(-count // CHUNK) for count in counts)))
         self._columns = columns
         odd = self._misplaced(n) if any(self._odd) else []
@@ -181,7 +182,7 @@ class Stepper:
                     STOCHASTIC=kind.stochastic,
                     ALIGNED=launch.aligned,
                     ROWS=ROWS,
-                    BLOCK=BLOCK,
+                    BLOCK=STATE_BLOCK,
                     **_OPTIONS,
                 )
 
@@ -200,7 +201,7 @@ def _factors(kind: Kind, launch: _Launch, clip: Clip) -> Tensor:
         _like(kind.grad, device),
         ALIGNED=launch.aligned,
         CHUNK=CHUNK,
-        TILE=ROWS * BLOCK,
+        TILE=ROWS * STATE_BLOCK,
         **OPTIONS,
     )
     return room

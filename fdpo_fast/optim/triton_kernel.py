@@ -6,11 +6,12 @@ The formulas are those of `optim.eager`, the lines of the maps those of `optim.c
 import triton
 import triton.language as tl
 
+from fdpo_fast.ops.constants import Stream
 from fdpo_fast.ops.triton.noise import philox_words
 from fdpo_fast.optim.codebook import LOWEST, SEGMENTS_PER_BIT
 
 _LOWEST, _SEGMENTS_PER_BIT = tl.constexpr(LOWEST), tl.constexpr(SEGMENTS_PER_BIT)
-_ROUNDING = tl.constexpr(3)  # the stream, as in noise.py
+_ROUNDING = tl.constexpr(Stream.ROUNDING.value)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _SMALLEST = tl.constexpr(1.1754943508222875e-38)
 _LANES = tl.constexpr(128)  # partial sums read at once

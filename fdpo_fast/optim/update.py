@@ -15,7 +15,7 @@ ROUNDINGS = ("stochastic", "nearest")
 
 
 class Rates(NamedTuple):
-    """The numbers of AdamW at step t, in the order of csrc/adamw8bit.h. With m, v the moments behind this gradient:
+    """The numbers of AdamW at step t, in the order of csrc/parameter.h. With m, v the moments behind this gradient:
 
     p <- p - (decay * p + step_size * m / (sqrt(v) + eps))
 
@@ -87,15 +87,15 @@ class Kind(NamedTuple):
     stochastic: bool  # half-precision parameters only
 
 
-TENSORS = 7
-"""The first fields of `Update`."""
+TENSORS = ("data", "grad", "m", "v", "absmax_m", "absmax_v", "copy")
+"""The fields of `Update` that are tensors: the first ones."""
 
 
 class Updates(NamedTuple):
     """Parameters of one kind that are to be stepped, by columns."""
 
     kind: Kind
-    tensors: Sequence[Sequence[Tensor] | None]  # by the first fields of `Update`; None for what the kind has not
+    tensors: Sequence[Sequence[Tensor] | None]  # by `TENSORS`; None for what the kind has not
     addresses: Sequence[array | None]  # of these; int64 as all that follow
     counts: array  # elements
     indices: array
@@ -106,7 +106,7 @@ class Updates(NamedTuple):
     def of(cls, rows: Sequence[Update]) -> Updates:
         """The columns of parameters of one kind."""
         like, rules = rows[0], list(dict.fromkeys(row.rule for row in rows))
-        columns = zip(*(row[:TENSORS] for row in rows), strict=True)
+        columns = zip(*(row[: len(TENSORS)] for row in rows), strict=True)
         tensors = [None if column[0] is None else column for column in columns]
         return cls(
             Kind(

@@ -18,6 +18,7 @@ from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import StopSignal, check_shared, ranks_here, start_processes
 from fdpo_fast.files import read_json, replacing
+from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory import needs
 from fdpo_fast.models import prediction, trainable
 from fdpo_fast.models.prediction import as_in_training
@@ -64,7 +65,7 @@ class Trainer:
         self.policy = policy.make(config, family, rank)
         self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
         self.average = EMA(self.policy.denoiser, config.train.ema_decay) if config.train.ema_decay else None
-        self.criterion = config.loss.criterion()
+        self.options = config.loss.options()
         if resume and not goes_on:
             rank.say(f"{folder} has no checkpoint: starting at step 0")
         self.first_step = self._go_on() if goes_on else 0
@@ -128,7 +129,7 @@ class Trainer:
             batch = self.data.batch(positions[first : first + micro], visits[first : first + micro])
             ref = self.reference(batch)
             pred, target, timesteps = prediction.predict(self.family, self.policy.engine, batch)
-            losses, stats = self.criterion(pred, ref, target, batch.weight)
+            losses, stats = evaluate(self.options, pred, ref, target, batch.weight)
             self.policy.engine.backward(losses.mean())
             self.metrics.add(losses, stats, timesteps)
             if self.start.open:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from fdpo_fast.ops.results import STATS, Results, elements, is_draws
+from fdpo_fast.ops.call import Call
+from fdpo_fast.ops.constants import BLOCK, Stat
+from fdpo_fast.ops.results import Results, elements, is_draws
 from fdpo_fast.ops.strides import arrange
 
 
@@ -25,9 +27,9 @@ class Lazy:
         self.name = name
 
     def __getattr__(self, kernel: str) -> Any:
-        found = getattr(import_module(self.name), kernel)
-        setattr(self, kernel, found)  # and no longer asked for
-        return found
+        function = getattr(import_module(self.name), kernel)
+        setattr(self, kernel, function)  # and no longer asked for
+        return function
 
 
 _loss, _noise = Lazy("fdpo_fast.ops.triton.loss"), Lazy("fdpo_fast.ops.triton.noise")
@@ -41,19 +43,19 @@ def _missing() -> str | None:
     if not find_spec("triton"):
         return "Triton (`pip install triton`)"
     try:
-        found = TorchVersion(version("triton"))
+        installed = TorchVersion(version("triton"))
     except PackageNotFoundError:  # a build for ROCm or Windows, of another name
         return None
-    return f"Triton >= {'.'.join(map(str, LOWEST_TRITON))} ({found} is installed)" if found < LOWEST_TRITON else None
+    if installed < LOWEST_TRITON:
+        return f"Triton >= {'.'.join(map(str, LOWEST_TRITON))} ({installed} is installed)"
+    return None
 
 
 missing: str | None = _missing()
 
 DEVICE = "cuda"
-DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+DTYPES = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16))
 
-BLOCK = 1024
-"""Elements of each sample that a program takes."""
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg": 128})
 """Of every launch: contraction of products and sums is the kernels' choice, not the compiler's; and without a word on
 registers ptxas takes 48 of them and spills, on sm_120."""
@@ -67,42 +69,42 @@ def devices() -> tuple[str, ...]:
     return ("cuda",) if isinstance(_noise.normals_kernel, JITFunction) else ("cuda", "cpu")
 
 
-class _Walk(NamedTuple):
-    """How a launch goes over samples [2B, ...], one program per pair and chunk; the tensors apart."""
+class _Grid(NamedTuple):
+    """How a launch covers samples [2B, ...], one program per pair and chunk."""
 
     pairs: int
     n: int  # elements of a sample
     chunks: int
-    grid: tuple[int]
+    programs: tuple[int]
     sizes: tuple[int, int]
     strides: list[tuple[int, int, int]]  # within a row, of each tensor
     options: dict[str, Any]
     """Of the launch, switches among them."""
 
 
-_walks: dict[tuple, _Walk] = {}
-_MOST_WALKS = 1024
+_grids: dict[tuple, _Grid] = {}
+_MOST_GRIDS = 1024
 
 
-def _walk(tensors: list[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], _Walk]:
-    """The tensors as the kernels take them, and the walk over them, which is remembered for their shape and strides."""
+def _grid(tensors: list[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], _Grid]:
+    """The tensors as the kernels take them, and the grid over them, which is remembered for their shape and strides."""
     key = (tensors[0].shape, logical, *(tensor.stride() for tensor in tensors))
-    known = _walks.get(key)
+    known = _grids.get(key)
     if known is not None:
         return tensors, known
     taken, order = arrange(tensors, logical=logical)
     pairs, n = tensors[0].shape[0] // 2, elements(tensors[0])
     chunks, spans = -(-n // BLOCK), [n]
     if order:
-        spans += [sum((size - 1) * stride for size, stride in zip(order.sizes, s, strict=True)) for s in order.strides]
+        spans += [sum((size - 1) * stride for size, stride in zip(order.sizes, s, strict=True)) for s in order.of]
     switches = {"DENSE": order is None, "WIDE": max(spans) + BLOCK >= 2**31, "BLOCK": BLOCK}
-    sizes, strides = (order.sizes[1:], order.strides) if order else ((0, 0), [(0, 0, 0)] * len(tensors))
-    found = _Walk(pairs, n, chunks, (pairs * chunks,), sizes, strides, switches | OPTIONS)
+    sizes, strides = (order.sizes[1:], order.of) if order else ((0, 0), [(0, 0, 0)] * len(tensors))
+    grid = _Grid(pairs, n, chunks, (pairs * chunks,), sizes, strides, switches | OPTIONS)
     if taken is tensors:
-        if len(_walks) >= _MOST_WALKS:
-            _walks.clear()
-        _walks[key] = found
-    return taken, found
+        if len(_grids) >= _MOST_GRIDS:
+            _grids.clear()
+        _grids[key] = grid
+    return taken, grid
 
 
 _NOWHERE = (0, 0, 0)
@@ -137,45 +139,32 @@ def counters(device: torch.device, count: int) -> Tensor:
     return _kept_counters(device, stream_of(device), max(1024, 1 << count.bit_length()))
 
 
-def loss_forward(
-    pred: Tensor,
-    ref: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    link: Sequence[float],
-    loss_type: Sequence[float],
-    beta: float,
-    ratio_scale: float,
-    interleaved: bool,
-    reduction: str,
-    upstream: float | None,
-) -> Results:
+def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
     """See `ops.library.loss_forward`. A gradient asked for takes a launch of its own."""
-    out, predicted, drawn = Results.empty(pred, reduction, False), ref.shape == pred.shape, is_draws(target)
+    out, predicted, drawn = Results.empty(pred, call.reduction, False), ref.shape == pred.shape, is_draws(target)
     if pred.shape[0] == 0:
         out.loss.zero_()
         out.accuracy.zero_()
-        return out._replace(grad=torch.empty_like(pred)) if upstream is not None else out
-    rows, over = _walk([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
+        return out._replace(grad=torch.empty_like(pred)) if call.upstream is not None else out
+    rows, grid = _grid([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
     p, r, t = rows[0], rows[1] if predicted else ref.contiguous(), target.contiguous() if drawn else rows[-1]
-    strides, device, pairs = over.strides, pred.device, over.pairs
+    strides, device, pairs = grid.strides, pred.device, grid.pairs
     sums = 6 if predicted else 2  # of a program, see the kernel
-    room = torch.empty(pairs * sums * over.chunks, dtype=torch.float64, device=device)
-    losses = out.loss if reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
+    room = torch.empty(pairs * sums * grid.chunks, dtype=torch.float64, device=device)
+    losses = out.loss if call.reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
     with on(device):
-        _loss.loss_forward_kernel[over.grid](
+        _loss.loss_forward_kernel[grid.programs](
             p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, counters(device, pairs + 1),
-            pairs, over.n, over.chunks, p.stride(0), r.stride(0) if predicted else 0, 0 if drawn else t.stride(0),
-            *over.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(_NOWHERE if drawn else strides[-1]),
-            *map(float, link), *map(float, loss_type),  # an integer would be compiled in
-            beta, ratio_scale, 1 / pairs if reduction == "mean" else 1.0,
-            INTERLEAVED=interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
-            REDUCE=reduction != "none", **over.options,
+            pairs, grid.n, grid.chunks, p.stride(0), r.stride(0) if predicted else 0, 0 if drawn else t.stride(0),
+            *grid.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(_NOWHERE if drawn else strides[-1]),
+            *map(float, call.link), *map(float, call.loss_type),  # an integer would be compiled in
+            call.beta, call.ratio_scale, 1 / pairs if call.reduction == "mean" else 1.0,
+            INTERLEAVED=call.interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
+            REDUCE=call.reduction != "none", **grid.options,
         )  # fmt: skip
-    if upstream is not None:
-        return out._replace(
-            grad=loss_backward(torch.full_like(out.loss, upstream), out.stats, pred, target, interleaved)
-        )
+    if call.upstream is not None:
+        upstream = torch.full_like(out.loss, call.upstream)
+        return out._replace(grad=loss_backward(upstream, out.stats, pred, target, call.interleaved))
     return out
 
 
@@ -184,16 +173,16 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
     grad, drawn = torch.empty_like(pred), is_draws(target)
     if pred.shape[0] == 0:
         return grad
-    (p, g, *rows), over = _walk([pred, grad] if drawn else [pred, grad, target], logical=drawn)
-    t, strides = target.contiguous() if drawn else rows[0], over.strides
+    (p, g, *rows), grid = _grid([pred, grad] if drawn else [pred, grad, target], logical=drawn)
+    t, strides = target.contiguous() if drawn else rows[0], grid.strides
     if grad_loss.dtype != torch.float32:
         grad_loss = grad_loss.float()
     with on(pred.device):
-        _loss.loss_backward_kernel[over.grid](
-            grad_loss, stats.narrow(0, len(STATS), 2), p, t, g, over.pairs, over.n, over.chunks,
+        _loss.loss_backward_kernel[grid.programs](
+            grad_loss, stats.narrow(0, Stat.COEFFICIENT_W, 2), p, t, g, grid.pairs, grid.n, grid.chunks,
             grad_loss.stride(0) if grad_loss.ndim else 0, p.stride(0), 0 if drawn else t.stride(0), g.stride(0),
-            *over.sizes, *strides[0], *(_NOWHERE if drawn else strides[2]), *strides[1],
-            INTERLEAVED=interleaved, DRAWN=drawn, **over.options,
+            *grid.sizes, *strides[0], *(_NOWHERE if drawn else strides[2]), *strides[1],
+            INTERLEAVED=interleaved, DRAWN=drawn, **grid.options,
         )  # fmt: skip
     return grad if g is grad else grad.copy_(g)
 
@@ -205,19 +194,19 @@ def add_noise(
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
     if latents.shape[0] == 0:
         return out, timesteps
-    (x, noisy), over = _walk([latents, out], logical=True)
+    (x, noisy), grid = _grid([latents, out], logical=True)
     with on(latents.device):
-        _noise.add_noise_kernel[over.grid](
-            x, draws, signal, sigma, noisy, timesteps, over.pairs, over.n, over.chunks, signal.shape[0],
-            x.stride(0), noisy.stride(0), *over.sizes, *over.strides[0], *over.strides[1],
-            INTERLEAVED=interleaved, **over.options,
+        _noise.add_noise_kernel[grid.programs](
+            x, draws, signal, sigma, noisy, timesteps, grid.pairs, grid.n, grid.chunks, signal.shape[0],
+            x.stride(0), noisy.stride(0), *grid.sizes, *grid.strides[0], *grid.strides[1],
+            INTERLEAVED=interleaved, **grid.options,
         )  # fmt: skip
     return out if noisy is out else out.copy_(noisy), timesteps
 
 
 def normals(draws: Tensor, count: int) -> Tensor:
     """See `ops.library.normals`."""
-    out, draws = torch.empty((draws.shape[1], count), device=draws.device), draws.contiguous()
+    out, draws = torch.empty((draws.shape[1], count), dtype=torch.float32, device=draws.device), draws.contiguous()
     chunks = -(-count // BLOCK)
     if out.numel():
         rows = out.shape[0]

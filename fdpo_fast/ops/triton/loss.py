@@ -10,10 +10,16 @@ Products and sums are contracted only where `tl.fma` says so (the launches turn 
 import triton
 import triton.language as tl
 
+from fdpo_fast.ops.constants import Stat
 from fdpo_fast.ops.triton.math import CAP, link, pair_loss
 from fdpo_fast.ops.triton.noise import draw_of, normals
 from fdpo_fast.ops.triton.rows import load, offsets, pair_rows
 
+_ERROR_W, _ERROR_L = tl.constexpr(Stat.ERROR_W.value), tl.constexpr(Stat.ERROR_L.value)
+_REF_ERROR_W, _REF_ERROR_L = tl.constexpr(Stat.REF_ERROR_W.value), tl.constexpr(Stat.REF_ERROR_L.value)
+_LOG_RATIO_W, _LOG_RATIO_L = tl.constexpr(Stat.LOG_RATIO_W.value), tl.constexpr(Stat.LOG_RATIO_L.value)
+_MARGIN, _CLIPPED = tl.constexpr(Stat.MARGIN.value), tl.constexpr(Stat.CLIPPED.value)
+_COEFFICIENT_W, _COEFFICIENT_L = tl.constexpr(Stat.COEFFICIENT_W.value), tl.constexpr(Stat.COEFFICIENT_L.value)
 _LANES = tl.constexpr(128)  # partial sums, or pairs, read at once
 
 
@@ -85,7 +91,7 @@ def loss_forward_kernel(
     loss,  # [], or [B] if not REDUCE
     losses,  # [B]: room, or `loss` itself
     accuracy,  # []
-    stats,  # [10, B], see ops.results
+    stats,  # [10, B], rows of Stat
     partials,  # [B, 2, 3 or 1 if REF_ERRORS, chunks] float64: room
     counters,  # [1 + B] int32: of finished pairs, and of each pair's programs
     pairs,
@@ -163,16 +169,16 @@ def loss_forward_kernel(
             value *= pair_weight
             outer *= pair_weight
         tl.store(losses + pair, value)
-        tl.store(stats + pair, error_w)
-        tl.store(stats + pairs + pair, error_l)
-        tl.store(stats + 2 * pairs + pair, ref_error_w)
-        tl.store(stats + 3 * pairs + pair, ref_error_l)
-        tl.store(stats + 4 * pairs + pair, u_w)
-        tl.store(stats + 5 * pairs + pair, u_l)
-        tl.store(stats + 6 * pairs + pair, margin)
-        tl.store(stats + 7 * pairs + pair, tl.where(scale != 0, past, 0.0))
-        tl.store(stats + 8 * pairs + pair, (-outer * slope_w).to(tl.float32))
-        tl.store(stats + 9 * pairs + pair, (outer * slope_l).to(tl.float32))
+        tl.store(stats + _ERROR_W * pairs + pair, error_w)
+        tl.store(stats + _ERROR_L * pairs + pair, error_l)
+        tl.store(stats + _REF_ERROR_W * pairs + pair, ref_error_w)
+        tl.store(stats + _REF_ERROR_L * pairs + pair, ref_error_l)
+        tl.store(stats + _LOG_RATIO_W * pairs + pair, u_w)
+        tl.store(stats + _LOG_RATIO_L * pairs + pair, u_l)
+        tl.store(stats + _MARGIN * pairs + pair, margin)
+        tl.store(stats + _CLIPPED * pairs + pair, tl.where(scale != 0, past, 0.0))
+        tl.store(stats + _COEFFICIENT_W * pairs + pair, (-outer * slope_w).to(tl.float32))
+        tl.store(stats + _COEFFICIENT_L * pairs + pair, (outer * slope_l).to(tl.float32))
 
         if _arrive(counters) == pairs - 1:
             tl.store(counters, 0)
@@ -182,7 +188,7 @@ def loss_forward_kernel(
                 those = first_pair + lanes
                 known = those < pairs
                 total += tl.load(losses + those, mask=known, other=0.0, cache_modifier=".cg").to(tl.float64)
-                margins = tl.load(stats + 6 * pairs + those, mask=known, other=-1.0, cache_modifier=".cg")
+                margins = tl.load(stats + _MARGIN * pairs + those, mask=known, other=-1.0, cache_modifier=".cg")
                 right += (margins > 0).to(tl.float32) + 0.5 * (margins == 0).to(tl.float32)
             tl.store(accuracy, tl.div_rn(tl.sum(right), pairs.to(tl.float32)))
             if REDUCE:

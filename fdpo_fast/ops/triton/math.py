@@ -7,7 +7,7 @@ Polynomials are Chebyshev fits whose errors lie below 2^-27. Everything compiles
 import triton
 import triton.language as tl
 
-from fdpo_fast.loss.divergences import EXP_CAP
+from fdpo_fast.ops.constants import EXP_CAP
 
 CAP = tl.constexpr(EXP_CAP)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -90,7 +90,7 @@ def link(u, linear, scale, rate, logistic):
 
 @triton.jit
 def pair_loss(gap, beta, kept, flipped, hinge, square):
-    """(loss, d loss / d gap) of `reference.LossType`; a term whose coefficient is zero is left out."""
+    """(loss, d loss / d gap) of `loss.eager.LossType`; a term whose coefficient is zero is left out."""
     z = beta * gap
     miss = gap - tl.div_rn(0.5, beta)
     inside = tl.where(z >= 1, 0.0, 1 - z)

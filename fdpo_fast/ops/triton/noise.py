@@ -7,6 +7,7 @@ hands on what its rounding lost. There is no float64, which consumer GPUs run at
 import triton
 import triton.language as tl
 
+from fdpo_fast.ops.constants import Stream
 from fdpo_fast.ops.triton.math import LN2_HIGH, LN2_LOW
 from fdpo_fast.ops.triton.rows import load, offsets, pair_rows
 
@@ -14,7 +15,7 @@ from fdpo_fast.ops.triton.rows import load, offsets, pair_rows
 _TURN_HIGH = tl.constexpr(1.462918119976564e-09)
 _TURN_LOW = tl.constexpr(-4.070940267922164e-17)
 _SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
-_NOISE, _TIMESTEP = tl.constexpr(0), tl.constexpr(1)  # streams, as in noise.py
+_NOISE, _TIMESTEP = tl.constexpr(Stream.NOISE.value), tl.constexpr(Stream.TIMESTEP.value)
 
 
 @triton.jit

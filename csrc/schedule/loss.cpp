@@ -1,16 +1,14 @@
-#include "loss.h"
+#include "schedule/loss.h"
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
 
-#include "parallel.h"
+#include "schedule/parallel.h"
 
 namespace fdpo {
 
 namespace {
-
-constexpr int kMargin = 6, kCoefficient = 8;  // rows of stats
 
 struct Value {
   double value, slope;
@@ -24,8 +22,8 @@ Value link(const Link& h, double u) {
   Value out{0, 0};
   if (h.linear != 0) out = {h.linear * u, h.linear};
   if (h.scale != 0) {
-    const double x = h.rate * u, below = std::min(x, h.cap), slope = std::exp(below);
-    out.value += h.scale * (x > h.cap ? std::expm1(h.cap) + slope * (x - h.cap) : std::expm1(x));
+    const double x = h.rate * u, below = std::min(x, kExpCap), slope = std::exp(below);
+    out.value += h.scale * (x > kExpCap ? std::expm1(kExpCap) + slope * (x - kExpCap) : std::expm1(x));
     out.slope += h.scale * h.rate * slope;
   }
   if (h.logistic != 0) {
@@ -65,20 +63,20 @@ void finish(const Problem& p, int64_t pair, const Sums sums[2], float* losses) {
     }
     u[side] = float(-p.ratio_scale * delta);
     h[side] = link(p.link, u[side]);
-    p.stat(0 + side, pair) = float(error);
-    p.stat(2 + side, pair) = float(ref_error);
-    p.stat(4 + side, pair) = u[side];
+    p.stat(Stat::error_w, side, pair) = float(error);
+    p.stat(Stat::ref_error_w, side, pair) = float(ref_error);
+    p.stat(Stat::log_ratio_w, side, pair) = u[side];
   }
   const double gap = h[0].value - h[1].value;
   const Value out = loss(p.type, gap, p.beta);
   const double weight = p.weight ? p.weight[pair] : 1;
   losses[pair] = float(weight * out.value);
-  p.stat(kMargin, pair) = float(p.beta * gap);
-  p.stat(7, pair) =
-      p.link.scale != 0 ? float((p.link.rate * u[0] > p.link.cap) + (p.link.rate * u[1] > p.link.cap)) : 0.0f;
+  p.stat(Stat::margin, 0, pair) = float(p.beta * gap);
+  p.stat(Stat::clipped, 0, pair) =
+      p.link.scale != 0 ? float((p.link.rate * u[0] > kExpCap) + (p.link.rate * u[1] > kExpCap)) : 0.0f;
   for (int side = 0; side < 2; ++side) {
     const double inner = (side ? 1 : -1) * h[side].slope * p.ratio_scale * 2 / n;
-    p.stat(kCoefficient + side, pair) = float(p.share * weight * out.slope * inner);
+    p.stat(Stat::coefficient_w, side, pair) = float(p.share * weight * out.slope * inner);
   }
 }
 
@@ -118,8 +116,8 @@ void form_gradient(const Kernels& kernels, const Problem& p, const Rows& target,
                    int64_t count) {
   for (int side = 0; side < 2; ++side) {
     const int64_t row = p.pairs.row(pair, side);
-    kernels.gradient(p.pred, target, p.grad, p.upstream * p.stat(kCoefficient + side, pair), past_cache(p.pairs), row,
-                     first, count);
+    kernels.gradient(p.pred, target, p.grad, p.upstream * p.stat(Stat::coefficient_w, side, pair), past_cache(p.pairs),
+                     row, first, count);
   }
 }
 
@@ -173,7 +171,8 @@ void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int thre
   };
   shared([&](int64_t piece, int64_t i, int64_t chunk) {
     const int64_t first = chunk * kChunk;
-    const Rows target = target_of(kernels, p.target, p.draws, whole + i, first, length(chunk), noise.get() + i * n + first);
+    const Rows target =
+        target_of(kernels, p.target, p.draws, whole + i, first, length(chunk), noise.get() + i * n + first);
     add_sums(kernels, p, target, whole + i, first, length(chunk), &sums[2 * piece]);
   });
   for (int64_t i = 0; i < rest; ++i) {
@@ -204,12 +203,11 @@ void each_chunk(const Pairs& pairs, int threads, const Body& body) {
 
 // Uniform over [0, timesteps): the first word of the stream of timesteps, by a product's high half.
 int64_t timestep(const Kernels& kernels, const Draws& draws, int64_t pair, int64_t timesteps) {
-  constexpr uint32_t kTimestepStream = 1;
   const uint64_t id = draws.id(pair);
   uint32_t words[4][16] = {};
   words[1][0] = draws.visit(pair);
   words[2][0] = uint32_t(id);
-  words[3][0] = uint32_t(id >> 32) << 8 | kTimestepStream;
+  words[3][0] = uint32_t(id >> 32) << 8 | uint32_t(Stream::timestep);
   kernels.philox(words[0], uint32_t(draws.seed(pair)), uint32_t(draws.seed(pair) >> 32));
   return int64_t(uint64_t(words[0][0]) * uint64_t(timesteps) >> 32);
 }
@@ -223,7 +221,7 @@ void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
   all_pairs(kernels, p, losses, worth(threads, p.pairs));
   double total = 0, right = 0;
   for (int64_t pair = 0; pair < pairs; ++pair) {
-    const float margin = p.stat(kMargin, pair);
+    const float margin = p.stat(Stat::margin, 0, pair);
     total += losses[pair];
     right += margin > 0 ? 1 : margin == 0 ? 0.5 : 0;
   }
@@ -259,8 +257,7 @@ void add_noise(const Kernels& kernels, const Pairs& pairs, const Draws& draws, c
 
 void normals(const Kernels& kernels, const Draws& draws, int64_t rows, int64_t count, float* out, int threads) {
   each_chunk(Pairs{rows, count, false}, threads, [&](int64_t row, int64_t first, int64_t size) {
-    kernels.normals(draws.seed(row), draws.id(row), draws.visit(row), first, size,
-                    out + row * count + first);
+    kernels.normals(draws.seed(row), draws.id(row), draws.visit(row), first, size, out + row * count + first);
   });
 }
 

@@ -1,13 +1,9 @@
 // AdamW with blockwise 8-bit states, in bitsandbytes' format; the formulas are those of fdpo_fast/optim/eager.py.
 #pragma once
 
-#include <cstdint>
-
 #include "kernels.h"
 
 namespace fdpo {
-
-constexpr int64_t kBlock = 256;  // elements that share an absmax
 
 // A dynamic map as lines, rows of the table in fdpo_fast/optim/codebook.py.
 struct Map {
@@ -25,25 +21,28 @@ struct AdamW {
   float eps;        // times sqrt(1 - beta2^t)
 };
 
-// A parameter with its gradient and states. Half-precision parameters are rounded to nearest, or with the random
-// words of (seed, index, step).
+// What the parameters of a group that are at the same step have in common. Half-precision parameters are rounded to
+// nearest, or with the random words of (seed, a parameter's index, step).
+struct Rule {
+  AdamW rates;
+  bool stochastic;
+  uint64_t seed;
+  uint32_t step;
+  uint64_t first;  // of the random words: the first element's place in a larger tensor, a multiple of 8
+};
+
+// A parameter with its gradient and states.
 struct Parameter {
   void* data;
   Dtype dtype;
   const void* grad;
   Dtype grad_dtype;
-  void *m, *v;                   // codes, or floats where there is no absmax
+  void *m, *v;  // codes, or floats where there is no absmax
   float *absmax_m, *absmax_v;
-  uint16_t* copy;                // bfloat16 of a float parameter, or nothing
+  uint16_t* copy;  // bfloat16 of a float parameter, or nothing
   int64_t count;
-  bool stochastic;
-  uint64_t seed, index;
-  uint32_t step, stream;
-  uint64_t first;                // of the random words: the first element's place in a larger tensor, a multiple of 8
-  AdamW rates;
+  uint64_t index;
+  const Rule* rule;
 };
-
-// One step of each parameter.
-void adamw8bit(const Kernels& kernels, const Maps& maps, const Parameter* parameters, int64_t count, int threads);
 
 }  // namespace fdpo

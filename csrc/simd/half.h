@@ -1,13 +1,13 @@
-// Floats to and from 16 bits. Included by code that is compiled for several instruction sets, hence static.
+// Floats to and from 16 bits.
 #pragma once
 
-#include "lanes.h"
+#include "simd/lanes.h"
 
-namespace fdpo {
+namespace fdpo::FDPO_ISA {
 
-static inline U32 widen(U16 h) { return __builtin_convertvector(h, U32); }
+inline U32 widen(U16 h) { return __builtin_convertvector(h, U32); }
 // Words below 2^16.
-static inline U16 narrow(U32 u) {
+inline U16 narrow(U32 u) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   return (U16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)u, (__m256i)u), 0b1000));
 #else
@@ -15,28 +15,28 @@ static inline U16 narrow(U32 u) {
 #endif
 }
 
-static inline F32 from_bfloat16(U16 h) { return (F32)(widen(h) << 16); }
+inline F32 from_bfloat16(U16 h) { return (F32)(widen(h) << 16); }
 
-static inline U16 to_bfloat16(F32 f) {
+inline U16 to_bfloat16(F32 f) {
   const U32 u = (U32)f;
   const U32 nearest_even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
   return narrow((u & 0x7FFFFFFF) > 0x7F800000 ? U32{} + 0x7FC0 : nearest_even);
 }
 
 // To one of the two neighbours, with the probability of being nearer; `random` are 16 bits each.
-static inline U16 to_bfloat16(F32 f, U32 random) {
+inline U16 to_bfloat16(F32 f, U32 random) {
   const U32 u = (U32)f;
   return narrow((u + ((u & 0x7F800000) == 0x7F800000 ? U32{} : random)) >> 16);  // infinity stays
 }
 
-static inline F32 from_float16(U16 h) {
+inline F32 from_float16(U16 h) {
   const U32 u = widen(h), bits = (u & 0x7FFF) << 13;
   const U32 finite = (U32)((F32)bits * 0x1p112f);  // moves the exponent's bias; exact for denormals too
   const U32 magnitude = (u & 0x7C00) == 0x7C00 ? bits | 0x7F800000 : finite;
   return (F32)(magnitude | (u & 0x8000) << 16);
 }
 
-static inline U16 to_float16(F32 f) {
+inline U16 to_float16(F32 f) {
   const U32 u = (U32)f, magnitude = u & 0x7FFFFFFF;
   const U32 normal = (magnitude - (112u << 23) + 0xFFF + ((magnitude >> 13) & 1)) >> 13;
   const U32 half_ulp = U32{} + (126u << 23);  // adding 0.5 leaves the denormal's bits, rounded, in the low mantissa
@@ -47,10 +47,10 @@ static inline U16 to_float16(F32 f) {
 }
 
 // As for bfloat16.
-static inline U16 to_float16(F32 f, U32 random) {
+inline U16 to_float16(F32 f, U32 random) {
   const U32 u = (U32)f, magnitude = u & 0x7FFFFFFF;
   const U32 normal = (magnitude - (112u << 23) + (random >> 3)) >> 13;
-  const U32 fixed = (U32)__builtin_convertvector((F32)magnitude * 0x1p40f, I32);  // of 2^-24, the denormals' step
+  const U32 fixed = (U32) __builtin_convertvector((F32)magnitude * 0x1p40f, I32);  // of 2^-24, the denormals' step
   const U32 h = magnitude < (113u << 23) ? (fixed + random) >> 16 : normal;
   return narrow(magnitude >= (143u << 23) ? widen(to_float16(f)) : h | ((u >> 16) & 0x8000));
 }
@@ -65,10 +65,10 @@ struct Halves {
   F32 at(int64_t i) const { return from_bfloat16(load<U16>(data + i)); }
 };
 
-static inline void widen_all(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
+inline void widen_all(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }
 
 template <F32 (*widen)(U16)>
-static inline void widen_all(const uint16_t* from, float* to, int64_t count) {
+inline void widen_all(const uint16_t* from, float* to, int64_t count) {
   int64_t at = 0;
   for (; at + kFloats <= count; at += kFloats) store(to + at, widen(load<U16>(from + at)));
   uint16_t rest[kFloats] = {};
@@ -78,7 +78,7 @@ static inline void widen_all(const uint16_t* from, float* to, int64_t count) {
 }
 
 template <U16 (*narrow)(F32)>
-static inline void narrow_all(const float* from, uint16_t* to, int64_t count) {
+inline void narrow_all(const float* from, uint16_t* to, int64_t count) {
   int64_t at = 0;
   for (; at + kFloats <= count; at += kFloats) store(to + at, narrow(load<F32>(from + at)));
   float rest[kFloats] = {};
@@ -87,4 +87,4 @@ static inline void narrow_all(const float* from, uint16_t* to, int64_t count) {
   std::memcpy(to + at, &last, (count - at) * sizeof(uint16_t));
 }
 
-}  // namespace fdpo
+}  // namespace fdpo::FDPO_ISA

@@ -1,24 +1,24 @@
-// One block of the optimizer, compiled once per instruction set like kernels.cpp.
+// The loop of the optimizer, a block at a time.
 //
 // Two passes, the second while everything is in the first-level cache: states are decoded, moved and kept as floats
 // until the block's largest magnitudes are known; then they are coded.
-#include "adamw8bit.h"
-#include "half.h"
-#include "isa.h"
-#include "lanes.h"
-#include "random_bits.h"
+#include "loops/loops.h"
+#include "parameter.h"
+#include "simd/half.h"
+#include "simd/lanes.h"
+#include "simd/random_bits.h"
 
-namespace fdpo {
+namespace fdpo::FDPO_ISA {
 namespace {
 
 struct alignas(64) Values {
-  float at[kBlock];
+  float at[kStateBlock];
   operator float*() { return at; }
   operator const float*() const { return at; }
 };
 constexpr uint32_t kSign = 0x80000000u;
 constexpr float kSmallestNormal = 0x1p-126f, kLargest = 0x1.fffffep127f;
-constexpr int64_t kAhead = 3;  // blocks
+constexpr int64_t kAhead = 3;   // blocks
 constexpr uint8_t kZero = 127;  // the code of m = 0
 
 // SEGMENTS_PER_BIT and LOWEST of fdpo_fast/optim/codebook.py, which has the formulas.
@@ -58,7 +58,7 @@ struct States {
 // Forgets what float32 cannot hold: an element whose v overflowed. Its neighbours' codes are then not lost beside it.
 void mend(States& states) {
   states.most_m = states.most_v = 0;
-  for (int64_t i = 0; i < kBlock; ++i) {
+  for (int64_t i = 0; i < kStateBlock; ++i) {
     float &m = states.m[i], &v = states.v[i];
     if (!(v <= kLargest)) m = v = 0;
     const float size = m < 0 ? -m : m;
@@ -81,7 +81,7 @@ struct Coder {
   template <class Use>
   void decode(const uint8_t* m, const uint8_t* v, float to_m, float to_v, Use use) const {
     const Line line_m(maps.m, to_m), line_v(maps.v, to_v);
-    for (int64_t i = 0; i < kBlock; i += kFloats) {
+    for (int64_t i = 0; i < kStateBlock; i += kFloats) {
       const F32 rank = __builtin_convertvector(load_bytes(m + i) - kZero, F32);
       const F32 magnitude = line_m((F32)((U32)rank & ~kSign) + 0.5f);
       const F32 above = __builtin_convertvector(load_bytes(v + i) + 1, F32);
@@ -97,7 +97,7 @@ struct Coder {
     absmax_v = states.most_v;
     const float to_m = normalise(absmax_m), to_v = normalise(absmax_v);
     const Ranks rank_m(maps.m), rank_v(maps.v);
-    for (int64_t i = 0; i < kBlock; i += kRegister) {
+    for (int64_t i = 0; i < kStateBlock; i += kRegister) {
       between(i);
       I32 signs[4], ranks_m[4], ranks_v[4];
       for (int k = 0; k < 4; ++k) {
@@ -117,7 +117,7 @@ struct Coder {
 // Other than bfloat16.
 Floats floats(const char* from, Dtype dtype, Values& buffer) {
   if (dtype == Dtype::float32) return {reinterpret_cast<const float*>(from)};
-  widen_all<from_float16>(reinterpret_cast<const uint16_t*>(from), buffer, kBlock);
+  widen_all<from_float16>(reinterpret_cast<const uint16_t*>(from), buffer, kStateBlock);
   return {buffer};
 }
 
@@ -132,7 +132,7 @@ struct Place {
 int64_t width(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
 Place place(const Parameter& parameter, int64_t block) {
-  const int64_t first = block * kBlock, coded = parameter.absmax_m != nullptr, state_width = coded ? 1 : 4;
+  const int64_t first = block * kStateBlock, coded = parameter.absmax_m != nullptr, state_width = coded ? 1 : 4;
   return {static_cast<char*>(parameter.data) + first * width(parameter.dtype),
           static_cast<char*>(const_cast<void*>(parameter.grad)) + first * width(parameter.grad_dtype),
           static_cast<char*>(parameter.m) + first * state_width,
@@ -151,8 +151,7 @@ class Stepper {
     Values buffer;
     if (parameter_.grad_dtype == Dtype::bfloat16)
       move_by(Halves{reinterpret_cast<const uint16_t*>(at.grad)}, at, block, states);
-    else
-      move_by(floats(at.grad, parameter_.grad_dtype, buffer), at, block, states);
+    else move_by(floats(at.grad, parameter_.grad_dtype, buffer), at, block, states);
   }
 
   // Codes a block that was moved. Meanwhile asks for one that will be: of so many streams the hardware fetches too
@@ -174,20 +173,21 @@ class Stepper {
   void move_by(Grad grad, const Place& at, int64_t block, States& states) const {
     auto* floats_at = reinterpret_cast<float*>(at.data);
     auto* halves_at = reinterpret_cast<uint16_t*>(at.data);
-    uint16_t bits[kBlock];
-    if (parameter_.stochastic && parameter_.dtype != Dtype::float32) random_bits(parameter_, block * kBlock, bits);
+    uint16_t bits[kStateBlock];
+    const Rule& rule = *parameter_.rule;
+    if (rule.stochastic && parameter_.dtype != Dtype::float32)
+      random_bits(rule.seed, parameter_.index, rule.step, rule.first + uint64_t(block * kStateBlock), bits);
     auto random = [&](int64_t i) { return widen(load<U16>(bits + i)); };
     if (parameter_.dtype == Dtype::float32) {
       move_from(Floats{floats_at}, grad, at, states, [=](int64_t i, F32 p) { store(floats_at + i, p); });
-      if (at.copy) narrow_all<to_bfloat16>(floats_at, at.copy, kBlock);
+      if (at.copy) narrow_all<to_bfloat16>(floats_at, at.copy, kStateBlock);
     } else if (parameter_.dtype == Dtype::float16) {
       Values values;
       const Floats p = floats(at.data, parameter_.dtype, values);
-      if (parameter_.stochastic)
+      if (rule.stochastic)
         move_from(p, grad, at, states, [&](int64_t i, F32 p) { store(halves_at + i, to_float16(p, random(i))); });
-      else
-        move_from(p, grad, at, states, [=](int64_t i, F32 p) { store(halves_at + i, to_float16(p)); });
-    } else if (parameter_.stochastic) {
+      else move_from(p, grad, at, states, [=](int64_t i, F32 p) { store(halves_at + i, to_float16(p)); });
+    } else if (rule.stochastic) {
       move_from(Halves{halves_at}, grad, at, states,
                 [&](int64_t i, F32 p) { store(halves_at + i, to_bfloat16(p, random(i))); });
     } else {
@@ -197,7 +197,7 @@ class Stepper {
 
   template <class Data, class Grad, class Put>
   void move_from(Data data, Grad grad, const Place& at, States& states, Put put) const {
-    const AdamW rates = parameter_.rates;
+    const AdamW rates = parameter_.rule->rates;
     float* ms = coded() ? states.m : reinterpret_cast<float*>(at.m);
     float* vs = coded() ? states.v : reinterpret_cast<float*>(at.v);
     F32 most_m{}, most_v{};
@@ -216,7 +216,7 @@ class Stepper {
       states.most_m = highest(most_m);
       states.most_v = highest(most_v);
     } else {
-      for (int64_t i = 0; i < kBlock; i += kFloats)
+      for (int64_t i = 0; i < kStateBlock; i += kFloats)
         step(i, rates.beta1 * load<F32>(ms + i), rates.beta2 * load<F32>(vs + i));
     }
   }
@@ -242,18 +242,18 @@ class Room {
   }
 
  private:
-  alignas(64) char bytes_[kBlock * sizeof(float)] = {};
+  alignas(64) char bytes_[kStateBlock * sizeof(float)] = {};
   char* home_;
   int64_t size_;
 };
 
 void step_part(const Stepper& stepper, const Parameter& parameter, int64_t block) {
-  const int64_t count = parameter.count - block * kBlock, state_size = parameter.absmax_m ? count : 4 * count;
+  const int64_t count = parameter.count - block * kStateBlock, state_size = parameter.absmax_m ? count : 4 * count;
   Place at = place(parameter, block);
   const Room data(at.data, count * width(parameter.dtype)), grad(at.grad, count * width(parameter.grad_dtype)),
       m(at.m, state_size), v(at.v, state_size), copy(at.copy, count * 2);
   // the code 0 is not the value 0: what stands behind the last element could be the largest
-  if (parameter.absmax_m) std::memset(at.m + count, kZero, kBlock - count);
+  if (parameter.absmax_m) std::memset(at.m + count, kZero, kStateBlock - count);
   States states;
   stepper.move(at, block, states);
   stepper.code(at, states, at);
@@ -262,9 +262,9 @@ void step_part(const Stepper& stepper, const Parameter& parameter, int64_t block
 
 }  // namespace
 
-void FDPO_STEP_BLOCKS(const Maps& maps, const Parameter& parameter, int64_t first, int64_t end) {
+void step_blocks(const Maps& maps, const Parameter& parameter, int64_t first, int64_t end) {
   const Stepper stepper(maps, parameter);
-  const int64_t whole = end < parameter.count / kBlock ? end : parameter.count / kBlock;
+  const int64_t whole = end < parameter.count / kStateBlock ? end : parameter.count / kStateBlock;
   // A block is coded behind the next one's move: the latency of its largest magnitudes is not waited for.
   States states[2];
   for (int64_t block = first; block <= whole; ++block) {
@@ -275,4 +275,4 @@ void FDPO_STEP_BLOCKS(const Maps& maps, const Parameter& parameter, int64_t firs
   if (whole < end) step_part(stepper, parameter, whole);
 }
 
-}  // namespace fdpo
+}  // namespace fdpo::FDPO_ISA

@@ -1,6 +1,6 @@
 // Vectors of one register, in GCC's vector extensions. Sums run over sixteen lanes whatever the register's width, so
 // that every instruction set gives the same bits.
-// Included by code that is compiled for several instruction sets, hence static.
+// Compiled for several instruction sets, each in its own namespace.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,11 @@
 #include <immintrin.h>
 #endif
 
-namespace fdpo {
+#ifndef FDPO_ISA
+#error "FDPO_ISA names the instruction set, and so the namespace that keeps its code from the others"
+#endif
+
+namespace fdpo::FDPO_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kRegister = 64;
@@ -20,8 +24,8 @@ constexpr int kRegister = 32;
 constexpr int kRegister = 16;
 #endif
 
-constexpr int kWidth = 16;                  // lanes
-constexpr int kFloats = kRegister / 4;      // of them in a register
+constexpr int kWidth = 16;              // lanes
+constexpr int kFloats = kRegister / 4;  // of them in a register
 constexpr int kDoubles = kRegister / 8;
 
 typedef float F32 __attribute__((vector_size(kRegister)));
@@ -39,19 +43,19 @@ typedef uint32_t HalfU32 __attribute__((vector_size(kRegister / 2)));
 typedef int32_t HalfI32 __attribute__((vector_size(kRegister / 2)));
 
 template <class Vector, class Element>
-static inline Vector load(const Element* from) {
+inline Vector load(const Element* from) {
   Vector v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
 
 template <class Vector, class Element>
-static inline void store(Element* to, Vector v) {
+inline void store(Element* to, Vector v) {
   std::memcpy(to, &v, sizeof v);
 }
 
 // Past the cache, to an address that is a multiple of kRegister; `streamed` comes behind the last one.
-static inline void stream(float* to, F32 v) {
+inline void stream(float* to, F32 v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, (__m512)v);
 #elif defined(__AVX2__)
@@ -63,14 +67,14 @@ static inline void stream(float* to, F32 v) {
 #endif
 }
 
-static inline void streamed() {
+inline void streamed() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
 
 // The larger and the smaller; the second if one of them is not a number.
-static inline F32 larger(F32 a, F32 b) {
+inline F32 larger(F32 a, F32 b) {
 #if defined(__AVX512F__)
   return (F32)_mm512_max_ps((__m512)a, (__m512)b);
 #elif defined(__AVX2__)
@@ -80,7 +84,7 @@ static inline F32 larger(F32 a, F32 b) {
 #endif
 }
 
-static inline F32 smaller(F32 a, F32 b) {
+inline F32 smaller(F32 a, F32 b) {
 #if defined(__AVX512F__)
   return (F32)_mm512_min_ps((__m512)a, (__m512)b);
 #elif defined(__AVX2__)
@@ -90,14 +94,14 @@ static inline F32 smaller(F32 a, F32 b) {
 #endif
 }
 
-static inline F32 square_root(F32 x) {
+inline F32 square_root(F32 x) {
   F32 root;
   for (int i = 0; i < kFloats; ++i) root[i] = __builtin_sqrtf(x[i]);
   return root;
 }
 
 // Of the lanes, none of which is negative.
-static inline float highest(F32 lanes) {
+inline float highest(F32 lanes) {
   alignas(kRegister) float left[kFloats];
   store(left, lanes);
   for (int width = kFloats / 2; width; width /= 2)
@@ -108,7 +112,7 @@ static inline float highest(F32 lanes) {
 // Eight floats to look up by the lowest three bits of an index.
 #if defined(__AVX2__)
 using Table = F32;
-static inline Table table(const float (&values)[8], float scale = 1) {
+inline Table table(const float (&values)[8], float scale = 1) {
   const __m256 eight = _mm256_loadu_ps(values);
 #if defined(__AVX512F__)
   return (F32)_mm512_broadcast_f32x8(eight) * scale;
@@ -116,7 +120,7 @@ static inline Table table(const float (&values)[8], float scale = 1) {
   return (F32)eight * scale;
 #endif
 }
-static inline F32 look_up(Table t, U32 index) {
+inline F32 look_up(Table t, U32 index) {
 #if defined(__AVX512F__)
   return (F32)_mm512_permutexvar_ps((__m512i)index, (__m512)t);
 #else
@@ -127,12 +131,12 @@ static inline F32 look_up(Table t, U32 index) {
 struct Table {
   float values[8];
 };
-static inline Table table(const float (&values)[8], float scale = 1) {
+inline Table table(const float (&values)[8], float scale = 1) {
   Table t;
   for (int i = 0; i < 8; ++i) t.values[i] = values[i] * scale;
   return t;
 }
-static inline F32 look_up(const Table& t, U32 index) {
+inline F32 look_up(const Table& t, U32 index) {
   F32 out;
   for (int i = 0; i < kFloats; ++i) out[i] = t.values[index[i] & 7];
   return out;
@@ -140,7 +144,7 @@ static inline F32 look_up(const Table& t, U32 index) {
 #endif
 
 // a0, b0, a2, b2, ... and a1, b1, a3, b3, ...
-static inline U64 interleave_low(U64 a, U64 b) {
+inline U64 interleave_low(U64 a, U64 b) {
 #if defined(__AVX512F__)
   return (U64)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
@@ -150,7 +154,7 @@ static inline U64 interleave_low(U64 a, U64 b) {
 #endif
 }
 
-static inline U64 interleave_high(U64 a, U64 b) {
+inline U64 interleave_high(U64 a, U64 b) {
 #if defined(__AVX512F__)
   return (U64)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
@@ -160,7 +164,7 @@ static inline U64 interleave_high(U64 a, U64 b) {
 #endif
 }
 
-static inline I32 load_bytes(const uint8_t* from) {
+inline I32 load_bytes(const uint8_t* from) {
 #if defined(__AVX512F__)
   return (I32)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #elif defined(__AVX2__)
@@ -173,7 +177,7 @@ static inline I32 load_bytes(const uint8_t* from) {
 }
 
 // Four registers of words as bytes, brought into [0, 255], and those whose top bits are the words'.
-static inline U8 pack(const I32 (&v)[4]) {
+inline U8 pack(const I32 (&v)[4]) {
 #if defined(__AVX512F__)
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32((__m512i)v[0], (__m512i)v[1]),
                                              _mm512_packs_epi32((__m512i)v[2], (__m512i)v[3]));
@@ -193,7 +197,7 @@ static inline U8 pack(const I32 (&v)[4]) {
 #endif
 }
 
-static inline I8 pack_signs(const I32 (&v)[4]) {
+inline I8 pack_signs(const I32 (&v)[4]) {
 #if defined(__AVX512F__)
   const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32((__m512i)v[0], (__m512i)v[1]),
                                             _mm512_packs_epi32((__m512i)v[2], (__m512i)v[3]));
@@ -211,7 +215,7 @@ static inline I8 pack_signs(const I32 (&v)[4]) {
 }
 
 // The upper half of the product of the words' lower halves.
-static inline U32 multiply_high(U32 a, uint16_t b) {
+inline U32 multiply_high(U32 a, uint16_t b) {
 #if defined(__AVX512F__)
   return (U32)_mm512_mulhi_epu16((__m512i)a, _mm512_set1_epi32(b));
 #elif defined(__AVX2__)
@@ -222,7 +226,7 @@ static inline U32 multiply_high(U32 a, uint16_t b) {
 }
 
 // i + 1 where a >= b.
-static inline U32 add_where_not_less(U32 i, F32 a, F32 b) {
+inline U32 add_where_not_less(U32 i, F32 a, F32 b) {
 #if defined(__AVX512F__)
   return (U32)_mm512_mask_add_epi32((__m512i)i, _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ), (__m512i)i,
                                     _mm512_set1_epi32(1));
@@ -232,7 +236,7 @@ static inline U32 add_where_not_less(U32 i, F32 a, F32 b) {
 }
 
 // As assembly: GCC takes a function of nothing but __builtin_prefetch for one without effects, and drops it.
-static inline void prefetch(const char* from, int64_t bytes) {
+inline void prefetch(const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) {
 #if defined(__SSE2__)
     asm volatile("prefetcht0 %0" ::"m"(from[at]));
@@ -261,4 +265,4 @@ struct Totals {
   }
 };
 
-}  // namespace fdpo
+}  // namespace fdpo::FDPO_ISA

@@ -5,9 +5,9 @@
 
 namespace fdpo {
 
-// h(u) = linear u + scale expm1(rate u) + logistic log(2 sigmoid(u)); the exponential a tangent where rate u > cap.
+// h(u) = linear u + scale expm1(rate u) + logistic log(2 sigmoid(u)); the exponential a tangent where rate u > kExpCap.
 struct Link {
-  double linear, scale, rate, logistic, cap;
+  double linear, scale, rate, logistic;
 };
 
 // kept softplus(-z) + flipped softplus(z) + hinge max(0, 1 - z) + square (gap - 1 / (2 beta))^2,  z = beta gap
@@ -17,22 +17,22 @@ struct LossType {
 
 struct Problem {
   Pairs pairs;
-  Rows pred, ref, target, grad;    // no ref.data: ref_errors; no target.data: draws; no grad.data: no gradient wanted
-  const double* ref_errors;        // [2B]
+  Rows pred, ref, target, grad;  // no ref.data: ref_errors; no target.data: draws; no grad.data: no gradient wanted
+  const double* ref_errors;      // [2B]
   Draws draws;
-  const float* weight;             // [B], or nullptr for ones
+  const float* weight;  // [B], or nullptr for ones
   Link link;
   LossType type;
   double beta, ratio_scale;
-  double share;                    // of a pair in the loss: 1 / B for a mean
-  float upstream;                  // of each loss, in grad
+  double share;    // of a pair in the loss: 1 / B for a mean
+  float upstream;  // of each loss, in grad
   bool reduce;
-  float* loss;                     // [B], weighted; or, reduced, their sum times share
-  float* accuracy;                 // share of positive margins, a tie counting one half
-  float* stats;                    // [10, B]: error w, l; ref_error w, l; log_ratio w, l; margin; clipped;
-                                   // coefficients w, l: d loss / d pred = coefficient * (pred - target)
+  float* loss;      // [B], weighted; or, reduced, their sum times share
+  float* accuracy;  // share of positive margins, a tie counting one half
+  float* stats;     // [10, B], rows of Stat
 
-  float& stat(int kind, int64_t pair) const { return stats[kind * pairs.pairs + pair]; }
+  // Of the preferred sample (side 0) the row that is named, of the dispreferred one (side 1) the next.
+  float& stat(Stat row, int side, int64_t pair) const { return stats[(int(row) + side) * pairs.pairs + pair]; }
 };
 
 void loss_forward(const Kernels& kernels, const Problem& problem, int threads);

@@ -1,0 +1,20 @@
+"""What a fused loss is called with beside its tensors."""
+
+from typing import NamedTuple
+
+Row = tuple[float, float, float, float]
+
+
+class Call(NamedTuple):
+    """The numbers and names of one call of the loss, all that a kernel ever sees of a divergence or a loss type."""
+
+    link: Row
+    """linear, scale, rate and logistic of the divergence's link, see `loss.divergences`."""
+    loss_type: Row
+    """kept, flipped, hinge and square of the loss of a pair, see `loss.eager.LossType`."""
+    beta: float
+    ratio_scale: float
+    interleaved: bool
+    reduction: str
+    upstream: float | None
+    """The gradient of each loss for which the gradient of pred is formed in the same pass; None to form none."""
