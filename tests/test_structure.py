@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from fdpo_fast import DIVERGENCES
+from tests.helpers import ROOT
 
 PACKAGE = ROOT / "fdpo_fast"
 
@@ -72,7 +72,7 @@ def test_no_family_name_outside_models():
 
 
 def test_files_stay_short():
-    sources = [*FILES.values(), *(ROOT / "csrc").iterdir(), *(ROOT / "tests").glob("*.py")]
+    sources = [*FILES.values(), *(ROOT / "csrc").iterdir(), *(ROOT / "tests").rglob("*.py")]
     assert {path.name: n for path in sources if (n := len(path.read_text().splitlines())) > 300} == {}
 
 
