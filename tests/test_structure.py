@@ -76,6 +76,11 @@ def test_files_stay_short():
     assert {path.name: n for path in sources if (n := len(path.read_text().splitlines())) > 300} == {}
 
 
+def test_nothing_is_imported_from_a_test_file():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in imports(path) if name and ("conftest" in name or ".test_" in f".{name}")], path
+
+
 def test_importing_the_package_needs_torch_alone():
     blocked = ["deepspeed", "diffusers", "transformers", "numpy", "triton", "xformers", "bitsandbytes", "pydantic"]
     script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import fdpo_fast; fdpo_fast.FDPOLoss"

@@ -5,19 +5,12 @@ import math
 import os
 import subprocess
 import sys
-import warnings
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import pytest
 import torch
 
-from fdpo_fast import AdamW8bit
-from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.memory.ladder import RUNGS, on_rung
-from fdpo_fast.optim import zero
 from tests.helpers import ROOT
 from tests.helpers.training import run_of, weights
 
@@ -131,55 +124,3 @@ def test_shared_memory_gives_the_same_weights(raw_config, write_config, tmp_path
         assert ("split" in done.stdout.split()) == (stage == 3)
         ends[name] = weights(raw)
     assert all(torch.equal(ends["checked"][name], ends["apart"][name]) for name in ends["apart"])
-
-
-def test_each_master_has_its_own_random_bits():
-    ends = []
-    for rank in (0, 1):
-        torch.manual_seed(0)
-        start = torch.randn(5003)
-        masters = [torch.nn.Parameter(start.bfloat16()) for _ in range(2)]
-        optimizer = AdamW8bit(masters[:1], lr=1e-4)
-        with patch.object(zero.dist, "get_rank", return_value=rank):
-            zero._number_elements(optimizer, masters)
-        for master in masters:  # as ZeRO does
-            master.grad = torch.ones_like(master)
-            optimizer.param_groups[0]["params"] = [master]
-            optimizer.step()
-        ends += [master.detach() for master in masters]
-    assert len({tuple(end.tolist()) for end in ends}) == 4
-
-
-def test_a_deepspeed_with_other_names_is_left_alone():
-    with pytest.warns(UserWarning, match="keeps its buffers elsewhere, so some exist twice"):
-        zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.bfloat16))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.float32))
-        zero.share(AdamW8bit([torch.nn.Parameter(torch.ones(1))]))
-
-
-ADAMW = ["optimizer.type=adamw", "deepspeed.zero_optimization.stage=2"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "says"),
-    [
-        (["optimizer.type=adamw8bit"], "needs bf16 enabled and ZeRO stage 1, 2 or 3"),
-        (ADAMW, "needs optimizer.type 'adamw8bit', or 'cpu_adam' with offload_optimizer, got 'adamw'"),
-        ([*ADAMW, "optimizer.type=cpu_adam"], "needs optimizer.type 'adamw8bit', or 'cpu_adam' with"),
-    ],
-)
-def test_refusals(raw_config, write_config, overrides, says):
-    raw_config["model"]["dtype"] = "bf16"
-    overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", *overrides]
-    with pytest.raises(UserError, match=says) as caught:
-        load(write_config(raw_config), overrides)
-    assert "\n" not in str(caught.value)
-
-
-def test_masters_in_bf16_are_enabled_with_bf16(raw_config, write_config):
-    raw_config["model"]["dtype"] = "bf16"
-    overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", "deepspeed.zero_optimization.stage=2"]
-    loaded = load(write_config(raw_config), [*overrides, "optimizer.type=adamw8bit"])
-    assert loaded.for_deepspeed(1)["bf16"] == BF16

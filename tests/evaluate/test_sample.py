@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks import launcher
+from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.models.presets import build
 from tests.helpers import ROOT, scorers
 
@@ -280,3 +281,9 @@ def test_ranks_draw_what_one_process_draws(command, raw, write_config, tmp_path)
             folder_of(raw) / "base" / name, tmp_path / "two/base" / name))  # fmt: skip
         assert abs(ours - theirs).max() <= 1, (name, len(content))
     assert len(pq.read_table(tmp_path / "two/index.parquet")) == 6
+
+
+def test_seeds_follow_caption_and_number():
+    assert seed_of(0, "a cat", 1) == seed_of(0, "a cat", 1)
+    assert len({seed_of(s, p, k) for s in range(3) for p in ("a cat", "a dog") for k in range(4)}) == 24
+    assert 0 <= seed_of(0, "a cat", 0) < 2**48
