@@ -11,18 +11,10 @@ import pytest
 import torch
 
 from benchmarks import launcher
+from tests.helpers import RECIPE, ROOT
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
-
-FUSED = [
-    ("cpp", "cpu"),
-    pytest.param("triton", "cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted")),
-    pytest.param("triton", "cuda", marks=pytest.mark.gpu),
-]
-"""The fused backends, each on the device it is tested on."""
-
-ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser):
@@ -38,9 +30,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker("gpu")
         elif not cuda and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-RECIPE = {"vae_steps": 2, "unet_steps": 2, "pairs": 30, "sampling_steps": 2, "batch": 8, "tie_below": 0.0}
 
 
 @pytest.fixture
@@ -132,6 +121,12 @@ def command(write_config, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def plan(command):
+    """Run `fdpo plan` in this process; returns what it printed."""
+    return lambda raw, *options: command(raw, "plan", *options)
 
 
 @pytest.fixture(scope="session")

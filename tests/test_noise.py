@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from conftest import FUSED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from fdpo_fast import add_noise, draws, pair_draw
 from fdpo_fast.noise import normals, philox, uniforms, words
 from fdpo_fast.ops import cpp
 from fdpo_fast.ops.constants import Stream
+from tests.helpers.backends import FUSED
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, output.
 KNOWN = [
@@ -42,18 +42,19 @@ def test_philox_known_answers_in_cpp(isa, counter, key, output):
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
 def test_philox_known_answers_in_triton(counter, key, output, triton_device):
+    probes = pytest.importorskip("tests.helpers.triton_probes")
     # the counter is (block, visit, pair_id low, pair_id high << 8 | stream)
     block, visit, low, high = counter
     seed = key[0] | key[1] << 32
     drawn = draws(seed, torch.tensor([low | high >> 8 << 32]), torch.tensor([visit]), device=triton_device)
     stream = high & 0xFF
     if block == 0:
-        assert pytest.importorskip("triton_probes").words(drawn, stream, 1)[0].tolist() == list(output)
-    assert words(drawn, stream, 1).tolist() == pytest.importorskip("triton_probes").words(drawn, stream, 1).tolist()
+        assert probes.words(drawn, stream, 1)[0].tolist() == list(output)
+    assert words(drawn, stream, 1).tolist() == probes.words(drawn, stream, 1).tolist()
 
 
 def test_words_are_the_same_in_triton(triton_device):
-    probes = pytest.importorskip("triton_probes")
+    probes = pytest.importorskip("tests.helpers.triton_probes")
     drawn = draws(2**64 - 2, torch.tensor([0, 2**56 - 1, 12345678901234]), torch.tensor([1, 0, 2**32 - 1]))
     for stream in (Stream.NOISE, Stream.TIMESTEP, Stream.CAPTION):
         assert torch.equal(probes.words(drawn.to(triton_device), stream, 64).cpu(), words(drawn, stream, 64))
@@ -94,7 +95,7 @@ def test_triton_normals_of_the_rarest_words(triton_device):
     angles = torch.tensor([e + d for e in range(0, 2**32, 2**29) for d in (-1, 0, 1) if e + d >= 0])
     x, y = torch.cartesian_prod(edges, angles).T.contiguous()
     radius, turn = (-2 * ((x.double() + 1) / 2**32).log()).sqrt(), y.double() * (2 * math.pi / 2**32)
-    probes = pytest.importorskip("triton_probes")
+    probes = pytest.importorskip("tests.helpers.triton_probes")
     normals_of_words = probes.box_muller(x.to(triton_device), y.to(triton_device)).cpu()
     for got, exact in zip(normals_of_words, (radius * turn.cos(), radius * turn.sin()), strict=True):
         # next to a zero of sine or cosine float64 itself has no digits: the angle is rounded

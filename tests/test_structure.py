@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from fdpo_fast import DIVERGENCES
+from tests.helpers import ROOT
 
 PACKAGE = ROOT / "fdpo_fast"
 
@@ -74,8 +74,13 @@ def test_no_family_name_outside_models():
 
 
 def test_files_stay_short():
-    sources = [*FILES.values(), *SOURCES, *(ROOT / "tests").glob("*.py")]
+    sources = [*FILES.values(), *SOURCES, *(ROOT / "tests").rglob("*.py")]
     assert {path.name: n for path in sources if (n := len(path.read_text().splitlines())) > 300} == {}
+
+
+def test_nothing_is_imported_from_a_test_file():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in imports(path) if name and ("conftest" in name or ".test_" in f".{name}")], path
 
 
 def test_importing_the_package_needs_torch_alone():

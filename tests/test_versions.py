@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from conftest import ROOT
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.ops.triton import launch
+from tests.helpers import ROOT
 
 
 def lowest(package):

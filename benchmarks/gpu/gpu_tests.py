@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.gpu.lab import Lab, Work
 
-REHEARSED = ("tests/test_on_gpu.py",)
+REHEARSED = ("tests/ops/test_on_gpu.py",)
 """They are collected, and say that they need a GPU."""
 
 

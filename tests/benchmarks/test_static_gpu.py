@@ -1,0 +1,82 @@
+"""The static report of the GPU kernels, in processes of their own: Triton's interpreter must be off there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+
+def run(*command, **environment):
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=clean | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def needs_triton():
+    pytest.importorskip("triton")
+
+
+def test_a_kernel_of_each_kind_is_clean():
+    done = run("-c", "from benchmarks.static_gpu import *\n"
+               "case = CASES[1]\n"
+               "for what in (forward, backward, add_noise, noise): print(*check(what, case, 90))")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["forward", "backward", "add_noise", "noise"]
+    assert all(row.endswith("[]") for row in rows), rows
+
+
+def test_faults_are_found(tmp_path):
+    # too few registers; the odd number of elements that forbids vectors
+    script = (
+        "from benchmarks.static_gpu import *\n"
+        "launch.OPTIONS['maxnreg'] = 24\n"
+        "print(check(forward, CASES[0], 90)[1])\n"
+        "launch.OPTIONS['maxnreg'] = 128\n"
+        "print(check(backward, Case('odd', F32, F32, shape=(3, 1021)), 90)[1])\n"
+    )
+    done = run("-c", script, TRITON_CACHE_DIR=str(tmp_path))
+    spills, narrow = done.stdout.splitlines()
+    assert "spills" in spills
+    assert "accesses below 128 bits" in narrow
+
+
+@pytest.mark.slow
+def test_every_kernel_on_every_target():
+    done = run("-m", "benchmarks.static_gpu")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    for capability in (80, 86, 89, 90, 100, 120):
+        assert f"sm_{capability}" in done.stdout
+
+
+def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
+    script = (
+        "from benchmarks.static_gpu import *\n"
+        "pred = torch.empty(32, 4, 64, 64)\n"
+        "with compiling(90) as launches:\n"
+        "    for name, kind, beta, pairs in (('reverse_kl', 'sigmoid', 1.0, 2), ('jeffreys', 'hinge', 0.1, 1),\n"
+        "                                    ('alpha', 'ipo', 2500.0, 16)):\n"
+        "        x = pred[: 2 * pairs]\n"
+        "        options = LossOptions(divergence=name, loss_type=kind, beta=beta, ratio_scale=1.0)\n"
+        "        launch.loss_forward(x, x, x, None, options.call())\n"
+        "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
+    )
+    done = run("-c", script)
+    assert done.stdout.split() == ["1", "3"], done.stderr
+
+
+def test_the_optimizer_is_clean():
+    done = run("-c", "from benchmarks.static_optimizer import *\nfor case in CASES: print(*check(case, 90))")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert len(rows) == 9
+    assert all(row.endswith("[]") for row in rows), rows
+
+
+@pytest.mark.slow
+def test_the_optimizer_on_every_target():
+    done = run("-m", "benchmarks.static_optimizer")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr

@@ -1,0 +1,75 @@
+"""Strengths that do what was asked of them."""
+
+import json
+
+import pytest
+import torch
+
+from fdpo_fast.compare.calibrate import by_timestep, fit
+from fdpo_fast.config.schema import Loss
+from fdpo_fast.loss.divergences import DIVERGENCES
+from tests.helpers.pictures import (
+    as_pickapic,
+    difficult_rows,
+    noisy_jpeg,
+    write,
+)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_calibrated_strengths_do_what_was_asked(name):
+    generator = torch.Generator().manual_seed(0)
+    delta = 3e-3 * torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    found = fit(DIVERGENCES[name], delta, median_u=0.7, weight=0.35)
+    u = -found["ratio_scale"] * delta
+    margin = found["beta"] * (DIVERGENCES[name](u[:, 0]) - DIVERGENCES[name](u[:, 1]))
+    assert u.abs().median().item() == pytest.approx(0.7)
+    weight = torch.sigmoid(-margin.abs()).quantile(0.5, interpolation="higher").item()
+    assert weight == pytest.approx(found["median_weight"]) == pytest.approx(0.35)
+    assert found["accuracy"] == pytest.approx((margin > 0).double().mean().item())
+
+
+def test_strength_is_that_of_diffusion_dpo_near_the_reference():
+    delta = torch.tensor([[1e-3, -1e-3]] * 3, dtype=torch.float64)
+    found = {name: fit(DIVERGENCES[name], delta * 1e-6, 1e-4, 0.4)["strength"] for name in DIVERGENCES}
+    assert max(found.values()) == pytest.approx(min(found.values()), rel=1e-3)
+    kl = fit(DIVERGENCES["reverse_kl"], delta, 1.0, 0.4)
+    assert kl["strength"] == pytest.approx(kl["beta"] * kl["ratio_scale"])
+
+
+def test_a_policy_that_did_not_move_is_an_error():
+    with pytest.raises(ValueError, match=r"the median |delta| is 0.0"):
+        fit(DIVERGENCES["reverse_kl"], torch.zeros(4, 2), 1.0, 0.4)
+
+
+def test_bins_of_timesteps():
+    delta = torch.arange(12, dtype=torch.float64).view(6, 2)
+    rows = by_timestep(delta, torch.tensor([0, 99, 500, 501, 999, 998]), 2, 1000)
+    assert [(row["timesteps"], row["pairs"]) for row in rows] == [([0, 500], 2), ([500, 1000], 4)]
+    assert rows[0]["q10_50_90"][1] == 1.5
+
+
+def test_calibrate_prints_the_lines_of_the_configuration(command, tiny_config, tmp_path):
+    raw = tiny_config("sdxl", as_pickapic(tmp_path, difficult_rows()))
+    out = tmp_path / "figures.json"
+    said = command(raw, "calibrate", "--pairs", "8", "--steps", "3", "--median-u", "2", "--json", str(out))
+    figures = json.loads(out.read_text())
+    assert figures["median_abs_u"] == pytest.approx(2)
+    assert figures["median_weight"] == pytest.approx(0.4)
+    line = next(line for line in said.splitlines() if '"loss"' in line)
+    loss = json.loads("{" + line + "}")["loss"]
+    assert Loss(**loss).ratio_scale == pytest.approx(figures["ratio_scale"], rel=1e-3)
+    assert "diffusion_dpo" in said
+    assert figures["elements"] == 4 * 32 * 32
+    with pytest.raises(SystemExit, match=r"--weight 0.7 must lie between 0 and 0.5"):
+        command(raw, "calibrate", "--weight", "0.7")
+    with pytest.raises(SystemExit, match=r"--policy .* has no model_index.json"):
+        command(raw, "calibrate", "--policy", str(tmp_path))
+
+
+def test_calibrate_looks_at_a_part_of_a_large_source(command, tiny_config, tmp_path):
+    rows = [(f"picture {i}", noisy_jpeg(2 * i % 10), noisy_jpeg(2 * i % 7), 1.0) for i in range(60)]
+    raw = tiny_config("sd", write(tmp_path / "x.parquet", rows))
+    raw["train"]["pairs_per_micro_batch"] = 2
+    said = command(raw, "calibrate", "--pairs", "4", "--steps", "2")
+    assert "caching latents: 16 entries" in said

@@ -1,0 +1,51 @@
+"""The files in configs/: each loads, is explained, and differs from its model only where its name says."""
+
+import json
+
+import pytest
+
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
+from fdpo_fast.scales import convert
+from fdpo_fast.train import main
+from tests.helpers import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_loads_and_is_explained(path, capsys):
+    main(["--config", str(path), "--dry-run"])
+    assert Config.model_validate_json(capsys.readouterr().out).train.output_dir == f"runs/{path.stem}"
+    assert f"`{path.name}`" in (ROOT / "configs/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if not path.stem.startswith("digits")], ids=lambda path: path.stem
+)
+def test_strength_at_the_reference_is_diffusion_dpos(path):
+    loss = load(path).loss
+    slope = {"reverse_kl": 1, "forward_kl": 1, "alpha": 1, "jensen_shannon": 0.5}[loss.divergence]
+    beta_dpo = convert(loss.beta * loss.ratio_scale * slope, "fdpo_fast", "diffusion_dpo")
+    assert beta_dpo == (2000 if path.stem.startswith("sd15") else 5000)
+
+
+@pytest.mark.parametrize("name", ["sdxl_rkl", "sdxl_fkl", "sdxl_alpha"])
+def test_divergences_share_all_caches(name):
+    ours, theirs = (load(ROOT / f"configs/{stem}.json") for stem in (name, "sdxl_js"))
+    changed = {line.split(":")[0] for line in ours.differences(theirs)}
+    assert changed <= {"loss.divergence", "loss.alpha", "loss.beta", "train.output_dir"}
+
+
+def test_ranks_divide_the_step():
+    assert load(ROOT / "configs/sdxl_js_8gpu.json").accumulation(8) == 64
+
+
+def test_no_key_is_repeated():
+    def strict(pairs):
+        keys = [key for key, _ in pairs]
+        assert len(keys) == len(set(keys))
+        return dict(pairs)
+
+    for path in CONFIGS:
+        json.loads(path.read_text(), object_pairs_hook=strict)

@@ -1,0 +1,43 @@
+"""A comparison whose figures are given, without a run."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from fdpo_fast.compare.analysis import Comparison
+from fdpo_fast.compare.grid import losses, points
+from fdpo_fast.config.load import load
+from fdpo_fast.evaluate.gallery import Gallery
+from fdpo_fast.evaluate.score import Report
+from tests.helpers import ROOT
+
+CONFIG = ROOT / "configs/digits_sweep.json"
+
+
+def comparison(tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0, 1, 2)):
+    """Runs whose alignment and diversity are `place(kind, strength, seed)`; the base is at (0, 1)."""
+    words = json.dumps(list(kinds)), json.dumps(list(seeds))
+    config = load(CONFIG, [f"compare.divergences={words[0]}", f"compare.seeds={words[1]}", "compare.strengths=[1, 2]"])
+    fits = losses(config, config.compare.divergences)
+    found = list(points(config, fits, tmp_path / "runs"))
+    wanted = config.compare
+    report = Report(2, 2, 0, "captions")
+    for model, (alignment, diversity) in {
+        "base": (0.0, 1.0),
+        **{p.name: place(p.kind.name, p.strength, p.seed) for p in found},
+    }.items():
+        for name in (wanted.alignment, wanted.preference):
+            report.scores.setdefault(name, {})[model] = np.full((2, 2), alignment)
+            report.checkpoints[name] = ""
+        report.diversity.setdefault(wanted.diversity, {})[model] = np.full(2, diversity)
+        folder = tmp_path / "images" / model
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    galleries = [
+        Gallery(model, tmp_path / "images" / model, ["a", "b"],
+                [[tmp_path / "images" / model / f"{2 * c + k}.png" for k in range(2)] for c in range(2)], [[0, 1]] * 2)
+        for model in report.scores[wanted.alignment]
+    ]  # fmt: skip
+    return Comparison(config, found, report, galleries)
