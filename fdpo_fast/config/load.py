@@ -1,4 +1,9 @@
-"""A configuration from its file: one strict JSON object of sections, with overrides from the command line."""
+"""A configuration from its file: one strict JSON object of sections, over the file that it extends, with overrides.
+
+`"extends": "sdxl_js.json"` takes another file as the base, found beside the file that names it; a base may extend
+another. Sections are merged key by key as JSON Merge Patch does (RFC 7396): a value replaces the base's, lists as a
+whole, and null takes the base's key away, so that its default holds. Whatever records a run records the result.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +18,63 @@ from pydantic import BaseModel, ValidationError
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 
+EXTENDS = "extends"
+"""The key of a file that is in no configuration."""
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration file and apply `section.key=value` overrides.
+    """Read a configuration file, with the files it extends, and apply `section.key=value` overrides.
 
     Raises UserError with one sentence per mistake.
     """
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"the config {path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"the config {path} holds a {type(raw).__name__}, not an object of sections")
+    raw = _extended(Path(path))
     for override in overrides:
         _apply(raw, override)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path}: {sentences(error)}") from None
+
+
+def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
+    """The sections of a file over those of its base; `extending` are the files on the way to it."""
+    raw = _read(path, extending)
+    if EXTENDS not in raw:
+        return raw
+    base = raw.pop(EXTENDS)
+    if not isinstance(base, str) or not base:
+        raise UserError(f"the config {path}: '{EXTENDS}' must be the path of a file, got {json.dumps(base)}")
+    way, base = (*extending, path), path.parent / Path(base).expanduser()
+    if base.resolve() in [file.resolve() for file in way]:
+        raise UserError(f"the config {way[0]} extends itself: {' extends '.join(map(str, (*way, base)))}")
+    return _merged(_extended(base, way), raw)
+
+
+def _read(path: Path, extending: tuple[Path, ...]) -> dict:
+    """The object in a file."""
+    name = f"{path}, which {extending[-1]} extends" if extending else str(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config {name}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"the config {name} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"the config {name} holds a {type(raw).__name__}, not an object of sections")
+    return raw
+
+
+def _merged(base: Any, change: Any) -> Any:
+    """The base with a change, as RFC 7396 merges them."""
+    if not isinstance(change, dict):
+        return change
+    found = dict(base) if isinstance(base, dict) else {}
+    for key, value in change.items():
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = _merged(found.get(key), value)
+    return found
 
 
 def _apply(raw: dict, override: str) -> None:

@@ -34,7 +34,10 @@ class Config(Section):
     log: Log = Log()
     evaluate: Evaluate = Evaluate()
     compare: Compare | None = None
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="DeepSpeed's own keys, passed on as they stand; a key that repeats one of ours is refused.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -20,9 +20,11 @@ class Section(BaseModel):
 
 
 class LoRA(Section):
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(8.0, gt=0)
-    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+    rank: int = Field(8, ge=1, description="of the two factors of each adapter")
+    alpha: float = Field(8.0, gt=0, description="alpha / rank is the factor on an adapter's product")
+    targets: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="ends of the names of the layers it adapts"
+    )
 
 
 def _switch(value: Any) -> Any:
@@ -31,11 +33,11 @@ def _switch(value: Any) -> Any:
 
 
 class Model(Section):
-    family: str
+    family: str = Field(description="`sd` (Stable Diffusion 1.x and 2.x) or `sdxl`")
     base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
     vae: str | None = Field(None, description="diffusers folder or hub name of a VAE in place of the base's own")
-    train: Literal["full", "lora"] = "full"
-    dtype: Literal["fp32", "bf16"] = "bf16"
+    train: Literal["full", "lora"] = Field("full", description="all weights of the denoiser, or adapters beside them")
+    dtype: Literal["fp32", "bf16"] = Field("bf16", description="of the denoiser's weights and activations")
     lora: LoRA = LoRA()
     gradient_checkpointing: Annotated[Literal["full", "per_block", "off"], BeforeValidator(_switch)] = Field(
         "off",
@@ -58,33 +60,35 @@ class DigitsRecipe(Section):
     the image with the larger score + N(0, noise^2) is preferred; a gap below `tie_below` is a tie.
     """
 
-    vae_steps: int = Field(400, ge=1)
-    unet_steps: int = Field(1000, ge=1)
-    batch: int = Field(64, ge=1)
-    pairs: int = Field(1280, ge=1)
-    sampling_steps: int = Field(15, ge=1)
-    guidance: float = Field(2.0, ge=0)
-    correct_weight: float = 1.0
-    stroke_weight: float = 4.0
-    noise: float = Field(0.1, ge=0)
-    tie_below: float = Field(0.02, ge=0)
-    seed: int = Field(0, ge=0, lt=2**32)
+    vae_steps: int = Field(400, ge=1, description="steps that train the VAE")
+    unet_steps: int = Field(1000, ge=1, description="steps that train the UNet")
+    batch: int = Field(64, ge=1, description="images a step of both")
+    pairs: int = Field(1280, ge=1, description="pairs that the base draws")
+    sampling_steps: int = Field(15, ge=1, description="of each image drawn")
+    guidance: float = Field(2.0, ge=0, description="classifier-free, of each image drawn")
+    correct_weight: float = Field(1.0, description="in the score, of the digit being the one asked for")
+    stroke_weight: float = Field(4.0, description="in the score, of the mean ink")
+    noise: float = Field(0.1, ge=0, description="standard deviation of what is added to a score")
+    tie_below: float = Field(0.02, ge=0, description="gap of two scores that still is a tie")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, images and noise")
 
 
 class Data(Section):
     source: str = Field(
         description=f"file, folder, glob, URL or hub data set (owner/name); '{EMBEDDED}' is the embedded set of pairs"
     )
-    format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = "auto"
+    format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = Field(
+        "auto", description="of the source; auto: known by its files"
+    )
     max_rows: int | None = Field(None, ge=1, description="take that many rows, evenly over a larger source")
-    resolution: int = Field(512, ge=8)
+    resolution: int = Field(512, ge=8, description="side of the square, in pixels")
     crop: Literal["center", "random"] = Field("center", description="random: drawn once for each pair")
     flip: float = Field(0.0, ge=0, le=1, description="share of the pairs that are mirrored, both sides together")
     buckets: bool = Field(False, description="keep the aspect ratio: sizes of about resolution^2 pixels")
     bucket_step: int = Field(64, ge=8, description="sides of buckets are multiples of this")
-    ties: Literal["drop", "half"] = "drop"
-    caption_dropout: float = Field(0.0, ge=0, lt=1)
-    cache_dir: str = "~/.cache/fdpo_fast"
+    ties: Literal["drop", "half"] = Field("drop", description="half: kept both ways, at half weight each")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of the visits with an empty caption")
+    cache_dir: str = Field("~/.cache/fdpo_fast", description="folder of all caches; on several nodes, a shared one")
     cache_dtype: Literal["fp32", "fp16", "bf16"] = Field(
         "fp32", description="of encoded latents and text embeddings on disk"
     )
@@ -92,26 +96,33 @@ class Data(Section):
         "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
     )
     encode_batch: int = Field(16, ge=1, description="images, or captions, at a time while caching")
-    shard_rows: int = Field(1024, ge=1)
+    shard_rows: int = Field(1024, ge=1, description="rows of a cache's file: what a kill loses at most")
     workers: int = Field(4, ge=1, description="threads that decode images")
     digits: DigitsRecipe = DigitsRecipe()
 
 
 class Reference(Section):
-    mode: Literal["cached", "live", "adapter"]
+    mode: Literal["cached", "live", "adapter"] = Field(
+        description="errors from a cache, of a second frozen model, or of the policy with its adapter switched off",
+        json_schema_extra={"left_out": "`adapter` for LoRA, else `cached`"},
+    )
     visits: int | None = Field(
-        None, ge=1, lt=2**32, description="draws of (t, noise) per pair; null: a fresh one every epoch"
+        None,
+        ge=1,
+        lt=2**32,
+        description="draws of (t, noise) per pair; null: a fresh one every epoch",
+        json_schema_extra={"left_out": "4 where `cached`, else null"},
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the draws; train.seed is that of the order and the adapter")
 
 
 class Loss(Section):
-    divergence: str = "jensen_shannon"
-    alpha: float | None = None
-    beta: float = Field(gt=0)
-    ratio_scale: float = Field(gt=0)
-    type: str = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    divergence: str = Field("jensen_shannon", description="a name of `fdpo_fast.DIVERGENCES`")
+    alpha: float | None = Field(None, description="of divergence `alpha`, between 0 and 1")
+    beta: float = Field(gt=0, description="strength of the regularisation, outside f'")
+    ratio_scale: float = Field(gt=0, description="log-ratio per unit of error difference, inside f'")
+    type: str = Field("sigmoid", description="`sigmoid`, `hinge`, `ipo` or `robust`")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is wrong")
 
     @model_validator(mode="after")
     def _known(self) -> Loss:
@@ -137,13 +148,17 @@ class Loss(Section):
 
 
 class Optimizer(Section):
-    type: Literal["adamw", "adamw8bit", "adamw8bit_bnb", "cpu_adam"] = "adamw"
-    lr: float = Field(ge=0)
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False)  # JSON has arrays only
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    type: Literal["adamw", "adamw8bit", "adamw8bit_bnb", "cpu_adam"] = Field(
+        "adamw", description="torch's, ours, bitsandbytes', DeepSpeedCPUAdam"
+    )
+    lr: float = Field(ge=0, description="never scaled by batch or ranks")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="of AdamW")  # JSON has arrays only
+    eps: float = Field(1e-8, gt=0, description="of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW, decoupled")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="of the rate behind the warm-up; cosine and linear end at 0 with train.max_steps"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises")
     max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
     clipping: Literal["global", "per_parameter"] = Field(
         "global", description="whose norm is clipped; per_parameter goes with train.step_in_backward"
@@ -154,29 +169,29 @@ class Optimizer(Section):
 
 
 class Train(Section):
-    output_dir: str
-    max_steps: int = Field(ge=1)
+    output_dir: str = Field(description="folder of the run: metrics, checkpoints, samples, export")
+    max_steps: int = Field(ge=1, description="optimizer steps")
     pairs_per_step: int = Field(ge=1, description="pairs per optimizer step, over all ranks")
     pairs_per_micro_batch: int = Field(ge=1, description="pairs per forward and backward of one rank")
-    seed: int = Field(0, ge=0, lt=2**32)
-    checkpoint_every: int = Field(100, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    ema_decay: float | None = Field(None, gt=0, lt=1)
+    seed: int = Field(0, ge=0, lt=2**32, description="of the order, the adapter, rounding, sample grids")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints; the last step has one too")
+    keep_checkpoints: int = Field(2, ge=1, description="the newest so many stay")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="export a running average of the weights; null: none")
     step_in_backward: bool = Field(
         False, description="adamw8bit steps each parameter as soon as its gradient is there, and frees it"
     )
 
 
 class Log(Section):
-    every: int = Field(10, ge=1)
-    timestep_bins: int = Field(5, ge=1)
-    tensorboard: bool = True
+    every: int = Field(10, ge=1, description="steps between writes; each step has its own record")
+    timestep_bins: int = Field(5, ge=1, description="bins of the timestep that figures are split by")
+    tensorboard: bool = Field(True, description="write scalars for TensorBoard too")
     wandb: str | None = Field(None, description="project of Weights & Biases; null: none")
     samples_every: int = Field(0, ge=0, description="steps between sample grids; 0: none")
-    prompts: list[str] = []
-    images_per_prompt: int = Field(4, ge=1)
-    sampling_steps: int = Field(20, ge=1)
-    guidance: float = Field(7.5, ge=0)
+    prompts: list[str] = Field([], description="captions of the sample grids")
+    images_per_prompt: int = Field(4, ge=1, description="images of each caption, of base and policy")
+    sampling_steps: int = Field(20, ge=1, description="of each image")
+    guidance: float = Field(7.5, ge=0, description="classifier-free")
 
 
 def _named(value: Any) -> Any:
@@ -197,14 +212,14 @@ class Evaluate(Section):
     """Of `fdpo sample` and `fdpo evaluate`."""
 
     prompts: str | list[str] = Field([], description="captions, or a file of them: txt, tsv, csv, json, jsonl, parquet")
-    images_per_prompt: int = Field(4, ge=1)
-    sampling_steps: int = Field(50, ge=1)
-    guidance: float = Field(7.5, ge=0)
+    images_per_prompt: int = Field(4, ge=1, description="images of each caption, by each model")
+    sampling_steps: int = Field(50, ge=1, description="of each image")
+    guidance: float = Field(7.5, ge=0, description="classifier-free")
     scheduler: str | None = Field(None, description="a scheduler class of diffusers; null: the pipeline's own")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="of the images' own seeds, the same for all models")
     batch: int = Field(4, ge=1, description="images drawn, or scored, at a time")
-    scorers: list[Named] = Field([Measure(name="clip")])
-    diversity: list[Named] = Field([Measure(name="rmse")])
+    scorers: list[Named] = Field([Measure(name="clip")], description="of an image and its caption; a bare name will do")
+    diversity: list[Named] = Field([Measure(name="rmse")], description="of a caption's images; a bare name will do")
 
     @model_validator(mode="after")
     def _once(self) -> Evaluate:
@@ -222,8 +237,8 @@ class Evaluate(Section):
 class Kind(Section):
     """A divergence of a comparison."""
 
-    divergence: str
-    alpha: float | None = None
+    divergence: str = Field(description="a name of `fdpo_fast.DIVERGENCES`")
+    alpha: float | None = Field(None, description="of divergence `alpha`, between 0 and 1")
 
     @property
     def name(self) -> str:
@@ -238,11 +253,15 @@ def _kind(value: Any) -> Any:
 class Compare(Section):
     """Of `fdpo compare`: a grid of runs from one cached reference."""
 
-    divergences: list[Annotated[Kind, BeforeValidator(_kind)]] = Field(min_length=1)
+    divergences: list[Annotated[Kind, BeforeValidator(_kind)]] = Field(
+        min_length=1, description="of the grid; a bare name will do"
+    )
     strengths: list[Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="of alignment: loss.beta is what `fdpo calibrate` finds, divided by this"
     )
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1, description="train.seed")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        [0, 1, 2], min_length=1, description="train.seed of the runs; intervals are over these"
+    )
     trial_steps: int = Field(20, ge=1, description="of the calibration, as --steps of `fdpo calibrate`")
     median_u: float = Field(1.0, gt=0, description="as `fdpo calibrate` takes it")
     weight: float = Field(0.4, gt=0, lt=0.5, description="as `fdpo calibrate` takes it")

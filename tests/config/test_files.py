@@ -6,6 +6,7 @@ import pytest
 
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
+from fdpo_fast.config.table import renewed
 from fdpo_fast.scales import convert
 from fdpo_fast.train import main
 from tests.helpers import ROOT
@@ -49,3 +50,33 @@ def test_no_key_is_repeated():
 
     for path in CONFIGS:
         json.loads(path.read_text(), object_pairs_hook=strict)
+
+
+def leaves(value, path=()):
+    """The values in an object by their path; a list is one."""
+    if isinstance(value, dict):
+        return {found: leaf for key, part in value.items() for found, leaf in leaves(part, (*path, key)).items()}
+    return {path: value}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_variant_says_only_what_differs(path):
+    raw = json.loads(path.read_text())
+    if "extends" not in raw:
+        return
+    base = leaves(json.loads(load(path.parent / raw.pop("extends")).dumps()))
+    assert not [key for key, value in leaves(raw).items() if value is not None and base.get(key) == value]
+
+
+def test_the_tables_of_keys_are_the_schemas():
+    page = (ROOT / "configs/README.md").read_text()
+    assert renewed(page) == page, "run `python -m fdpo_fast.config.table configs/README.md`"
+    for key in leaves(json.loads(load(ROOT / "configs/digits_sweep.json").dumps())):
+        assert f"| `{'.'.join(key)}` |" in page, key
+
+
+def test_every_key_is_described():
+    page = (ROOT / "configs/README.md").read_text()
+    rows = [line for line in page.partition("## All keys")[2].splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert not [row for row in rows if not row.split(" | ")[-1].strip(" |")]

@@ -88,6 +88,43 @@ def test_mistakes(raw, write_config, override, says):
     assert "\n" not in str(caught.value)
 
 
+def test_extends(raw, write_config, tmp_path):
+    """A variant is its base but for what it says; null takes a key away; a base is found beside its own variant."""
+    base = write_config({**raw, "log": {"every": 3, "samples_every": 5, "prompts": ["a cat", "a dog"]}})
+    folder = tmp_path / "variants"
+    folder.mkdir()
+    (folder / "weak.json").write_text(json.dumps({"extends": f"../{base.name}", "loss": {"beta": 0.5}}))
+    last = folder / "last.json"
+    changes = {"log": {"samples_every": None, "prompts": ["a horse"]}, "deepspeed": {"bf16": {"enabled": False}}}
+    last.write_text(json.dumps({"extends": "weak.json", **changes}))
+    loaded = load(last, ["loss.alpha=0.3", "loss.divergence=alpha"])
+    expected = {**raw, "log": {"every": 3, "prompts": ["a horse"]}, "deepspeed": changes["deepspeed"]}
+    expected["loss"] = {"beta": 0.5, "ratio_scale": 2500.0, "alpha": 0.3, "divergence": "alpha"}
+    assert loaded == load(write_config(expected))
+    assert "extends" not in json.loads(loaded.dumps())
+
+
+@pytest.mark.parametrize(
+    ("extends", "says"),
+    [
+        (7, "'extends' must be the path of a file, got 7"),
+        (None, "'extends' must be the path of a file, got null"),
+        ("", "'extends' must be the path of a file"),
+        ("none.json", r"cannot read the config .*none.json, which .*config.json extends: No such file"),
+        ("broken.json", r"broken.json, which .*config.json extends is not valid JSON"),
+        ("list.json", "list.json, which .*config.json extends holds a list, not an object"),
+        ("config.json", "extends itself"),
+        ("circle.json", "config.json extends itself: .*config.json extends .*circle.json extends .*config.json$"),
+    ],
+)
+def test_mistakes_in_extends(write_config, tmp_path, extends, says):
+    for name, text in {"broken": "{", "list": "[]", "circle": '{"extends": "config.json"}'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        load(write_config({"extends": extends}))
+    assert "\n" not in str(caught.value)
+
+
 def test_alpha_out_of_range(raw, write_config):
     with pytest.raises(UserError, match="strictly between 0 and 1"):
         load(write_config(raw), ["loss.divergence=alpha", "loss.alpha=1.5"])
