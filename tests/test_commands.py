@@ -174,7 +174,7 @@ def test_calibrate_looks_at_a_part_of_a_large_source(command, tiny_config, tmp_p
 def test_a_slip_of_ours_is_no_mistake_of_the_users(monkeypatch, raw_config, write_config):
     from fdpo_fast.memory import plan
 
-    def slip(config, options):
+    def slip(*arguments, **options):
         zip((1,), (), strict=True).__next__()
 
     monkeypatch.setattr(plan, "show", slip)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from argparse import Namespace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -38,15 +38,32 @@ from fdpo_fast.optim import build
 from fdpo_fast.training.order import Walk
 
 
-def calibrate(config: Config, options: Namespace) -> None:
-    """Measure, print, and write the figures if asked to."""
-    found = drift(config, options.pairs, options.steps, options.policy)
-    figures = fit(config.loss.link(), found.delta, options.median_u, options.weight)
-    figures["elements"] = found.elements
-    figures["bins"] = by_timestep(found.delta, found.timesteps, config.log.timestep_bins, found.steps)
-    print(text(config, figures, options))
-    if options.json:
-        with replacing(options.json) as partial:
+@dataclass(frozen=True)
+class Aim:
+    """What a calibration measures on, and the medians that it sets the strengths for."""
+
+    pairs: int
+    steps: int
+    """Optimizer steps of the trial."""
+    policy: Path | None
+    """The folder of an exported pipeline that takes the place of the trial."""
+    median_u: float
+    weight: float
+    """The median gradient weight sigmoid(-|z|), between 0 and 0.5."""
+
+
+def calibrate(config: Config, aim: Aim, json_file: Path | None) -> None:
+    """Measure the drift, print what suits it, and write the figures to `json_file` if there is one.
+
+    Raises UserError where nothing has moved, or there are too few pairs.
+    """
+    measured = drift(config, aim.pairs, aim.steps, aim.policy)
+    figures = fit(config.loss.link(), measured.delta, aim.median_u, aim.weight)
+    figures["elements"] = measured.elements
+    figures["bins"] = by_timestep(measured.delta, measured.timesteps, config.log.timestep_bins, measured.steps)
+    print(text(config, figures, aim))
+    if json_file:
+        with replacing(json_file) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
 
 
@@ -184,17 +201,16 @@ def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list
     return rows
 
 
-def text(config: Config, figures: dict, options: Namespace) -> str:
+def text(config: Config, figures: dict, aim: Aim) -> str:
     """The figures as a table, and the lines for the configuration."""
-    how = f"of {options.policy}" if options.policy else f"after {options.steps} steps at lr {config.optimizer.lr:g}"
+    how = f"of {aim.policy}" if aim.policy else f"after {aim.steps} steps at lr {config.optimizer.lr:g}"
     lines = [f"|delta| = |error - reference error| {how}", "timesteps      pairs       10 %      median       90 %"]
     for row in figures["bins"]:
         low, high = row["timesteps"]
         lines.append(f"{low:4d} .. {high:4d} {row['pairs']:9d}" + "".join(f"  {q:10.3e}" for q in row["q10_50_90"]))
     lines += [
         "",
-        f"for median |u| {options.median_u:g} and median gradient weight {options.weight:g} under "
-        f"{config.loss.link().name}:",
+        f"for median |u| {aim.median_u:g} and median gradient weight {aim.weight:g} under {config.loss.link().name}:",
         f'  "loss": {{"divergence": "{config.loss.divergence}", "beta": {figures["beta"]:.4g}, '
         f'"ratio_scale": {figures["ratio_scale"]:.4g}}}',
         f"  past the cap of the exponential: {figures['clipped']:.1%}; pairs ordered right: {figures['accuracy']:.1%}",
@@ -206,6 +222,6 @@ def text(config: Config, figures: dict, options: Namespace) -> str:
     for name in scales.CONVENTIONS:
         beta = scales.convert(figures["strength"], "fdpo_fast", name, elements=figures["elements"])
         lines.append(f"  {name:15} {beta:.4g}")
-    if not options.policy:
+    if not aim.policy:
         lines.append("The drift grows with the steps: measure again on the export of a first run by --policy.")
     return "\n".join(lines)

@@ -7,7 +7,6 @@ on where it was when it is started again.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -41,12 +40,16 @@ from fdpo_fast.training.lock import at_work
 from fdpo_fast.training.trackers import Boards
 
 
-def compare(config: Config, options: argparse.Namespace) -> None:
-    """Run what is missing of the grid, then write `<train.output_dir>/report`."""
+def compare(config: Config, jobs: int, report_only: bool) -> None:
+    """Run what is missing of the grid, `jobs` at a time, then write `<train.output_dir>/report` about what is finished.
+
+    Raises UserError for what would only show after hours, where no run is finished, and, after all else is done, where
+    runs have failed.
+    """
     check(config)
     folder = Path(config.train.output_dir).expanduser()
     started, failures = time.monotonic(), []
-    if options.report_only:
+    if report_only:
         if not (folder / "calibration.json").is_file():
             raise UserError(f"no run of {folder} is finished yet")
     else:
@@ -56,7 +59,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
         try:
             with at_work(folder):
                 claim(folder, config)
-                failures = run_grid(config, folder, Crew(folder / "logs", options.jobs))
+                failures = run_grid(config, folder, Crew(folder / "logs", jobs))
         except KeyboardInterrupt:
             raise UserError("stopped; the same command goes on where it was") from None
         gallery.merge(folder / "images")  # runs beside one another may have missed each other's

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
@@ -51,8 +51,8 @@ class Findings:
     """Rows that cannot be used: place and reason."""
 
 
-def check(config: Config, options: Namespace) -> None:
-    """Read, print, and write the report if asked to; UserError where no pair is left to train on."""
+def check(config: Config, json_file: Path | None) -> None:
+    """Read, print, and write the report to `json_file` if there is one; UserError where no pair is left to train on."""
     if config.data.source == EMBEDDED:
         from fdpo_fast.digits.dataset import embedded
 
@@ -63,8 +63,8 @@ def check(config: Config, options: Namespace) -> None:
     found = examine(rows, config.data.resolution, config.data.workers)
     found.rows = len(source)
     print(summary(found, config.data.source, config.data.ties))
-    if options.json:
-        with replacing(options.json) as partial:
+    if json_file:
+        with replacing(json_file) as partial:
             sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
             partial.write_text(json.dumps(asdict(found) | {"sizes": sizes}, indent=2) + "\n")
     if not found.pairs and not (found.ties and config.data.ties == "half"):

@@ -6,7 +6,6 @@ Base and policy draw the same captions from the same start latents.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -28,13 +27,13 @@ SEED = 20_000  # no seed of training: the pairs were drawn with small ones
 HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "diversity", "win rate [95 %]")
 
 
-def demo(config: Config, options: argparse.Namespace) -> None:
+def demo(config: Config, images_per_caption: int) -> None:
     """Compare the base pipeline and the exported policy; writes report.md, report.json and two pictures."""
-    folder = Path(config.train.output_dir)
+    folder = Path(config.train.output_dir).expanduser()
     quiet_libraries()
     recipe = config.data.digits
     base = embedded(recipe, config.data.cache_dir) / "pipeline"
-    labels = torch.arange(len(CAPTIONS)).repeat_interleave(options.images)
+    labels = torch.arange(len(CAPTIONS)).repeat_interleave(images_per_caption)
     before = sample(base, labels, recipe, "drawing with the base")
     after = sample(folder / "export", labels, recipe, "drawing with the policy")
 
@@ -43,8 +42,13 @@ def demo(config: Config, options: argparse.Namespace) -> None:
     table = markdown(HEADER, rows)
     (folder / "report.md").write_text(table)
     won = wins(before, after, labels, recipe)
-    numbers = {"images_per_caption": options.images, "base": measure(before, labels), "policy": measure(after, labels),
-               "win_rate": won.value, "win_rate_95": [won.low, won.high]}  # fmt: skip
+    numbers = {
+        "images_per_caption": images_per_caption,
+        "base": measure(before, labels),
+        "policy": measure(after, labels),
+        "win_rate": won.value,
+        "win_rate_95": [won.low, won.high],
+    }
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     blocks = {name: images.unflatten(0, (10, -1))[:, :8] for name, images in (("base", before), ("aligned", after))}
     with replacing(folder / "alignment.png") as partial:

@@ -7,7 +7,6 @@ computes what is missing.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -35,10 +34,13 @@ from fdpo_fast.files import digest, read_json, replacing, stamp
 from fdpo_fast.models import quiet_libraries
 
 
-def evaluate(config: Config, options: argparse.Namespace) -> None:
-    """Score all models of the folder; ends with status 1, after everything else is done, where a measure failed."""
+def evaluate(config: Config, images: Path | None) -> None:
+    """Score all models of a folder, by default `<train.output_dir>/evaluation`.
+
+    Ends with status 1, after everything else is done, where a measure failed.
+    """
     quiet_libraries()
-    folder = (options.images or Path(config.train.output_dir) / "evaluation").expanduser()
+    folder = (images or Path(config.train.output_dir) / "evaluation").expanduser()
     found = gallery.galleries(folder)
     report = measure(config, found)
     with replacing(folder / "evaluation.json") as partial:
