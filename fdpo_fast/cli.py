@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _name_first(words: list[str], names: Collection[str]) -> list[str]:
-    """The arguments with the command's name as their first item, two words of it joined, as argparse knows it."""
+    """Put the command's name first, its two words joined if it has two, as argparse knows it."""
     ranks = [word for word in words[:1] if word.startswith("--local_rank=")]  # DeepSpeed's launcher puts it first
     words = [*words[len(ranks) :], *ranks]
     if (name := " ".join(words[:2])) in names:

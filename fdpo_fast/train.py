@@ -41,7 +41,7 @@ def start(config: Config, resume: bool, dry_run: bool) -> None:
 
 
 def check_output(folder: Path, resume: bool) -> None:
-    """Refuse to mix two runs in one folder."""
+    """Make a run's folder; UserError where it cannot be made, or holds another run that is not to be resumed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

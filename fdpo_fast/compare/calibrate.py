@@ -68,20 +68,20 @@ def calibrate(config: Config, aim: Aim, json_file: Path | None) -> None:
 
 
 class Drift(NamedTuple):
-    """Of pairs that the policy has not been trained on."""
+    """How far a policy's errors have moved from the reference's, on pairs that it has not been trained on."""
 
     delta: Tensor
-    """error - reference error, [n, 2] float64: preferred, dispreferred."""
+    """The error less the reference error, [n, 2] float64: preferred, dispreferred."""
     timesteps: Tensor
-    """Of the draws, [n]."""
+    """The timesteps of the draws, [n] int64."""
     steps: int
-    """Of the noise schedule."""
+    """The number of timesteps of the noise schedule."""
     elements: int
-    """Of a sample's latents."""
+    """The number of elements of a sample's latents."""
 
 
 def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) -> Drift:
-    """Measure it on up to `pairs` pairs after a trial of `steps` optimizer steps, or with the exported `policy`.
+    """Measure the drift on up to `pairs` pairs, after a trial of `steps` optimizer steps or with the exported `policy`.
 
     Raises UserError where nothing has moved, or there are too few pairs.
     """
@@ -112,7 +112,7 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
 def _delta(
     config: Config, family: Family, data: TrainingSet, measured: Tensor, trial: Tensor, steps: int, policy: Path | None
 ) -> Tensor:
-    """error - reference error of the pairs at `measured`, [n, 2] float64, after moving the policy."""
+    """Move the policy; return the error less the reference error of the pairs at `measured`, [n, 2] float64."""
     # where training has an fp32 master, bf16 weights alone would hardly move
     dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
     unet = family.denoiser(dtype).to(data.device)
@@ -164,7 +164,7 @@ def move(
 
 
 def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict:
-    """ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and what they lead to.
+    """Find ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and say what they lead to.
 
     Raises UserError where nothing has moved.
     """
@@ -190,7 +190,7 @@ def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict
 
 
 def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list[dict]:
-    """Quantiles of |delta| [n, 2] per bin of timesteps [n]."""
+    """List the quantiles of |delta| [n, 2] in each bin of timesteps [n]; bins without a pair are left out."""
     rows = []
     edges = [total * i // bins for i in range(bins + 1)]
     for low, high in pairwise(edges):
@@ -202,7 +202,7 @@ def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list
 
 
 def text(config: Config, figures: dict, aim: Aim) -> str:
-    """The figures as a table, and the lines for the configuration."""
+    """Write the figures as a table, and the lines for the configuration below it."""
     how = f"of {aim.policy}" if aim.policy else f"after {aim.steps} steps at lr {config.optimizer.lr:g}"
     lines = [f"|delta| = |error - reference error| {how}", "timesteps      pairs       10 %      median       90 %"]
     for row in figures["bins"]:

@@ -87,7 +87,7 @@ def compare(config: Config, jobs: int, report_only: bool) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for what would only show after hours."""
+    """Raise UserError for mistakes in a comparison's configuration that would only show after hours."""
     compare, settings = config.compare, config.evaluate
     trackers.check(config.log)
     read_prompts(settings.prompts)
@@ -117,7 +117,7 @@ _FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\
 
 
 def claim(folder: Path, config: Config) -> None:
-    """Refuse a folder whose runs are of something else; what is measured, and how many there are, may change."""
+    """Refuse a folder whose runs are of another configuration; measures of them, and their number, may change."""
     file = folder / "comparison.json"
     if file.is_file():
         before = Config.model_validate_json(file.read_text())
@@ -185,7 +185,7 @@ class Crew:
             raise UserError(f"{name} of {log} failed: {' '.join(last)} (all of it: {path})")
 
     def stop(self) -> None:
-        """End what runs, for good; training keeps a checkpoint."""
+        """End the commands that run, for good; training keeps a checkpoint."""
         self.stopped = True
         for process in list(self.running):
             process.terminate()
@@ -198,9 +198,9 @@ GIVES_UP = 3
 
 
 def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
-    """Caches, calibration and the base's images, then every run that is not there yet; gives what failed, in words.
+    """Fill the caches, calibrate, draw with the base, then make every run that is not there yet.
 
-    A run that fails leaves the others alone.
+    Returns the failures in words. A run that fails leaves the others alone.
     """
     shared = folder / "comparison.json"
     images = ["--output", str(folder / "images")]

@@ -56,7 +56,7 @@ def sample(config: Config, prompts: list[str], checkpoints: list[str], output: P
 
 
 def seed_of(seed: int, prompt: str, number: int) -> int:
-    """Of a caption's image: whatever other captions and images there are, it stays."""
+    """Return the seed of image `number` of a caption, whatever other captions and images there are."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{prompt}".encode()).digest()[:6], "big")
 
 
@@ -71,6 +71,7 @@ class Task:
 
     @property
     def file(self) -> str:
+        """Return the name of the image's file in the model's folder."""
         return f"{self.prompt_number:05d}-{self.image}.png"
 
 
@@ -100,7 +101,7 @@ class Studio:
         )
 
     def _claim(self, path: Path, content: dict) -> None:
-        """Write what the images of a folder are of, or refuse where they are of something else."""
+        """Write down what the images of a folder are of, or refuse where they are of something else."""
         before = read_json(path) if path.is_file() else None
         self.rank.barrier()
         if before is None and self.rank.index == 0:
@@ -115,7 +116,7 @@ class Studio:
             )
 
     def draw(self, policy: Policy) -> None:
-        """Draw what of a model's images is missing; by whole batches, as their size may decide about rounding."""
+        """Draw the images of a model that are missing, by whole batches, as their size may decide about rounding."""
         folder, size = self.folder / policy.name, self.config.evaluate.batch
         self._claim(folder / "model.json", {"weights": policy.digest(self.config, self.family)})
         self.rank.barrier()

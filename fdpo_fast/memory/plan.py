@@ -48,7 +48,7 @@ def show(
 
 
 def figures(drawn: Plan, machine: Machine) -> dict:
-    """The plan for machines; sizes in GiB."""
+    """Return the plan for JSON; sizes in GiB."""
     book = drawn.needs.book
     return {
         **drawn.needs.figures(),
@@ -80,18 +80,18 @@ def figures(drawn: Plan, machine: Machine) -> dict:
 
 
 def _tflop(drawn: Plan, machine: Machine) -> float:
-    """Of a step's forward and backward on one GPU."""
+    """Return the TFLOP of a step's forward and backward on one GPU."""
     price = drawn.prices[drawn.config.model.gradient_checkpointing]
     return price.flops * drawn.config.train.pairs_per_step / machine.gpus / 1e12
 
 
 def _seconds(drawn: Plan, machine: Machine) -> float | None:
-    """Of the same, at the rate that was given."""
+    """Return the seconds of a step's forward and backward at the rate that was given; None where none was."""
     return round(_tflop(drawn, machine) / machine.tflops, 3) if machine.tflops else None
 
 
 def _on_cards(drawn: Plan, machine: Machine) -> dict[str, tuple[float, float]]:
-    """Seconds of a pair's forward and backward by card, from what others have published of training such models."""
+    """Estimate a pair's seconds by card, from what others have published of training such models."""
     runs = drawn.prices[drawn.config.model.gradient_checkpointing].flops
     cards = {machine.card: CARDS[machine.card]} if machine.card else CARDS
     found = {name: seconds(card, drawn.prices["off"].flops, runs) for name, card in cards.items()}
@@ -99,7 +99,7 @@ def _on_cards(drawn: Plan, machine: Machine) -> dict[str, tuple[float, float]]:
 
 
 def table(drawn: Plan, config_file: str, machine: Machine) -> Iterator[str]:
-    """The plan for people."""
+    """Yield the plan line by line, for people to read."""
     config, needs, book = drawn.config, drawn.needs, drawn.needs.book
     trained = drawn.traced.trained
     where = f"rung {drawn.rung}" if drawn.rung else "settings of its own, on none of the rungs"
@@ -143,7 +143,7 @@ def table(drawn: Plan, config_file: str, machine: Machine) -> Iterator[str]:
 
 
 def _card_lines(drawn: Plan, machine: Machine) -> Iterator[str]:
-    """The estimates, and whose they are."""
+    """Yield the estimates of seconds, and whose they are."""
     found = _on_cards(drawn, machine)
     if not found:
         yield f"no utilisation of a {machine.card} has been published that we know of, so no seconds are estimated"
@@ -154,18 +154,18 @@ def _card_lines(drawn: Plan, machine: Machine) -> Iterator[str]:
 
 
 def _names(book: Account) -> list[str]:
-    """Parts in the order in which they were entered."""
+    """List the parts in the order in which they were entered."""
     return list(dict.fromkeys(entry.part for entry in book.entries))
 
 
 def _lacks(needs: Needs, machine: Machine) -> list[str]:
-    """By how much the limits are passed, in words."""
+    """List in words by how much the limits are passed."""
     limits = (("GPU", needs.gpu_total, machine.gpu), ("host", needs.host, machine.host))
     return [f"{place} {(has - limit) / 2**30:.1f} GiB over" for place, has, limit in limits if limit and has > limit]
 
 
 def _too_full_beside(needs: Needs, machine: Machine) -> list[str]:
-    """Phases outside the steps that pass a GPU's limit, where nothing else does."""
+    """List the phases outside the steps that pass a GPU's limit, where nothing else does."""
     if not machine.gpu or with_allowances(needs.gpu_tensors) > machine.gpu:
         return []
     if machine.host and needs.host > machine.host:
@@ -180,7 +180,7 @@ def _verdict(needs: Needs, machine: Machine) -> str:
 
 
 def _advice(drawn: Plan, machine: Machine) -> Iterator[str]:
-    """Whether the configuration fits, and what to change where it does not."""
+    """Yield whether the configuration fits, and what to change where it does not."""
     lacks = _lacks(drawn.needs, machine)
     if not lacks:
         yield "\nthis configuration fits"

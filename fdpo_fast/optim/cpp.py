@@ -16,13 +16,13 @@ from fdpo_fast.optim.update import Clip, Updates
 
 @cache
 def _maps() -> Any:
-    """The tables are copied."""
+    """Return the C++ side's copy of both maps' tables."""
     tables = [dynamic_map(signed).table.contiguous() for signed in (True, False)]
     return cpp._native.Maps(*(table.data_ptr() for table in tables))
 
 
 def step(updates: Updates, clip: Clip | None = None) -> None:
-    """One step of each parameter, in place; they share the threads."""
+    """Step each parameter once, in place; they share the threads."""
     if clip:
         clip.gradients(updates)
     kind, rules = updates.kind, updates.rules
