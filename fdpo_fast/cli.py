@@ -3,70 +3,61 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
-COMMANDS = {
-    "train": "align a pipeline (one process; `deepspeed fdpo_fast/train.py` for more)",
-    "cache": "latents, text embeddings and reference errors, ahead of training; `cache verify`",
-    "data": "`data check`: pairs, ties, duplicates, sizes, and every row that cannot be used",
-    "plan": "GPU and host memory, disk, time, and the rung of the ladder that fits, before a run",
-    "calibrate": "the beta and ratio_scale that suit a model and its pairs",
-    "sample": "the same captions and noise through base and policies",
-    "evaluate": "scores, win rates and diversity of what was sampled",
-    "compare": "a grid of divergences and strengths from one cache, and its report",
-    "report": "a page about a run, also while it trains",
-    "demo": "before and after of a finished digits run: table and pictures",
-}
-SECOND_WORDS = {"cache": ("verify", False), "data": ("check", True)}
-"""By command, the word that makes another command of it, and whether it must be there."""
+from fdpo_fast.commands import cache, calibrate, compare, data, demo, evaluate, plan, report, sample, train
+from fdpo_fast.commands.common import MissingPackageError
+from fdpo_fast.config.errors import UserError
+
+COMMANDS = (train, cache, data, plan, calibrate, sample, evaluate, compare, report, demo)
+"""A module each, in the order in which they are used; its `add` makes the parsers and says what they run."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses unknown arguments itself, so that the usage shown is the command's and not `fdpo`'s."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse as argparse does, but end the process where an argument is left over."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command that the arguments name."""
-    parser = argparse.ArgumentParser(
-        prog="fdpo",
-        description="Preference alignment of diffusion models under any f-divergence.",
-        epilog="\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    ranks = [word for word in arguments[:1] if word.startswith("--local_rank=")]  # DeepSpeed's launcher puts it first
-    name, *behind = arguments[len(ranks) :] or [""]
-    run(parser.parse_args([name] if name else []).command, behind + ranks)
+    """Run the command that the arguments name, by default those of the process.
 
-
-def run(name: str, arguments: list[str] | None = None) -> None:
-    """Run a command with the arguments behind its name, by default those of the process."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    word, required = SECOND_WORDS.get(name, (None, False))
-    if word and arguments[:1] == [word]:
-        name, arguments = f"{name} {word}", arguments[1:]
-    elif required and arguments[:1] in (["-h"], ["--help"]):
-        name = f"{name} {word}"
-    elif required:
-        sys.exit(f"fdpo {name}: the command is `fdpo {name} {word} --config FILE`")
-    with installed(name):
-        from fdpo_fast.commands import table
-    table.run(name, arguments)
-
-
-@contextmanager
-def installed(name: str) -> Iterator[None]:
-    """Within the block of imports a package that is missing ends the process with what to install.
-
-    Nor is garbage looked for: imports make millions of objects that stay, and going through them costs a second.
+    A mistake in the input, or a package that is missing, ends the process with one sentence.
     """
-    gc.disable()
+    parser = Parser(prog="fdpo", description="Preference alignment of diffusion models under any f-divergence.")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add(commands)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = vars(parser.parse_args(_name_first(words, commands.choices)))
+    name, run = options.pop("command"), options.pop("run")
+    options.pop("local_rank", None)  # the environment says so, too
     try:
-        yield
-    except ModuleNotFoundError as error:
-        sys.exit(f"fdpo {name} needs the package '{error.name}': pip install 'fdpo_fast[train,eval]'")
-    finally:
-        gc.enable()
+        run(**options)
+    except UserError as error:
+        sys.exit(f"fdpo {name}: {error}")
+    except MissingPackageError as error:
+        sys.exit(f"fdpo {name} needs the package '{error}': pip install 'fdpo_fast[train,eval]'")
+
+
+def _name_first(words: list[str], names: Collection[str]) -> list[str]:
+    """Put the command's name first, its two words joined if it has two, as argparse knows it."""
+    ranks = [word for word in words[:1] if word.startswith("--local_rank=")]  # DeepSpeed's launcher puts it first
+    words = [*words[len(ranks) :], *ranks]
+    if (name := " ".join(words[:2])) in names:
+        return [name, *words[2:]]
+    longer = [name for name in names if words and name.startswith(f"{words[0]} ")]
+    if longer and words[0] not in names:
+        if words[1:2] in (["-h"], ["--help"]):
+            return [longer[0], "--help"]
+        sys.exit(f"fdpo {words[0]}: the command is `fdpo {longer[0]} --config FILE`")
+    return words
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fdpo_fast.config.errors import UserError
 
 @dataclass(frozen=True)
 class Rank:
-    """A process among those of the run."""
+    """A process among those of a run, with its device."""
 
     index: int
     count: int
@@ -30,18 +30,18 @@ class Rank:
     barrier: Callable[[], None]
 
     def say(self, *words: object) -> None:
-        """Print, on the first rank only."""
+        """Print the words, on the first rank only."""
         if self.index == 0:
             print(*words, flush=True)
 
 
 def alone() -> Rank:
-    """A process by itself, on the first GPU or the host; without a process group."""
+    """Return the rank of a process by itself, on the first GPU or the host, without a process group."""
     return Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda: None)
 
 
 def under_launcher() -> bool:
-    """Whether a launcher has started this process as one of its ranks."""
+    """Say whether a launcher has started this process as one of its ranks."""
     return "RANK" in os.environ
 
 
@@ -85,7 +85,7 @@ def _build_collectives(patience: float = 60) -> None:
 
 
 def ranks_here() -> int:
-    """Processes of the run on this machine; 1 where the launcher does not say."""
+    """Return the number of the run's processes on this machine; 1 where the launcher does not say."""
     # named so by torchrun and by the deepspeed launcher
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
 
@@ -123,7 +123,10 @@ def check_equal(rank: Rank, text: str, sentence: str) -> None:
 
 
 def _appears(file: Path, seconds: float = 10) -> bool:
-    """Whether a file that another node has written is seen here, by then: a network file system may take a while."""
+    """Say whether a file that another node has written is seen here within `seconds`.
+
+    A network file system may take a while.
+    """
     end = time.monotonic() + seconds
     while file.name not in os.listdir(file.parent):  # asks the server, where `exists` may answer from before
         if time.monotonic() > end:
@@ -133,14 +136,17 @@ def _appears(file: Path, seconds: float = 10) -> bool:
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> None:
-    """In place. Collective."""
+    """Make a tensor its mean over the ranks, in place. Collective."""
     if dist.get_world_size() > 1:
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
 
 
 def largest_over_ranks(tensor: torch.Tensor) -> None:
-    """In place, wherever the tensor is: under offload that is not where NCCL can reach. Collective."""
+    """Make a tensor, element by element, the largest of all ranks, in place. Collective.
+
+    It may be anywhere: under offload that is not where NCCL can reach.
+    """
     reached = tensor.cuda() if dist.get_backend() == "nccl" else tensor
     dist.all_reduce(reached, op=dist.ReduceOp.MAX)
     tensor.copy_(reached)
@@ -159,7 +165,7 @@ class StopSignal:
         signal.signal(number, signal.SIG_DFL)
 
     def requested(self) -> bool:
-        """Whether any rank was asked to stop. Collective."""
+        """Say whether any rank was asked to stop. Collective."""
         flag = torch.tensor(float(self.asked), device=self.device)
         largest_over_ranks(flag)
         return bool(flag)

@@ -15,12 +15,12 @@ from fdpo_fast.config.errors import UserError
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError that names it where it is broken."""
+    """Return the content of a JSON file; UserError that names it where it is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -37,7 +37,7 @@ def file_digest(path: Path) -> str:
 
 
 def stamp(path: Path) -> list:
-    """Name, size and time of change of a file; they tell another content without reading it."""
+    """Return name, size and time of change of a file; they tell another content without reading it."""
     if not path.is_file():
         return [path.name, None, None]
     status = path.stat()
@@ -46,7 +46,7 @@ def stamp(path: Path) -> list:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write a file or folder to; renamed to `path` when the block ends well."""
+    """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends well."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial

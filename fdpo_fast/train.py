@@ -6,7 +6,6 @@ Also `fdpo train --config ...` and plain `python fdpo_fast/train.py ...` for one
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -25,24 +24,24 @@ from fdpo_fast.training.lock import LOCK, at_work
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train; a mistake in the input ends the process with one sentence."""
-    cli.run("train", arguments)
+    cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def start(config: Config, options: argparse.Namespace) -> None:
-    """Check what can be checked at once, then train."""
+def start(config: Config, resume: bool, dry_run: bool) -> None:
+    """Check what can be checked at once, then train; a dry run prints the configuration instead."""
     config.accumulation(int(os.environ.get("WORLD_SIZE", 1)))  # set by the launcher
-    if options.dry_run:
+    if dry_run:
         print(config.dumps(), end="")
         return
     trackers.check(config.log)
     folder = Path(config.train.output_dir).expanduser()
-    check_output(folder, options.resume)
+    check_output(folder, resume)
     with at_work(folder):
-        train(config, options.resume)
+        train(config, resume)
 
 
 def check_output(folder: Path, resume: bool) -> None:
-    """Refuse to mix two runs in one folder."""
+    """Make a run's folder; UserError where it cannot be made, or holds another run that is not to be resumed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -117,8 +117,9 @@ from fdpo_fast import cli
 
 heavy = ["torch", "numpy", "diffusers", "deepspeed", "transformers", "peft", "pyarrow"]
 file, broken = sys.argv[1:]
-words = [["--help"], *([name, "--help"] for name in cli.COMMANDS)]
-words += [[name, "--config", path] for name in cli.COMMANDS if name != "report" for path in (file, broken)]
+names = [module.__name__.rpartition(".")[2] for module in cli.COMMANDS]
+words = [["--help"], *([name, "--help"] for name in names)]
+words += [[name, "--config", path] for name in names if name != "report" for path in (file, broken)]
 words += [["data", "check", "--config", file], ["report", "/nowhere"], ["cache", "verify", "--help"]]
 words += [[name, "--config", file, "--set", "train.max_steps=0"] for name in ("plan", "train")]
 for line in words:

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
 """Largest difference, relative to the largest value, that batch composition and the cache's dtype explain."""
 
 
-def fill(config: Config, options: argparse.Namespace) -> None:
+def fill(config: Config) -> None:
     """Build what is missing and say what is there."""
     rank = start_processes()
     data = caches_of(config, rank, Builder(cache_root(config), rank, requested=True)).data
@@ -34,11 +32,11 @@ def fill(config: Config, options: argparse.Namespace) -> None:
         rank.say(f"{kind}: {data.builder.root / name}")
 
 
-def verify(config: Config, options: argparse.Namespace) -> None:
-    """Compare all checksums, then recompute a sample; ends with status 1 where something differs too much."""
+def verify(config: Config, pairs: int, seed: int) -> None:
+    """Compare all checksums, then recompute a sample of pairs; UserError where something differs too much."""
     rank = start_processes()
     prepared = caches_of(config, rank, Builder(cache_root(config), rank, complete=True))
-    found = differences(prepared, rank, options.pairs, options.seed)
+    found = differences(prepared, rank, pairs, seed)
     failed = []
     for kind, (difference, scale) in found.items():
         limit = TOLERANCE[config.model.dtype if kind == "reference" else config.data.cache_dtype]

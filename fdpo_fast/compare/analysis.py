@@ -42,7 +42,7 @@ class Volume(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Of a divergence's hypervolume to another's, paired by seed; p of a paired t-test after Holm."""
+    """How a divergence's hypervolume differs from another's, paired by seed; p of a paired t-test after Holm."""
 
     other: str
     gap: Estimate
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Finished runs and their evaluation."""
+    """The finished runs of a grid and their evaluation."""
 
     config: Config
     points: list[Point]
@@ -60,6 +60,7 @@ class Comparison:
 
     @cached_property
     def base(self) -> dict[str, float]:
+        """Return the base's means by `FIGURES`."""
         return self._figures(BASE)
 
     def _figures(self, model: str) -> dict[str, float]:
@@ -74,7 +75,7 @@ class Comparison:
 
     @cached_property
     def rows(self) -> list[dict]:
-        """One for each run, of `COLUMNS`."""
+        """List a row of `COLUMNS` for each run."""
         return [
             {
                 "divergence": point.kind.divergence,
@@ -88,11 +89,12 @@ class Comparison:
 
     @property
     def kinds(self) -> list[str]:
+        """List the names of the divergences, in the order of the configuration."""
         return list(dict.fromkeys(point.kind.name for point in self.points))
 
     @cached_property
     def spots(self) -> list[Spot]:
-        """By divergence, then by strength."""
+        """List every divergence at every strength, by divergence, then by strength."""
         groups: dict[tuple[str, float], list[dict]] = {}
         for point, row in zip(self.points, self.rows, strict=True):
             groups.setdefault((point.kind.name, point.strength), []).append(row)
@@ -106,7 +108,10 @@ class Comparison:
 
     @cached_property
     def front(self) -> list[Spot]:
-        """Spots that no other one, nor the base, beats in both alignment and diversity, by means over the seeds."""
+        """List the spots that no other one, nor the base, beats in both alignment and diversity.
+
+        They are compared by means over the seeds, and sorted by alignment.
+        """
         places = [(spot.mean["alignment"], spot.mean["diversity"]) for spot in self.spots]
         rivals = [self._place(self.base), *places]
         kept = [s for s, at in zip(self.spots, places, strict=True) if not any(_beats(other, at) for other in rivals)]
@@ -114,13 +119,13 @@ class Comparison:
 
     @property
     def overlap(self) -> tuple[float, float]:
-        """The alignments, from and to, that lie within every divergence's runs; from above to where there are none."""
+        """Return the alignments (from, to) that lie within every divergence's runs; from > to where there are none."""
         reached = {kind: [s.mean["alignment"] for s in self.spots if s.kind == kind] for kind in self.kinds}
         return max(map(min, reached.values())), min(map(max, reached.values()))
 
     @cached_property
     def volumes(self) -> list[Volume]:
-        """The area that a divergence's runs, with the base, dominate in the plane of alignment and diversity.
+        """List the area that each divergence's runs, with the base, dominate in the plane of alignment and diversity.
 
         The plane is scaled so that all runs and the base span the unit square; its lower left corner is the reference
         point. Of every seed by itself, where all strengths of it are finished: shorter curves cover less.
@@ -146,7 +151,7 @@ class Comparison:
         return row["alignment"], row["diversity"]
 
     def differences(self, kind: str) -> list[Difference]:
-        """Of a divergence's hypervolume to every other's with which it shares at least two seeds."""
+        """Compare a divergence's hypervolume with every other's with which it shares at least two seeds."""
         ours = next((volume for volume in self.volumes if volume.kind == kind), None)
         found = []
         for other in (volume for volume in self.volumes if ours and volume.kind != kind):
@@ -164,7 +169,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def hypervolume(places: np.ndarray) -> float:
-    """Area of the union of the rectangles between the origin and the places [n, 2], none negative."""
+    """Return the area of the union of the rectangles between the origin and places [n, 2], none negative."""
     area, height = 0.0, 0.0
     for x, y in sorted(map(tuple, places), reverse=True):
         area += x * max(0.0, y - height)
@@ -173,7 +178,7 @@ def hypervolume(places: np.ndarray) -> float:
 
 
 def _interval(values: np.ndarray) -> Estimate:
-    """Mean, and the interval of 95 % by Student's t; NaN with a single value."""
+    """Return the mean of values [n] with its interval of 95 % by Student's t, which is NaN for a single value."""
     centre = float(values.mean())
     if len(values) < 2:
         return Estimate(centre, math.nan, math.nan)
@@ -182,7 +187,7 @@ def _interval(values: np.ndarray) -> Estimate:
 
 
 def _holm(differences: list[Difference]) -> list[Difference]:
-    """With p adjusted for their number (Holm 1979)."""
+    """Adjust the p of differences for their number (Holm 1979)."""
     order = sorted(range(len(differences)), key=lambda number: differences[number].p)
     adjusted, largest = {}, 0.0
     for rank, number in enumerate(order):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from argparse import Namespace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -39,33 +39,50 @@ from fdpo_fast.optim import build
 from fdpo_fast.training.order import Walk
 
 
-def calibrate(config: Config, options: Namespace) -> None:
-    """Measure, print, and write the figures if asked to."""
-    found = drift(config, options.pairs, options.steps, options.policy)
-    figures = fit(config.loss.link(), found.delta, options.median_u, options.weight)
-    figures["elements"] = found.elements
-    figures["bins"] = by_timestep(found.delta, found.timesteps, config.log.timestep_bins, found.steps)
-    print(text(config, figures, options))
-    if options.json:
-        with replacing(options.json) as partial:
+@dataclass(frozen=True)
+class Aim:
+    """What a calibration measures on, and the medians that it sets the strengths for."""
+
+    pairs: int
+    steps: int
+    """Optimizer steps of the trial."""
+    policy: Path | None
+    """The folder of an exported pipeline that takes the place of the trial."""
+    median_u: float
+    weight: float
+    """The median gradient weight sigmoid(-|z|), between 0 and 0.5."""
+
+
+def calibrate(config: Config, aim: Aim, json_file: Path | None) -> None:
+    """Measure the drift, print what suits it, and write the figures to `json_file` if there is one.
+
+    Raises UserError where nothing has moved, or there are too few pairs.
+    """
+    measured = drift(config, aim.pairs, aim.steps, aim.policy)
+    figures = fit(config.loss.link(), measured.delta, aim.median_u, aim.weight)
+    figures["elements"] = measured.elements
+    figures["bins"] = by_timestep(measured.delta, measured.timesteps, config.log.timestep_bins, measured.steps)
+    print(text(config, figures, aim))
+    if json_file:
+        with replacing(json_file) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 class Drift(NamedTuple):
-    """Of pairs that the policy has not been trained on."""
+    """How far a policy's errors have moved from the reference's, on pairs that it has not been trained on."""
 
     delta: Tensor
-    """error - reference error, [n, 2] float64: preferred, dispreferred."""
+    """The error less the reference error, [n, 2] float64: preferred, dispreferred."""
     timesteps: Tensor
-    """Of the draws, [n]."""
+    """The timesteps of the draws, [n] int64."""
     steps: int
-    """Of the noise schedule."""
+    """The number of timesteps of the noise schedule."""
     elements: int
-    """Of a sample's latents."""
+    """The number of elements of a sample's latents."""
 
 
 def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) -> Drift:
-    """Measure it on up to `pairs` pairs after a trial of `steps` optimizer steps, or with the exported `policy`.
+    """Measure the drift on up to `pairs` pairs, after a trial of `steps` optimizer steps or with the exported `policy`.
 
     Raises UserError where nothing has moved, or there are too few pairs.
     """
@@ -96,7 +113,7 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
 def _delta(
     config: Config, family: Family, data: TrainingSet, measured: Tensor, trial: Tensor, steps: int, policy: Path | None
 ) -> Tensor:
-    """error - reference error of the pairs at `measured`, [n, 2] float64, after moving the policy."""
+    """Move the policy; return the error less the reference error of the pairs at `measured`, [n, 2] float64."""
     # where training has an fp32 master, bf16 weights alone would hardly move
     dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
     unet = family.denoiser(dtype).to(data.device)
@@ -148,7 +165,7 @@ def move(
 
 
 def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict:
-    """ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and what they lead to.
+    """Find ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and say what they lead to.
 
     Raises UserError where nothing has moved.
     """
@@ -174,7 +191,7 @@ def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict
 
 
 def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list[dict]:
-    """Quantiles of |delta| [n, 2] per bin of timesteps [n]."""
+    """List the quantiles of |delta| [n, 2] in each bin of timesteps [n]; bins without a pair are left out."""
     rows = []
     edges = [total * i // bins for i in range(bins + 1)]
     for low, high in pairwise(edges):
@@ -185,17 +202,16 @@ def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list
     return rows
 
 
-def text(config: Config, figures: dict, options: Namespace) -> str:
-    """The figures as a table, and the lines for the configuration."""
-    how = f"of {options.policy}" if options.policy else f"after {options.steps} steps at lr {config.optimizer.lr:g}"
+def text(config: Config, figures: dict, aim: Aim) -> str:
+    """Write the figures as a table, and the lines for the configuration below it."""
+    how = f"of {aim.policy}" if aim.policy else f"after {aim.steps} steps at lr {config.optimizer.lr:g}"
     lines = [f"|delta| = |error - reference error| {how}", "timesteps      pairs       10 %      median       90 %"]
     for row in figures["bins"]:
         low, high = row["timesteps"]
         lines.append(f"{low:4d} .. {high:4d} {row['pairs']:9d}" + "".join(f"  {q:10.3e}" for q in row["q10_50_90"]))
     lines += [
         "",
-        f"for median |u| {options.median_u:g} and median gradient weight {options.weight:g} under "
-        f"{config.loss.link().name}:",
+        f"for median |u| {aim.median_u:g} and median gradient weight {aim.weight:g} under {config.loss.link().name}:",
         f'  "loss": {{"divergence": "{config.loss.divergence}", "beta": {figures["beta"]:.4g}, '
         f'"ratio_scale": {figures["ratio_scale"]:.4g}}}',
         f"  past the cap of the exponential: {figures['clipped']:.1%}; pairs ordered right: {figures['accuracy']:.1%}",
@@ -207,6 +223,6 @@ def text(config: Config, figures: dict, options: Namespace) -> str:
     for name in scales.CONVENTIONS:
         beta = scales.convert(figures["strength"], "fdpo_fast", name, elements=figures["elements"])
         lines.append(f"  {name:15} {beta:.4g}")
-    if not options.policy:
+    if not aim.policy:
         lines.append("The drift grows with the steps: measure again on the export of a first run by --policy.")
     return "\n".join(lines)

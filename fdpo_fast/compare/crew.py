@@ -7,7 +7,6 @@ on where it was when it is started again.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -41,12 +40,16 @@ from fdpo_fast.training.lock import at_work
 from fdpo_fast.training.trackers import Boards
 
 
-def compare(config: Config, options: argparse.Namespace) -> None:
-    """Run what is missing of the grid, then write `<train.output_dir>/report`."""
+def compare(config: Config, jobs: int, report_only: bool) -> None:
+    """Run what is missing of the grid, `jobs` at a time, then write `<train.output_dir>/report` about what is finished.
+
+    Raises UserError for what would only show after hours, where no run is finished, and, after all else is done, where
+    runs have failed.
+    """
     check(config)
     folder = Path(config.train.output_dir).expanduser()
     started, failures = time.monotonic(), []
-    if options.report_only:
+    if report_only:
         if not (folder / "calibration.json").is_file():
             raise UserError(f"no run of {folder} is finished yet")
     else:
@@ -56,7 +59,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
         try:
             with at_work(folder):
                 claim(folder, config)
-                failures = run_grid(config, folder, Crew(folder / "logs", options.jobs))
+                failures = run_grid(config, folder, Crew(folder / "logs", jobs))
         except KeyboardInterrupt:
             raise UserError("stopped; the same command goes on where it was") from None
         gallery.merge(folder / "images")  # runs beside one another may have missed each other's
@@ -84,7 +87,7 @@ def compare(config: Config, options: argparse.Namespace) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for what would only show after hours."""
+    """Raise UserError for mistakes in a comparison's configuration that would only show after hours."""
     compare, settings = config.compare, config.evaluate
     trackers.check(config.log)
     read_prompts(settings.prompts)
@@ -114,7 +117,7 @@ _FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\
 
 
 def claim(folder: Path, config: Config) -> None:
-    """Refuse a folder whose runs are of something else; what is measured, and how many there are, may change."""
+    """Refuse a folder whose runs are of another configuration; measures of them, and their number, may change."""
     file = folder / "comparison.json"
     if file.is_file():
         before = Config.model_validate_json(file.read_text())
@@ -182,7 +185,7 @@ class Crew:
             raise UserError(f"{name} of {log} failed: {' '.join(last)} (all of it: {path})")
 
     def stop(self) -> None:
-        """End what runs, for good; training keeps a checkpoint."""
+        """End the commands that run, for good; training keeps a checkpoint."""
         self.stopped = True
         for process in list(self.running):
             process.terminate()
@@ -195,9 +198,9 @@ GIVES_UP = 3
 
 
 def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
-    """Caches, calibration and the base's images, then every run that is not there yet; gives what failed, in words.
+    """Fill the caches, calibrate, draw with the base, then make every run that is not there yet.
 
-    A run that fails leaves the others alone.
+    Returns the failures in words. A run that fails leaves the others alone.
     """
     shared = folder / "comparison.json"
     images = ["--output", str(folder / "images")]

@@ -18,12 +18,12 @@ from fdpo_fast.config.schema import Kind, Loss
 from fdpo_fast.files import read_json, replacing
 
 PAIRS = 256
-"""That the calibration measures on."""
+"""The number of pairs that the calibration measures on."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run of the grid."""
+    """A run of the grid: a divergence at a strength, by a seed."""
 
     kind: Kind
     strength: float
@@ -32,11 +32,12 @@ class Point:
 
     @property
     def name(self) -> str:
+        """Return the name under which the run and its images lie."""
         return f"{self.kind.name.replace(' ', '')}-strength{self.strength:g}-seed{self.seed}"
 
 
 def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
-    """The configuration's loss with each divergence, so that a mistake is found before anything runs."""
+    """Put each divergence into the configuration's loss, so that a mistake is found before anything runs."""
     plain = config.loss.model_dump()
     found = []
     for kind in kinds:
@@ -48,7 +49,7 @@ def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
 
 
 def calibrated(config: Config, file: Path) -> list[Loss]:
-    """The losses with the beta and ratio_scale that one trial of the configuration's own loss finds for each.
+    """Give each divergence the beta and ratio_scale that one trial of the configuration's own loss finds for it.
 
     ratio_scale is the same for all; beta gives all the same median gradient weight there (see `fdpo calibrate`). Kept
     in `file`, and read from it where it is there.
@@ -72,7 +73,7 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
 
 
 def points(config: Config, at_strength_one: list[Loss], folder: Path) -> Iterator[Point]:
-    """The grid, seed by seed, so that a comparison that was stopped has whole curves."""
+    """Yield the grid seed by seed, so that a comparison that was stopped has whole curves."""
     compare = config.compare
     for seed in compare.seeds:
         for kind, loss in zip(compare.divergences, at_strength_one, strict=True):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
@@ -29,7 +29,7 @@ LONG_CAPTION = 60  # words; CLIP reads 77 tokens, begin and end included
 
 @dataclass
 class Findings:
-    """Counts over a source."""
+    """What was counted over a source of pairs."""
 
     rows: int = 0
     pairs: int = 0
@@ -46,13 +46,16 @@ class Findings:
     distinct_images: int = 0
     smaller_than_resolution: int = 0
     sizes: Counter = field(default_factory=Counter)
-    """Images by (width, height)."""
+    """How many distinct images there are by (width, height)."""
     refused: list[dict[str, str]] = field(default_factory=list)
-    """Rows that cannot be used: place and reason."""
+    """The rows that cannot be used, each with its place and the reason."""
 
 
-def check(config: Config, options: Namespace) -> None:
-    """Read, print, and write the report if asked to; UserError where no pair is left to train on."""
+def check(config: Config, json_file: Path | None) -> None:
+    """Read a configuration's source, print what is in it, and write it to `json_file` if there is one.
+
+    Raises UserError where no pair is left to train on.
+    """
     if config.data.source == EMBEDDED:
         from fdpo_fast.digits.dataset import embedded
 
@@ -63,8 +66,8 @@ def check(config: Config, options: Namespace) -> None:
     found = examine(rows, config.data.resolution, config.data.workers)
     found.rows = len(source)
     print(summary(found, config.data.source, config.data.ties))
-    if options.json:
-        with replacing(options.json) as partial:
+    if json_file:
+        with replacing(json_file) as partial:
             sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
             partial.write_text(json.dumps(asdict(found) | {"sizes": sizes}, indent=2) + "\n")
     if not found.pairs and not (found.ties and config.data.ties == "half"):
@@ -111,7 +114,7 @@ def examine(rows: Iterable[Pair | Rejected], resolution: int, workers: int = 4) 
 
 
 def _look(row: Pair | Rejected) -> list[tuple[bytes, tuple[int, int]]] | Rejected:
-    """Digest and (width, height) of both sides."""
+    """Return the digest and (width, height) of both sides of a pair, or why it has none."""
     if isinstance(row, Rejected):
         return row
     try:
@@ -136,7 +139,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def summary(found: Findings, source: str, ties: str) -> str:
-    """The findings as text, the worst rows first."""
+    """Write the findings as text: the counts, then the first twenty rows that were refused."""
     judged = max(found.first_preferred + found.second_preferred, 1)
     kept = "kept both ways at half weight" if ties == "half" else "dropped"
     common = ", ".join(f"{w}x{h} ({count})" for (w, h), count in found.sizes.most_common(5))

@@ -22,19 +22,19 @@ from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Side
 from fdpo_fast.ops.constants import Stream
 
 Size = tuple[int, int]
-"""(height, width)"""
+"""Height and width of an image in pixels."""
 
 UNREADABLE = (
     OSError, EOFError, TypeError, ValueError, SyntaxError, RuntimeError, LookupError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-"""What PIL's decoders raise on bytes that are no whole image."""
+"""The exceptions that PIL's decoders raise on bytes that are no whole image."""
 
 WIDEST = 2.0  # aspect ratio of a bucket
 
 
 def decode(stored: bytes | Path) -> Image.Image:
-    """An upright RGB image: EXIF orientation applied, transparency over white, deep grayscale scaled to 8 bits.
+    """Decode an image upright and in RGB: EXIF turns applied, transparency over white, deep grayscale scaled to 8 bits.
 
     Raises what PIL raises on bytes that are not a whole image.
     """
@@ -52,16 +52,16 @@ def decode(stored: bytes | Path) -> Image.Image:
 
 
 class Placed(NamedTuple):
-    """One side, decoded and cut: what the VAE and the micro-conditioning need."""
+    """One side of a pair, decoded and cut: what the VAE and the micro-conditioning need."""
 
     pixels: Tensor | None
-    """[3, h, w] uint8; None where latents came ready."""
+    """The pixels [3, h, w] uint8; None where latents came ready."""
     latents: Tensor | None
-    """[c, h/f, w/f] float32, where they did."""
+    """The latents [c, h/f, w/f] float32 where they came ready, else None."""
     size: tuple[int, int, int, int, int, int]
     """Original height and width, crop top and left in the resized image, height and width of the result."""
     key: bytes
-    """Equal for equal images under equal geometry."""
+    """A digest that is equal for equal images under equal geometry."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Geometry:
     data: Data
     seed: int
     vae_factor: int
-    """Pixels per latent, along a side."""
+    """How many pixels a latent spans along a side."""
     unet_factor: int
-    """Latents per element of the UNet's coarsest level."""
+    """How many latents an element of the UNet's coarsest level spans along a side."""
 
     def __post_init__(self) -> None:
         name = "bucket_step" if self.data.buckets else "resolution"
@@ -85,13 +85,13 @@ class Geometry:
             )
 
     def identity(self) -> dict:
-        """What latents depend on, for the manifest of their cache."""
+        """Return what latents depend on, for the manifest of their cache."""
         keys = ["resolution", "crop", "flip", *(["buckets", "bucket_step"] if self.data.buckets else [])]
         drawn = self.data.crop == "random" or self.data.flip > 0
         return self.data.model_dump(include=set(keys)) | ({"seed": self.seed} if drawn else {})
 
     def sizes(self) -> list[Size]:
-        """The sizes images are brought to: one square, or the buckets."""
+        """List the sizes that images are brought to: one square, or the buckets."""
         side, step = self.data.resolution, self.data.bucket_step
         if not self.data.buckets:
             return [(side, side)]
@@ -103,7 +103,7 @@ class Geometry:
         return found or [(side, side)]
 
     def place(self, pair: Pair) -> tuple[Placed, Placed] | Rejected:
-        """Both sides, or why there are none."""
+        """Decode, resize and cut both sides of a pair, or say why that cannot be done."""
         sides = pair.preferred, pair.dispreferred
         if isinstance(pair.preferred, ReadyLatents):
             placed = tuple(self._ready(side) for side in sides)
@@ -134,7 +134,7 @@ class Geometry:
 
 
 def cut(image: Image.Image, target: Size, centre: tuple[float, float], flip: bool, stored: Side = b"") -> Placed:
-    """Cover `target` with the resized image, crop what stands over at `centre` (shares of it), mirror."""
+    """Cover `target` with the resized image, crop what stands over at `centre` (shares of it), mirror it if `flip`."""
     height, width = target
     scale = max(height / image.height, width / image.width)
     resized = max(round(image.height * scale), height), max(round(image.width * scale), width)
@@ -154,5 +154,5 @@ def _key(content: bytes, geometry: tuple) -> bytes:
 
 
 def to_vae(pixels: Tensor) -> Tensor:
-    """uint8 [n, 3, h, w] -> float32 in [-1, 1]."""
+    """Turn uint8 pixels [n, 3, h, w] into the float32 in [-1, 1] that a VAE takes."""
     return pixels.float() / 127.5 - 1

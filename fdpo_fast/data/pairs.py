@@ -16,9 +16,9 @@ class ReadyLatents(NamedTuple):
     values: np.ndarray
     """Scaled latents [c, h, w], float."""
     original_size: tuple[int, int] | None
-    """(height, width) of the image; None: that of the latents, times the VAE's factor."""
+    """Height and width of the image; None stands for those of the latents, times the VAE's factor."""
     crop: tuple[int, int]
-    """(top, left) of the crop in the resized image."""
+    """Top and left of the crop in the resized image."""
 
 
 Side = bytes | Path | ReadyLatents
@@ -58,26 +58,26 @@ class PairSource(Protocol):
     """A format's reader. Rows are counted without decoding them; reading streams."""
 
     def __len__(self) -> int:
-        """Rows in the source."""
+        """Return the number of rows in the source."""
 
     def identity(self) -> dict:
-        """JSON that changes when the pairs do: it goes into the manifest of every cache made from them."""
+        """Return JSON that changes when the pairs do: it goes into the manifest of every cache made from them."""
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
-        """The rows [start, stop) in order; a row becomes pairs or is `Rejected`."""
+        """Yield the pairs of the rows [start, stop) in order; a row becomes pairs or is `Rejected`."""
 
 
 class EmbeddedSource(PairSource, Protocol):
     """A source that brings the text embeddings along."""
 
     def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Caption and conditioning arrays of the rows [start, stop), in order."""
+        """Yield caption and conditioning arrays of the rows [start, stop), in order."""
 
 
 def compared(
     id: int, place: str, caption: object, sides: tuple[Side, Side], labels: tuple[object, object], ties: str
 ) -> Iterator[Pair | Rejected]:
-    """Two images and how each was judged: the larger label is preferred, equal ones are a tie.
+    """Yield the pair of two images by how each was judged: the larger label is preferred, equal ones are a tie.
 
     A tie is dropped, or ("half") kept both ways at half weight; the mirrored half has `id` + 1, so ids go in twos.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`map` by `workers` threads that stay a few items ahead of the caller, in order."""
+    """Map a function over items by `workers` threads that stay a few items ahead of the caller, in order."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         for item in items:

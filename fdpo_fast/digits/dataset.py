@@ -2,8 +2,8 @@
 
 No network and no weights are needed. scikit-learn's handwritten digits (8x8 scans, here 32x32) train a VAE, a text
 encoder and a UNet in minutes on two cores; pairs are sampled from that base model and ranked by the rule of
-`config.DigitsRecipe`. Everything lands in one folder named by the recipe's digest and is made once; a kill costs at
-most the last hundred steps or the last batch of images.
+`config.schema.DigitsRecipe`. Everything lands in one folder named by the recipe's digest and is made once; a kill
+costs at most the last hundred steps or the last batch of images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZE = 32
 
 
 def embedded(recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
-    """The folder with `pipeline/` (diffusers format) and `pairs.parquet`, made now if it is not there yet."""
+    """Return the folder with `pipeline/` (diffusers format) and `pairs.parquet`, made now if it is not there yet."""
     folder = Path(cache_dir).expanduser() / f"digits-{digest(recipe.model_dump())[:12]}"
     if not (folder / "pairs.parquet").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def embedded(recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
 
 @cache
 def scans() -> tuple[Tensor, Tensor]:
-    """All 1797 scans as (images [n, 1, 32, 32] in [0, 1], labels [n])."""
+    """Load all 1797 scans as (images [n, 1, 32, 32] in [0, 1], labels [n])."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -57,7 +57,10 @@ def scans() -> tuple[Tensor, Tensor]:
 
 @cache
 def classifier(name: str):
-    """A classifier of real scans: "judge" (an SVM on one half, part of the rule) or "unseen" (an MLP on the other)."""
+    """Train a classifier of real scans.
+
+    "judge" is an SVM on one half of them, and part of the rule; "unseen" is an MLP on the other half.
+    """
     from sklearn.neural_network import MLPClassifier
     from sklearn.svm import SVC
 
@@ -69,23 +72,23 @@ def classifier(name: str):
 
 
 def _features(images: Tensor) -> np.ndarray:
-    """[n, c, 32, 32] in [0, 1] -> [n, 64]: gray 8x8 scans, as the digits were recorded."""
+    """Turn images [n, c, 32, 32] in [0, 1] into [n, 64]: gray 8x8 scans, as the digits were recorded."""
     gray = images.mean(dim=1, keepdim=True)
     return interpolate(gray, size=(8, 8), mode="area").flatten(1).numpy() * 4
 
 
 def read_digits(images: Tensor, judge: str = "judge") -> Tensor:
-    """What the named classifier reads in images [n, c, 32, 32] of [0, 1]: labels [n]."""
+    """Return the labels [n] that the named classifier reads in images [n, c, 32, 32] of [0, 1]."""
     return torch.from_numpy(classifier(judge).predict(_features(images)))
 
 
 def ink(images: Tensor) -> Tensor:
-    """Stroke weight: mean brightness per image, [n] in [0, 1]."""
+    """Return the stroke weight of each image, its mean brightness: [n] in [0, 1]."""
     return images.flatten(1).mean(dim=1)
 
 
 def score(images: Tensor, labels: Tensor, recipe: DigitsRecipe) -> Tensor:
-    """The noise-free preference score of the rule, [n]."""
+    """Return the noise-free preference score of the rule for images [n, c, 32, 32] and labels [n]: [n]."""
     correct = (read_digits(images) == labels).float()
     return recipe.correct_weight * correct + recipe.stroke_weight * ink(images)
 
@@ -94,20 +97,20 @@ def score(images: Tensor, labels: Tensor, recipe: DigitsRecipe) -> Tensor:
 
 
 def unseen(images: list[Image.Image], prompts: list[str]) -> Tensor:
-    """Probability of the digit asked for, by the classifier that has no part in the pairs, [n]."""
+    """Return the probability of the digit asked for, by the classifier that has no part in the pairs, [n]."""
     labels = [CAPTIONS.index(prompt) for prompt in prompts]
     found = classifier("unseen").predict_proba(_features(from_pil(images)))
     return torch.from_numpy(found)[range(len(labels)), labels]
 
 
 def preference(images: list[Image.Image], prompts: list[str], **recipe: float) -> Tensor:
-    """The rule's score without its noise, [n]; `recipe`: its weights where they are not the defaults."""
+    """Return the rule's score without its noise, [n]; `recipe` are its weights where they are not the defaults."""
     labels = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts])
     return score(from_pil(images), labels, DigitsRecipe(**recipe))
 
 
 def features(images: list[Image.Image]) -> Tensor:
-    """What the hidden layer of the classifier that has no part in the pairs makes of images, [n, 128]."""
+    """Return what the hidden layer of the classifier that has no part in the pairs makes of images, [n, 128]."""
     model = classifier("unseen")
     hidden = _features(from_pil(images)) @ model.coefs_[0] + model.intercepts_[0]
     return torch.from_numpy(hidden).relu()
@@ -117,7 +120,10 @@ def features(images: list[Image.Image]) -> Tensor:
 
 
 def draw(pipeline, labels: Tensor, seed: int, *, steps: int, guidance: float) -> Tensor:
-    """Images [n, 3, 32, 32] in [0, 1] for the captions of `labels`; one seed gives any model the same start latents."""
+    """Draw images [n, 3, 32, 32] in [0, 1] for the captions of `labels`.
+
+    A seed gives any model the same start latents.
+    """
     shape = (len(labels), pipeline.unet.config.in_channels, SIZE // 4, SIZE // 4)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     pipeline.set_progress_bar_config(disable=True)
@@ -164,17 +170,17 @@ def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """[3, h, w] in [0, 1] -> PIL."""
+    """Turn an image [3, h, w] in [0, 1] into one of PIL."""
     return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def from_pil(images: list[Image.Image]) -> Tensor:
-    """PIL -> [n, 3, h, w] in [0, 1]."""
+    """Turn PIL images of one size into [n, 3, h, w] in [0, 1]."""
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]) / 255
 
 
 def jpeg(image: Tensor) -> bytes:
-    """[3, h, w] in [0, 1] -> JPEG bytes."""
+    """Encode an image [3, h, w] in [0, 1] as JPEG."""
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="JPEG", quality=95)
     return buffer.getvalue()

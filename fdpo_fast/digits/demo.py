@@ -6,7 +6,6 @@ Base and policy draw the same captions from the same start latents.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -28,13 +27,13 @@ SEED = 20_000  # no seed of training: the pairs were drawn with small ones
 HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "diversity", "win rate [95 %]")
 
 
-def demo(config: Config, options: argparse.Namespace) -> None:
+def demo(config: Config, images_per_caption: int) -> None:
     """Compare the base pipeline and the exported policy; writes report.md, report.json and two pictures."""
-    folder = Path(config.train.output_dir)
+    folder = Path(config.train.output_dir).expanduser()
     quiet_libraries()
     recipe = config.data.digits
     base = embedded(recipe, config.data.cache_dir) / "pipeline"
-    labels = torch.arange(len(CAPTIONS)).repeat_interleave(options.images)
+    labels = torch.arange(len(CAPTIONS)).repeat_interleave(images_per_caption)
     before = sample(base, labels, recipe, "drawing with the base")
     after = sample(folder / "export", labels, recipe, "drawing with the policy")
 
@@ -43,8 +42,13 @@ def demo(config: Config, options: argparse.Namespace) -> None:
     table = markdown(HEADER, rows)
     (folder / "report.md").write_text(table)
     won = wins(before, after, labels, recipe)
-    numbers = {"images_per_caption": options.images, "base": measure(before, labels), "policy": measure(after, labels),
-               "win_rate": won.value, "win_rate_95": [won.low, won.high]}  # fmt: skip
+    numbers = {
+        "images_per_caption": images_per_caption,
+        "base": measure(before, labels),
+        "policy": measure(after, labels),
+        "win_rate": won.value,
+        "win_rate_95": [won.low, won.high],
+    }
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     blocks = {name: images.unflatten(0, (10, -1))[:, :8] for name, images in (("base", before), ("aligned", after))}
     with replacing(folder / "alignment.png") as partial:
@@ -55,7 +59,7 @@ def demo(config: Config, options: argparse.Namespace) -> None:
 
 
 def sample(pipeline_folder: Path, labels: Tensor, recipe: DigitsRecipe, description: str) -> Tensor:
-    """Images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED."""
+    """Draw images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED."""
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
@@ -65,16 +69,21 @@ def sample(pipeline_folder: Path, labels: Tensor, recipe: DigitsRecipe, descript
 
 
 def groups(labels: Tensor) -> list[tuple[str, Tensor]]:
+    """List each caption with the mask [n] of the labels that are its own."""
     return [(caption, labels == label) for label, caption in enumerate(CAPTIONS)]
 
 
 def diversity(images: Tensor, labels: Tensor) -> float:
-    """Mean Euclidean distance between two images of one caption, per root of the pixel count (an RMSE in [0, 1])."""
+    """Return the mean Euclidean distance between two images of one caption, per root of the pixel count.
+
+    It is an RMSE in [0, 1].
+    """
     distances = [torch.pdist(images[labels == label].flatten(1)).mean() for label in labels.unique()]
     return (torch.stack(distances).mean() / images[0].numel() ** 0.5).item()
 
 
 def measure(images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return both classifiers' accuracies, the mean stroke weight, and the diversity of images [n, 3, 32, 32]."""
     return {
         "accuracy_judge": (read_digits(images) == labels).float().mean().item(),
         "accuracy_unseen": (read_digits(images, "unseen") == labels).float().mean().item(),
@@ -84,26 +93,30 @@ def measure(images: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def wins(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> statistics.Estimate:
-    """How often an image of the policy scores higher under the rule than the base's from the same latents; ties 0.5."""
+    """Estimate how often an image of the policy scores higher under the rule than the base's from the same latents.
+
+    A tie counts as half.
+    """
     captions = len(labels.unique())
     by_caption = (score(images, labels, recipe).double().view(captions, -1).numpy() for images in (after, before))
     return statistics.mean(statistics.wins(*by_caption), "images").within(0.0, 1.0)
 
 
 def cells(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -> list[str]:
-    """One row of the table: before -> after, and the win rate."""
+    """Write one row of the table: figures before and after, and the win rate."""
     pairs = zip(measure(before, labels).values(), measure(after, labels).values(), strict=True)
     won = wins(before, after, labels, recipe)
     return [f"{a:.3f} → {b:.3f}" for a, b in pairs] + [f"{won.value:.1%} [{won.low:.1%}, {won.high:.1%}]"]
 
 
 def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Write a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def curves(folder: Path, picture: Path) -> None:
-    """Loss and implicit accuracy per step, with a running mean of 10."""
+    """Draw loss and implicit accuracy per step, with a running mean of 10, to the file `picture`."""
     import matplotlib
 
     matplotlib.use("Agg")

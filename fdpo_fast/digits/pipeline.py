@@ -82,6 +82,7 @@ def build_pipeline(
 
 
 def make_vae(size: int) -> nn.Module:
+    """Make a VAE of 4 latent channels with random weights, for images of `size` pixels a side."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -95,6 +96,7 @@ def make_vae(size: int) -> nn.Module:
 
 
 def make_unet(size: int) -> nn.Module:
+    """Make a UNet with random weights, for images of `size` pixels a side."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -110,6 +112,7 @@ def make_unet(size: int) -> nn.Module:
 
 
 def make_text_encoder() -> nn.Module:
+    """Make a CLIP text encoder of two layers with random weights, for 16 tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -136,7 +139,10 @@ def _fit(
     lr: float,
     seed: int,
 ) -> None:
-    """AdamW with a one-cycle rate; goes on from `folder/name.pt`. Step i draws from a generator seeded by (seed, i)."""
+    """Train by AdamW with a one-cycle rate, going on from `folder/name.pt`.
+
+    Step i draws from a generator that is seeded by (seed, i).
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     saved, first = folder / f"{name}.pt", 0

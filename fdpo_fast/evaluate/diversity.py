@@ -21,15 +21,15 @@ Encoder = Callable[[Images], Tensor]
 
 
 def rmse(images: Images) -> float:
-    """Mean over pairs of the root mean squared difference of their pixels, in [0, 1]."""
+    """Return the mean over pairs of images of the root mean squared difference of their pixels, in [0, 1]."""
     found = pixels(images)
     return (torch.pdist(found).mean() / found.shape[1] ** 0.5).item()
 
 
 def vendi(features: Tensor) -> float:
-    """The effective number of different images, 1 to n (Friedman and Dieng 2022, equation 1).
+    """Return the effective number of different images, 1 to n (Friedman and Dieng 2022, equation 1).
 
-    exp of the entropy of the eigenvalues of K / n, with K the cosine similarities of features [n, d].
+    It is exp of the entropy of the eigenvalues of K / n, with K the cosine similarities of features [n, d].
     """
     found = torch.nn.functional.normalize(features.double(), dim=1)
     eigenvalues = torch.linalg.eigvalsh(found @ found.T / len(found)).clamp(min=0)
@@ -37,7 +37,7 @@ def vendi(features: Tensor) -> float:
 
 
 def entropy(features: Tensor) -> float:
-    """Entropy of features [n, d] in nats a dimension, by the distance of each image to its nearest neighbour.
+    """Estimate the entropy of features [n, d] in nats a dimension, by each image's distance to its nearest neighbour.
 
     Kozachenko and Leonenko 1987: mean log r_i + (log V_d + log(n - 1) - psi(1)) / d, V_d the volume of the unit ball.
     Two equal images make it minus infinity.
@@ -51,41 +51,44 @@ def entropy(features: Tensor) -> float:
 
 
 class OfFeatures:
-    """A measure of features that an encoder makes of the images."""
+    """A measure of the features that an encoder makes of images."""
 
     def __init__(self, measure: Callable[[Tensor], float], encoder: Encoder) -> None:
         self.measure, self.encoder = measure, encoder
 
     def __call__(self, images: Images) -> float:
+        """Measure the images of a caption."""
         return self.measure(torch.as_tensor(self.encoder(images)))
 
 
 class Lpips:
-    """Mean LPIPS (Zhang et al. 2018, version 0.1, AlexNet) over the pairs of a caption's images."""
+    """The mean LPIPS (Zhang et al. 2018, version 0.1, AlexNet) over the pairs of a caption's images."""
 
     def __init__(self, model: str, device: torch.device) -> None:
         self.distance = Distance(model, device)
 
     def __call__(self, images: Images) -> float:
+        """Return the mean distance over all pairs of the images."""
         layers = self.distance.features(images)
         pairs = torch.tensor(list(combinations(range(len(images)), 2)))
         return self.distance.between(layers, *pairs.T).mean().item()
 
 
 def _encoder(model: str, device: torch.device) -> Encoder:
-    """The user's `module:function`, or the image side of a CLIP by its folder or hub name."""
+    """Load the user's `module:function`, or the image side of a CLIP by its folder or hub name."""
     if ":" in model:
         return named(model, {}, "evaluate.diversity's model")
     return Clip(model, device).image_features
 
 
 class Spread(NamedTuple):
-    """A measure by what makes it of `model` and a device, and the model it takes where none is named."""
+    """A measure by what makes it of `model` and a device, and the model that it takes where none is named."""
 
     make: Callable[[str, torch.device], Callable[[Images], float]]
     published: str
 
     def __call__(self, model: str, device: torch.device) -> Callable[[Images], float]:
+        """Make the measure of a model on a device."""
         return self.make(model, device)
 
 

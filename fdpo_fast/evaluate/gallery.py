@@ -18,11 +18,14 @@ from fdpo_fast.training.samples import side_by_side
 
 NAME = "index.parquet"
 ROWS, PICTURES, SIDE = 8, 4, 256
-"""Of the sheet: captions, images of each, their largest side in pixels."""
+"""The size of the sheet: captions, images of each, and the largest side of an image in pixels."""
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    """One row an image: model, prompt_number, prompt, image, seed, file, and how it was drawn."""
+    """Write an index with a row for each image.
+
+    A row has model, prompt_number, prompt, image, seed, file, and how it was drawn.
+    """
     with replacing(path) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)
 
@@ -42,15 +45,16 @@ class Gallery:
     folder: Path
     prompts: list[str]
     files: list[list[Path]]
-    """[captions][images]"""
+    """The files of the images by caption, then by image."""
     seeds: list[list[int]]
 
     @property
     def images_per_prompt(self) -> int:
+        """Return the number of images of a caption, which is the same for all."""
         return len(self.files[0])
 
     def images(self, number: int) -> list[Image.Image]:
-        """Of a caption, RGB."""
+        """Load the images of caption `number`, RGB."""
         return [Image.open(path).convert("RGB") for path in self.files[number]]
 
 
@@ -71,7 +75,7 @@ def gallery(folder: Path) -> Gallery:
 
 
 def galleries(folder: Path) -> list[Gallery]:
-    """All models of a folder, the base first. Raises UserError where there is none."""
+    """Read all models of a folder, the base first. Raises UserError where there is none."""
     found = [gallery(path.parent) for path in sorted(folder.glob(f"*/{NAME}"))]
     if not found:
         raise UserError(f"{folder} holds no images of `fdpo sample`")
@@ -79,14 +83,14 @@ def galleries(folder: Path) -> list[Gallery]:
 
 
 def sheet(folder: Path, names: list[str]) -> None:
-    """`side_by_side.png`: the first captions, the models' images beside one another."""
+    """Write `side_by_side.png`: the models' images of the first captions beside one another."""
     found = [gallery(folder / name) for name in names]
     with replacing(folder / "side_by_side.png") as partial:
         contact_sheet(found).save(partial, format="PNG")
 
 
 def contact_sheet(found: list[Gallery]) -> Image.Image:
-    """The models' images of the first captions, each caption a row."""
+    """Put the models' images of the first captions into one picture, a row for each caption."""
     blocks = {}
     for each in found:
         rows = [each.images(number)[:PICTURES] for number in range(min(ROWS, len(each.prompts)))]

@@ -14,7 +14,7 @@ from fdpo_fast.evaluate import weights
 from fdpo_fast.evaluate.scorers import pixels
 
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""LPIPS' own, of pixels in [-1, 1]."""
+"""LPIPS' own normalisation, of pixels in [-1, 1]."""
 LAYERS = (
     (0, 3, 64, 11, 4, 2),
     (3, 64, 192, 5, 1, 2),
@@ -22,13 +22,16 @@ LAYERS = (
     (8, 384, 256, 3, 1, 1),
     (10, 256, 256, 3, 1, 1),
 )
-"""torchvision's AlexNet: number of the convolution, its channels in and out, kernel, stride, padding."""
+"""The layers of torchvision's AlexNet: number of the convolution, channels in and out, kernel, stride, padding."""
 POOLED = (3, 6)
-"""Convolutions that a max-pooling of 3 with stride 2 precedes."""
+"""The numbers of the convolutions that a max-pooling of 3 with stride 2 precedes."""
 
 
 class Distance:
-    """Of a folder with `alexnet` (torchvision's weights) and `lpips` (the authors' alex.pth), as pth or safetensors."""
+    """The distance by two files of weights in a folder, pth or safetensors.
+
+    They are `alexnet` (torchvision's) and `lpips` (the authors' alex.pth). Raises UserError where one is missing.
+    """
 
     def __init__(self, model: str, device: torch.device) -> None:
         folder = Path(model).expanduser()
@@ -50,7 +53,7 @@ class Distance:
 
     @torch.inference_mode()
     def features(self, images: list[Image.Image]) -> list[Tensor]:
-        """Of every layer, each position's channels of unit length: [n, c, h, w]."""
+        """Return every layer's features of the images, each position's channels of unit length: [n, c, h, w]."""
         size = images[0].size
         found = pixels(images).float().unflatten(1, (size[1], size[0], 3)).permute(0, 3, 1, 2).to(self.device)
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, STD))
@@ -63,7 +66,7 @@ class Distance:
         return layers
 
     def between(self, layers: list[Tensor], first: Tensor, second: Tensor) -> Tensor:
-        """Distances of the pairs of images [m], [m]."""
+        """Return the distances [m] float64 of the pairs of images whose numbers are first [m] and second [m]."""
         parts = [
             nn.functional.conv2d((layer[first] - layer[second]) ** 2, weight).mean(dim=(1, 2, 3))
             for layer, weight in zip(layers, self.weights, strict=True)

@@ -15,7 +15,7 @@ Tool = TypeVar("Tool")
 
 
 def named(name: str, ours: dict[str, Tool], key: str, options: dict[str, Any] | None = None) -> Tool | Callable:
-    """The tool of that name, or what `module:function` names with `options` as its keyword arguments.
+    """Return the tool of that name, or what `module:function` names with `options` as its keyword arguments.
 
     Raises UserError that says what is wrong with the name.
     """

@@ -28,10 +28,10 @@ class Policy:
 
     name: str
     folder: Path
-    """A pipeline, or a checkpoint of a run."""
+    """The folder of a pipeline, or of a checkpoint of a run."""
 
     def digest(self, config: Config, family: Family) -> str:
-        """Of everything that decides about its images."""
+        """Return a digest of everything that decides about the policy's images."""
         if self._is_checkpoint:
             return digest([file_digest(self.folder / _STATES), *self._parts(family)])
         return digest(self._parts(self._family(config)))
@@ -41,11 +41,11 @@ class Policy:
         return [family.digest("unet", "vae", "scheduler", *family.text_components)]
 
     def _family(self, config: Config) -> Family:
-        """With the components of the policy's own pipeline."""
+        """Load the family with the components of the policy's own pipeline."""
         return load_family(config.model.model_copy(update={"base": str(self.folder)}))
 
     def _trained_as(self, config: Config) -> Model:
-        """A checkpoint keeps its configuration, and so its adapter's rank and alpha."""
+        """Return the model section that a checkpoint was trained by, which has its adapter's rank and alpha."""
         file = self.folder / "config.json"
         return Model.model_validate(read_json(file)["model"]) if file.is_file() else config.model
 
@@ -54,9 +54,10 @@ class Policy:
         return (self.folder / _STATES).is_file()
 
     def sampler(self, config: Config, family: Family, device: torch.device):
-        """A diffusers pipeline ready to draw, in the configuration's dtype; a pipeline with all of its own components.
+        """Load a diffusers pipeline ready to draw, in the configuration's dtype.
 
-        Raises UserError for a checkpoint that is in parts.
+        A policy that is a pipeline brings all of its own components. Raises UserError for a checkpoint of another
+        model.
         """
         dtype = DTYPES[config.model.dtype]
         if self._is_checkpoint:
@@ -78,7 +79,7 @@ class Policy:
 
 
 def policy(text: str, family: Family) -> Policy:
-    """A policy of `[NAME=]PATH`: a pipeline folder, a run's folder (its export), a checkpoint, or a hub name.
+    """Find the policy of `[NAME=]PATH`: a pipeline folder, a run's folder (its export), a checkpoint, or a hub name.
 
     Without a name it is "policy". Raises UserError where there is none, or the name is no folder's.
     """

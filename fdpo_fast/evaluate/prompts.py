@@ -12,11 +12,11 @@ from typing import Any
 from fdpo_fast.config.errors import UserError
 
 COLUMNS = ("prompt", "Prompt", "caption", "text")
-"""Names of the column, or of the key, that holds the caption; PartiPrompts has "Prompt", Pick-a-Pic "caption"."""
+"""The names that a column, or a key, of captions may have; PartiPrompts has "Prompt", Pick-a-Pic "caption"."""
 
 
 def read_prompts(prompts: str | list[str]) -> list[str]:
-    """The captions of a list, or of a file: one a line (txt), a table (tsv, csv, parquet), json or jsonl.
+    """Read the captions of a list, or of a file: one a line (txt), a table (tsv, csv, parquet), json or jsonl.
 
     Each once: repeated, it would give the same images again, and count as a caption of its own.
 
@@ -51,7 +51,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row."""
+    """Yield the line number and fields of each row of a comma-separated file."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file, strict=True)
         for row in rows:
@@ -62,7 +62,10 @@ _QUOTED = re.compile(r'"([^"]|"")*"')
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The same. Quotes are text here, but around a whole field, as spreadsheets write them."""
+    """Yield the line number and fields of each row of a tab-separated file.
+
+    Quotes are text here, but around a whole field, as spreadsheets write them.
+    """
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         fields = line.rstrip("\r").split("\t") if line.strip() else []
         yield number, [f[1:-1].replace('""', '"') if _QUOTED.fullmatch(f) else f for f in fields]
@@ -111,7 +114,7 @@ def _json_lines(path: Path) -> Iterator[str]:
 
 
 def _caption(path: Path, where: str, item: Any) -> str:
-    """A caption by itself, or an object that holds one."""
+    """Return the caption of an item that is one, or an object that holds one; UserError for anything else."""
     if isinstance(item, dict):
         item = item[_column(path, list(item))]
     if not isinstance(item, str):

@@ -7,7 +7,6 @@ k, and is what `torch.Generator().manual_seed(seed)` takes in any diffusers pipe
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Iterator
@@ -24,27 +23,28 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, alone, start_processes, under_launcher
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
-from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.files import digest, read_json, replacing
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.family import Family
 
 
-def sample(config: Config, options: argparse.Namespace) -> None:
-    """Check the input, then draw with one model after the other. Collective over the launcher's ranks."""
-    prompts = read_prompts(options.prompts or config.evaluate.prompts)
+def sample(config: Config, prompts: list[str], checkpoints: list[str], output: Path | None, base: bool) -> None:
+    """Draw the captions with the base, if asked to, and with every checkpoint ("[NAME=]PATH") after it.
+
+    `output` is the folder of the images, by default `<train.output_dir>/evaluation`. Raises UserError where a policy is
+    not there, two have one name, or the folder holds images of other settings. Collective over the launcher's ranks.
+    """
     quiet_libraries()
     rank = start_processes() if under_launcher() else alone()
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
-    given = [] if options.no_policy else options.checkpoint or [config.train.output_dir]
-    policies = [policy(text, family) for text in given]
-    if not options.no_base:
+    policies = [policy(text, family) for text in checkpoints]
+    if base:
         policies.insert(0, Policy(BASE, family.base))
     names = [each.name for each in policies]
     if len(names) != len(set(names)) or not names:
         raise UserError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
-    output = options.output or Path(config.train.output_dir) / "evaluation"
+    output = output or Path(config.train.output_dir) / "evaluation"
     studio = Studio(config, family, prompts, output.expanduser(), rank)
     for each in policies:
         studio.draw(each)
@@ -56,7 +56,7 @@ def sample(config: Config, options: argparse.Namespace) -> None:
 
 
 def seed_of(seed: int, prompt: str, number: int) -> int:
-    """Of a caption's image: whatever other captions and images there are, it stays."""
+    """Return the seed of image `number` of a caption, whatever other captions and images there are."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{prompt}".encode()).digest()[:6], "big")
 
 
@@ -71,6 +71,7 @@ class Task:
 
     @property
     def file(self) -> str:
+        """Return the name of the image's file in the model's folder."""
         return f"{self.prompt_number:05d}-{self.image}.png"
 
 
@@ -100,7 +101,7 @@ class Studio:
         )
 
     def _claim(self, path: Path, content: dict) -> None:
-        """Write what the images of a folder are of, or refuse where they are of something else."""
+        """Write down what the images of a folder are of, or refuse where they are of something else."""
         before = read_json(path) if path.is_file() else None
         self.rank.barrier()
         if before is None and self.rank.index == 0:
@@ -115,7 +116,7 @@ class Studio:
             )
 
     def draw(self, policy: Policy) -> None:
-        """Draw what of a model's images is missing; by whole batches, as their size may decide about rounding."""
+        """Draw the images of a model that are missing, by whole batches, as their size may decide about rounding."""
         folder, size = self.folder / policy.name, self.config.evaluate.batch
         self._claim(folder / "model.json", {"weights": policy.digest(self.config, self.family)})
         self.rank.barrier()

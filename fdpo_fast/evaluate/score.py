@@ -7,7 +7,6 @@ computes what is missing.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -35,10 +34,13 @@ from fdpo_fast.files import digest, read_json, replacing, stamp
 from fdpo_fast.models import quiet_libraries
 
 
-def evaluate(config: Config, options: argparse.Namespace) -> None:
-    """Score all models of the folder; ends with status 1, after everything else is done, where a measure failed."""
+def evaluate(config: Config, images: Path | None) -> None:
+    """Score all models of a folder, by default `<train.output_dir>/evaluation`.
+
+    Ends with status 1, after everything else is done, where a measure failed.
+    """
     quiet_libraries()
-    folder = (options.images or Path(config.train.output_dir) / "evaluation").expanduser()
+    folder = (images or Path(config.train.output_dir) / "evaluation").expanduser()
     found = gallery.galleries(folder)
     report = measure(config, found)
     with replacing(folder / "evaluation.json") as partial:
@@ -50,36 +52,37 @@ def evaluate(config: Config, options: argparse.Namespace) -> None:
 
 
 class Summary(NamedTuple):
-    """Of a measure and a model."""
+    """The estimates of a measure for a model."""
 
     mean: statistics.Estimate
     median: statistics.Estimate
     win_rate: statistics.Estimate | None = None
-    """Against the base; of diversity there is none."""
+    """How often an image wins against the base's; diversity has no such figure."""
 
     def figures(self) -> dict[str, Any]:
+        """Return the estimates by name, for JSON."""
         return {key: value and value.figures() for key, value in self._asdict().items()}
 
 
 @dataclass
 class Report:
-    """Of several models over the same captions."""
+    """The scores and diversities of several models over the same captions."""
 
     images_per_prompt: int
     captions: int
     seed: int
     resample: str
     scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """By measure's name and model: [captions, images]."""
+    """Scores [captions, images] by the measure's name and model."""
     diversity: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """By measure's name and model: [captions]."""
+    """Diversities [captions] by the measure's name and model."""
     checkpoints: dict[str, str] = field(default_factory=dict)
-    """By measure's name."""
+    """The checkpoint in words by the measure's name."""
     failures: list[str] = field(default_factory=list)
 
     @cached_property
     def summaries(self) -> dict[str, dict[str, dict[str, Summary]]]:
-        """By "scores" or "diversity", measure and model."""
+        """Return the summaries by "scores" or "diversity", then by measure and model."""
         return {
             "scores": {
                 name: {
@@ -107,7 +110,7 @@ class Report:
         return None if base is None else statistics.mean(statistics.wins(values, base), self.resample).within(0.0, 1.0)
 
     def figures(self) -> dict[str, Any]:
-        """For machines."""
+        """Return everything but the single scores, for JSON."""
         return {
             "captions": self.captions,
             "images_per_prompt": self.images_per_prompt,
@@ -125,7 +128,7 @@ class Report:
         }
 
     def markdown(self) -> Iterator[str]:
-        """A table; the intervals are of 95 %."""
+        """Yield the lines of a table in Markdown; its intervals are of 95 %."""
         yield (
             f"{self.captions} captions, {self.images_per_prompt} images each, seed {self.seed}; intervals of 95 % by a "
             f"bootstrap over {self.resample}, of diversity over captions.\n"
@@ -169,7 +172,7 @@ def measure(config: Config, found: list[Gallery]) -> Report:
 
 
 def _tool(each: Measure, kind: str, ours: dict, device: torch.device) -> tuple[str, Callable[[], Callable]]:
-    """The checkpoint in words, and what makes the tool: it is loaded where there is something to measure."""
+    """Return the checkpoint in words, and what makes the tool: it is loaded where there is something to measure."""
     tool = named(each.name, ours, kind, each.options)
     if each.name not in ours:
         return json.dumps(each.options) if each.options else "yours", lambda: tool
@@ -178,7 +181,7 @@ def _tool(each: Measure, kind: str, ours: dict, device: torch.device) -> tuple[s
 
 
 def _scores(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
-    """[captions, images]."""
+    """Score every image of a gallery: [captions, images]."""
     judge, rows = make(), []
     for number, prompt in enumerate(tqdm(one.prompts, desc=f"{name}, {one.model}", leave=False)):
         images = one.images(number)
@@ -191,7 +194,7 @@ def _scores(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -
 
 
 def _spreads(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
-    """[captions]."""
+    """Measure the diversity of every caption of a gallery: [captions]."""
     if one.images_per_prompt < 2:
         raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
     spread, numbers = make(), range(len(one.prompts))
@@ -200,7 +203,7 @@ def _spreads(name: str, make: Callable[[], Callable], batch: int, one: Gallery) 
 
 
 def _files(each: Measure) -> list:
-    """What tells another function, or other weights, behind the same name without reading them."""
+    """List what tells another function, or other weights, behind the same name without reading them."""
     place = Path(each.model or "").expanduser()
     found = sorted(place.rglob("*")) if each.model and place.is_dir() else [place] if place.is_file() else []
     for name in (each.name, each.model or ""):
@@ -210,7 +213,7 @@ def _files(each: Measure) -> list:
 
 
 def _kept(one: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.ndarray]) -> np.ndarray:
-    """A model's figures, from the file beside its images where they are there for the same images and measure."""
+    """Return a model's figures, read from beside its images where they are of the same images and measure."""
     key = {**key, "images": digest([one.seeds, [[stamp(path) for path in row] for row in one.files]])}
     name = digest([key["measure"], key["checkpoint"]])[:12]
     path = one.folder / "scores" / f"{kind.rpartition('.')[2]}-{name}.json"

@@ -27,7 +27,7 @@ CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 def prepared(
     images: Images, side: int, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> Tensor:
-    """The shorter side to `side` (bicubic), the middle cut out, normalised as CLIP does: [n, 3, side, side]."""
+    """Resize the shorter side to `side` (bicubic), cut the middle out, normalise as CLIP does: [n, 3, side, side]."""
     found = []
     for image in images:
         scale = side / min(image.size)
@@ -40,12 +40,12 @@ def prepared(
 
 
 def pixels(images: Images) -> Tensor:
-    """[n, h w 3] in [0, 1], float64."""
+    """Flatten the pixels of n images of one size: [n, h w 3] in [0, 1], float64."""
     return torch.stack([torch.from_numpy(np.array(image)).flatten() for image in images]).double() / 255
 
 
 class Clip:
-    """100 cos(image, caption), at least 0 (Hessel et al. 2021 with the factor of torchmetrics)."""
+    """CLIPScore: 100 cos(image, caption), at least 0 (Hessel et al. 2021 with the factor of torchmetrics)."""
 
     published: ClassVar[str] = CLIP_H
 
@@ -69,40 +69,43 @@ class Clip:
 
     @torch.inference_mode()
     def image_features(self, images: Images) -> Tensor:
-        """Of unit length, [n, d]."""
+        """Encode images to features of unit length, [n, d]."""
         vision = self.model.vision_model(pixel_values=prepared(images, self.side).to(self.device))
         return normalize(self.model.visual_projection(vision.pooler_output), dim=-1)
 
     @torch.inference_mode()
     def text_features(self, prompts: list[str]) -> Tensor:
-        """Of unit length, [n, d]."""
+        """Encode captions to features of unit length, [n, d]."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         text = self.model.text_model(input_ids=tokens.input_ids.to(self.device))
         return normalize(self.model.text_projection(text.pooler_output), dim=-1)
 
     def cosine(self, images: Images, prompts: list[str]) -> Tensor:
+        """Return the cosine of each image with its caption, [n] float64."""
         return (self.image_features(images) * self.text_features(prompts)).sum(dim=-1).double()
 
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        """Score each image by its caption, [n] float64."""
         return 100 * self.cosine(images, prompts).clamp(min=0)
 
 
 class PickScore(Clip):
-    """exp(logit scale) cos(image, caption) of a CLIP tuned on Pick-a-Pic (Kirstain et al. 2023)."""
+    """PickScore: exp(logit scale) cos(image, caption) of a CLIP tuned on Pick-a-Pic (Kirstain et al. 2023)."""
 
     published = "yuvalkirstain/PickScore_v1"
 
     def _tokenizer(self, model: str) -> str:
-        """The published repository has weights alone; its authors take the tokenizer of the CLIP they began with."""
+        """Name the tokenizer, which the published repository lacks: its authors take that of `CLIP_H`."""
         return model if (Path(model).expanduser() / "tokenizer_config.json").is_file() else CLIP_H
 
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        """Score each image by its caption, [n] float64."""
         return self.model.logit_scale.detach().exp().double() * self.cosine(images, prompts)
 
 
 class HPS(Clip):
-    """cos(image, caption) of a CLIP tuned on HPDv2 (Wu et al. 2023). 2.0 and 2.1 are not comparable.
+    """HPS v2.1: cos(image, caption) of a CLIP tuned on HPDv2 (Wu et al. 2023). 2.0 and 2.1 are not comparable.
 
     `model`: a folder of transformers' CLIPModel; one with config.json, a tokenizer, and the authors' weights, which are
     open_clip's; or those weights alone, of a ViT-H/14.
@@ -127,15 +130,18 @@ class HPS(Clip):
         return model if Path(model).expanduser().is_dir() else CLIP_H
 
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        """Score each image by its caption, [n] float64."""
         return self.cosine(images, prompts)
 
 
 class HPS20(HPS):
+    """HPS v2.0: as `HPS`, with the weights that its authors released first."""
+
     published = "xswu/HPSv2:HPS_v2_compressed.pt"
 
 
 class Aesthetic:
-    """A linear head on CLIP's unit image features, 1 to 10 (LAION's improved-aesthetic-predictor).
+    """LAION's improved-aesthetic-predictor: a linear head on CLIP's unit image features, 1 to 10.
 
     `model`: a folder with CLIP in it and the head as `head.safetensors`; or the head's file, for OpenAI's ViT-L/14.
     """
@@ -153,6 +159,7 @@ class Aesthetic:
 
     @torch.inference_mode()
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        """Score each image, whatever its caption, [n] float64."""
         found = self.encoder.image_features(images)
         for weight, bias in self.layers:  # there is nothing between them but dropout
             found = found @ weight.T + bias
@@ -160,7 +167,7 @@ class Aesthetic:
 
 
 class ImageReward:
-    """(head(BLIP's first text state, attending to the image) - 0.167) / 1.033 (Xu et al. 2023).
+    """ImageReward: (head(BLIP's first text state, attending to the image) - 0.167) / 1.033 (Xu et al. 2023).
 
     `model`: a folder with the authors' `ImageReward.pt` (or safetensors of its names), `config.json` of transformers'
     BLIP and BERT's tokenizer; or the weights' file alone, of BLIP's size (ViT-L/16).
@@ -198,6 +205,7 @@ class ImageReward:
 
     @torch.inference_mode()
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
+        """Score each image by its caption, [n] float64."""
         seen = self.vision(pixel_values=prepared(images, self.side).to(self.device)).last_hidden_state
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
         text = self.text(

@@ -13,16 +13,18 @@ RESAMPLES = 5000
 
 
 class Estimate(NamedTuple):
+    """A figure with the ends of its interval, which are NaN where there is none."""
+
     value: float
     low: float
     high: float
 
     def figures(self) -> dict[str, float | None]:
-        """For JSON, which knows no NaN."""
+        """Return the figure and its interval for JSON, which knows no NaN."""
         return {name: None if math.isnan(value) else value for name, value in self._asdict().items()}
 
     def within(self, low: float, high: float) -> Estimate:
-        """Its interval cut at what the figure can be."""
+        """Cut the interval at what the figure can be."""
         return Estimate(self.value, *np.clip([self.low, self.high], low, high).tolist())  # NaN stays
 
     def __str__(self) -> str:
@@ -34,7 +36,7 @@ def _mean(*samples: np.ndarray, axis: int) -> np.ndarray:
 
 
 def mean(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
-    """The mean with a bootstrap interval of 95 % (bias-corrected and accelerated, Efron 1987).
+    """Estimate the mean with a bootstrap interval of 95 % (bias-corrected and accelerated, Efron 1987).
 
     resample: "captions", each with all its images: for captions that stand for others; "images", within each caption:
     where the captions are all there are. With one thing to draw from there is no interval: it is NaN.
@@ -54,13 +56,16 @@ def mean(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
 
 
 def _widened(found: Estimate, n: int) -> Estimate:
-    """n drawn from n have (n - 1) / n of the variance, which counts for a few images a caption (Rao and Wu 1988)."""
+    """Widen an interval for the few images of a caption (Rao and Wu 1988).
+
+    n drawn from n have (n - 1) / n of the variance.
+    """
     centre, wider = found.value, math.sqrt(n / (n - 1)) if n > 1 else 1.0
     return Estimate(centre, centre + wider * (found.low - centre), centre + wider * (found.high - centre))
 
 
 def median(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
-    """The median over all images, with a percentile bootstrap's interval of 95 %; `resample` as of the mean."""
+    """Estimate the median over all images, with a percentile bootstrap's interval of 95 %; `resample` as in `mean`."""
     captions, images = values.shape
     centre = float(np.median(values))
     if (captions if resample == "captions" else images) < 2:
@@ -80,5 +85,5 @@ def median(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
 
 
 def wins(values: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """1 where an image scores above the base's from the same noise, 1/2 where they are equal."""
+    """Return 1 where an image scores above the base's from the same noise, 1/2 where they are equal, else 0."""
     return (values > base) + 0.5 * (values == base)

@@ -13,7 +13,7 @@ from fdpo_fast.config.errors import UserError
 
 
 def file_of(name: str) -> Path:
-    """A local file, or `owner/name:file` of the hub. Raises UserError where there is none."""
+    """Find a local file, or fetch `owner/name:file` of the hub. Raises UserError where there is none."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -30,7 +30,7 @@ def file_of(name: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a pickled state dict; UserError where it holds anything else."""
+    """Read the tensors of a safetensors file, or of a pickled state dict; UserError where it holds anything else."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -70,7 +70,7 @@ _OPEN_CLIP = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
-"""From open_clip's CLIP to transformers' CLIPModel."""
+"""The rules that rename open_clip's CLIP to transformers' CLIPModel."""
 
 _BLIP = (
     (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
@@ -83,7 +83,7 @@ _BLIP = (
     (r"\.norm1\.", ".layer_norm1."),
     (r"\.norm2\.", ".layer_norm2."),
 )
-"""From the BLIP of its authors, which ImageReward has, to transformers'."""
+"""The rules that rename the BLIP of its authors, which ImageReward has, to transformers'."""
 
 
 def _renamed(state: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def _renamed(state: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> di
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For `CLIPModel.load_state_dict`: open_clip keeps q, k and v in one matrix, and projections as x @ W."""
+    """Rename a state dict for `CLIPModel`: open_clip keeps q, k and v in one matrix, and projections as x @ W."""
     found = {}
     for name, tensor in _renamed(state, _OPEN_CLIP).items():
         if match := re.search(r"in_proj_(weight|bias)$", name):
@@ -110,5 +110,5 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_blip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of vision model and text encoder, for `BlipForImageTextRetrieval` and the like."""
+    """Rename a state dict of vision model and text encoder for `BlipForImageTextRetrieval` and the like."""
     return _renamed(state, _BLIP)

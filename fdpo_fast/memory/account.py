@@ -17,13 +17,15 @@ from fdpo_fast.optim.in_backward import BUCKET_BYTES
 GIB = 2**30
 PHASES = ("forward", "backward", "step")
 _EIGHT_BIT = dict.fromkeys(("adamw8bit", "adamw8bit_bnb"), 2 * (1 + 4 / 256))
-"""By optimizer, bytes of both moments of an element: a code each, and a float32 absmax per block of 256."""
+"""Bytes of an element's moments by optimizer: a code each, and a float32 absmax per block of 256."""
 _BUCKET = 500_000_000
 """DeepSpeed's default of its bucket sizes, in elements; also that of stage 0, which no key sets."""
 
 
 @dataclass(frozen=True)
 class Entry:
+    """A part of what a rank holds, in some phases of a training step."""
+
     part: str
     place: str
     """"gpu" or "host"; a machine without a GPU has both in one memory."""
@@ -33,25 +35,26 @@ class Entry:
 
 
 class Account:
-    """Entries of one rank, and their sums."""
+    """What one rank holds, by parts, places and phases."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
     def add(self, part: str, place: str, size: float, *phases: str) -> None:
+        """Enter bytes of a part in a place, for the phases named or for all of them; nothing where `size` is 0."""
         if size:
             self.entries.append(Entry(part, place, size, phases or PHASES))
 
     def total(self, phase: str, *places: str) -> float:
-        """Bytes in a phase, in the places together."""
+        """Return the bytes in a phase, in the places together."""
         return sum(entry.size for entry in self.entries if phase in entry.phases and entry.place in places)
 
     def peak(self, *places: str) -> str:
-        """The phase in which the places together hold most."""
+        """Name the phase in which the places together hold most."""
         return max(PHASES, key=lambda phase: self.total(phase, *places))
 
     def parts(self, phase: str, place: str) -> dict[str, float]:
-        """Bytes by part in a phase."""
+        """Return the bytes by part in a phase and place."""
         found: dict[str, float] = defaultdict(float)
         for entry in self.entries:
             if phase in entry.phases and entry.place == place:
@@ -61,7 +64,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Engine:
-    """What of the configuration's DeepSpeed section decides about memory."""
+    """What the configuration's DeepSpeed section decides about memory, in elements unless said otherwise."""
 
     stage: int
     ranks: int
@@ -79,6 +82,7 @@ class Engine:
 
     @classmethod
     def of(cls, config: Config, ranks: int) -> Engine:
+        """Read a configuration for a run on `ranks` ranks, with DeepSpeed's defaults for what it leaves open."""
         zero: dict[str, Any] = config.zero
         stage = config.stage
 
@@ -99,7 +103,7 @@ class Engine:
 
 
 def account(config: Config, trace: Trace, ranks: int, gpu: bool) -> Account:
-    """What a rank of the configuration's run holds while it trains; `gpu`: on one, or on the host alone."""
+    """Account for what a rank holds while it trains: on a GPU if `gpu`, else on the host alone."""
     engine, book = Engine.of(config, ranks), Account()
     _activations(book, trace, engine, config)
     _weights(book, trace, engine, config, gpu)
@@ -109,7 +113,7 @@ def account(config: Config, trace: Trace, ranks: int, gpu: bool) -> Account:
 
 
 def moments(config: Config, trace: Trace) -> float:
-    """Bytes of an element's two moments: codes, or in the dtype of what the optimizer steps."""
+    """Return the bytes of an element's two moments: codes, or in the dtype of what the optimizer steps."""
     whole = 2 * (config.master_bytes or trace.trained_bytes / trace.trained)
     return _EIGHT_BIT.get(config.optimizer.type, whole)
 
@@ -151,7 +155,7 @@ def _weights(book: Account, trace: Trace, engine: Engine, config: Config, gpu: b
 
 
 def _optimizer(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
-    """Master and moments, and what the step makes for itself."""
+    """Enter master and moments, and what the step makes for itself."""
     mine = trace.trained / engine.ranks if engine.stage else trace.trained
     place = "host" if engine.offload_optimizer else "gpu"
     width = engine.master or trace.trained_bytes / trace.trained
@@ -166,7 +170,7 @@ def _optimizer(book: Account, trace: Trace, engine: Engine, config: Config, gpu:
 
 
 def _gradients_whole(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
-    """ZeRO 0: every rank has all of them, in the weights' dtype, where the optimizer is."""
+    """Enter the gradients under ZeRO 0: every rank has all of them, in the weights' dtype, where the optimizer is."""
     largest, width = max(trace.shapes), trace.trained_bytes / trace.trained
     if config.train.step_in_backward:
         # a bucket with the one that fills it, joined where it is averaged; and one's norm
@@ -183,7 +187,7 @@ def _gradients_whole(book: Account, trace: Trace, engine: Engine, config: Config
 
 
 def _gradients_split(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
-    """ZeRO 1 to 3: through a bucket to the rank, and the place, of their optimizer."""
+    """Enter the gradients under ZeRO 1 to 3, which go through a bucket to the rank of their optimizer."""
     largest, mine = max(trace.shapes), trace.trained / engine.ranks
     width = trace.trained_bytes / trace.trained
     bucket = width * min(engine.bucket, trace.trained) * (2 if engine.overlap else 1)

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 
 class Card(NamedTuple):
+    """A GPU as its maker states it, with the utilisation that others have published."""
+
     tflops: float
     """Peak of dense bf16 matrix products with sums in float32, by the maker's data sheet, TFLOP/s."""
     memory: int
-    """GB."""
+    """The memory of the card in GB, as its maker counts them."""
     mfu: tuple[float, float] | None = None
     """Lowest and highest published share of that peak that goes into the model's own FLOPs, recomputation left out."""
     source: str = ""
@@ -33,7 +35,7 @@ CARDS: dict[str, Card] = {
 
 
 def seconds(card: Card, model_flops: float, run_flops: float) -> tuple[float, float] | None:
-    """Seconds from the fastest to the slowest published utilisation; None for a card without one.
+    """Return the seconds at the fastest and at the slowest published utilisation; None for a card without one.
 
     model_flops: of the model's own forward and backward, which utilisation is a share of; run_flops: of what is run,
     recomputation included. The time of the first grows by the second over the first.

@@ -9,11 +9,13 @@ from fdpo_fast.config.run import Config
 
 
 class Rung(NamedTuple):
+    """A step of the ladder: what it is, and the settings that make it."""
+
     title: str
     sections: dict[str, dict[str, Any]]
-    """What it sets."""
+    """The settings of the run by section."""
     caching: dict[str, Any] | None = None
-    """What it sets of data: caches are filled before the run, and may have been elsewhere."""
+    """The settings of data: caches are filled before the run, and may have been elsewhere."""
 
 
 _ON_HOST = {"device": "cpu"}
@@ -77,7 +79,7 @@ RUNGS = {
 
 
 def on_rung(config: Config, name: str, ranks: int) -> Config:
-    """The configuration on a rung; everything that is not about memory stays as it is.
+    """Put the configuration on a rung; everything that is not about memory stays as it is.
 
     A rung without accumulation takes as many pairs a step as a micro-batch holds on all ranks.
     """
@@ -91,7 +93,7 @@ def on_rung(config: Config, name: str, ranks: int) -> Config:
 
 
 def current(config: Config) -> str | None:
-    """The rung that the configuration stands on; None for settings of its own."""
+    """Name the rung that the configuration stands on; None for settings of its own."""
     raw = json.loads(config.dumps())
     raw["deepspeed"]["bf16"] = {"enabled": config.master, **config.deepspeed.get("bf16", {})}
     raw["deepspeed"]["zero_optimization"] = {"stage": 0, **config.zero}
@@ -99,7 +101,7 @@ def current(config: Config) -> str | None:
 
 
 def _holds(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether everything that is wanted is in there, at any depth."""
+    """Say whether everything that is wanted is in there, at any depth."""
     return all(
         _holds(found.get(key) or {}, value) if isinstance(value, dict) else found.get(key) == value
         for key, value in wanted.items()

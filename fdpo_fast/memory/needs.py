@@ -29,13 +29,13 @@ PROCESS = 2 * GIB
 
 
 def with_allowances(tensors: float) -> float:
-    """Of a GPU, for tensors of that many bytes."""
+    """Return the memory of a GPU that holds so many bytes of tensors, with what else takes room there."""
     return tensors * (1 + FRAGMENTATION) + CONTEXT
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one configuration, in bytes. With a GPU each rank has its own; host memory is that of all on a machine."""
+    """What a configuration needs, in bytes: each rank of its own GPU, all ranks together of the host."""
 
     book: Account
     beside: dict[str, float]
@@ -46,33 +46,34 @@ class Needs:
 
     @property
     def gpu_tensors(self) -> float:
-        """The most at once in a training step."""
+        """Return the most that tensors take at once in a training step."""
         return self.book.total(self.book.peak("gpu"), "gpu")
 
     @property
     def fullest(self) -> tuple[str, float]:
-        """The phase in which a GPU holds most, and how much."""
+        """Return the phase in which a GPU holds most, and how much."""
         phase = self.book.peak("gpu")
         return max([*self.beside.items(), (phase, self.book.total(phase, "gpu"))], key=lambda found: found[1])
 
     @property
     def gpu_total(self) -> float:
-        """The most at once in any phase, with the allowances."""
+        """Return the most at once in any phase, with the allowances."""
         return with_allowances(self.fullest[1])
 
     @property
     def host(self) -> float:
+        """Return the host memory of all ranks at its most, with the allowance of a process for each."""
         held = self.book.total(self.book.peak("host"), "host")
         return self.ranks * (max(held, self.starting) + PROCESS)
 
     def figures(self) -> dict[str, float]:
-        """For machines, in GiB."""
+        """Return the needs by name in GiB, for JSON."""
         sizes = {"gpu_tensors": self.gpu_tensors, "gpu_total": self.gpu_total, "host": self.host}
         return {f"{name}_gib": round(size / GIB, 3) for name, size in sizes.items()}
 
 
 def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready: Ready | None = None) -> Needs:
-    """Of a configuration whose micro-batch was traced; `ready`: what need not be encoded, looked up if it is None."""
+    """Find the needs of a configuration whose micro-batch was traced; `ready` is looked up if it is None."""
     ready = ready or brought(config, blueprint)
     book = account(config, traced, ranks, gpu=True)
     encode, decode = vae_passes(config, blueprint)
@@ -102,7 +103,7 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready
 
 
 def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str, float], str]:
-    """Bytes by what is written, and what that rests on."""
+    """Return the bytes by what is written, and in words what that rests on."""
     rows, known = _rows(config)
     side, width = config.data.resolution // blueprint.factors()[0], DTYPES[config.data.cache_dtype].itemsize
     image = blueprint.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
@@ -128,7 +129,7 @@ class Ready(NamedTuple):
 
 
 def brought(config: Config, blueprint: Blueprint) -> Ready:
-    """By the format that the configuration names, or the columns of data that are here; no row is read."""
+    """Look up what the data bring, by the format that is configured or the columns that are here; no row is read."""
     data, here = config.data, _is_here(config.data.source)
     name = detect(data.source) if here and data.format == "auto" else data.format
     if name != "latents" or not here:
@@ -137,7 +138,7 @@ def brought(config: Config, blueprint: Blueprint) -> Ready:
 
 
 def _is_here(source: str) -> bool:
-    """Whether data are on this machine."""
+    """Say whether data are on this machine."""
     if source == EMBEDDED:
         return False
     path = Path(source).expanduser()
@@ -145,7 +146,7 @@ def _is_here(source: str) -> bool:
 
 
 def _rows(config: Config) -> tuple[int, str]:
-    """An upper bound of the rows, and where it is from."""
+    """Return an upper bound of the rows, and where it is from."""
     source, most = config.data.source, config.data.max_rows
     if source == EMBEDDED:
         return config.data.digits.pairs, "the embedded pairs"
@@ -157,7 +158,7 @@ def _rows(config: Config) -> tuple[int, str]:
 
 
 def shortage(config: Config, ranks: int, on_machine: int, device: torch.device) -> str | None:
-    """A sentence where a run that is about to start needs more memory than is free; None where there is enough.
+    """Return a sentence where a run that is about to start needs more memory than is free; None where there is enough.
 
     ranks: of the run; on_machine: those on this machine. The process itself is there already.
     """
@@ -184,15 +185,17 @@ def _short(what: str, needed: float, free: float) -> str | None:
 
 @dataclass(frozen=True)
 class Price:
-    """Of a choice of `model.gradient_checkpointing`."""
+    """What a choice of `model.gradient_checkpointing` costs."""
 
     gpu_tensors: float
     flops: float
-    """A pair's forward and backward."""
+    """FLOPs of a pair's forward and backward."""
 
 
 @dataclass(frozen=True)
 class Plan:
+    """Everything that `fdpo plan` prints about a configuration."""
+
     config: Config
     blueprint: Blueprint
     traced: Trace
@@ -204,11 +207,15 @@ class Plan:
 
     @property
     def rung(self) -> str | None:
+        """Name the rung of the ladder that the configuration stands on; None for settings of its own."""
         return ladder.current(self.config)
 
 
 def plan(config: Config, ranks: int) -> Plan:
-    """Everything `fdpo plan` prints; seconds, for SDXL. Raises UserError for what does not fit, and an unknown base."""
+    """Plan a configuration on `ranks` ranks; takes seconds, for SDXL.
+
+    Raises UserError for what does not fit together, and an unknown base.
+    """
     config.accumulation(ranks)
     drawn = blueprint(config.model)
     Geometry(config.data, config.reference.seed, *drawn.factors())  # refuses sizes that do not divide

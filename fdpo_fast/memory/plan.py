@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fdpo_fast.config.run import Config
@@ -16,21 +16,39 @@ from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan,
 from fdpo_fast.models import quiet_libraries
 
 
-def show(config: Config, options: Namespace) -> None:
-    """Draw up the plan and print it."""
-    if options.card and not options.gpu:
-        options.gpu = CARDS[options.card].memory * 2.0**30
+@dataclass(frozen=True)
+class Machine:
+    """The machine that a plan is drawn up for; None for what is not known."""
+
+    gpus: int
+    gpu: float | None
+    """Bytes of memory of one GPU."""
+    host: float | None
+    """Bytes of memory of the machine."""
+    tflops: float | None
+    """What a GPU sustains, TFLOP/s."""
+    card: str | None
+    """A name in CARDS."""
+
+
+def show(
+    config: Config, config_file: str, machine: Machine, json_file: Path | None = None, as_json: bool = False
+) -> None:
+    """Draw up the plan of a configuration, print it, as JSON if asked to, and write its figures to `json_file`.
+
+    Raises UserError for what does not fit together, and an unknown base.
+    """
     quiet_libraries()
-    drawn = plan(config, options.gpus)
-    text = json.dumps(figures(drawn, options), indent=2)
-    print(text if options.json is True else "\n".join(table(drawn, options)))
-    if isinstance(options.json, Path):
-        with replacing(options.json) as partial:
+    drawn = plan(config, machine.gpus)
+    text = json.dumps(figures(drawn, machine), indent=2)
+    print(text if as_json else "\n".join(table(drawn, config_file, machine)))
+    if json_file:
+        with replacing(json_file) as partial:
             partial.write_text(text + "\n")
 
 
-def figures(drawn: Plan, options: Namespace) -> dict:
-    """The plan for machines; sizes in GiB."""
+def figures(drawn: Plan, machine: Machine) -> dict:
+    """Return the plan for JSON; sizes in GiB."""
     book = drawn.needs.book
     return {
         **drawn.needs.figures(),
@@ -51,41 +69,41 @@ def figures(drawn: Plan, options: Namespace) -> dict:
             name: {"gpu_tensors_gib": round(price.gpu_tensors / GIB, 3), "tflop_per_pair": round(price.flops / 1e12, 2)}
             for name, price in drawn.prices.items()
         },
-        "step": {"tflop_a_gpu": round(_tflop(drawn, options), 3), "seconds": _seconds(drawn, options)},
+        "step": {"tflop_a_gpu": round(_tflop(drawn, machine), 3), "seconds": _seconds(drawn, machine)},
         "seconds_a_pair": {
             name: {"from": float(f"{fast:.3g}"), "to": float(f"{slow:.3g}"), "measured_by": CARDS[name].source}
-            for name, (fast, slow) in _on_cards(drawn, options).items()
+            for name, (fast, slow) in _on_cards(drawn, machine).items()
         },
         "architecture": drawn.blueprint.source,
-        "gpus": options.gpus,
+        "gpus": machine.gpus,
     }
 
 
-def _tflop(drawn: Plan, options: Namespace) -> float:
-    """Of a step's forward and backward on one GPU."""
+def _tflop(drawn: Plan, machine: Machine) -> float:
+    """Return the TFLOP of a step's forward and backward on one GPU."""
     price = drawn.prices[drawn.config.model.gradient_checkpointing]
-    return price.flops * drawn.config.train.pairs_per_step / options.gpus / 1e12
+    return price.flops * drawn.config.train.pairs_per_step / machine.gpus / 1e12
 
 
-def _seconds(drawn: Plan, options: Namespace) -> float | None:
-    """Of the same, at the rate that was given."""
-    return round(_tflop(drawn, options) / options.tflops, 3) if options.tflops else None
+def _seconds(drawn: Plan, machine: Machine) -> float | None:
+    """Return the seconds of a step's forward and backward at the rate that was given; None where none was."""
+    return round(_tflop(drawn, machine) / machine.tflops, 3) if machine.tflops else None
 
 
-def _on_cards(drawn: Plan, options: Namespace) -> dict[str, tuple[float, float]]:
-    """Seconds of a pair's forward and backward by card, from what others have published of training such models."""
+def _on_cards(drawn: Plan, machine: Machine) -> dict[str, tuple[float, float]]:
+    """Estimate a pair's seconds by card, from what others have published of training such models."""
     runs = drawn.prices[drawn.config.model.gradient_checkpointing].flops
-    cards = {options.card: CARDS[options.card]} if options.card else CARDS
+    cards = {machine.card: CARDS[machine.card]} if machine.card else CARDS
     found = {name: seconds(card, drawn.prices["off"].flops, runs) for name, card in cards.items()}
     return {name: value for name, value in found.items() if value}
 
 
-def table(drawn: Plan, options: Namespace) -> Iterator[str]:
-    """The plan for people."""
+def table(drawn: Plan, config_file: str, machine: Machine) -> Iterator[str]:
+    """Yield the plan line by line, for people to read."""
     config, needs, book = drawn.config, drawn.needs, drawn.needs.book
     trained = drawn.traced.trained
     where = f"rung {drawn.rung}" if drawn.rung else "settings of its own, on none of the rungs"
-    yield f"{options.config} on {options.gpus} GPU{'s' * (options.gpus > 1)}: {where}"
+    yield f"{config_file} on {machine.gpus} GPU{'s' * (machine.gpus > 1)}: {where}"
     yield (
         f"{trained / 1e6:,.0f} M elements trained; architecture: {drawn.blueprint.source}; "
         f"{config.train.pairs_per_micro_batch} pair(s) of {config.data.resolution} x {config.data.resolution} at a time"
@@ -110,25 +128,25 @@ def table(drawn: Plan, options: Namespace) -> Iterator[str]:
     for name, price in drawn.prices.items():
         here = " (this)" if name == config.model.gradient_checkpointing else ""
         yield f"{name + here:34}{price.gpu_tensors / GIB:12.2f}{price.flops / 1e12:14.1f}"
-    if options.tflops:
-        yield f"a step's forward and backward at {options.tflops:g} TFLOP/s: {_seconds(drawn, options):.1f} s"
+    if machine.tflops:
+        yield f"a step's forward and backward at {machine.tflops:g} TFLOP/s: {_seconds(drawn, machine):.1f} s"
     else:
-        yield f"a step's forward and backward: {_tflop(drawn, options):,.0f} TFLOP a GPU; --tflops gives seconds"
-    yield from _card_lines(drawn, options)
+        yield f"a step's forward and backward: {_tflop(drawn, machine):,.0f} TFLOP a GPU; --tflops gives seconds"
+    yield from _card_lines(drawn, machine)
 
     yield f"\n{'rung':5}{'GPU tensors':>12}{'GPU total':>11}{'host':>8}  GPU fullest in, and what it is"
     for name, (_, found) in drawn.rungs.items():
         sizes = f"{found.gpu_tensors / GIB:12.2f}{found.gpu_total / GIB:11.2f}{found.host / GIB:8.2f}"
-        yield f"{name:5}{sizes}  {found.fullest[0]}: {RUNGS[name].title}{_verdict(found, options)}"
-    if options.gpu or options.host:
-        yield from _advice(drawn, options)
+        yield f"{name:5}{sizes}  {found.fullest[0]}: {RUNGS[name].title}{_verdict(found, machine)}"
+    if machine.gpu or machine.host:
+        yield from _advice(drawn, machine)
 
 
-def _card_lines(drawn: Plan, options: Namespace) -> Iterator[str]:
-    """The estimates, and whose they are."""
-    found = _on_cards(drawn, options)
+def _card_lines(drawn: Plan, machine: Machine) -> Iterator[str]:
+    """Yield the estimates of seconds, and whose they are."""
+    found = _on_cards(drawn, machine)
     if not found:
-        yield f"no utilisation of a {options.card} has been published that we know of, so no seconds are estimated"
+        yield f"no utilisation of a {machine.card} has been published that we know of, so no seconds are estimated"
         return
     ranges = (f"{name} {fast:.2f}" + (f" to {slow:.2f}" if slow > fast else "") for name, (fast, slow) in found.items())
     yield "seconds a pair, estimated from others' published MFU and not measured by us: " + ", ".join(ranges)
@@ -136,45 +154,45 @@ def _card_lines(drawn: Plan, options: Namespace) -> Iterator[str]:
 
 
 def _names(book: Account) -> list[str]:
-    """Parts in the order in which they were entered."""
+    """List the parts in the order in which they were entered."""
     return list(dict.fromkeys(entry.part for entry in book.entries))
 
 
-def _lacks(needs: Needs, options: Namespace) -> list[str]:
-    """By how much the limits are passed, in words."""
-    limits = (("GPU", needs.gpu_total, options.gpu), ("host", needs.host, options.host))
+def _lacks(needs: Needs, machine: Machine) -> list[str]:
+    """List in words by how much the limits are passed."""
+    limits = (("GPU", needs.gpu_total, machine.gpu), ("host", needs.host, machine.host))
     return [f"{place} {(has - limit) / 2**30:.1f} GiB over" for place, has, limit in limits if limit and has > limit]
 
 
-def _too_full_beside(needs: Needs, options: Namespace) -> list[str]:
-    """Phases outside the steps that pass a GPU's limit, where nothing else does."""
-    if not options.gpu or with_allowances(needs.gpu_tensors) > options.gpu:
+def _too_full_beside(needs: Needs, machine: Machine) -> list[str]:
+    """List the phases outside the steps that pass a GPU's limit, where nothing else does."""
+    if not machine.gpu or with_allowances(needs.gpu_tensors) > machine.gpu:
         return []
-    if options.host and needs.host > options.host:
+    if machine.host and needs.host > machine.host:
         return []
-    return [phase for phase, tensors in needs.beside.items() if with_allowances(tensors) > options.gpu]
+    return [phase for phase, tensors in needs.beside.items() if with_allowances(tensors) > machine.gpu]
 
 
-def _verdict(needs: Needs, options: Namespace) -> str:
-    if not (options.gpu or options.host):
+def _verdict(needs: Needs, machine: Machine) -> str:
+    if not (machine.gpu or machine.host):
         return ""
-    return f" ({', '.join(_lacks(needs, options)) or 'fits'})"
+    return f" ({', '.join(_lacks(needs, machine)) or 'fits'})"
 
 
-def _advice(drawn: Plan, options: Namespace) -> Iterator[str]:
-    """Whether the configuration fits, and what to change where it does not."""
-    lacks = _lacks(drawn.needs, options)
+def _advice(drawn: Plan, machine: Machine) -> Iterator[str]:
+    """Yield whether the configuration fits, and what to change where it does not."""
+    lacks = _lacks(drawn.needs, machine)
     if not lacks:
         yield "\nthis configuration fits"
         return
     yield f"\nthis configuration does not fit: {', '.join(lacks)}"
-    if beside := _too_full_beside(drawn.needs, options):
+    if beside := _too_full_beside(drawn.needs, machine):
         yield "its steps do; change"
         yield from (f"    for {phase}: {SMALLER[phase]}" for phase in beside)
         return
     for name, (config, needs) in drawn.rungs.items():
-        beside = _too_full_beside(needs, options)
-        if beside or not _lacks(needs, options):
+        beside = _too_full_beside(needs, machine)
+        if beside or not _lacks(needs, machine):
             yield f"rung {name} does; change"
             changes = drawn.config.differences(config)
             yield from (f"    {line}" for line in changes)
@@ -184,10 +202,10 @@ def _advice(drawn: Plan, options: Namespace) -> Iterator[str]:
             return
     yield "no rung does:"
     least = min((found for _, found in drawn.rungs.values()), key=lambda found: found.gpu_total)
-    if options.gpu and least.gpu_total > options.gpu:
+    if machine.gpu and least.gpu_total > machine.gpu:
         phase = least.fullest[0]
         yield f"    the least a GPU takes is in the phase '{phase}': {SMALLER.get(phase, SMALLER['step'])}"
-    if options.host and all(found.host > options.host for _, found in drawn.rungs.values()):
+    if machine.host and all(found.host > machine.host for _, found in drawn.rungs.values()):
         yield "    each takes more host memory than that: train an adapter (model.train 'lora') or a smaller base"
 
 

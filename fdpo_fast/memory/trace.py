@@ -24,33 +24,33 @@ class Trace:
     """Bytes of one micro-batch on one rank, and what is trained. Neither gradients nor weights are activations."""
 
     saved: int
-    """From forward to backward."""
+    """What is kept from forward to backward."""
     forward: int
-    """The most in forward."""
+    """The most at once in forward."""
     backward: int
-    """The most in backward."""
+    """The most at once in backward."""
     backward_with_gradients: int
-    """The most in backward where gradients stay as they come."""
+    """The most at once in backward where gradients stay as they come."""
     inference: int
-    """The most in a forward without backward: of the reference."""
+    """The most at once in the reference's forward, which has no backward."""
     data: int
-    """The micro-batch: latents, noisy latents, condition, draws."""
+    """The micro-batch itself: latents, noisy latents, condition, draws."""
     shapes: tuple[int, ...]
-    """Elements of each trained parameter."""
+    """The number of elements of each trained parameter."""
     trained_bytes: int
     frozen_bytes: int
     flops: int
-    """Of a forward and backward, what is computed again included."""
+    """FLOPs of a forward and backward, what is computed again included."""
     inference_flops: int
-    """Of a forward without backward."""
+    """FLOPs of a forward without backward."""
 
     def work(self, config: Config) -> int:
-        """FLOPs of a micro-batch: its forward and backward, and the reference's forward where errors are not cached."""
+        """Return the FLOPs of a micro-batch; the reference's forward counts where it is not cached."""
         return self.flops + (self.inference_flops if config.reference.mode != "cached" else 0)
 
     @property
     def trained(self) -> int:
-        """Elements."""
+        """Return the number of trained elements."""
         return sum(self.shapes)
 
 
@@ -94,13 +94,13 @@ class _Rehearsal:
 
 
 def trace(config: Config, blueprint: Blueprint) -> Trace:
-    """Run a micro-batch of the configuration's policy. A second or two, for SDXL; allocates nothing of note."""
+    """Trace a micro-batch of the configuration's policy: a second or two for SDXL, and no memory to speak of."""
     choice = config.model.gradient_checkpointing
     return traces(config, blueprint, [choice])[choice]
 
 
 def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(CHECKPOINTING)) -> dict[str, Trace]:
-    """Trace the same micro-batch under choices of `model.gradient_checkpointing`; returns a trace for each."""
+    """Trace the same micro-batch under each of several choices of `model.gradient_checkpointing`."""
     rehearsal = _Rehearsal(config, blueprint)
     sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
     everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
@@ -130,14 +130,18 @@ def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(
 
 
 def flops(config: Config, blueprint: Blueprint) -> int:
-    """Of a micro-batch: products, convolutions and attention, what is computed again and a live reference included."""
+    """Count the FLOPs of a micro-batch: products, convolutions and attention.
+
+    What is computed again counts too, and so does a live reference.
+    """
     return trace(config, blueprint).work(config)
 
 
 def vae_passes(config: Config, blueprint: Blueprint) -> tuple[int, int]:
-    """The most that a VAE takes, weights included: encoding a batch of images in float32, decoding one in the policy's.
+    """Return the most bytes that a VAE takes, weights included, to encode and to decode.
 
-    The first fills the cache of latents, the second draws sample grids.
+    Encoding a batch of images in float32 fills the cache of latents; decoding one in the policy's dtype draws sample
+    grids.
     """
     return _vae_passes(blueprint, config.data.resolution, config.data.encode_batch, DTYPES[config.model.dtype])
 

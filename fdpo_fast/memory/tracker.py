@@ -25,7 +25,7 @@ _FLOPS = {
 
 
 class HostAttention:
-    """Within the block attention is the host's kernel, which keeps no scores, on the meta device as well."""
+    """A context in which attention is the host's kernel, which keeps no scores, on the meta device as well."""
 
     def __enter__(self) -> None:
         # no mode for functions: those are off within `backward`, where layers are computed again
@@ -54,18 +54,18 @@ class _Result(NamedTuple):
     """What an operator gives for arguments of some shapes: (shape, strides, dtype) of new tensors, and its FLOPs."""
 
     tensors: tuple[tuple, ...] | None
-    """None: they share memory with the arguments, or are no plain tensors, and the operator has to be asked again."""
+    """None where they share memory with the arguments, or are no plain tensors: the operator is asked again then."""
     alone: bool
-    """Whether it returns a tensor, and not a tuple of them."""
+    """Whether the operator returns a tensor, and not a tuple of them."""
     flops: int
 
 
 _results: dict[Any, _Result] = {}
-"""By operator and arguments: a network of blocks asks the same again and again, and each answer takes 0.3 ms."""
+"""The results by operator and arguments: a network of blocks asks the same again and again, at 0.3 ms each time."""
 
 
 class Tracker(TorchDispatchMode):
-    """Bytes of the storages that are alive, the most there were, and FLOPs: products, convolutions, attention.
+    """A count of the bytes that are alive, of the most there were, and of FLOPs: products, convolutions, attention.
 
     What `torch.distributed._tools.mem_tracker.MemTracker` and torch's FlopCounterMode count (tests compare them), which
     take minutes for SDXL. Storages made before are not counted.
@@ -84,13 +84,13 @@ class Tracker(TorchDispatchMode):
             self._known.add(tensor.untyped_storage())
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
-        """Count the gradient of a parameter apart from now on; a hook."""
+        """Count the gradient of a parameter apart from now on; to be registered as a hook."""
         size = parameter.grad.untyped_storage().nbytes()
         self.others -= size
         self.gradients += size
 
     def restart(self) -> None:
-        """Forget the peaks."""
+        """Forget the peaks, so that they are those from now on."""
         self.peak, self.peak_with_gradients = self.others, self.others + self.gradients
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -123,7 +123,7 @@ class Tracker(TorchDispatchMode):
 
 
 def _key(value: Any) -> Any:
-    """What an operator's answer depends on: of tensors the shape, strides and dtype, the others by type and value."""
+    """Return what an operator's answer depends on: shape, strides and dtype of tensors, type and value of all else."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, tuple | list):
@@ -132,7 +132,7 @@ def _key(value: Any) -> Any:
 
 
 def _describe(function: Any, args: tuple, kwargs: dict, out: Any) -> _Result:
-    """What is to be kept of an answer."""
+    """Describe an operator's answer, to be given again for arguments like these."""
     count = _FLOPS.get(function._overloadpacket)
     flops = count(*args, **kwargs, out_val=out) if count else 0
     tensors = out if isinstance(out, tuple) else (out,)
@@ -146,7 +146,7 @@ def _describe(function: Any, args: tuple, kwargs: dict, out: Any) -> _Result:
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether a tensor is its own memory and nothing more."""
+    """Say whether a tensor is its own memory and nothing more."""
     if not isinstance(tensor, Tensor) or tensor.device.type != "meta" or tensor.storage_offset():
         return False
     alike = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -39,7 +39,7 @@ FAMILIES = {
 
 
 def load_family(model: Model) -> Family:
-    """The family of the configuration's model section, over its base: a diffusers folder or a hub name.
+    """Load the family of the configuration's model section, over its base: a diffusers folder or a hub name.
 
     Raises UserError for an unknown family or a base that holds no pipeline of it.
     """
@@ -56,7 +56,7 @@ def check(model: Model) -> None:
 
 
 def family_class(model: Model) -> type[Family]:
-    """The class of `model.family`; UserError for an unknown one."""
+    """Return the class of `model.family`; UserError for an unknown one."""
     check(model)
     module, _, cls = FAMILIES[model.family].rpartition(".")
     return getattr(import_module(module), cls)

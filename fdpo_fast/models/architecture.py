@@ -26,21 +26,23 @@ class Blueprint:
     unet_config: dict[str, Any]
     vae_config: dict[str, Any]
     text_configs: dict[str, dict[str, Any]]
-    """By component."""
+    """The configurations of the text encoders by component."""
     source: str
-    """Where the configurations are from, in words."""
+    """The source of the configurations, in words."""
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
+        """Make the UNet on the meta device."""
         with torch.device("meta"), presets.default_dtype(dtype):
             return UNet2DConditionModel.from_config(self.unet_config)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
+        """Make the VAE on the meta device."""
         with torch.device("meta"), presets.default_dtype(dtype):
             return AutoencoderKL.from_config(self.vae_config)
 
     @cached_property
     def text_parameters(self) -> int:
-        """Elements of all text encoders."""
+        """Count the elements of all text encoders."""
         with torch.device("meta"):
             encoders = [
                 presets.text_encoder_class(name)(transformers.CLIPTextConfig(**config))
@@ -49,11 +51,11 @@ class Blueprint:
         return sum(parameter.numel() for module in encoders for parameter in module.parameters())
 
     def text_elements(self) -> int:
-        """How many numbers the embeddings of a caption are."""
+        """Return how many numbers the embeddings of a caption are."""
         return self.family.elements_of_text(self.unet_config)
 
     def factors(self) -> tuple[int, int]:
-        """By how much VAE and UNet divide a side of the image, and of the latents."""
+        """Return by how much VAE and UNet divide a side of the image, and of the latents."""
         return shrinks(self.vae_config), shrinks(self.unet_config)
 
 
@@ -95,7 +97,7 @@ def _read(folder: Path, component: str) -> dict[str, Any]:
 
 
 def _embedded(encoders: list[str]) -> dict[str, Any]:
-    """Makers of the embedded pipeline's components."""
+    """Return the makers of the embedded pipeline's components."""
     from fdpo_fast.digits import pipeline
     from fdpo_fast.digits.dataset import SIZE
 

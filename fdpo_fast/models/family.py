@@ -24,15 +24,15 @@ from fdpo_fast.models.hub import pipeline_folder, vae_folder
 from fdpo_fast.models.trainable import add_lora
 
 PREDICTIONS = ("epsilon", "v_prediction")
-"""What a denoiser may predict, by the scheduler's own names."""
+"""The predictions that a denoiser may make, by the scheduler's own names."""
 
 
 OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
-"""Schedulers of diffusers whose noise does not come from the generator that they are given: no image is drawn twice."""
+"""The schedulers of diffusers whose noise is not by the generator that they are given: no image is drawn twice."""
 
 
 def shrinks(config: dict) -> int:
-    """By how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
+    """Return by how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
@@ -67,7 +67,7 @@ class Family(ABC):
         if model.train == "lora":
             self._check_targets()
         self.signal = self.schedule.alphas_cumprod.sqrt()
-        """By timestep, [T] float32: x_t = signal[t] x_0 + sigma[t] noise."""
+        """The weights of latents and noise by timestep, [T] float32: x_t = signal[t] x_0 + sigma[t] noise."""
         self.sigma = (1 - self.schedule.alphas_cumprod).sqrt()
 
     def _check_targets(self) -> None:
@@ -82,17 +82,17 @@ class Family(ABC):
     # --- what caches depend on ---
 
     def digest(self, *components: str) -> str:
-        """SHA-256 over the files of the named component folders."""
+        """Return the SHA-256 over the files of the named component folders."""
         folders = {name: self.vae if name == "vae" else self.base / name for name in components}
         files = [(name, path) for name, folder in folders.items() for path in sorted(folder.rglob("*"))]
         return digest([[name, path.name, file_digest(path)] for name, path in files if path.is_file()])
 
     def factors(self) -> tuple[int, int]:
-        """By how much VAE and UNet divide a side of the image, and of the latents."""
+        """Return by how much VAE and UNet divide a side of the image, and of the latents."""
         return shrinks(read_json(self.vae / "config.json")), shrinks(self._unet_config())
 
     def channels(self) -> int:
-        """Of the latents the UNet takes."""
+        """Return the channels of the latents that the UNet takes."""
         return self._unet_config()["in_channels"]
 
     def _unet_config(self) -> dict:
@@ -101,11 +101,14 @@ class Family(ABC):
     # --- encoders, needed only to fill caches and to draw samples ---
 
     def load_vae(self) -> AutoencoderKL:
-        """The VAE, float32, on the CPU."""
+        """Load the VAE in float32 on the CPU."""
         return AutoencoderKL.from_pretrained(self.vae, use_safetensors=True, torch_dtype=torch.float32)
 
     def image_encoder(self, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Images [n, 3, h, w] in [-1, 1] -> mean and standard deviation of the scaled latents, [n, c, h/f, w/f]."""
+        """Return a function of images [n, 3, h, w] in [-1, 1] that gives their latents' mean and standard deviation.
+
+        Both are scaled as the denoiser takes them, [n, c, h/f, w/f].
+        """
         vae = self.load_vae().to(device).eval()
 
         @torch.inference_mode()
@@ -117,7 +120,10 @@ class Family(ABC):
         return encode
 
     def text_encoder(self, device: torch.device) -> Callable[[list[str]], dict[str, Tensor]]:
-        """Captions -> the embeddings `text_keys`, each [n, ...], float32, as the family's own pipeline makes them."""
+        """Return a function of captions that gives their embeddings by `text_keys`, each [n, ...] float32.
+
+        They are those that the family's own pipeline makes.
+        """
         without = dict.fromkeys(("unet", "vae"))
         pipeline = DiffusionPipeline.from_pretrained(
             self.base, use_safetensors=True, torch_dtype=torch.float32, **without, **self.pipeline_options
@@ -130,35 +136,38 @@ class Family(ABC):
         return encode
 
     pipeline_options: ClassVar[dict] = {}
-    """For `from_pretrained`."""
+    """Keyword arguments of `DiffusionPipeline.from_pretrained` for this family."""
 
     def text_elements(self) -> int:
-        """How many numbers the embeddings of a caption are."""
+        """Return how many numbers the embeddings of a caption are."""
         return self.elements_of_text(self._unet_config())
 
     @classmethod
     def elements_of_text(cls, unet_config: dict) -> int:
-        """The same, for a UNet's configuration."""
+        """Return how many numbers the embeddings of a caption are, for a UNet's configuration."""
         return sum(math.prod(shape) for shape in cls.text_shapes(unet_config).values())
 
     @classmethod
     def text_shapes(cls, unet_config: dict) -> dict[str, tuple[int, ...]]:
-        """Shapes of a caption's embeddings by `text_keys`, of CLIP's 77 tokens."""
+        """Return the shapes of a caption's embeddings by `text_keys`, of CLIP's 77 tokens."""
         return {cls.text_keys[0]: (77, unet_config["cross_attention_dim"])}
 
     @abstractmethod
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
-        """The embeddings in the order of `text_keys`."""
+        """Encode captions by the pipeline's text encoders; the embeddings are in the order of `text_keys`."""
 
     @classmethod
     def condition(cls, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
-        """What the denoiser is conditioned on: the text, and by `sizes` [n, 6] (see `images.Placed.size`) if it is."""
+        """Return what the denoiser is conditioned on, by names of its own.
+
+        That is the text, and for some families `sizes` [n, 6], see `images.Placed.size`.
+        """
         return text
 
     # --- the denoiser ---
 
     def denoiser(self, dtype: torch.dtype, pipeline: Path | None = None) -> nn.Module:
-        """The UNet of the base, or of another pipeline folder, on the CPU in `dtype`, with the attention configured."""
+        """Load the UNet of the base, or of another pipeline folder, on the CPU in `dtype` and with its attention."""
         unet = UNet2DConditionModel.from_pretrained(
             pipeline or self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
         )
@@ -167,9 +176,9 @@ class Family(ABC):
         return unet
 
     def target(self, latents: Tensor, draws: Tensor) -> Tensor:
-        """What a perfect model predicts for both sides of each pair, latents [2b, c, h, w] under `draws` [3, b].
+        """Return what a perfect model predicts for both sides of each pair, latents [2b, c, h, w] under `draws` [3, b].
 
-        [2b, c, h, w], or the draws themselves where it is the noise, which `fdpo_loss` makes from them.
+        That is [2b, c, h, w], or the draws themselves where it is the noise, which `fdpo_loss` makes from them.
         """
         if self.prediction == "epsilon":
             return draws
@@ -181,19 +190,19 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """The UNet's prediction, [n, c, h, w], in the UNet's dtype."""
+        """Return the UNet's prediction, [n, c, h, w], in the UNet's dtype."""
 
     # --- diffusers pipelines ---
 
     def pipeline(self, unet: nn.Module) -> DiffusionPipeline:
-        """The base pipeline with `unet` in place of its own; the other components in float32 on the CPU."""
+        """Load the base pipeline with `unet` in place of its own; the other components in float32 on the CPU."""
         options = {"vae": self.load_vae()} if self.model.vae else {}
         return DiffusionPipeline.from_pretrained(
             self.base, unet=unet, use_safetensors=True, torch_dtype=torch.float32, **options, **self.pipeline_options
         )
 
     def sampler(self, unet: nn.Module, device: torch.device) -> DiffusionPipeline:
-        """The same ready to draw on the device: the UNet stays where it is, the others follow in its dtype."""
+        """Load the base pipeline ready to draw; the UNet stays where it is, the others follow it in its dtype."""
         pipeline = self.pipeline(unet)
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name != "unet":
@@ -204,7 +213,7 @@ class Family(ABC):
 
     @staticmethod
     def scheduler(name: str, pipeline: DiffusionPipeline) -> SchedulerMixin:
-        """A scheduler of the pipeline's noise; UserError where diffusers has none of that name that fits."""
+        """Make a scheduler of the pipeline's noise; UserError where diffusers has none of that name that fits."""
         fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles if cls.__name__ not in OWN_NOISE}
         if name not in fitting:
             raise UserError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")

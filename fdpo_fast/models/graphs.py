@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 _WARM = 3
-"""Runs before a capture, in which libraries choose kernels and take workspaces."""
+"""How often a module runs before a capture, while libraries choose kernels and take workspaces."""
 
 
 class Graphs:
@@ -36,6 +36,7 @@ class Graphs:
         module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Replay the graph of these inputs' shapes, captured now if there is none yet."""
         if not (self._module.training and torch.is_grad_enabled()):
             return self._forward(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
@@ -106,11 +107,15 @@ class _Graph:
 
 
 class _Replay(torch.autograd.Function):
+    """The autograd function of a captured graph."""
+
     @staticmethod
     def forward(ctx: Any, graph: _Graph, *trained: Tensor) -> Tensor:
+        """Replay the forward graph; the parameters are arguments so that autograd asks for their gradients."""
         ctx.graph = graph
         return graph.replay()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Replay the backward graph; a gradient for each parameter."""
         return None, *ctx.graph.replay_backward(grad_output)

@@ -13,7 +13,7 @@ _VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 
 
 def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.base") -> Path:
-    """The folder of a whole pipeline of one of the kinds `pipelines`.
+    """Find the folder of a whole pipeline of one of the kinds `pipelines`, fetched from the hub if it is not here.
 
     Raises UserError where `base`, the value of `key`, is neither a folder nor a name on the hub, or holds no such
     pipeline.
@@ -44,7 +44,7 @@ def check_kind(base: str, parts: dict[str, Any], pipelines: tuple[str, ...], key
 
 
 def vae_folder(name: str) -> Path:
-    """The folder of a VAE by itself, or of the VAE in a pipeline. Raises UserError where there is none."""
+    """Find the folder of a VAE by itself, or of the VAE in a pipeline. Raises UserError where there is none."""
     folder = _folder("model.vae", name, ["config.json", "*.safetensors", "vae/*"])
     for candidate in (folder, folder / "vae"):
         config = candidate / "config.json"
@@ -54,7 +54,7 @@ def vae_folder(name: str) -> Path:
 
 
 def component_config(base: str, component: str) -> dict[str, Any] | None:
-    """The configuration of a component of the hub's pipeline `base`; None where it has not been fetched before.
+    """Read the configuration of a component of the hub's pipeline `base`; None where it has not been fetched before.
 
     Raises UserError where `base` can be no name on the hub.
     """

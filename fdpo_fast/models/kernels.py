@@ -11,7 +11,7 @@ from fdpo_fast.ops import library
 
 
 def kernels(model: Model, pairs: int, device: torch.device) -> dict[str, Any]:
-    """The choices for a micro-batch of `pairs` pairs on a device, by name, as a cache's manifest holds them.
+    """Return the choices for a micro-batch of `pairs` pairs on a device, by name, as a cache's manifest holds them.
 
     Reference errors that were computed under other choices are those of a slightly different model: in bf16 they move
     a margin by as much as a step of training does.

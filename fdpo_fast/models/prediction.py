@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
 
 
 def predict(family: Family, unet: nn.Module, batch: Batch) -> Prediction:
-    """Noise a batch as its draws say and denoise it once."""
+    """Noise a batch as its draws say, and denoise it once."""
     signal, sigma = (table.to(batch.latents.device) for table in (family.signal, family.sigma))
     noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)
     if family.model.channels_last:
@@ -55,7 +55,7 @@ def _refuse(nothing: None) -> Tensor:
 
 @torch.no_grad()
 def errors(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, [2b] float64: to the last bit the sum that the loss forms of the same tensors.
+    """Return the mean squared error of each sample, [2b] float64: to the last bit the loss's own sum.
 
     The loss tells by how much the error exceeds a given one, in float32. What was found is given back to it twice; the
     differences are exact, and three times 24 bits hold all 53.

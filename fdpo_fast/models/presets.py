@@ -120,16 +120,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "text_encoder_2": _TINY_CLIP | {"hidden_act": "gelu"},
     },
 }
-"""What differs from the defaults of the models' classes."""
+"""What differs, by preset and component, from the defaults of the models' classes."""
 
 
 def unet_config(name: str) -> dict[str, Any]:
-    """The denoiser's configuration, for UNet2DConditionModel."""
+    """Return the denoiser's configuration, for UNet2DConditionModel."""
     return {"in_channels": 4, "out_channels": 4, **PRESETS[name]["unet"]}
 
 
 def scheduler(prediction: str = "epsilon") -> DDPMScheduler:
-    """The noise schedule of Stable Diffusion."""
+    """Make the noise schedule of Stable Diffusion, for a prediction by the scheduler's name."""
     return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -141,7 +141,7 @@ def scheduler(prediction: str = "epsilon") -> DDPMScheduler:
 
 
 def vae(name: str) -> AutoencoderKL:
-    """A VAE with random weights, in the default dtype."""
+    """Make a VAE with random weights, in the default dtype."""
     config = PRESETS[name]["vae"]
     levels = len(config["block_out_channels"])
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
@@ -149,7 +149,7 @@ def vae(name: str) -> AutoencoderKL:
 
 
 def text_encoder(name: str, key: str) -> CLIPTextModel:
-    """A text encoder with random weights; the second one has a projection, as the pooled embedding needs it."""
+    """Make a text encoder with random weights, in the default dtype."""
     config = CLIPTextConfig(
         bos_token_id=BEGIN, eos_token_id=END, pad_token_id=END, **{"vocab_size": 49408, **PRESETS[name][key]}
     )
@@ -157,19 +157,19 @@ def text_encoder(name: str, key: str) -> CLIPTextModel:
 
 
 def text_encoder_class(key: str) -> type[CLIPTextModel]:
-    """Of the component; the second one has a projection."""
+    """Return the class of a text encoder; the second one has a projection, which makes the pooled embedding."""
     return CLIPTextModelWithProjection if key.endswith("_2") else CLIPTextModel
 
 
 def components(name: str) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each module of a preset with random weights, in the default dtype."""
+    """Return what makes each module of a preset with random weights, in the default dtype."""
     encoders = [key for key in PRESETS[name] if key.startswith("text_encoder")]
     makers = {"unet": lambda: UNet2DConditionModel(**unet_config(name)), "vae": lambda: vae(name)}
     return makers | {key: partial(text_encoder, name, key) for key in encoders}
 
 
 def configs(makers: dict[str, Callable[[], nn.Module]]) -> dict[str, dict[str, Any]]:
-    """The complete configuration of each component, as its config.json has it; no weights are made."""
+    """Return the complete configuration of each component, as its config.json has it; no weights are made."""
     with torch.device("meta"):
         modules = {name: make() for name, make in makers.items()}
     found = {}
@@ -209,7 +209,7 @@ def build(
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Weights are made in `dtype` at once, so that a full-size model never exists in float32."""
+    """Make weights in `dtype` within the block, so that a full-size model never exists in float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

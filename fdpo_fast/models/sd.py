@@ -12,6 +12,8 @@ from fdpo_fast.models.family import Family
 
 
 class StableDiffusion(Family):
+    """The family of Stable Diffusion 1.x and 2.x pipelines."""
+
     pipelines = ("StableDiffusionPipeline",)
     text_components = ("text_encoder", "tokenizer")
     text_keys = ("prompt_embeds",)
@@ -19,9 +21,11 @@ class StableDiffusion(Family):
     pipeline_options: ClassVar[dict] = {"safety_checker": None, "requires_safety_checker": False}
 
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
+        """Encode captions to the text encoder's last hidden states, [n, 77, d]."""
         embeds, _ = pipeline.encode_prompt(captions, device, 1, do_classifier_free_guidance=False)
         return [embeds]
 
     @classmethod
     def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """Return the UNet's prediction, [n, c, h, w], conditioned on the text alone."""
         return unet(noisy.to(unet.dtype), timesteps, condition["prompt_embeds"].to(unet.dtype)).sample

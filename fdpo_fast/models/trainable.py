@@ -21,15 +21,17 @@ CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
     "per_block": lambda module: isinstance(module, Transformer2DModel),
     "full": lambda module: True,
 }
-"""By `model.gradient_checkpointing`: whether a module computes its layers again in the backward pass.
+"""Whether a module computes its layers again in the backward pass, by `model.gradient_checkpointing`.
 
 A Transformer2DModel does so with each of its transformer blocks, the UNet's down, mid and up blocks with their resnets.
 """
 
 
 SHAPES = 256
-"""How many versions torch.compile may make of a block: one for each size of its inputs. Beyond, it would run the block
-as it stands, by other kernels than the reference's."""
+"""How many versions torch.compile may make of a block: one for each size of its inputs.
+
+Beyond, it would run the block as it stands, by other kernels than the reference's.
+"""
 
 
 def ready(unet: nn.Module, model: Model, *, reference: bool = False) -> list[Parameter]:

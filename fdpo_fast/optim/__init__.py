@@ -1,4 +1,4 @@
-"""AdamW with blockwise 8-bit states; `factory` makes any optimizer that a configuration names."""
+"""AdamW with blockwise 8-bit states; `build` makes any optimizer that a configuration names."""
 
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 

@@ -24,7 +24,7 @@ BACKENDS: dict[str, Callable[[], Step]] = {
     "triton": triton.Stepper,
     "eager": lambda: eager.step,
 }
-"""What makes the function that steps parameters of one kind; it may remember what it was told."""
+"""What makes the function that steps parameters of one kind, by backend; it may remember what it was told."""
 
 _WRAPPED = "__bnb_optimizer_quant_state__"  # bitsandbytes hides its states there from FSDP
 _TENSORS = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
@@ -79,7 +79,7 @@ class AdamW8bit(Optimizer):
         super().__init__(params, defaults | {"rounding": rounding, "seed": seed, "first_element": 0})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; checks the group's options and the parameters' dtypes."""
+        """Add a group as in torch, after checks of its options and of the parameters' dtypes."""
         super().add_param_group(param_group)
         self._forget()
         try:
@@ -118,7 +118,7 @@ class AdamW8bit(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Step every parameter that has a gradient."""
+        """Step every parameter that has a gradient; a closure is called before, and its loss returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -155,7 +155,7 @@ class AdamW8bit(Optimizer):
         increment_version(moved)  # autograd refuses a backward through weights that have moved since
 
     def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
-        """States of nothing seen yet, as bitsandbytes has them."""
+        """Give a parameter the states of nothing seen yet, as bitsandbytes has them."""
         coded = parameter.numel() >= self.min_8bit_size
         dtype, shape, device = torch.uint8 if coded else torch.float32, parameter.shape, parameter.device
         state["step"] = 0
@@ -196,7 +196,7 @@ class AdamW8bit(Optimizer):
         self._forget()
 
     def _forget(self) -> None:
-        """Begin anew with what is remembered of parameters and their states."""
+        """Forget what is remembered of parameters and their states."""
         self._places: dict[Tensor, tuple[int, int]] | None = None
         self._whole, self._parts = _Memory(self._start), dict[Tensor, _Memory]()
 
@@ -210,7 +210,7 @@ class _Memory:
 
 
 def _placed(state: dict[str, Any], parameter: Tensor, number: int, copy: bool) -> dict[str, Any]:
-    """A saved state's tensors on the parameter's device."""
+    """Return a saved state's tensors on the parameter's device; ValueError where they do not fit it."""
     coded = "state1" in state and state["state1"].dtype == torch.uint8
     blocks = ("absmax1", "absmax2") if coded else ()
     for name in ("state1", "state2", *blocks):

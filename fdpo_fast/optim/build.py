@@ -41,7 +41,7 @@ def _options(settings: schema.Optimizer, seed: int) -> dict[str, Any]:
 
 
 def optimizer(settings: schema.Optimizer, parameters: Iterable[Parameter], seed: int) -> Optimizer:
-    """The optimizer of the configuration's section over `parameters`; `seed` is that of stochastic rounding."""
+    """Make the optimizer of the configuration's section over `parameters`; `seed` is that of stochastic rounding."""
     return OPTIMIZERS[settings.type](parameters, **_options(settings, seed))
 
 
@@ -54,7 +54,10 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def schedule(settings: schema.Optimizer, max_steps: int) -> Callable[[Optimizer], LambdaLR]:
-    """Linear warm-up from lr / warmup_steps, then the named decay to `max_steps`. The rate is never scaled by batch."""
+    """Return what makes the schedule: linear warm-up from lr / warmup_steps, then the named decay to `max_steps`.
+
+    The rate is never scaled by the batch.
+    """
     warmup, decay = settings.warmup_steps, SCHEDULES[settings.schedule]
 
     def factor(step: int) -> float:

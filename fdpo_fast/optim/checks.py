@@ -17,7 +17,7 @@ def check_states(
     device: torch.device,
     number: int,
 ) -> torch.dtype:
-    """The dtype of a parameter's moments; ValueError for states that do not fit it."""
+    """Return the dtype of a parameter's moments; ValueError for states that do not fit it."""
     if m.numel() != count or m.device != device:
         raise ValueError(
             f"parameter {number} has {count} elements on {device}, its states {m.numel()} on {m.device}: make the "
@@ -36,7 +36,7 @@ def check_states(
 
 
 def copy_at(parameter: Tensor, copy: Tensor | None) -> int:
-    """The address of a parameter's copy, 0 without one; ValueError for one that does not fit it."""
+    """Return the address of a parameter's copy, 0 without one; ValueError for one that does not fit it."""
     if copy is None:
         return 0
     check_copy(parameter, copy)

@@ -37,15 +37,18 @@ import torch
 from torch import Tensor
 
 LEAST_M, LEAST_V = 2, 7
-"""Least ranks of an m that is not 0, and of any v."""
+"""The least ranks of an m that is not 0, and of any v."""
 SEGMENTS_PER_BIT = 154
-"""log10(2) / 128 * 2^16: the upper half of a float counts in 128ths of a binade; that of 1.0 gives 38 = 6 modulo 8."""
+"""The slope of segments over the bits of a float, log10(2) / 128 * 2^16.
+
+The upper half of a float counts in 128ths of a binade; that of 1.0 gives 38 = 6 modulo 8.
+"""
 LOWEST = 1.5 * 2.0**-21
-"""In the first segment, and the least that is not taken for one of the last."""
+"""A value in the first segment, and the least that is not taken for one of the last."""
 
 
 class DynamicMap(NamedTuple):
-    """One of the two maps. float32; `values` [256], the others [8]."""
+    """One of the two maps as tensors of float32; `values` are [256], the others [8]."""
 
     signed: bool
     values: Tensor
@@ -58,13 +61,13 @@ class DynamicMap(NamedTuple):
 
     @property
     def table(self) -> Tensor:
-        """The lines [6, 8] as the kernels read them: offset, slope, threshold, start, rise, last."""
+        """Return the lines [6, 8] as the kernels read them: offset, slope, threshold, start, rise, last."""
         return torch.stack(self[2:])
 
 
 @cache
 def dynamic_map(signed: bool) -> DynamicMap:
-    """The map of m (signed) or of v (unsigned)."""
+    """Compute the map of m (signed) or of v (unsigned)."""
     counts = [2 ** (i if signed else i + 1) for i in range(7)]
     tens = [10.0 ** (i - 6) for i in range(7)]
     edges = [torch.linspace(0.1, 1, n + 1) for n in counts]  # in float32, as the format has them

@@ -14,13 +14,13 @@ from fdpo_fast.optim.update import TENSORS, Clip, Updates
 
 @cache
 def _maps() -> Any:
-    """The native copy of both dynamic maps."""
+    """Return the native copy of both dynamic maps."""
     m, v = (dynamic_map(signed).table.contiguous() for signed in (True, False))
     return cpp._native.Maps(m=m.data_ptr(), v=v.data_ptr())
 
 
 def step(updates: Updates, clip: Clip | None = None) -> None:
-    """One step of each parameter, in place; they share the threads."""
+    """Step each parameter once, in place; they share the threads."""
     if clip:
         clip.gradients(updates)
     cpp._native.adamw8bit(

@@ -17,13 +17,13 @@ _ZERO = 127  # the code of m = 0
 
 
 def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
-    """States in float32 of uint8 codes of any shape; absmax [blocks]."""
+    """Decode uint8 codes of any shape, with absmax [blocks], to states in float32."""
     values = dynamic_map(signed).values.to(codes.device)[codes.flatten().int()]
     return (values * absmax.repeat_interleave(STATE_BLOCK)[: codes.numel()]).reshape(codes.shape)
 
 
 def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """(codes, absmax [blocks]) of states; the nearest values of the map, but for its lower end (`dynamic_map`).
+    """Encode states to (codes, absmax [blocks]): the nearest values of the map, but for its lower end (`dynamic_map`).
 
     What is not a number gets the code of 0; blocks whose largest magnitude is denormal are zeros.
     """
@@ -43,7 +43,7 @@ def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 
 
 def random_bits(seed: int, index: int, step: int, first: int, count: int, device: torch.device) -> Tensor:
-    """16 random bits for each of `count` elements from `first` on (a multiple of 8), as int32.
+    """Return 16 random bits for each of `count` elements from `first` on (a multiple of 8), as int32.
 
     Words of the stream `Stream.ROUNDING` with the parameter's index for pair_id and the optimizer's step for visit;
     each gives two elements their bits, the lower half first.
@@ -54,7 +54,7 @@ def random_bits(seed: int, index: int, step: int, first: int, count: int, device
 
 
 def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 values to one of the two neighbours in bfloat16 or float16, the nearer one the more probably.
+    """Round float32 values to one of the two neighbours in bfloat16 or float16, the nearer one the more probably.
 
     bits: 16 random ones each, int32. What has no neighbours (infinities, NaN, beyond float16) is rounded to nearest.
     """
@@ -71,7 +71,7 @@ def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def step(updates: Updates, clip: Clip | None = None) -> None:
-    """One step of each parameter, in place."""
+    """Step each parameter once, in place."""
     if clip:
         clip.gradients(updates)
     for u in updates.rows():

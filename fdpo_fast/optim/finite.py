@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 
 class StepGuard:
-    """Makes an optimizer leave everything as it is where a gradient is not finite, on any rank.
+    """A guard of an optimizer that leaves everything as it is where a gradient is not finite, on any rank.
 
     It does so by hiding the gradients while `step` runs. The verdict is waited for, once for each call of `step`.
 
@@ -23,12 +23,12 @@ class StepGuard:
     """
 
     LIMIT = 10
-    """Skipped steps in a row that end a run."""
+    """How many skipped steps in a row end a run."""
 
     def __init__(self, optimizer: Optimizer, agree: Callable[[Tensor], Any], max_norm: float | None = None) -> None:
         self.skipped = self.in_a_row = 0
         self.norm: Tensor | None = None
-        """Of all gradients at the last step, before clipping; None without `max_norm`."""
+        """The norm of all gradients at the last step, before clipping; None without `max_norm`."""
         self._max_norm = max_norm
         self._agree, self._found, self._elsewhere = agree, False, 0
         self._hidden: list[tuple[Tensor, Tensor]] = []

@@ -32,13 +32,13 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, param_groups: list[dict[str, Any]]) -> Places:
-        """All of them. Anew at every step: ZeRO puts other tensors into the groups."""
+        """List all parameters of the groups, anew at every step: ZeRO puts other tensors into the groups."""
         parameters = [p for group in param_groups for p in group["params"]]
         groups = [number for number, group in enumerate(param_groups) for _ in group["params"]]
         return cls(parameters, groups, range(len(parameters)))
 
     def where(self, chosen: list[bool]) -> Places:
-        """Those that are chosen."""
+        """Take the parameters that are chosen."""
         return Places(*(list(compress(column, chosen)) for column in self))
 
 
@@ -51,7 +51,7 @@ class _Known(NamedTuple):
     found: Any
 
     def of(self, tensors: list[Tensor], addresses: array, besides: tuple) -> bool:
-        """Whether it was found of these."""
+        """Say whether this was found of these tensors at these addresses."""
         same = addresses == self.addresses and besides == self.besides and len(tensors) == len(self.tensors)
         return same and all(map(is_, tensors, self.tensors))
 
@@ -71,7 +71,7 @@ class _Group(NamedTuple):
 
 
 class Gatherer:
-    """Makes `Updates` of parameters and their states, one for each kind.
+    """A maker of `Updates` of parameters and their states, one for each kind.
 
     Args:
         start: makes the states of a parameter that has none.
@@ -90,7 +90,7 @@ class Gatherer:
         state: dict[Tensor, State],
         copies: dict[Tensor, Tensor],
     ) -> tuple[list[Updates], list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Updates of those that have a gradient, after all checks; their steps are counted.
+        """Return the updates of the parameters that have a gradient, after all checks; their steps are counted.
 
         Also the parameters that do not lie as they read, each with the copy that is stepped in its place; and all.
         """
@@ -136,7 +136,7 @@ class Gatherer:
         return updates, [(parameters[at], data[at]) for at in odd], parameters
 
     def _of_weights(self, places: Places) -> tuple[list[Tensor], array, list[torch.device], list[int]]:
-        """The parameters as they will be stepped, their addresses and devices, and which are copies."""
+        """Return the parameters as they will be stepped, their addresses and devices, and which are copies."""
         parameters = places.parameters
         addresses = array("q", map(Tensor.data_ptr, parameters))
         if 0 in addresses:
@@ -151,7 +151,7 @@ class Gatherer:
     def _of_states(
         self, states: list[State], counts: array, devices: list[torch.device], numbers: Sequence[int]
     ) -> _Moments:
-        """Both moments and the absmax of both."""
+        """Return both moments and the absmax of both, after checks where they are others than before."""
         tensors = [t for own in states for t in (_coded(own) if "absmax1" in own else _single(own))]
         addresses = array("q", map(Tensor.data_ptr, tensors))
         if not self._states.of(tensors, addresses, (counts, devices)):
@@ -163,7 +163,7 @@ class Gatherer:
 
 
 class _Moments(NamedTuple):
-    """m, v and the absmax of both, None where there is none."""
+    """The columns of m, v and the absmax of both, with None where there is no absmax."""
 
     tensors: list[list[Tensor | None]]
     addresses: list[array]
@@ -182,7 +182,7 @@ def _by_kind(
     groups: list[int],
     rounding: list[bool],
 ) -> list[tuple[Kind, list[int]]]:
-    """The kinds that there are, with the positions of each."""
+    """List the kinds that there are, with the positions of each."""
     found: dict[Kind, list[int]] = {}
     rows = zip(devices, dtypes, grad_dtypes, state_dtypes, mirrors or [None] * len(dtypes), groups, strict=True)
     for at, (device, dtype, grad_dtype, state_dtype, copy, group) in enumerate(rows):
@@ -208,7 +208,7 @@ def _grouped(
 
 
 def _now(group: _Group, grads: list[Tensor], grads_at: array, rule_of: list[int], rules: list[Rule]) -> Updates:
-    """What a kind's parameters are told at this step."""
+    """Return what a kind's parameters are told at this step."""
     kind, pick, tensors, addresses, counts, indices = group
     tensors, addresses = tensors.copy(), addresses.copy()
     tensors[1], addresses[1] = pick(grads), array("q", pick(grads_at))
@@ -216,14 +216,14 @@ def _now(group: _Group, grads: list[Tensor], grads_at: array, rule_of: list[int]
 
 
 def _odd(tensors: list[Tensor]) -> list[int]:
-    """Positions of those that do not lie as they read: not contiguous, or with a sign that is applied lazily."""
+    """List the positions of tensors that do not lie as they read: not contiguous, or with a sign applied lazily."""
     if all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors)):
         return []
     return [at for at, tensor in enumerate(tensors) if not tensor.is_contiguous() or tensor.is_neg()]
 
 
 def _plain(tensors: list[Tensor], addresses: array, odd: list[int]) -> tuple[list[Tensor], array]:
-    """The tensors and their addresses, with contiguous copies of those that are odd."""
+    """Return the tensors and their addresses, with contiguous copies of those that are odd."""
     if odd:
         tensors, addresses = tensors.copy(), addresses[:]
         for at in odd:
@@ -235,7 +235,7 @@ def _plain(tensors: list[Tensor], addresses: array, odd: list[int]) -> tuple[lis
 def _of_gradients(
     grads: list[Tensor], counts: array, devices: list[torch.device], numbers: Sequence[int]
 ) -> tuple[list[Tensor], array, list[torch.dtype]]:
-    """The gradients as they will be read, their addresses and dtypes."""
+    """Return the gradients as they will be read, their addresses and dtypes."""
     dtypes = [grad.dtype for grad in grads]
     if not set(dtypes).issubset(DTYPES) or {grad.layout for grad in grads} != {torch.strided}:
         for grad in grads:
@@ -259,5 +259,5 @@ def _of_gradients(
 
 
 def _index(device: torch.device) -> int:
-    """As `Tensor.get_device` has it."""
+    """Return the number of a device as `Tensor.get_device` has it."""
     return -1 if device.index is None else device.index

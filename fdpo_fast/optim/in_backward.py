@@ -15,7 +15,7 @@ from fdpo_fast.optim.adamw8bit import AdamW8bit
 from fdpo_fast.optim.update import Clip
 
 BUCKET_BYTES = 96 << 20
-"""Gradients that are stepped together: less would be many launches, more much memory."""
+"""Bytes of the gradients that are stepped together: less would be many launches, more much memory."""
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Bucket:
 
 
 class StepInBackward:
-    """Steps parameters while backward goes on, and frees their gradients (post-accumulate hooks).
+    """A set of post-accumulate hooks that step parameters while backward goes on, and free their gradients.
 
     So no copy of the model made of gradients ever exists. They are gathered in buckets, in the order in which they
     arrive, one for each device, dtype and dtype of the states; a bucket is averaged, clipped, stepped and freed once it
@@ -77,7 +77,7 @@ class StepInBackward:
             self._step(self._buckets.pop(kind))
 
     def _step_all(self) -> None:
-        """Step what is left."""
+        """Step what is left in the buckets."""
         while self._buckets:
             self._step(self._buckets.pop(next(iter(self._buckets))))
 
@@ -96,7 +96,7 @@ class StepInBackward:
         self._optimizer.step_by(grads, Clip(self._max_norm, bad))
 
     def bad(self) -> Tensor:
-        """1.0 if a gradient of this backward was not finite; forgets it."""
+        """Return 1.0 if a gradient of this backward was not finite, else 0.0, and forget it."""
         self._step_all()
         found, self._bad = list(self._bad.values()), {}
         return torch.stack([bad.to(found[0].device) for bad in found]).amax() if found else torch.zeros(())

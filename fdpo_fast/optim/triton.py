@@ -23,26 +23,26 @@ from fdpo_fast.optim.update import Clip, Kind, Rule, Updates
 _kernels = Lazy("fdpo_fast.optim.triton_kernel")
 
 ROWS = 4
-"""Blocks of a program: one for each of its warps."""
+"""The number of a program's blocks: one for each of its warps."""
 CHUNK = 16 * ROWS * STATE_BLOCK
-"""Elements of a program that adds up squares: fewer of them would have to come together behind their tensor."""
+"""The number of elements of a program that adds up squares: with fewer, more of them would come together at the end."""
 _OPTIONS = OPTIONS | ({"maxnreg": 160} if "maxnreg" in OPTIONS else {})  # with fewer it spills on sm_100
 
 
 @cache
 def _lines(device: torch.device) -> Tensor:
-    """Both maps' tables [2, 6, 8]."""
+    """Return both maps' tables [2, 6, 8] on a device."""
     return torch.stack([dynamic_map(signed).table for signed in (True, False)]).to(device)
 
 
 @cache
 def _like(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Tells a kernel the type behind an address."""
+    """Return an empty tensor that tells a kernel the type behind an address."""
     return torch.empty(0, dtype=dtype, device=device)
 
 
 def staged(words: array, device: torch.device) -> Tensor:
-    """int64 numbers on a device, without a wait. `words` may change at once.
+    """Copy int64 numbers to a device without a wait. `words` may change at once.
 
     A copy from memory that is not pinned waits for all launches before it. torch hands out pinned memory again only
     once the copies that it was told of are done (CachingHostAllocator), so none is overwritten under way.
@@ -61,7 +61,7 @@ class _Rules(NamedTuple):
 
     @classmethod
     def of(cls, rules: list[Rule], device: torch.device, stream: int) -> _Rules:
-        """The last one, where that was of the same; buckets inside backward are many."""
+        """Return the table of rules, the last one where that was of the same; buckets inside backward are many."""
         last = _last_rules.get((device, stream))
         if last is None or last.rules != rules:
             words = array("q")
@@ -91,10 +91,13 @@ class _Table:
     """The table of the parameters of one kind: rows are columns of `Updates`."""
 
     ROWS = 12
-    """Addresses of data, grad, m, v, copy; elements; addresses of both absmax; index; rule; then, as a running count
-    over the tensors, programs of the step and of the norm."""
+    """The number of rows.
+
+    They are addresses of data, grad, m, v, copy; elements; addresses of both absmax; index; rule; then, as a running
+    count over the tensors, programs of the step and of the norm.
+    """
     ALIGNED = 6
-    """The first rows, which decide whether vectors can be read."""
+    """The number of the first rows that decide whether vectors can be read."""
 
     def __init__(self) -> None:
         self._columns: list[array | None] = [None] * 10
@@ -103,7 +106,7 @@ class _Table:
         self._launches: list[_Launch] = []
 
     def launches(self, updates: Updates) -> list[_Launch]:
-        """The table as it is to be now."""
+        """Return the launches of a step, with the table as it is to be now."""
         data, grad, m, v, absmax_m, absmax_v, copy = updates.addresses
         counts = updates.counts
         columns = [data, grad, m, v, copy, counts, absmax_m, absmax_v, updates.indices, updates.rule_of]
@@ -132,7 +135,7 @@ class _Table:
         return self._launches
 
     def _misplaced(self, n: int) -> list[bool]:
-        """Which tensors cannot be read by 128 bits."""
+        """Say of each tensor whether it cannot be read by 128 bits."""
         rows = torch.frombuffer(self._words, dtype=torch.int64)[: self.ALIGNED * n]
         return (rows.view(-1, n) & 15).any(0).tolist()
 
@@ -141,7 +144,7 @@ class _Table:
 
 
 def _where(updates: Updates, chosen: list[bool]) -> Updates:
-    """Those that are chosen."""
+    """Take the parameters that are chosen."""
 
     def pick(column: array | None) -> array | None:
         return column and array("q", compress(column, chosen))
@@ -152,15 +155,16 @@ def _where(updates: Updates, chosen: list[bool]) -> Updates:
 
 
 class Stepper:
-    """Steps parameters in place; remembers the tables that are on the device.
+    """A function that steps parameters in place, and remembers the tables that are on the device.
 
-    Those of each stream by themselves: another one would have to wait for them.
+    Those of each stream stay by themselves: another one would have to wait for them.
     """
 
     def __init__(self) -> None:
         self._tables: dict[tuple[Kind, int], _Table] = {}
 
     def __call__(self, updates: Updates, clip: Clip | None = None) -> None:
+        """Step the parameters of one kind, their gradients clipped where there is a clip."""
         kind, device = updates.kind, updates.kind.device
         stream = stream_of(device)
         with on(device):
@@ -188,7 +192,7 @@ class Stepper:
 
 
 def _factors(kind: Kind, launch: _Launch, clip: Clip) -> Tensor:
-    """What each gradient is multiplied with, 0 for one that is not finite, [tensors]."""
+    """Return what each gradient is multiplied with, 0 for one that is not finite, [tensors]."""
     device, tensors = kind.device, launch.tensors
     room = torch.empty(tensors + launch.norm_programs, device=device)
     _kernels.norm_kernel[(launch.norm_programs,)](

@@ -19,14 +19,14 @@ _LANES = tl.constexpr(128)  # partial sums read at once
 
 @triton.jit
 def _line(lines, rank):
-    """The map's values at ranks, which carry 1/2 or 1: offset + slope * rank, by the rank's exponent."""
+    """Return the map's values at ranks, which carry 1/2 or 1: offset + slope * rank, by the rank's exponent."""
     at = (rank.to(tl.int32, bitcast=True) >> 23) & 7
     return tl.load(lines + at) + tl.load(lines + 8 + at) * rank
 
 
 @triton.jit
 def _rank(lines, x):
-    """Ranks of values in [0, 1]."""
+    """Return the ranks of values in [0, 1]."""
     bits = tl.maximum(x, _LOWEST).to(tl.int32, bitcast=True)
     before = ((bits >> 16) * _SEGMENTS_PER_BIT >> 16) & 7
     at = before + (x >= tl.load(lines + 16 + before)).to(tl.int32)
@@ -36,7 +36,7 @@ def _rank(lines, x):
 
 @triton.jit
 def _normalised(state):
-    """(state / absmax, absmax) of rows."""
+    """Divide the rows of a state by their largest magnitudes; return both."""
     absmax = tl.max(tl.abs(state), 1)
     absmax = tl.where(absmax < _SMALLEST, 0.0, absmax)
     scale = tl.where(absmax > 0, tl.div_rn(tl.full(absmax.shape, 1.0, tl.float32), absmax), 0.0)
@@ -45,7 +45,7 @@ def _normalised(state):
 
 @triton.jit
 def _random_bits(seed, index, step, first, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """16 bits for each of [ROWS, BLOCK] elements from `first` on."""
+    """Return 16 bits for each of [ROWS, BLOCK] elements from `first` on."""
     counter = tl.arange(0, ROWS)[:, None] * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
     w0, w1, w2, w3 = philox_words(seed, index, step, _ROUNDING, (first // 8).to(tl.uint32) + counter.to(tl.uint32))
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
@@ -74,7 +74,7 @@ def _to_float16(values, bits):
 
 @triton.jit
 def _randomly(values, bits, dtype: tl.constexpr):
-    """To one of the two neighbours: see reference.round_randomly."""
+    """Round values to one of their two neighbours, as `eager.round_randomly` does."""
     return _to_bfloat16(values, bits) if dtype == tl.bfloat16 else _to_float16(values, bits)
 
 
@@ -89,7 +89,7 @@ def _nearest(values, dtype: tl.constexpr):
 
 @triton.jit
 def _find(table, tensors, ROW: tl.constexpr):
-    """The tensor of this program, and the first program of that: `table` counts programs up to the end of each."""
+    """Find the tensor of this program, and the first program of that: `table` counts programs up to the end of each."""
     low, high = tensors * 0, tensors
     while low < high:
         middle = (low + high) // 2
@@ -124,7 +124,7 @@ def norm_kernel(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """What each gradient is to be multiplied with: min(1, max_norm / its norm), or 0 where it is not finite.
+    """Write what each gradient is to be multiplied with: min(1, max_norm / its norm), or 0 where it is not finite.
 
     The last program of a tensor to arrive adds up what all have left, always in the same order.
     """
@@ -171,6 +171,7 @@ def step_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Step the blocks of this program: decode, update, encode, and round the parameters."""
     tensor, before = _find(table, tensors, 10)
     data, grad = (
         _address(table, tensors, tensor, data_like, 0, ALIGNED),

@@ -32,7 +32,7 @@ class Rates(NamedTuple):
 
     @classmethod
     def of(cls, group: dict[str, Any], step: int) -> Rates:
-        """Those of a parameter group at `step`, which counts from 1."""
+        """Compute the numbers of a parameter group at `step`, which counts from 1."""
         (beta1, beta2), lr = group["betas"], float(group["lr"])
         correction = math.sqrt(1 - beta2**step)
         step_size = lr * correction / (1 - beta1**step)
@@ -54,7 +54,7 @@ class Rule(NamedTuple):
 
     @classmethod
     def of(cls, group: dict[str, Any], step: int) -> Rule:
-        """That of a parameter group at `step`, which counts from 1."""
+        """Return the rule of a parameter group at `step`, which counts from 1."""
         stochastic = group["rounding"] == "stochastic"
         return cls(Rates.of(group, step), stochastic, group["seed"], step, group["first_element"])
 
@@ -104,7 +104,7 @@ class Updates(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Update]) -> Updates:
-        """The columns of parameters of one kind."""
+        """Put parameters of one kind into columns."""
         like, rules = rows[0], list(dict.fromkeys(row.rule for row in rows))
         columns = zip(*(row[: len(TENSORS)] for row in rows), strict=True)
         tensors = [None if column[0] is None else column for column in columns]
@@ -126,7 +126,7 @@ class Updates(NamedTuple):
         )
 
     def rows(self) -> Iterator[Update]:
-        """One parameter after the other."""
+        """Yield one parameter after the other."""
         columns = (column or repeat(None) for column in self.tensors)
         rules = map(self.rules.__getitem__, self.rule_of)
         return map(Update, *columns, self.indices, rules)  # ends with the shortest, which is data
@@ -142,7 +142,7 @@ class Clip(NamedTuple):
     bad: Tensor  # [] float32, becomes 1 where a gradient was not finite
 
     def gradients(self, updates: Updates) -> None:
-        """Clip them in place, by torch's operations."""
+        """Clip the gradients of updates in place, by torch's operations."""
         grads = updates.tensors[1]
         norms = torch.stack(torch._foreach_norm(grads, dtype=torch.float32))
         finite = norms.isfinite()

@@ -105,7 +105,7 @@ def _share_stage_3(zero: Any) -> list[Tensor]:
 
 
 def _be(tensor: Tensor, other: Tensor) -> None:
-    """Let a tensor have the memory of another that has its values, where they are alike."""
+    """Give a tensor the memory of another that has its values, where they are alike."""
     if other.dtype == tensor.dtype and other.device == tensor.device and other.shape == tensor.shape:
         tensor.data = other.detach()
 

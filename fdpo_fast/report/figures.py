@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 MARKERS = "os^vDPX*<>"
 PLANE = 6.0
-"""Largest |log-ratio| of the gradient fields."""
+"""The largest |log-ratio| that the gradient fields show."""
 
 
 def png(figure: Figure) -> bytes:
+    """Write a figure as PNG bytes, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png", facecolor="white")
     plt.close(figure)
@@ -31,12 +32,12 @@ def png(figure: Figure) -> bytes:
 
 
 def _style(found: Comparison) -> dict[str, dict]:
-    """Colour and marker of each divergence, the same in every picture."""
+    """Return colour and marker of each divergence, the same in every picture."""
     return {kind: {"color": f"C{n % 10}", "marker": MARKERS[n % len(MARKERS)]} for n, kind in enumerate(found.kinds)}
 
 
 def trade_off(found: Comparison, key: str = "alignment") -> bytes:
-    """A score against diversity: a curve along the strengths for each divergence, bars of a standard error."""
+    """Draw a score against diversity: a curve along the strengths for each divergence, bars of a standard error."""
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for kind, style in _style(found).items():
         spots = [spot for spot in found.spots if spot.kind == kind]
@@ -69,7 +70,7 @@ def trade_off(found: Comparison, key: str = "alignment") -> bytes:
 
 
 def volumes(found: Comparison) -> bytes:
-    """Hypervolume of each divergence with its interval, and that of every seed."""
+    """Draw the hypervolume of each divergence with its interval, and that of every seed."""
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(found.volumes) + 1.2), layout="constrained")
     style = _style(found)
     for row, volume in enumerate(reversed(found.volumes)):
@@ -84,7 +85,7 @@ def volumes(found: Comparison) -> bytes:
 
 
 def gradient_fields(found: Comparison) -> bytes:
-    """How hard a step of the loss pulls at winner and loser, over the plane of their log-ratios.
+    """Draw how hard a step of the loss pulls at winner and loser, over the plane of their log-ratios.
 
     With u = log p_theta / p_ref the loss falls along (sigmoid(-z) beta h'(u_w), -sigmoid(-z) beta h'(u_l)): arrows
     point there, colours are log10 of the pull on the winner divided by that on the loser. Strength nearest 1.
@@ -125,7 +126,7 @@ def _smooth(values: list[float], width: int = 10) -> list[float]:
 
 
 def _curve(axes: Axes, records: list[dict], key: str, **style) -> None:
-    """A key of the records by step: each value faintly, the mean of the last ten in full."""
+    """Draw a key of the records by step: each value faintly, the mean of the last ten in full."""
     there = [(record["step"], record[key]) for record in records if key in record]
     if not there:
         axes.set_visible(False)
@@ -138,7 +139,7 @@ def _curve(axes: Axes, records: list[dict], key: str, **style) -> None:
 
 
 def training(runs: Iterable[tuple[str, Run]]) -> bytes:
-    """Loss and implicit accuracy of several runs, one line each."""
+    """Draw loss and implicit accuracy of several runs, one line each."""
     figure, grid = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for name, run in runs:
         for axes, key in zip(grid, ("loss", "accuracy", "delta_w"), strict=True):
@@ -148,7 +149,7 @@ def training(runs: Iterable[tuple[str, Run]]) -> bytes:
 
 
 def curves(run: Run) -> bytes:
-    """Everything that a run writes at each step."""
+    """Draw everything that a run writes at each step."""
     keys = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "lr", "clipped", "images_per_second")
     figure, grid = plt.subplots(3, 3, figsize=(11, 7.5), layout="constrained")
     for axes, key in zip(grid.flat, keys, strict=True):
@@ -157,7 +158,7 @@ def curves(run: Run) -> bytes:
 
 
 def timestep_bins(runs: Iterable[tuple[str, Run]]) -> bytes | None:
-    """Accuracy, margin and the change of both errors by bins of timesteps; None where there are none yet."""
+    """Draw accuracy, margin and the change of both errors by bins of timesteps; None where there are none yet."""
     runs = [(name, run) for name, run in runs if run.bins]
     if not runs:
         return None

@@ -24,7 +24,7 @@ from fdpo_fast.report.run import Run
 
 _PAGES = Environment(loader=PackageLoader("fdpo_fast.report", "."), autoescape=True, undefined=StrictUndefined)
 ALPHA = 0.05
-"""Of the tests' significance."""
+"""The level at which a test is called significant."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,16 @@ class Part:
     rows: tuple[tuple[str, ...], ...] = ()
     picture: bytes = b""
     file: str = ""
-    """Name under which the picture lies beside the page."""
+    """The name under which the picture lies beside the page; none, and it lies in the page alone."""
 
     @property
     def uri(self) -> str:
+        """Return the picture as a data URI."""
         return "data:image/png;base64," + base64.b64encode(self.picture).decode()
 
 
 def write(path: Path, title: str, parts: Iterable[Part]) -> None:
-    """The page, and each picture that has a file's name."""
+    """Write the page, and each picture that has a file's name."""
     parts = list(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
@@ -60,7 +61,7 @@ def write(path: Path, title: str, parts: Iterable[Part]) -> None:
 
 
 def write_comparison(found: Comparison, folder: Path) -> None:
-    """`folder/report`: index.html, its pictures, points.csv and report.md."""
+    """Write the report of a comparison to `folder/report`: index.html, its pictures, points.csv and report.md."""
     report = folder / "report"
     report.mkdir(exist_ok=True)
     with replacing(report / "points.csv") as partial, partial.open("w", newline="") as file:
@@ -145,7 +146,7 @@ def _how(found: Comparison) -> Iterator[str]:
 
 
 def _middle(strengths: list[float]) -> float:
-    """The one nearest to 1."""
+    """Return the strength that is nearest to 1, by its logarithm."""
     return min(strengths, key=lambda strength: abs(math.log(strength)))
 
 
@@ -166,7 +167,7 @@ def _row(spot: Spot, found: Comparison) -> tuple[str, ...]:
 
 
 def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
-    """Plainly, what the runs do and do not support; `kind` is the divergence that the paper's finding is about."""
+    """Say plainly what the runs do and do not support; `kind` is the divergence that the paper's finding is about."""
     front = ", ".join(f"{spot.kind} at {spot.strength:g}" for spot in found.front)
     front = front or "none, as the base has more of both than any run, or as much"
     yield f"On the Pareto front of alignment and diversity, by means over the seeds: {front}."
@@ -220,7 +221,7 @@ def _markdown(parts: list[Part]) -> Iterator[str]:
 
 
 def run_page(run: Run) -> Iterator[Part]:
-    """Of a run that is finished or still training."""
+    """Yield the parts of a page about a run that is finished or still training."""
     config = load(run.folder / "config.json")
     last = run.records[-1] if run.records else {}
     done = last.get("step", -1) + 1
@@ -246,4 +247,5 @@ def run_page(run: Run) -> Iterator[Part]:
 
 
 def title_of(run: Run) -> str:
+    """Return the title of a run's page."""
     return f"Run {run.folder.resolve().name}"

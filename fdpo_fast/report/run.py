@@ -18,34 +18,37 @@ class Run:
 
     @cached_property
     def records(self) -> list[dict]:
-        """Of every step that is on disk."""
+        """Read the records of every step that is on disk."""
         return read_records(self.folder)
 
     @property
     def bins(self) -> list[tuple[int, list[dict]]]:
-        """(step, bins) where there are some."""
+        """List (step, bins) of the records that have bins."""
         return [(record["step"], record["bins"]) for record in self.records if "bins" in record]
 
     @property
     def edges(self) -> list[list[int]]:
-        """Of the bins that are filled in all of the run, or at times."""
+        """List the edges of the bins that are filled in all of the run, or at times."""
         found = {tuple(part["timesteps"]) for _, parts in self.bins for part in parts}
         return [list(edge) for edge in sorted(found)]
 
     @property
     def warnings(self) -> list[str]:
+        """List the warnings of all records."""
         return [warning for record in self.records for warning in record.get("warnings", [])]
 
     @property
     def config(self) -> dict:
+        """Read the run's configuration, as it was resolved."""
         return read_json(self.folder / "config.json")
 
     @property
     def data(self) -> dict:
+        """Read the run's report about its data; empty where there is none yet."""
         file = self.folder / "data.json"
         return read_json(file) if file.is_file() else {}
 
     @property
     def grids(self) -> list[Path]:
-        """Pictures of samples, by step."""
+        """List the pictures of samples, by step."""
         return sorted((self.folder / "samples").glob("step-*.png"))

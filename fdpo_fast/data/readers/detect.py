@@ -24,7 +24,10 @@ READERS: dict[str, Callable[[str, str], PairSource]] = {
 
 
 def open_source(data: Data) -> PairSource:
-    """The reader of the configuration's data. Raises UserError where the source is in no known format."""
+    """Open the reader of the configuration's data.
+
+    Raises UserError where the source is in no known format, or has no row.
+    """
     name = detect(data.source) if data.format == "auto" else data.format
     source = READERS[name](data.source, data.ties)
     if not len(source):
@@ -33,7 +36,7 @@ def open_source(data: Data) -> PairSource:
 
 
 def detect(source: str) -> str:
-    """The format of a source, from its files."""
+    """Name the format of a source by its files. Raises UserError where they are of none."""
     path = Path(source).expanduser()
     if (path / "w").is_dir() and (path / "l").is_dir():
         return "folders"
@@ -50,7 +53,7 @@ def detect(source: str) -> str:
 
 
 class Spread:
-    """Some rows of a large source, in a few stretches evenly over it: the others are neither decoded nor encoded."""
+    """A part of a large source, in a few stretches evenly over it: the other rows are neither decoded nor encoded."""
 
     STRETCHES = 8
 
@@ -62,9 +65,11 @@ class Spread:
         return self.rows
 
     def identity(self) -> dict:
+        """Return the number of rows, and the identity of the source that they are taken from."""
         return {"rows": self.rows, "of": self.source.identity()}
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        """Yield the pairs of the rows [start, stop) of this part; their ids stay those that they have in the source."""
         for stretch in range(self.STRETCHES):
             first, end = (self.rows * at // self.STRETCHES for at in (stretch, stretch + 1))
             low, high = max(start, first), min(stop, end)
@@ -73,5 +78,5 @@ class Spread:
                 yield from self.source.read(low + shift, high + shift)
 
     def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Of rows of the source itself, which ids follow from."""
+        """Yield captions and embeddings of rows of the whole source, which ids follow from."""
         return self.source.embeddings(start, stop)

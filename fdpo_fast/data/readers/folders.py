@@ -35,6 +35,7 @@ class Folders:
         return len(self.names)
 
     def identity(self) -> dict:
+        """Return the digests of the captions' content and of the images' names, sizes and times of change."""
         captions = [[name, file_digest(path)] for name in self.names for path in self._captions(name)]
         images = [
             [side, *stamp(path)] for side, found in zip(SIDES, self.images, strict=True) for path in found.values()
@@ -46,6 +47,7 @@ class Folders:
         return [path for folder in folders if (path := folder / f"{name}.txt").is_file()]
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        """Yield the pairs of the names [start, stop) in their order; ids are 2 * row, since nothing here is a tie."""
         for row, name in enumerate(self.names[start:stop], start):
             place = f"pair '{name}'"
             alone = [side for side, images in zip(SIDES, self.images, strict=True) if name not in images]
@@ -64,7 +66,7 @@ class Folders:
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """Image files by their name without extension; UserError where two have the same."""
+    """Find the image files of a folder by their names without extension; UserError where two have the same."""
     known, found = Image.registered_extensions(), {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():

@@ -56,6 +56,7 @@ class JSONRecords:
         return len(self.starts)
 
     def identity(self) -> dict:
+        """Return the digest of the records, and that of the images' names, sizes and times of change."""
         stamps = []
         for _, record in self._records(0, len(self)):
             for image in _images(record) if isinstance(record, dict) else []:
@@ -64,6 +65,7 @@ class JSONRecords:
         return {"format": "jsonl", "ties": self.ties, "records": file_digest(self.path), "images": digest(stamps)}
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        """Yield the pairs of the records [start, stop); a ranking gives one for each two of its images."""
         for row, record in self._records(start, stop):
             place = f"{self.path.name} record {row}"
             images = _images(record) if isinstance(record, dict) else []
@@ -104,7 +106,7 @@ class JSONRecords:
 
 
 def _line_starts(path: Path) -> Iterator[int]:
-    """Where the lines that are not blank begin, in bytes; a byte order mark is passed over."""
+    """Yield where the lines that are not blank begin, in bytes; a byte order mark is passed over."""
     with path.open("rb") as file:
         at = file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
         for line in file:
@@ -125,7 +127,7 @@ def _images(record: dict) -> list:
 
 
 def _labels(record: dict) -> list:
-    """One number per image, the larger the better."""
+    """Return one number per image of a record, the larger the better."""
     if "image_0" in record:
         return [record.get("prefer_0"), record.get("prefer_1")]
     ranks, scores = _first(record, _BEST_IS_LOWEST), _first(record, _BEST_IS_HIGHEST)

@@ -33,9 +33,11 @@ class EncodedPairs:
         return len(self.rows)
 
     def identity(self) -> dict:
+        """Return what is done with ties, and each file's name, size and footer."""
         return {"format": "latents", "ties": self.ties, "files": self.rows.identity()}
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        """Yield the pairs of the rows [start, stop); their sides are `ReadyLatents`."""
         for row, place, record in self.rows.read(start, stop, COLUMNS + self.geometry):
             sides = tuple(_side(record, side) for side in (0, 1))
             if any(isinstance(side, str) for side in sides):
@@ -45,12 +47,13 @@ class EncodedPairs:
                 yield from compared(2 * row, place, record["caption"], sides, labels, self.ties)
 
     def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Yield the captions of the rows [start, stop) with their text embeddings in float32."""
         for _, _, record in self.rows.read(start, stop, ["caption", *self.embedded]):
             yield record["caption"], {name: np.asarray(record[name], np.float32) for name in self.embedded}
 
 
 def _side(record: dict, side: int) -> ReadyLatents | str:
-    """The latents of a side, or what is wrong with them."""
+    """Read the latents of a side, or say what is wrong with them."""
     try:
         values = np.asarray(record[f"latents_{side}"], dtype=np.float32)
     except (TypeError, ValueError):

@@ -41,15 +41,15 @@ class ParquetRows:
 
     @property
     def names(self) -> list[str]:
-        """Column names of the first file."""
+        """List the column names of the first file."""
         return self.files[0][1].schema_arrow.names
 
     def identity(self) -> list[dict]:
-        """Name, size and footer of each file."""
+        """List name, size and footer of each file."""
         return [identity for *_, identity in self.files]
 
     def read(self, start: int, stop: int, columns: list[str]) -> Iterator[tuple[int, str, dict]]:
-        """(row, place, record) of the rows [start, stop); only the row groups that hold them are read."""
+        """Yield (row, place, record) of the rows [start, stop); only the row groups that hold them are read."""
         first = 0
         for name, file, _ in self.files:
             for group in range(file.num_row_groups):
@@ -60,7 +60,7 @@ class ParquetRows:
 
 
 def _open(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, pq.ParquetFile, dict]:
-    """Name, file, and what identifies its content."""
+    """Open a file; return its name, the file, and what identifies its content."""
     try:
         info = system.info(path)
         size = info["size"]
@@ -88,7 +88,7 @@ def _read_group(
 
 
 def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
-    """The file system and the sorted parquet files of a `data.source`."""
+    """Find the file system and the sorted parquet files of a `data.source`."""
     local = Path(source).expanduser()
     url = str(local)
     if "://" in source:
@@ -110,12 +110,12 @@ def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a source that is no path here could be `owner/name` on the hub."""
+    """Say whether a source that is no path here could be `owner/name` on the hub."""
     return source.count("/") >= 1 and not source.startswith((".", "/", "~")) and not source.endswith(".parquet")
 
 
 def _footer(system: fsspec.AbstractFileSystem, path: str, size: int) -> str:
-    """SHA-256 of a parquet file's footer: row groups, their sizes, offsets and statistics, without reading the data."""
+    """Return the SHA-256 of a parquet file's footer, which has sizes, offsets and statistics, without reading data."""
     tail = system.cat_file(path, start=size - 8)
     length = int.from_bytes(tail[:4], "little")
     return hashlib.sha256(system.cat_file(path, start=size - 8 - length)).hexdigest()

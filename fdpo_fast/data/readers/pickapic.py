@@ -54,9 +54,11 @@ class PickAPic:
         return len(self.rows)
 
     def identity(self) -> dict:
+        """Return what is done with ties, and each file's name, size and footer."""
         return {"format": "pickapic", "ties": self.ties, "files": self.rows.identity()}
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        """Yield the pairs of the rows [start, stop); a row whose labels are none of the three cases is rejected."""
         for row, place, record in self.rows.read(start, stop, COLUMNS):
             labels = record["label_0"], record["label_1"]
             if labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
@@ -67,7 +69,7 @@ class PickAPic:
 
 
 def _stored(value: object) -> bytes | None:
-    """Image bytes, as they are or as `datasets` wraps them ({"bytes": ..., "path": ...})."""
+    """Unwrap image bytes that `datasets` wraps in {"bytes": ..., "path": ...}; None where there are none."""
     if isinstance(value, dict):
         value = value.get("bytes")
     return value if isinstance(value, bytes) else None

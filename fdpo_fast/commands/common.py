@@ -1,0 +1,74 @@
+"""What the commands share: options, kinds of values, the configuration, and imports of packages that may be missing."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from fdpo_fast.config.run import Config
+
+Commands: TypeAlias = "argparse._SubParsersAction[ArgumentParser]"
+"""What `fdpo`'s parser keeps the commands' parsers in."""
+
+
+class MissingPackageError(Exception):
+    """A package that a command needs, by name, is not installed."""
+
+
+@contextmanager
+def imports() -> Iterator[None]:
+    """Raise MissingPackageError where an import within the block finds no package.
+
+    Nor is garbage looked for: imports make millions of objects that stay, and going through them costs a second.
+    """
+    gc.disable()
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(error.name) from None
+    finally:
+        gc.enable()
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """Give a parser the options that `read_config` takes, and the one that launchers pass."""
+    parser.add_argument("--config", dest="config_file", required=True, metavar="CONFIG", help="JSON file of the run")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override (JSON value)",
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def read_config(config_file: str, overrides: list[str]) -> Config:
+    """The configuration of `--config` and `--set`. Raises UserError with one sentence per mistake."""
+    with imports():
+        from fdpo_fast.config.load import load
+    return load(config_file, overrides)
+
+
+def check_model(config: Config) -> None:
+    """Raise UserError where the model section of a configuration can name no pipeline."""
+    with imports():
+        from fdpo_fast import models
+    models.check(config.model)
+
+
+def output_file(text: str) -> Path:
+    """The path of a file to be written at the end; ArgumentTypeError where none could lie there."""
+    path = Path(text).expanduser().absolute()
+    if not path.parent.is_dir():
+        raise ArgumentTypeError(f"'{text}': the folder {path.parent} does not exist")
+    if not text or (path.exists() and not path.is_file()):
+        raise ArgumentTypeError(f"'{text}' is not the name of a file")
+    return path

@@ -1,0 +1,33 @@
+"""`fdpo data check`: what is in a source of pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fdpo_fast.commands.common import Commands, add_config, imports, output_file, read_config
+
+
+def add(commands: Commands) -> None:
+    """Add the parser of `fdpo data check`."""
+    parser = commands.add_parser(
+        "data check",
+        help="pairs, ties, duplicates, sizes, and every row that cannot be used",
+        description="Read every row as caching would, and say what is in it.",
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--json",
+        dest="json_file",
+        type=output_file,
+        metavar="FILE",
+        help="write everything, each refused row included",
+    )
+    parser.set_defaults(run=check)
+
+
+def check(config_file: str, overrides: list[str], json_file: Path | None) -> None:
+    """Count over the source of a configuration."""
+    config = read_config(config_file, overrides)
+    with imports():
+        from fdpo_fast.data.check import check
+    check(config, json_file)

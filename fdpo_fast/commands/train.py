@@ -1,0 +1,27 @@
+"""`fdpo train`: align a pipeline."""
+
+from __future__ import annotations
+
+from fdpo_fast.commands.common import Commands, add_config, check_model, imports, read_config
+
+
+def add(commands: Commands) -> None:
+    """Add the parser of `fdpo train`."""
+    parser = commands.add_parser(
+        "train",
+        help="align a pipeline (one process; `deepspeed fdpo_fast/train.py` for more)",
+        description="Align a pipeline.",
+    )
+    add_config(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in train.output_dir")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.set_defaults(run=run)
+
+
+def run(config_file: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
+    """Check the configuration, then train."""
+    config = read_config(config_file, overrides)
+    check_model(config)
+    with imports():
+        from fdpo_fast.train import start
+    start(config, resume, dry_run)
