@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from fdpo_fast.files import digest
 from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
 from fdpo_fast.ops.constants import Stream
+from fdpo_fast.ops.pairs import both, to_pairs, to_rows
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Family
@@ -46,12 +48,13 @@ class TrainingSet:
 
     def __init__(self, config: Config, family: Family, source: PairSource, builder: Builder) -> None:
         self.config, self.family, self.builder = config, family, builder
-        self.latents = cache_latents(config, source, family, builder)
+        facts, self.device = family.facts, builder.rank.device
+        self.latents = cache_latents(config, source, facts, lambda: family.image_encoder(self.device), builder)
         self.report = report(self.latents, len(source))
         channels = self.latents.item(self.latents.shard_of(0), "image", 0).shape[-3]
-        if channels != family.channels():
-            raise UserError(f"latents have {channels} channels, the UNet of model.base takes {family.channels()}")
-        self.text, self.entries = cache_text(config, self.latents, source, family, builder)
+        if channels != facts.channels:
+            raise UserError(f"latents have {channels} channels, the denoiser of model.base takes {facts.channels}")
+        self.text, self.entries = cache_text(config, self.latents, source, facts, family.text_encoder, builder)
         self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
         self.stores = [self.latents, self.text]
         self.captions = self.latents.list("captions")
@@ -59,7 +62,6 @@ class TrainingSet:
         self.id, self.weight, self.images, self.sizes = (
             self.latents.column(name) for name in ("id", "weight", "images", "sizes")
         )
-        self.device = builder.rank.device
         self.seed, self.micro = config.reference.seed, config.train.pairs_per_micro_batch
         self.reference: Tensor | None = None  # [pairs, visits, 2] float64
 
@@ -80,14 +82,14 @@ class TrainingSet:
             latents = sampled(latents, ids, visits, self.seed)
         dropped = noise.uniforms(draws, Stream.CAPTION) < self.config.data.caption_dropout
         captions = self.caption[positions].masked_fill(dropped, self.entries[""]).tolist()
-        text = {key: torch.stack([self.text.entry(key, at) for at in captions]) for key in self.family.text_keys}
-        sizes = self.sizes[positions].transpose(0, 1).flatten(0, 1)
-        condition = self.family.condition({key: torch.cat([rows, rows]) for key, rows in text.items()}, sizes)
+        text = {key: torch.stack([self.text.entry(key, at) for at in captions]) for key in self.family.facts.text_keys}
+        sizes = to_rows(self.sizes[positions])
+        condition = self.family.condition({key: both(values) for key, values in text.items()}, sizes)
         ref_error = None
         if self.reference is not None:
-            ref_error = self.reference[positions, visits].T.flatten().to(self.device)
+            ref_error = to_rows(self.reference[positions, visits]).to(self.device)
         return Batch(
-            latents=latents.transpose(0, 1).flatten(0, 1).to(self.device),
+            latents=to_rows(latents).to(self.device),
             draws=draws.to(self.device),
             condition={key: value.to(self.device) for key, value in condition.items()},
             weight=self.weight[positions].to(self.device),
@@ -108,7 +110,7 @@ class TrainingSet:
         visits = config.reference.visits
         manifest = {
             "version": VERSION,
-            "unet": family.digest("unet"),
+            "unet": family.denoiser_digest(),
             # names by digest: of source, labels, VAE, geometry and sharding; of captions and text encoders
             "latents": self.latents.folder.name,
             "text": self.text.folder.name,
@@ -121,17 +123,15 @@ class TrainingSet:
             "dtype": config.model.dtype,
             "kernels": kernels(config.model, self.micro, self.device),
         }
-        models: list[nn.Module] = []
+        model = cache(load)
 
         def make(shard: int, advance: Callable[[int], Any]) -> Shard:
-            if not models:
-                models.append(load())
             start, stop = self.latents.starts[shard : shard + 2]
             found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64)
             for positions in self._of_one_shape(start, stop):
                 for visit in range(visits):
                     found[positions - start, visit] = self.reference_errors(
-                        models[0], positions, torch.full_like(positions, visit)
+                        model(), positions, torch.full_like(positions, visit)
                     )
                 advance(len(positions))
             if not found.isfinite().all():
@@ -142,8 +142,8 @@ class TrainingSet:
             return Shard(columns={"error": found})
 
         items = [stop - start for start, stop in pairwise(self.latents.starts)]
-        cache = Cache("reference", manifest, lineage(config), items, 16 * visits, make)
-        shards = Shards(self.builder.build(cache), by="error")
+        reference = Cache("reference", manifest, lineage(config), items, 16 * visits, make)
+        shards = Shards(self.builder.build(reference), by="error")
         self.stores.append(shards)
         self.report["caches"]["reference"] = shards.folder.name
         self.reference = shards.column("error")
@@ -156,7 +156,7 @@ class TrainingSet:
         at = [start + torch.nonzero(group == number).flatten() for number in range(len(shapes))]
         return [part for positions in at for part in positions.split(self.micro)]
 
-    def reference_errors(self, unet: nn.Module, positions: Tensor, visits: Tensor) -> Tensor:
+    def reference_errors(self, denoiser: nn.Module, positions: Tensor, visits: Tensor) -> Tensor:
         """Errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64, computed now.
 
         In batches of the size of training's micro-batches, filled up with repeats: libraries choose their kernels by
@@ -167,6 +167,6 @@ class TrainingSet:
         found = []
         for part in filled.split(self.micro):
             with prediction.as_in_training():
-                pred, target, _ = prediction.predict(self.family, unet, self.batch(positions[part], visits[part]))
-            found.append(prediction.errors(pred, target).cpu().unflatten(0, (2, -1)).T)
+                pred, target, _ = prediction.predict(self.family, denoiser, self.batch(positions[part], visits[part]))
+            found.append(to_pairs(prediction.errors(pred, target).cpu()))
         return torch.cat(found)[:count]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,41 +24,41 @@ from fdpo_fast.data.prefetch import ahead
 from fdpo_fast.models.precision import DTYPES
 
 if TYPE_CHECKING:
-    from fdpo_fast.models.family import Family
+    from fdpo_fast.models.family import Facts, ImageEncoder
 
 
-def cache_latents(config: Config, source: PairSource, family: Family, builder: Builder) -> Shards:
+def cache_latents(
+    config: Config, source: PairSource, facts: Facts, load_encoder: Callable[[], ImageEncoder], builder: Builder
+) -> Shards:
     """Decode every pair once and encode every image once (within a shard of rows).
 
     A shard's entries are pairs: `id`, `weight`, `images` [2] (preferred, dispreferred: which of the shard's items),
     `sizes` [2, 6] (`images.Placed.size`); its items are the images' latents, [c, h, w] or, as moments, [2, c, h, w].
-    Lists: `captions`, and `rejected` rows with place and reason.
+    Lists: `captions`, and `rejected` rows with place and reason. `load_encoder` loads the VAE; it is asked only where
+    something is missing.
     """
     data = config.data
-    vae_factor, unet_factor = family.factors()
-    geometry = Geometry(data, config.reference.seed, vae_factor, unet_factor)
+    geometry = Geometry(data, config.reference.seed, facts.vae_factor, facts.denoiser_factor)
     manifest = {
         "version": VERSION,
         "source": source.identity(),
         "geometry": geometry.identity(),
-        "vae": family.digest("vae"),
+        "vae": facts.vae,
         "latents": data.latents,
         "dtype": data.cache_dtype,
         "shard_rows": data.shard_rows,
     } | ({"noise": noise.NOISE_SPEC} if data.latents == "sample" else {})
-    encoders: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = []
+    encoder = cache(load_encoder)
 
     def encode(pixels: list[Tensor], keys: list[bytes]) -> list[Tensor]:
-        if not encoders:  # loaded only where something is missing
-            encoders.append(family.image_encoder(builder.rank.device))
-        moments = encoders[0](to_vae(torch.stack(pixels)))
+        moments = encoder()(to_vae(torch.stack(pixels)))
         return list(stored(kept(*moments, keys, data.latents), DTYPES[data.cache_dtype]))
 
     def make(shard: int, advance: Callable[[int], Any]) -> Shard:
         rows = source.read(shard * data.shard_rows, (shard + 1) * data.shard_rows)
         return _latent_shard(rows, geometry, data.workers, data.encode_batch, encode, advance)
 
-    numbers = [geometry.sizes()[0][axis] // vae_factor for axis in (0, 1)]
+    numbers = [geometry.sizes()[0][axis] // facts.vae_factor for axis in (0, 1)]
     elements = 4 * numbers[0] * numbers[1] * (2 if data.latents == "moments" else 1)
     items = [min(data.shard_rows, len(source) - at) for at in range(0, len(source), data.shard_rows)]
     size = 2 * elements * DTYPES[data.cache_dtype].itemsize

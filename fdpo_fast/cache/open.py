@@ -51,14 +51,14 @@ def reference_model(config: Config, family: Family, device: torch.device) -> nn.
 
     Where the policy's parameters stay on the host, so do its own: a layer comes to the device when it is its turn.
     """
-    unet = family.denoiser(DTYPES[config.model.dtype])
-    trainable.ready(unet, config.model, reference=True)
+    denoiser = family.denoiser(DTYPES[config.model.dtype])
+    trainable.ready(denoiser, config.model, reference=True)
     if not config.parameters_on_host:
-        return unet.to(device)
+        return denoiser.to(device)
     # pinned layer by layer: torch would keep a whole pinned model, rounded up, until the process ends
     streams = {"use_stream": True, "record_stream": True, "low_cpu_mem_usage": True} if device.type == "cuda" else {}
-    unet.enable_group_offload(device, torch.device("cpu"), offload_type="leaf_level", **streams)
-    return unet
+    denoiser.enable_group_offload(device, torch.device("cpu"), offload_type="leaf_level", **streams)
+    return denoiser
 
 
 def cache_root(config: Config) -> Path:
@@ -81,9 +81,6 @@ def resolve_embedded(config: Config, rank: Rank) -> Config:
         embedded(config.data.digits, config.data.cache_dir)
     rank.barrier()
     folder = embedded(config.data.digits, config.data.cache_dir)
-    model, data = config.model, config.data
-    if model.base == EMBEDDED:
-        model = model.model_copy(update={"base": str(folder / "pipeline")})
-    if data.source == EMBEDDED:
-        data = data.model_copy(update={"source": str(folder / "pairs.parquet")})
-    return config.model_copy(update={"model": model, "data": data})
+    made = {"model.base": folder / "pipeline", "data.source": folder / "pairs.parquet"}
+    named = {"model.base": config.model.base, "data.source": config.data.source}
+    return config.replace({key: str(path) for key, path in made.items() if named[key] == EMBEDDED})

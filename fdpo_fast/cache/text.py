@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +18,18 @@ from fdpo_fast.files import digest
 from fdpo_fast.models.precision import DTYPES
 
 if TYPE_CHECKING:
-    from fdpo_fast.models.family import Family
+    from fdpo_fast.models.family import Facts, TextEncoder
 
 _CAPTIONS_PER_SHARD = 1024
 
 
 def cache_text(
-    config: Config, latents: Shards, source: PairSource, family: Family, builder: Builder
+    config: Config,
+    latents: Shards,
+    source: PairSource,
+    facts: Facts,
+    load_encoder: Callable[[torch.device], TextEncoder],
+    builder: Builder,
 ) -> tuple[Shards, dict[str, int]]:
     """Embed every distinct caption once, the empty one included; returns the shards and each caption's entry.
 
@@ -32,47 +38,46 @@ def cache_text(
     dtype = DTYPES[config.data.cache_dtype]
     captions = latents.list("captions")
     distinct = ["", *(caption for caption in dict.fromkeys(captions) if caption)]
-    ready = _ready_keys(source, family)
+    ready = _ready_keys(source, facts.text_keys)
     rows = dict(zip(reversed(captions), (latents.column("id") >> 1).flip(0).tolist(), strict=True)) if ready else {}
     manifest = {
         "version": VERSION,
-        "text": family.digest(*family.text_components),
+        "text": facts.text,
         "captions": digest(distinct),
         "embeddings": source.identity() if ready else None,
         "dtype": config.data.cache_dtype,
     }
-    encoders: list[Callable[[list[str]], dict[str, Tensor]]] = []
+    encoder = cache(load_encoder)
+    # of embeddings that came ready only the empty caption's is missing: no model goes to the GPU for that
+    device = torch.device("cpu") if ready else builder.rank.device
 
     def encode(part: list[str]) -> dict[str, list[Tensor]]:
-        if not encoders:
-            # of embeddings that came ready only the empty caption's is missing: no model goes to the GPU for that
-            encoders.append(family.text_encoder(torch.device("cpu") if ready else builder.rank.device))
-        return {key: list(value) for key, value in encoders[0](part).items()}
+        return {key: list(value) for key, value in encoder(device)(part).items()}
 
     def make(shard: int, advance: Callable[[int], Any]) -> Shard:
         part = distinct[shard * _CAPTIONS_PER_SHARD : (shard + 1) * _CAPTIONS_PER_SHARD]
-        items: dict[str, list[Tensor]] = {key: [] for key in family.text_keys}
+        items: dict[str, list[Tensor]] = {key: [] for key in facts.text_keys}
         found = _embeddings(source, part, rows) if rows else {}
         if rows and "" in part and "" not in rows:
             found[""] = {key: value[0] for key, value in encode([""]).items()}
         step = config.data.encode_batch
         for at in range(0, len(part), step):
             chunk = part[at : at + step]
-            encoded = {key: [found[c][key] for c in chunk] for key in family.text_keys} if rows else encode(chunk)
+            encoded = {key: [found[c][key] for c in chunk] for key in facts.text_keys} if rows else encode(chunk)
             for key, values in encoded.items():
                 items[key] += [stored(value, dtype) for value in values]
             advance(len(chunk))
         return Shard(items=items)
 
     counts = [min(_CAPTIONS_PER_SHARD, len(distinct) - at) for at in range(0, len(distinct), _CAPTIONS_PER_SHARD)]
-    cache = Cache("text", manifest, lineage(config), counts, family.text_elements() * dtype.itemsize, make)
-    return Shards(builder.build(cache), by=family.text_keys[0]), {caption: row for row, caption in enumerate(distinct)}
+    text = Cache("text", manifest, lineage(config), counts, facts.text_elements * dtype.itemsize, make)
+    return Shards(builder.build(text), by=facts.text_keys[0]), {caption: row for row, caption in enumerate(distinct)}
 
 
-def _ready_keys(source: PairSource, family: Family) -> bool:
+def _ready_keys(source: PairSource, text_keys: tuple[str, ...]) -> bool:
     """Whether the source brings the embeddings; UserError when only some of them."""
     found = getattr(source, "embedded", [])
-    missing = [key for key in family.text_keys if key not in found]
+    missing = [key for key in text_keys if key not in found]
     if found and missing:
         raise UserError(f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none")
     return bool(found)

@@ -65,11 +65,11 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
         found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
     if data.reference is not None:
-        unet = reference_model(config, family, rank.device)
+        denoiser = reference_model(config, family, rank.device)
         pieces = []
         for position in positions:
             visit = torch.randint(config.reference.visits, (1,), generator=generator)
-            fresh = data.reference_errors(unet, position[None], visit)
+            fresh = data.reference_errors(denoiser, position[None], visit)
             pieces.append((data.reference[position, visit], fresh))
         found["reference"] = _worst(pieces)
     return found
@@ -78,7 +78,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
 def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, float] | None:
     """Of the images at `positions`, decoded and encoded again; None where latents came ready."""
     config, family, data = prepared.config, prepared.family, prepared.data
-    geometry = Geometry(config.data, config.reference.seed, *family.factors())
+    geometry = Geometry(config.data, config.reference.seed, family.facts.vae_factor, family.facts.denoiser_factor)
     encoder = family.image_encoder(rank.device)
     source, pieces = open_source(config.data), []
     wanted = set(data.id[positions].tolist())

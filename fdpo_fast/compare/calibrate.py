@@ -35,6 +35,7 @@ from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import predict
+from fdpo_fast.ops.pairs import to_rows
 from fdpo_fast.optim import build
 from fdpo_fast.training.order import Walk
 
@@ -117,7 +118,7 @@ def _delta(
     # where training has an fp32 master, bf16 weights alone would hardly move
     dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
     unet = family.denoiser(dtype).to(data.device)
-    model = config.model.model_copy(update={"cuda_graphs": False})  # one denoiser is measured and trained here
+    model = config.model.replace({"cuda_graphs": False})  # one denoiser is measured and trained here
     trained = trainable.ready(unet, model)
     before = _errors(data, unet, measured, "reference")
     if policy:
@@ -152,7 +153,7 @@ def move(
     walk = Walk(data.shapes[pairs], micro, config.train.seed)
     chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
     visits = torch.zeros(micro, dtype=torch.int64)
-    ref_errors = [data.reference_errors(unet, at, visits).T.flatten().to(data.device) for at in chosen]
+    ref_errors = [to_rows(data.reference_errors(unet, at, visits)).to(data.device) for at in chosen]
     for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
         batch = data.batch(at, visits)
         pred, target, _ = predict(family, unet, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,11 +38,10 @@ class Point:
 
 def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
     """Put each divergence into the configuration's loss, so that a mistake is found before anything runs."""
-    plain = config.loss.model_dump()
     found = []
     for kind in kinds:
         try:
-            found.append(Loss.model_validate({**plain, "divergence": kind.divergence, "alpha": kind.alpha}))
+            found.append(config.loss.replace({"divergence": kind.divergence, "alpha": kind.alpha}))
         except ValidationError as error:
             raise UserError(f"compare.divergences '{kind.name}': {sentences(error)}") from None
     return found
@@ -67,7 +66,7 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
             partial.write_text(json.dumps(fits, indent=2) + "\n")
     keys = ("beta", "ratio_scale")
     return [
-        loss.model_copy(update={key: fits[kind.name][key] for key in keys})
+        loss.replace({key: fits[kind.name][key] for key in keys})
         for kind, loss in zip(compare.divergences, found, strict=True)
     ]
 
@@ -78,7 +77,11 @@ def points(config: Config, at_strength_one: list[Loss], folder: Path) -> Iterato
     for seed in compare.seeds:
         for kind, loss in zip(compare.divergences, at_strength_one, strict=True):
             for strength in compare.strengths:
-                changed = {"loss": loss.model_copy(update={"beta": loss.beta / strength}), "compare": None}
-                point = Point(kind, strength, seed, config.model_copy(update=changed))
-                train = config.train.model_copy(update={"seed": seed, "output_dir": str(folder / point.name)})
-                yield Point(kind, strength, seed, point.config.model_copy(update={"train": train}))
+                point = Point(kind, strength, seed, config)
+                changes = {
+                    "compare": None,
+                    "loss": loss.replace({"beta": loss.beta / strength}),
+                    "train.seed": seed,
+                    "train.output_dir": str(folder / point.name),
+                }
+                yield replace(point, config=config.replace(changes))

@@ -60,8 +60,8 @@ def check(config: Config, json_file: Path | None) -> None:
         from fdpo_fast.digits.dataset import embedded
 
         pairs = embedded(config.data.digits, config.data.cache_dir) / "pairs.parquet"
-        config = config.model_copy(update={"data": config.data.model_copy(update={"source": str(pairs)})})
-    source = open_source(config.data.model_copy(update={"ties": "half"}))
+        config = config.replace({"data.source": str(pairs)})
+    source = open_source(config.data.replace({"ties": "half"}))
     rows = tqdm(source.read(0, len(source)), desc="reading", unit=" pairs", leave=False)
     found = examine(rows, config.data.resolution, config.data.workers)
     found.rows = len(source)

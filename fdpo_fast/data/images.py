@@ -72,12 +72,12 @@ class Geometry:
     seed: int
     vae_factor: int
     """How many pixels a latent spans along a side."""
-    unet_factor: int
+    denoiser_factor: int
     """How many latents an element of the UNet's coarsest level spans along a side."""
 
     def __post_init__(self) -> None:
         name = "bucket_step" if self.data.buckets else "resolution"
-        step, factor = getattr(self.data, name), self.vae_factor * self.unet_factor
+        step, factor = getattr(self.data, name), self.vae_factor * self.denoiser_factor
         if step % factor:
             raise UserError(
                 f"data.{name} {step} is not a multiple of {factor}, by which VAE and UNet divide a side: take "

@@ -42,7 +42,7 @@ class Policy:
 
     def _family(self, config: Config) -> Family:
         """Load the family with the components of the policy's own pipeline."""
-        return load_family(config.model.model_copy(update={"base": str(self.folder)}))
+        return load_family(config.model.replace({"base": str(self.folder)}))
 
     def _trained_as(self, config: Config) -> Model:
         """Return the model section that a checkpoint was trained by, which has its adapter's rank and alpha."""

@@ -244,5 +244,4 @@ def plan(config: Config, ranks: int) -> Plan:
 
 
 def _with(config: Config, checkpointing: str) -> Config:
-    model = config.model.model_copy(update={"gradient_checkpointing": checkpointing})
-    return config.model_copy(update={"model": model})
+    return config.replace({"model.gradient_checkpointing": checkpointing})

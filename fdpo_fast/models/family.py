@@ -6,6 +6,8 @@ import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +25,9 @@ from fdpo_fast.files import digest, file_digest, read_json, replacing
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
 from fdpo_fast.models.trainable import add_lora
 
+ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+TextEncoder = Callable[[list[str]], dict[str, Tensor]]
+
 PREDICTIONS = ("epsilon", "v_prediction")
 """The predictions that a denoiser may make, by the scheduler's own names."""
 
@@ -34,6 +39,26 @@ OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 def shrinks(config: dict) -> int:
     """Return by how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
     return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What caches need to know of a pipeline, read from its files once."""
+
+    vae_factor: int
+    """By how much the VAE divides a side of the image on the way to the latents."""
+    denoiser_factor: int
+    """By how much the denoiser divides a side of the latents on the way to its smallest layers."""
+    channels: int
+    """The channels of the latents that the denoiser takes."""
+    text_keys: tuple[str, ...]
+    """Names of the text embeddings."""
+    text_elements: int
+    """How many numbers the embeddings of a caption are."""
+    vae: str
+    """The SHA-256 over the VAE's files."""
+    text: str
+    """The SHA-256 over the files of what makes text embeddings."""
 
 
 class Family(ABC):
@@ -87,16 +112,23 @@ class Family(ABC):
         files = [(name, path) for name, folder in folders.items() for path in sorted(folder.rglob("*"))]
         return digest([[name, path.name, file_digest(path)] for name, path in files if path.is_file()])
 
-    def factors(self) -> tuple[int, int]:
-        """Return by how much VAE and UNet divide a side of the image, and of the latents."""
-        return shrinks(read_json(self.vae / "config.json")), shrinks(self._unet_config())
+    def denoiser_digest(self) -> str:
+        """Return the SHA-256 over the denoiser's files."""
+        return self.digest("unet")
 
-    def channels(self) -> int:
-        """Return the channels of the latents that the UNet takes."""
-        return self._unet_config()["in_channels"]
-
-    def _unet_config(self) -> dict:
-        return read_json(self.base / "unet" / "config.json")
+    @cached_property
+    def facts(self) -> Facts:
+        """What the caches need to know of the pipeline, with the digests of its files."""
+        unet_config = read_json(self.base / "unet" / "config.json")
+        return Facts(
+            vae_factor=shrinks(read_json(self.vae / "config.json")),
+            denoiser_factor=shrinks(unet_config),
+            channels=unet_config["in_channels"],
+            text_keys=self.text_keys,
+            text_elements=self.elements_of_text(unet_config),
+            vae=self.digest("vae"),
+            text=self.digest(*self.text_components),
+        )
 
     # --- encoders, needed only to fill caches and to draw samples ---
 
@@ -104,7 +136,7 @@ class Family(ABC):
         """Load the VAE in float32 on the CPU."""
         return AutoencoderKL.from_pretrained(self.vae, use_safetensors=True, torch_dtype=torch.float32)
 
-    def image_encoder(self, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def image_encoder(self, device: torch.device) -> ImageEncoder:
         """Return a function of images [n, 3, h, w] in [-1, 1] that gives their latents' mean and standard deviation.
 
         Both are scaled as the denoiser takes them, [n, c, h/f, w/f].
@@ -119,7 +151,7 @@ class Family(ABC):
 
         return encode
 
-    def text_encoder(self, device: torch.device) -> Callable[[list[str]], dict[str, Tensor]]:
+    def text_encoder(self, device: torch.device) -> TextEncoder:
         """Return a function of captions that gives their embeddings by `text_keys`, each [n, ...] float32.
 
         They are those that the family's own pipeline makes.
@@ -137,10 +169,6 @@ class Family(ABC):
 
     pipeline_options: ClassVar[dict] = {}
     """Keyword arguments of `DiffusionPipeline.from_pretrained` for this family."""
-
-    def text_elements(self) -> int:
-        """Return how many numbers the embeddings of a caption are."""
-        return self.elements_of_text(self._unet_config())
 
     @classmethod
     def elements_of_text(cls, unet_config: dict) -> int:

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fdpo_fast import noise
 from fdpo_fast.loss.function import fdpo_loss
+from fdpo_fast.ops.pairs import both
 
 if TYPE_CHECKING:
     from fdpo_fast.cache.dataset import Batch
@@ -32,7 +33,7 @@ def predict(family: Family, unet: nn.Module, batch: Batch) -> Prediction:
     noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)
     if family.model.channels_last:
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-    pred = family.predict(unet, noisy, torch.cat([timesteps, timesteps]), batch.condition)
+    pred = family.predict(unet, noisy, both(timesteps), batch.condition)
     return Prediction(pred, family.target(batch.latents, batch.draws), timesteps)
 
 

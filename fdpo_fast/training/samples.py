@@ -33,19 +33,21 @@ class SampleGrids:
         self.resolution, self.seed = resolution, seed
 
     @torch.no_grad()
-    def images(self, unet: nn.Module) -> Tensor:
+    def images(self, denoiser: nn.Module) -> Tensor:
         """[prompts, images_per_prompt, 3, h, w] in [0, 1]; every rank must call it where the weights are sharded."""
         settings = self.settings
-        pipeline = self.family.sampler(unet, self.device)
+        pipeline = self.family.sampler(denoiser, self.device)
         generator = torch.Generator().manual_seed(self.seed)
         size = self.resolution // pipeline.vae_scale_factor
         drawn = []
         for prompt in settings.prompts:
-            latents = torch.randn(settings.images_per_prompt, unet.config.in_channels, size, size, generator=generator)
+            latents = torch.randn(
+                settings.images_per_prompt, denoiser.config.in_channels, size, size, generator=generator
+            )
             drawn.append(
                 pipeline(
                     [prompt] * settings.images_per_prompt,
-                    latents=latents.to(self.device, unet.dtype),
+                    latents=latents.to(self.device, denoiser.dtype),
                     num_inference_steps=settings.sampling_steps,
                     guidance_scale=settings.guidance,
                     output_type="pt",
@@ -53,11 +55,11 @@ class SampleGrids:
             )
         return torch.stack(drawn).float().cpu()
 
-    def write(self, unet: nn.Module, step: int, rank: int) -> None:
+    def write(self, denoiser: nn.Module, step: int, rank: int) -> None:
         """Draw now; rank 0 writes the picture."""
-        unet.eval()
-        images = self.images(unet)
-        unet.train()
+        denoiser.eval()
+        images = self.images(denoiser)
+        denoiser.train()
         if rank:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
