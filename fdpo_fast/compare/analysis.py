@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from fdpo_fast.compare.grid import Point
@@ -184,8 +183,10 @@ def _interval(values: np.ndarray) -> Estimate:
     centre = float(values.mean())
     if len(values) < 2:
         return Estimate(centre, math.nan, math.nan)
-    half = student.ppf((1 + statistics.CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return Estimate(centre, centre - float(half), centre + float(half))
+    if not np.ptp(values):  # scipy would warn
+        return Estimate(centre, centre, centre)
+    low, high = ttest_1samp(values, 0).confidence_interval(statistics.CONFIDENCE)
+    return Estimate(centre, float(low), float(high))
 
 
 def _holm(differences: list[Difference]) -> list[Difference]:

@@ -30,6 +30,7 @@ from fdpo_fast.evaluate.plugins import named
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.evaluate.scorers import SCORERS
+from fdpo_fast.evaluate.tables import table
 from fdpo_fast.files import digest, read_json, replacing, stamp
 from fdpo_fast.models import quiet_libraries
 
@@ -133,12 +134,14 @@ class Report:
             f"{self.captions} captions, {self.images_per_prompt} images each, seed {self.seed}; intervals of 95 % by a "
             f"bootstrap over {self.resample}, of diversity over captions.\n"
         )
-        yield "| measure | model | mean | median | win rate against the base |\n|---|---|---|---|---|"
+        yield from table(("measure", "model", "mean", "median", "win rate against the base"), self._rows())
+
+    def _rows(self) -> Iterator[tuple[object, ...]]:
         for kind, by_name in self.summaries.items():
             for name, by_model in by_name.items():
                 title = f"{'diversity: ' * (kind == 'diversity')}{name} ({self.checkpoints[name]})"
                 for model, summary in by_model.items():
-                    yield f"| {title} | {model} | {summary.mean} | {summary.median} | {summary.win_rate or ''} |"
+                    yield title, model, summary.mean, summary.median, summary.win_rate or ""
 
 
 def measure(config: Config, galleries: list[Gallery]) -> Report:

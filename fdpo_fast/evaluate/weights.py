@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.files import is_hub_name
 
 
 def file_of(name: str) -> Path:
@@ -18,7 +19,7 @@ def file_of(name: str) -> Path:
     if path.is_file():
         return path
     repository, colon, file = name.partition(":")
-    if not colon or repository.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not colon or not is_hub_name(repository):
         raise UserError(f"'{name}' is no file here, nor of the hub's form owner/name:file")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -18,6 +18,7 @@ from fdpo_fast.config.load import load
 from fdpo_fast.evaluate.gallery import contact_sheet
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.statistics import Estimate
+from fdpo_fast.evaluate.tables import table
 from fdpo_fast.files import replacing
 from fdpo_fast.report import figures
 from fdpo_fast.report.run import Run
@@ -217,7 +218,7 @@ def _markdown(parts: list[Part]) -> Iterator[str]:
         if part.text:
             yield part.text + "\n"
         if part.rows:
-            yield from ("| " + " | ".join(row) + " |" for row in (part.header, ["---"] * len(part.header), *part.rows))
+            yield from table(part.header, part.rows)
             yield ""
         if part.file:
             yield f"![{part.title}]({part.file})\n"
