@@ -29,7 +29,7 @@ from fdpo_fast.config.schema import Log
 from fdpo_fast.noise import add_noise
 from fdpo_fast.ops.triton import launch
 from fdpo_fast.optim import in_backward
-from fdpo_fast.optim.finite import StepGuard
+from fdpo_fast.optim.finite import SkipNonFinite
 from fdpo_fast.training.metrics import Metrics
 
 CSV = Path(__file__).parent / "results/host_cost.csv"
@@ -127,13 +127,13 @@ def _backward(parameters: list[Parameter]) -> None:
 
 
 def guard(sizes: list[int]) -> float:
-    """`StepGuard` around an optimizer that does nothing: norms of the gradients, on the CPU, and clipping."""
+    """`SkipNonFinite` around an optimizer that does nothing: norms of the gradients, on the CPU, and clipping."""
     parameters = small(sizes)
     for p in parameters:
         p.grad = torch.zeros_like(p)
     nothing = torch.optim.SGD(parameters[:1], lr=0.0)
     nothing.param_groups[0]["params"] = parameters
-    watching = StepGuard(nothing, _alone, 1.0)
+    watching = SkipNonFinite(nothing, _alone, 1.0)
     return cost(lambda: (watching._hide(nothing), watching._show()), 20)
 
 
@@ -203,7 +203,7 @@ def measure() -> dict[str, float]:
     seconds = {
         "AdamW8bit.step, 1680 tensors": at_once(sizes),
         "inside backward, 1680 tensors": inside(sizes),
-        "StepGuard, 1680 tensors": guard(sizes),
+        "SkipNonFinite, 1680 tensors": guard(sizes),
         "fused loss, forward and backward": loss("mean"),
         "loss of each pair, its mean and backward": loss("none"),
         "Batch of one pair": batch(),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
+
+from torch.distributed.elastic.utils.distributed import get_free_port as free_port
 
 DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -14,12 +15,6 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 def deepspeed(ranks: int) -> list[str]:
     """The words before the script, for `ranks` processes on this machine and a port that is free."""
     return [*DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port())]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -65,14 +65,14 @@ NOTHING = Size("tiny_sdxl", 16, {})
 def predicted(settings: dict) -> tuple[float, int]:
     """Bytes at the peak of the account, and parameters."""
     from fdpo_fast.config.run import Config
-    from fdpo_fast.memory.account import account
+    from fdpo_fast.memory.account import step_account
     from fdpo_fast.memory.trace import trace
-    from fdpo_fast.models.architecture import blueprint
+    from fdpo_fast.models.architecture import read_architecture
 
     made = Config.model_validate(settings)
-    traced = trace(made, blueprint(made.model))
-    book, places = account(made, traced, 1, gpu=CUDA), ("gpu",) if CUDA else ("gpu", "host")
-    return book.total(book.peak(*places), *places), traced.trained
+    traced = trace(made, read_architecture(made.model))
+    account, devices = step_account(made, traced, 1, gpu=CUDA), ("gpu",) if CUDA else ("gpu", "host")
+    return account.total(account.peak(*devices), *devices), traced.trained
 
 
 def measured(settings: dict, scratch: Path) -> float:

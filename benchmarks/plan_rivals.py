@@ -22,11 +22,11 @@ from torch import nn
 
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
-from fdpo_fast.memory.account import GIB, PHASES, Account, account
+from fdpo_fast.memory.account import GIB, PHASES, Account, step_account
 from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.memory.trace import trace, vae_passes
 from fdpo_fast.models import quiet_libraries
-from fdpo_fast.models.architecture import Blueprint, blueprint
+from fdpo_fast.models.architecture import Architecture, read_architecture
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CSV = Path(__file__).parent / "results/plan_rivals.csv"
@@ -34,7 +34,7 @@ HALF = 2
 """Bytes of fp16 and of bf16, which a CPU's autocast knows."""
 
 
-class Autocast(Blueprint):
+class Autocast(Architecture):
     """A UNet whose forward is under autocast, as accelerate wraps it; its casts of weights live until it ends."""
 
     def unet(self, dtype: torch.dtype) -> nn.Module:
@@ -43,49 +43,49 @@ class Autocast(Blueprint):
         return unet
 
 
-def rivals_book(config: Config, drawn: Blueprint) -> Account:
+def rivals_account(config: Config, architecture: Architecture) -> Account:
     """The account of a script that has VAE and text encoders resident and encodes its pair at every step."""
-    traced = trace(config, Autocast(**vars(drawn)))
-    book = account(config, traced, 1, gpu=True)
+    traced = trace(config, Autocast(**vars(architecture)))
+    account = step_account(config, traced, 1, gpu=True)
     if config.reference.mode == "live":  # it is frozen, in fp16
-        book.add("reference model", "gpu", HALF * traced.trained - traced.trained_bytes)
-    text = drawn.text_parameters
-    vae = sum(p.numel() for p in drawn.vae(torch.float16).parameters())
-    book.add("text encoders", "gpu", HALF * text)
-    book.add("VAE", "gpu", HALF * vae)
-    encoding = vae_passes(config, drawn)[0] - 4 * vae  # in float32
-    before = sum(entry.size for entry in book.entries if entry.part == "activations" and "forward" in entry.phases)
-    book.add("encoding", "gpu", max(HALF / 4 * encoding - before, 0), "forward")
-    return book
+        account.add("reference model", "gpu", HALF * traced.trained - traced.trained_bytes)
+    text = architecture.text_parameters
+    vae = sum(p.numel() for p in architecture.vae(torch.float16).parameters())
+    account.add("text encoders", "gpu", HALF * text)
+    account.add("VAE", "gpu", HALF * vae)
+    encoding = vae_passes(config, architecture)[0] - 4 * vae  # in float32
+    before = sum(entry.size for entry in account.entries if entry.part == "activations" and "forward" in entry.phases)
+    account.add("encoding", "gpu", max(HALF / 4 * encoding - before, 0), "forward")
+    return account
 
 
 def plans() -> Iterator[tuple[str, Account]]:
     full, adapter, a_pair = CONFIGS / "sdxl_js.json", CONFIGS / "sdxl_lora_js.json", "data.encode_batch=2"
     ours = load(full)
-    drawn = blueprint(ours.model)
+    architecture = read_architecture(ours.model)
     live = ["reference.mode=live", "reference.visits=null"]
     official = load(full, ["model.dtype=fp32", "optimizer.type=adamw", a_pair, *live])
-    yield "official recipe, AdamW", rivals_book(official, drawn)
+    yield "official recipe, AdamW", rivals_account(official, architecture)
     of_rank_8 = ["model.lora.rank=8", "model.lora.alpha=8.0", a_pair]
     theirs = load(adapter, [*of_rank_8, "optimizer.type=adamw", "deepspeed.bf16.enabled=false"])
-    yield "diffusers' LoRA script, rank 8", rivals_book(theirs, blueprint(theirs.model))
+    yield "diffusers' LoRA script, rank 8", rivals_account(theirs, read_architecture(theirs.model))
     lora = load(adapter, of_rank_8)
-    drawn_lora = blueprint(lora.model)
-    yield "fdpo_fast, LoRA, rank 8", account(lora, trace(lora, drawn_lora), 1, gpu=True)
-    traced = trace(ours, drawn)
+    drawn_lora = read_architecture(lora.model)
+    yield "fdpo_fast, LoRA, rank 8", step_account(lora, trace(lora, drawn_lora), 1, gpu=True)
+    traced = trace(ours, architecture)
     for name in RUNGS:
-        yield f"fdpo_fast, rung {name}", account(on_rung(ours, name, 1), traced, 1, gpu=True)
+        yield f"fdpo_fast, rung {name}", step_account(on_rung(ours, name, 1), traced, 1, gpu=True)
 
 
 def main() -> None:
     quiet_libraries()
-    books = dict(plans())
-    parts = list(dict.fromkeys(entry.part for book in books.values() for entry in book.entries))
+    accounts = dict(plans())
+    parts = list(dict.fromkeys(entry.part for account in accounts.values() for entry in account.entries))
     rows = [("plan", "peak_in", "gpu_tensors_gib", "host_gib", *parts)]
-    for name, book in books.items():
-        phase = book.peak("gpu")
-        found = book.parts(phase, "gpu")
-        sizes = [max(book.total(each, place) for each in PHASES) for place in ("gpu", "host")]
+    for name, account in accounts.items():
+        phase = account.peak("gpu")
+        found = account.parts(phase, "gpu")
+        sizes = [max(account.total(each, place) for each in PHASES) for place in ("gpu", "host")]
         rows.append((name, phase, *(f"{size / GIB:.2f}" for size in (*sizes, *(found.get(part, 0) for part in parts)))))
     partial = CSV.with_suffix(".csv.tmp")
     with partial.open("w", newline="") as file:

@@ -43,7 +43,7 @@ def wrapped() -> dict[tuple[Any, str], str]:
     from fdpo_fast.models import prediction
     from fdpo_fast.ops.autograd import FusedLoss
     from fdpo_fast.optim.adamw8bit import AdamW8bit
-    from fdpo_fast.optim.finite import StepGuard
+    from fdpo_fast.optim.finite import SkipNonFinite
     from fdpo_fast.training.metrics import Metrics
 
     reduce = "reduce_ready_partitions_and_remove_grads"
@@ -59,7 +59,7 @@ def wrapped() -> dict[tuple[Any, str], str]:
         (PartitionedParameterCoordinator, "fetch_sub_module"): "ZeRO: parameters fetched",
         (PartitionedParameterCoordinator, "release_sub_module"): "ZeRO: parameters fetched",
         (DeepSpeedEngine, "step"): "norm, clipping, bookkeeping",
-        (StepGuard, "_hide"): "norm, clipping, bookkeeping",
+        (SkipNonFinite, "_hide"): "norm, clipping, bookkeeping",
         (AdamW8bit, "step"): "optimizer",
         (AdamW8bit, "step_by"): "optimizer",
         (Metrics, "add"): "metrics",

@@ -35,7 +35,7 @@ class Rank:
             print(*words, flush=True)
 
 
-def alone() -> Rank:
+def single_process() -> Rank:
     """Return the rank of a process by itself, on the first GPU or the host, without a process group."""
     return Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), lambda: None)
 

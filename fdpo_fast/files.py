@@ -44,6 +44,18 @@ def stamp(path: Path) -> list:
     return [path.name, status.st_size, status.st_mtime_ns]
 
 
+def is_hub_name(name: str) -> bool:
+    """Say whether a name can be that of a repository on the hub, `owner/name`."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends well."""

@@ -26,7 +26,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.needs import needs
 from fdpo_fast.memory.trace import flops, trace
-from fdpo_fast.models.architecture import blueprint
+from fdpo_fast.models.architecture import read_architecture
 from fdpo_fast.training.metrics import read_records
 
 PAIRS = 8
@@ -63,15 +63,15 @@ def configuration(lab: Lab, rung: str, checkpointing: str, pairs: int, changes: 
 
 def planned(config: Config) -> dict[str, float]:
     """What `fdpo plan` says of a step: GiB in tensors and in all on the GPU, TFLOP."""
-    drawn = blueprint(config.model)
-    traced = trace(config, drawn)
-    found = needs(config, drawn, traced, 1)
+    architecture = read_architecture(config.model)
+    traced = trace(config, architecture)
+    found = needs(config, architecture, traced, 1)
     return {
         "parameters": traced.trained,
         "plan_gib": found.gpu_tensors / GIB,
         "plan_total_gib": found.gpu_total / GIB,
         "plan_fullest_in": found.fullest[0],
-        "tflop_per_step": flops(config, drawn) / 1e12,
+        "tflop_per_step": flops(config, architecture) / 1e12,
     }
 
 

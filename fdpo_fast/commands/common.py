@@ -61,7 +61,8 @@ def check_model(config: Config) -> None:
     """Raise UserError where the model section of a configuration can name no pipeline."""
     with imports():
         from fdpo_fast import models
-    models.check(config.model)
+
+        models.check(config.model)
 
 
 def output_file(text: str) -> Path:

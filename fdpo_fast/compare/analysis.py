@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from fdpo_fast.compare.grid import Point
@@ -98,13 +97,13 @@ class Comparison:
         groups: dict[tuple[str, float], list[dict]] = {}
         for point, row in zip(self.points, self.rows, strict=True):
             groups.setdefault((point.kind.name, point.strength), []).append(row)
-        found = []
+        spots = []
         for kind, strength in sorted(groups, key=lambda key: (self.kinds.index(key[0]), key[1])):
             values = {key: np.array([row[key] for row in groups[kind, strength]]) for key in FIGURES}
             n = len(groups[kind, strength])
             errors = {key: v.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan for key, v in values.items()}
-            found.append(Spot(kind, strength, {key: float(v.mean()) for key, v in values.items()}, errors))
-        return found
+            spots.append(Spot(kind, strength, {key: float(v.mean()) for key, v in values.items()}, errors))
+        return spots
 
     @cached_property
     def front(self) -> list[Spot]:
@@ -112,9 +111,11 @@ class Comparison:
 
         They are compared by means over the seeds, and sorted by alignment.
         """
-        places = [(spot.mean["alignment"], spot.mean["diversity"]) for spot in self.spots]
-        rivals = [self._place(self.base), *places]
-        kept = [s for s, at in zip(self.spots, places, strict=True) if not any(_beats(other, at) for other in rivals)]
+        positions = [(spot.mean["alignment"], spot.mean["diversity"]) for spot in self.spots]
+        rivals = [self._position(self.base), *positions]
+        kept = [
+            s for s, at in zip(self.spots, positions, strict=True) if not any(_beats(other, at) for other in rivals)
+        ]
         return sorted(kept, key=lambda spot: spot.mean["alignment"])
 
     @property
@@ -136,42 +137,42 @@ class Comparison:
         by_kind: dict[str, dict[int, list[tuple[float, float]]]] = {}
         for point, row in zip(self.points, self.rows, strict=True):
             seeds = by_kind.setdefault(point.kind.name, {})
-            seeds.setdefault(point.seed, [self._place(self.base)]).append(self._place(row))
-        found = []
+            seeds.setdefault(point.seed, [self._position(self.base)]).append(self._position(row))
+        volumes = []
         for kind, seeds in by_kind.items():
             whole = {seed: at for seed, at in seeds.items() if len(at) == 1 + len(self.config.compare.strengths)}
             areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in whole.items()}
             if not areas:
                 continue
-            found.append(Volume(kind, _interval(np.array(list(areas.values()))).within(0.0, 1.0), areas))
-        return sorted(found, key=lambda volume: -volume.area.value)
+            volumes.append(Volume(kind, _interval(np.array(list(areas.values()))).within(0.0, 1.0), areas))
+        return sorted(volumes, key=lambda volume: -volume.area.value)
 
     @staticmethod
-    def _place(row: dict) -> tuple[float, float]:
+    def _position(row: dict) -> tuple[float, float]:
         return row["alignment"], row["diversity"]
 
     def differences(self, kind: str) -> list[Difference]:
         """Compare a divergence's hypervolume with every other's with which it shares at least two seeds."""
         ours = next((volume for volume in self.volumes if volume.kind == kind), None)
-        found = []
+        differences = []
         for other in (volume for volume in self.volumes if ours and volume.kind != kind):
             seeds = sorted(ours.by_seed.keys() & other.by_seed.keys())
             if len(seeds) < 2:
                 continue
             gaps = np.array([ours.by_seed[seed] - other.by_seed[seed] for seed in seeds])
             p = float(ttest_1samp(gaps, 0).pvalue) if gaps.std() else float(not gaps.any())
-            found.append(Difference(other.kind, _interval(gaps), p))
-        return _holm(found)
+            differences.append(Difference(other.kind, _interval(gaps), p))
+        return _holm(differences)
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
-def hypervolume(places: np.ndarray) -> float:
+def hypervolume(positions: np.ndarray) -> float:
     """Return the area of the union of the rectangles between the origin and places [n, 2], none negative."""
     area, height = 0.0, 0.0
-    for x, y in sorted(map(tuple, places), reverse=True):
+    for x, y in sorted(map(tuple, positions), reverse=True):
         area += x * max(0.0, y - height)
         height = max(height, y)
     return area
@@ -182,8 +183,10 @@ def _interval(values: np.ndarray) -> Estimate:
     centre = float(values.mean())
     if len(values) < 2:
         return Estimate(centre, math.nan, math.nan)
-    half = student.ppf((1 + statistics.CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return Estimate(centre, centre - float(half), centre + float(half))
+    if not np.ptp(values):  # scipy would warn
+        return Estimate(centre, centre, centre)
+    low, high = ttest_1samp(values, 0).confidence_interval(statistics.CONFIDENCE)
+    return Estimate(centre, float(low), float(high))
 
 
 def _holm(differences: list[Difference]) -> list[Difference]:

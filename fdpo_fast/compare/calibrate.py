@@ -26,7 +26,7 @@ from fdpo_fast.cache.open import cache_root, resolve_embedded
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.readers.detect import Spread, open_source
-from fdpo_fast.distributed import alone
+from fdpo_fast.distributed import single_process
 from fdpo_fast.files import replacing
 from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.function import evaluate
@@ -87,7 +87,7 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
 
     Raises UserError where nothing has moved, or there are too few pairs.
     """
-    rank = alone()
+    rank = single_process()
     quiet_libraries()
     config = resolve_embedded(config, rank)
     family, source = load_family(config.model), open_source(config.data)
@@ -131,11 +131,11 @@ def _delta(
 
 def _errors(data: TrainingSet, unet: nn.Module, positions: Tensor, name: str) -> Tensor:
     parts = positions.split(data.micro) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
-    found = [
+    errors = [
         data.reference_errors(unet, part.view(-1), torch.zeros_like(part.view(-1)))
         for part in tqdm(parts, desc=f"errors of the {name}", leave=False)
     ]
-    return torch.cat(found)
+    return torch.cat(errors)
 
 
 def move(

@@ -37,7 +37,7 @@ from fdpo_fast.files import replacing
 from fdpo_fast.report.pages import write_comparison
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import at_work
-from fdpo_fast.training.trackers import Boards
+from fdpo_fast.training.trackers import Trackers
 
 
 def compare(config: Config, jobs: int, report_only: bool) -> None:
@@ -74,11 +74,11 @@ def compare(config: Config, jobs: int, report_only: bool) -> None:
         {wanted.alignment, wanted.preference} <= evaluated.scores.keys() and wanted.diversity in evaluated.diversity
     ):
         raise UserError("; ".join(evaluated.failures))
-    found = Comparison(config, finished, evaluated, galleries)
-    write_comparison(found, folder)
-    board = Boards(config.log, folder / "report")
-    board.table("points", found.rows, FIGURES)
-    board.close()
+    comparison = Comparison(config, finished, evaluated, galleries)
+    write_comparison(comparison, folder)
+    tracker = Trackers(config.log, folder / "report")
+    tracker.table("points", comparison.rows, FIGURES)
+    tracker.close()
     for failure in [*evaluated.failures, *failures]:
         print(f"warning: {failure}")
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; report: {folder / 'report' / 'index.html'}")

@@ -38,13 +38,13 @@ class Point:
 
 def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
     """Put each divergence into the configuration's loss, so that a mistake is found before anything runs."""
-    found = []
+    variants = []
     for kind in kinds:
         try:
-            found.append(config.loss.replace({"divergence": kind.divergence, "alpha": kind.alpha}))
+            variants.append(config.loss.replace({"divergence": kind.divergence, "alpha": kind.alpha}))
         except ValidationError as error:
             raise UserError(f"compare.divergences '{kind.name}': {sentences(error)}") from None
-    return found
+    return variants
 
 
 def calibrated(config: Config, file: Path) -> list[Loss]:
@@ -54,11 +54,11 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
     in `file`, and read from it where it is there.
     """
     compare = config.compare
-    found = losses(config, compare.divergences)
+    variants = losses(config, compare.divergences)
     fits = read_json(file) if file.is_file() else {}
     if any(kind.name not in fits for kind in compare.divergences):
         moved = drift(config, PAIRS, compare.trial_steps)
-        for kind, loss in zip(compare.divergences, found, strict=True):
+        for kind, loss in zip(compare.divergences, variants, strict=True):
             fits.setdefault(kind.name, fit(loss.link(), moved.delta, compare.median_u, compare.weight))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # for the runs, which are other processes
@@ -67,7 +67,7 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
     keys = ("beta", "ratio_scale")
     return [
         loss.replace({key: fits[kind.name][key] for key in keys})
-        for kind, loss in zip(compare.divergences, found, strict=True)
+        for kind, loss in zip(compare.divergences, variants, strict=True)
     ]
 
 

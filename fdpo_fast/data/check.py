@@ -63,54 +63,54 @@ def check(config: Config, json_file: Path | None) -> None:
         config = config.replace({"data.source": str(pairs)})
     source = open_source(config.data.replace({"ties": "half"}))
     rows = tqdm(source.read(0, len(source)), desc="reading", unit=" pairs", leave=False)
-    found = examine(rows, config.data.resolution, config.data.workers)
-    found.rows = len(source)
-    print(summary(found, config.data.source, config.data.ties))
+    findings = examine(rows, config.data.resolution, config.data.workers)
+    findings.rows = len(source)
+    print(summary(findings, config.data.source, config.data.ties))
     if json_file:
         with replacing(json_file) as partial:
-            sizes = {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()}
-            partial.write_text(json.dumps(asdict(found) | {"sizes": sizes}, indent=2) + "\n")
-    if not found.pairs and not (found.ties and config.data.ties == "half"):
+            sizes = {f"{width}x{height}": count for (width, height), count in findings.sizes.most_common()}
+            partial.write_text(json.dumps(asdict(findings) | {"sizes": sizes}, indent=2) + "\n")
+    if not findings.pairs and not (findings.ties and config.data.ties == "half"):
         raise UserError(f"data.source '{config.data.source}' gives no pair to train on")
 
 
 def examine(rows: Iterable[Pair | Rejected], resolution: int, workers: int = 4) -> Findings:
     """Count over rows read with ties kept both ways. Memory grows with digests of 16 bytes, not with images."""
-    found = Findings()
+    findings = Findings()
     captions: set[str] = set()
     images: set[bytes] = set()
     pairs: set[bytes] = set()
     for row, sides in ahead(lambda row: (row, _look(row)), rows, workers):
         if isinstance(sides, Rejected):
             refusal = asdict(sides)
-            if sides.reason != TIE and refusal not in found.refused[-1:]:
-                found.refused.append(refusal)
+            if sides.reason != TIE and refusal not in findings.refused[-1:]:
+                findings.refused.append(refusal)
             continue
         if row.weight < 1:  # half of a tie
-            found.ties += row.id % 2
+            findings.ties += row.id % 2
             if row.id % 2:
                 continue
         else:
-            found.pairs += 1
-            found.first_preferred += row.first is True
-            found.second_preferred += row.first is False
-        found.captions += 1
+            findings.pairs += 1
+            findings.first_preferred += row.first is True
+            findings.second_preferred += row.first is False
+        findings.captions += 1
         captions.add(row.caption)
-        found.empty_captions += not row.caption.strip()
-        found.long_captions += len(row.caption.split()) > LONG_CAPTION
+        findings.empty_captions += not row.caption.strip()
+        findings.long_captions += len(row.caption.split()) > LONG_CAPTION
         (first, size), (second, other) = sides
-        found.same_image_twice += first == second
+        findings.same_image_twice += first == second
         key = _digest(row.caption.encode() + b"".join(sorted((first, second))))
-        found.repeated_pairs += key in pairs
+        findings.repeated_pairs += key in pairs
         pairs.add(key)
         for name, (width, height) in ((first, size), (second, other)):
-            found.images += 1
+            findings.images += 1
             if name not in images:
                 images.add(name)
-                found.sizes[width, height] += 1
-                found.smaller_than_resolution += min(width, height) < resolution
-    found.distinct_captions, found.distinct_images = len(captions), len(images)
-    return found
+                findings.sizes[width, height] += 1
+                findings.smaller_than_resolution += min(width, height) < resolution
+    findings.distinct_captions, findings.distinct_images = len(captions), len(images)
+    return findings
 
 
 def _look(row: Pair | Rejected) -> list[tuple[bytes, tuple[int, int]]] | Rejected:
@@ -138,28 +138,31 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def summary(found: Findings, source: str, ties: str) -> str:
+def summary(findings: Findings, source: str, ties: str) -> str:
     """Write the findings as text: the counts, then the first twenty rows that were refused."""
-    judged = max(found.first_preferred + found.second_preferred, 1)
+    judged = findings.first_preferred + findings.second_preferred
     kept = "kept both ways at half weight" if ties == "half" else "dropped"
-    common = ", ".join(f"{w}x{h} ({count})" for (w, h), count in found.sizes.most_common(5))
-    balance = f"image 0 preferred in {found.first_preferred} ({found.first_preferred / judged:.1%}), image 1 in "
-    balance += f"{found.second_preferred} ({found.second_preferred / judged:.1%})"
-    reasons = Counter(row["reason"] for row in found.refused)
+    common = ", ".join(f"{w}x{h} ({count})" for (w, h), count in findings.sizes.most_common(5))
+    first, second = (
+        f"{count} ({count / max(judged, 1):.1%})" for count in (findings.first_preferred, findings.second_preferred)
+    )
+    balance = f"image 0 preferred in {first}, image 1 in {second}"
+    reasons = Counter(row["reason"] for row in findings.refused)
     lines = [
         ("source", source),
-        ("rows", f"{found.rows:,}"),
-        ("pairs", f"{found.pairs:,}"),
-        ("ties", f"{found.ties:,}, {kept}"),
-        ("labels", balance if found.first_preferred + found.second_preferred else "the format has no order of images"),
-        ("duplicates", f"{found.repeated_pairs:,} repeated pairs, {found.same_image_twice:,} of one image twice"),
-        ("captions", f"{found.distinct_captions:,} distinct, {found.empty_captions:,} empty, "
-                     f"{found.long_captions:,} of more than {LONG_CAPTION} words (CLIP reads 77 tokens)"),
-        ("images", f"{found.distinct_images:,} distinct of {found.images:,}, {found.smaller_than_resolution:,} smaller "
-                   "than data.resolution"),
+        ("rows", f"{findings.rows:,}"),
+        ("pairs", f"{findings.pairs:,}"),
+        ("ties", f"{findings.ties:,}, {kept}"),
+        ("labels", balance if judged else "the format has no order of images"),
+        ("duplicates", f"{findings.repeated_pairs:,} repeated pairs, {findings.same_image_twice:,} of one image twice"),
+        ("captions", f"{findings.distinct_captions:,} distinct, {findings.empty_captions:,} empty, "
+                     f"{findings.long_captions:,} of more than {LONG_CAPTION} words (CLIP reads 77 tokens)"),
+        ("images", f"{findings.distinct_images:,} distinct of {findings.images:,}, "
+                   f"{findings.smaller_than_resolution:,} smaller than data.resolution"),
         ("sizes", common or "none"),
         ("refused", ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "none"),
     ]  # fmt: skip
-    shown = [f"  {row['place']}: {row['reason']}" for row in found.refused[:20]]
-    more = [f"  ... and {len(found.refused) - 20} more: --json FILE lists them"] if len(found.refused) > 20 else []
+    shown = [f"  {row['place']}: {row['reason']}" for row in findings.refused[:20]]
+    hidden = len(findings.refused) - len(shown)
+    more = [f"  ... and {hidden} more: --json FILE lists them"] if hidden else []
     return "\n".join([*(f"{name:11} {text}" for name, text in lines), *shown, *more])

@@ -87,20 +87,20 @@ class Geometry:
     def identity(self) -> dict:
         """Return what latents depend on, for the manifest of their cache."""
         keys = ["resolution", "crop", "flip", *(["buckets", "bucket_step"] if self.data.buckets else [])]
-        drawn = self.data.crop == "random" or self.data.flip > 0
-        return self.data.model_dump(include=set(keys)) | ({"seed": self.seed} if drawn else {})
+        random = self.data.crop == "random" or self.data.flip > 0
+        return self.data.model_dump(include=set(keys)) | ({"seed": self.seed} if random else {})
 
     def sizes(self) -> list[Size]:
         """List the sizes that images are brought to: one square, or the buckets."""
         side, step = self.data.resolution, self.data.bucket_step
         if not self.data.buckets:
             return [(side, side)]
-        found = []
+        sizes = []
         for height in range(step, int(side * math.sqrt(WIDEST)) + step, step):
             width = side * side // height // step * step
             if width and max(height / width, width / height) <= WIDEST:
-                found.append((height, width))
-        return found or [(side, side)]
+                sizes.append((height, width))
+        return sizes or [(side, side)]
 
     def place(self, pair: Pair) -> tuple[Placed, Placed] | Rejected:
         """Decode, resize and cut both sides of a pair, or say why that cannot be done."""
@@ -119,10 +119,10 @@ class Geometry:
         target = min(self.sizes(), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))
         x, y, mirrored = 0.5, 0.5, 0.0
         if self.data.crop == "random" or self.data.flip:
-            drawn = noise.words(noise.draws(self.seed, pair.id, 0), Stream.GEOMETRY, 1)[0] * 2.0**-32
-            mirrored = float(drawn[2])
+            uniform = noise.words(noise.draws(self.seed, pair.id, 0), Stream.GEOMETRY, 1)[0] * 2.0**-32
+            mirrored = float(uniform[2])
             if self.data.crop == "random":
-                x, y = drawn[:2].tolist()
+                x, y = uniform[:2].tolist()
         flip = mirrored < self.data.flip if self.data.flip else False
         return tuple(cut(image, target, (x, y), flip, side) for image, side in zip(images, sides, strict=True))
 

@@ -99,8 +99,8 @@ def score(images: Tensor, labels: Tensor, recipe: DigitsRecipe) -> Tensor:
 def unseen(images: list[Image.Image], prompts: list[str]) -> Tensor:
     """Return the probability of the digit asked for, by the classifier that has no part in the pairs, [n]."""
     labels = [CAPTIONS.index(prompt) for prompt in prompts]
-    found = classifier("unseen").predict_proba(_features(from_pil(images)))
-    return torch.from_numpy(found)[range(len(labels)), labels]
+    probabilities = classifier("unseen").predict_proba(_features(from_pil(images)))
+    return torch.from_numpy(probabilities)[range(len(labels)), labels]
 
 
 def preference(images: list[Image.Image], prompts: list[str], **recipe: float) -> Tensor:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.digits.dataset import CAPTIONS, draw, embedded, ink, read_digits, score
-from fdpo_fast.evaluate import statistics
+from fdpo_fast.evaluate import statistics, tables
 from fdpo_fast.files import replacing
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.training.metrics import read_records
@@ -39,7 +39,7 @@ def demo(config: Config, images_per_caption: int) -> None:
 
     rows = [[caption, *cells(before[part], after[part], labels[part], recipe)] for caption, part in groups(labels)]
     rows.append(["**all**", *cells(before, after, labels, recipe)])
-    table = markdown(HEADER, rows)
+    table = "\n".join(tables.table(HEADER, rows)) + "\n"
     (folder / "report.md").write_text(table)
     won = wins(before, after, labels, recipe)
     numbers = {
@@ -107,12 +107,6 @@ def cells(before: Tensor, after: Tensor, labels: Tensor, recipe: DigitsRecipe) -
     pairs = zip(measure(before, labels).values(), measure(after, labels).values(), strict=True)
     won = wins(before, after, labels, recipe)
     return [f"{a:.3f} → {b:.3f}" for a, b in pairs] + [f"{won.value:.1%} [{won.low:.1%}, {won.high:.1%}]"]
-
-
-def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:
-    """Write a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def curves(folder: Path, picture: Path) -> None:

@@ -22,8 +22,8 @@ Encoder = Callable[[Images], Tensor]
 
 def rmse(images: Images) -> float:
     """Return the mean over pairs of images of the root mean squared difference of their pixels, in [0, 1]."""
-    found = pixels(images)
-    return (torch.pdist(found).mean() / found.shape[1] ** 0.5).item()
+    flat = pixels(images)
+    return (torch.pdist(flat).mean() / flat.shape[1] ** 0.5).item()
 
 
 def vendi(features: Tensor) -> float:
@@ -31,8 +31,8 @@ def vendi(features: Tensor) -> float:
 
     It is exp of the entropy of the eigenvalues of K / n, with K the cosine similarities of features [n, d].
     """
-    found = torch.nn.functional.normalize(features.double(), dim=1)
-    eigenvalues = torch.linalg.eigvalsh(found @ found.T / len(found)).clamp(min=0)
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    eigenvalues = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=0)
     return torch.special.entr(eigenvalues).sum().exp().item()
 
 
@@ -42,9 +42,9 @@ def entropy(features: Tensor) -> float:
     Kozachenko and Leonenko 1987: mean log r_i + (log V_d + log(n - 1) - psi(1)) / d, V_d the volume of the unit ball.
     Two equal images make it minus infinity.
     """
-    found = features.double()
-    n, d = found.shape
-    distances = torch.cdist(found, found, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    points = features.double()
+    n, d = points.shape
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
     log_ball = d / 2 * np.log(np.pi) - torch.lgamma(torch.tensor(d / 2 + 1, dtype=torch.float64)).item()
     constant = log_ball + np.log(n - 1) + np.euler_gamma
     return (distances.min(dim=1).values.log().mean() + constant / d).item()

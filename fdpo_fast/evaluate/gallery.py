@@ -76,27 +76,27 @@ def gallery(folder: Path) -> Gallery:
 
 def galleries(folder: Path) -> list[Gallery]:
     """Read all models of a folder, the base first. Raises UserError where there is none."""
-    found = [gallery(path.parent) for path in sorted(folder.glob(f"*/{NAME}"))]
-    if not found:
+    models = [gallery(path.parent) for path in sorted(folder.glob(f"*/{NAME}"))]
+    if not models:
         raise UserError(f"{folder} holds no images of `fdpo sample`")
-    return sorted(found, key=lambda each: each.model != BASE)
+    return sorted(models, key=lambda model: model.model != BASE)
 
 
 def sheet(folder: Path, names: list[str]) -> None:
     """Write `side_by_side.png`: the models' images of the first captions beside one another."""
-    found = [gallery(folder / name) for name in names]
+    models = [gallery(folder / name) for name in names]
     with replacing(folder / "side_by_side.png") as partial:
-        contact_sheet(found).save(partial, format="PNG")
+        contact_sheet(models).save(partial, format="PNG")
 
 
-def contact_sheet(found: list[Gallery]) -> Image.Image:
+def contact_sheet(models: list[Gallery]) -> Image.Image:
     """Put the models' images of the first captions into one picture, a row for each caption."""
     blocks = {}
-    for each in found:
-        rows = [each.images(number)[:PICTURES] for number in range(min(ROWS, len(each.prompts)))]
+    for model in models:
+        rows = [model.images(number)[:PICTURES] for number in range(min(ROWS, len(model.prompts)))]
         for row in rows:
             for image in row:
                 image.thumbnail((SIDE, SIDE))
         arrays = np.stack([np.stack([np.asarray(image) for image in row]) for row in rows])
-        blocks[each.model] = torch.from_numpy(arrays).permute(0, 1, 4, 2, 3).float() / 255
-    return side_by_side(found[0].prompts[:ROWS], blocks)
+        blocks[model.model] = torch.from_numpy(arrays).permute(0, 1, 4, 2, 3).float() / 255
+    return side_by_side(models[0].prompts[:ROWS], blocks)

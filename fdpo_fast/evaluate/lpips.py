@@ -45,24 +45,24 @@ class Distance:
             )
         state, linear = (weights.read(files[name][0]) for name in ("alexnet", "lpips"))
         self.device, self.layers, self.weights = device, [], []
-        for place, (number, *shape, stride, padding) in enumerate(LAYERS):
+        for index, (number, *shape, stride, padding) in enumerate(LAYERS):
             layer = nn.Conv2d(*shape, stride, padding)
             layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
             self.layers.append((number in POOLED, layer.to(device).eval()))
-            self.weights.append(linear[f"lin{place}.model.1.weight"].to(device).float())
+            self.weights.append(linear[f"lin{index}.model.1.weight"].to(device).float())
 
     @torch.inference_mode()
     def features(self, images: list[Image.Image]) -> list[Tensor]:
         """Return every layer's features of the images, each position's channels of unit length: [n, c, h, w]."""
         size = images[0].size
-        found = pixels(images).float().unflatten(1, (size[1], size[0], 3)).permute(0, 3, 1, 2).to(self.device)
+        hidden = pixels(images).float().unflatten(1, (size[1], size[0], 3)).permute(0, 3, 1, 2).to(self.device)
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, STD))
-        found, layers = (found * 2 - 1 - mean) / std, []
+        hidden, layers = (hidden * 2 - 1 - mean) / std, []
         for pooled, layer in self.layers:
             if pooled:
-                found = nn.functional.max_pool2d(found, 3, 2)
-            found = layer(found).relu()
-            layers.append(normalize(found, dim=1, eps=1e-10))
+                hidden = nn.functional.max_pool2d(hidden, 3, 2)
+            hidden = layer(hidden).relu()
+            layers.append(normalize(hidden, dim=1, eps=1e-10))
         return layers
 
     def between(self, layers: list[Tensor], first: Tensor, second: Tensor) -> Tensor:

@@ -83,21 +83,21 @@ def policy(text: str, family: Family) -> Policy:
 
     Without a name it is "policy". Raises UserError where there is none, or the name is no folder's.
     """
-    name, sign, place = text.partition("=")
+    name, sign, path = text.partition("=")
     if not sign or Path(text).expanduser().is_dir():
-        name, place = "policy", text
+        name, path = "policy", text
     if not name or "/" in name or name.startswith(".") or name == BASE:
         raise UserError(f"--checkpoint '{text}': '{name}' cannot name a policy")
-    folder = Path(place).expanduser()
+    folder = Path(path).expanduser()
     if (folder / "export").is_dir():
         folder /= "export"
     if (folder / _STATES).is_file():
         return Policy(name, folder)
     if any(folder.glob("zero_pp_rank_*_model_states.pt")):
-        raise UserError(f"--checkpoint '{place}' is in the parts of ZeRO-3: let the run finish, and give its export")
+        raise UserError(f"--checkpoint '{path}' is in the parts of ZeRO-3: let the run finish, and give its export")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"--checkpoint '{place}' is no pipeline and no checkpoint: give a run's folder, its export, or one of its "
+            f"--checkpoint '{path}' is no pipeline and no checkpoint: give a run's folder, its export, or one of its "
             "checkpoints/step-N"
         )
     return Policy(name, pipeline_folder(str(folder), family.pipelines, "--checkpoint"))

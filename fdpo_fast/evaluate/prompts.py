@@ -23,8 +23,8 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
     Raises UserError where the file is missing, empty or broken, naming the line.
     """
     if isinstance(prompts, list):
-        found = [prompt.strip() for prompt in prompts]
-        if not found:
+        captions = [prompt.strip() for prompt in prompts]
+        if not captions:
             raise UserError("no captions to draw: give --prompts FILE, or set evaluate.prompts")
         where = "evaluate.prompts"
     else:
@@ -34,16 +34,16 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
         if not path.is_file():
             raise UserError(f"the prompt file {path} does not exist")
         try:
-            found = list(READERS[path.suffix](path))
+            captions = list(READERS[path.suffix](path))
         except csv.Error as error:
             raise UserError(f"the prompt file {path} is broken: {error}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"the prompt file {path} is not UTF-8 text: {error.reason} at {error.start}") from None
-        if not found:
+        if not captions:
             raise UserError(f"the prompt file {path} holds no captions")
-    if "" in found:
-        raise UserError(f"{where}: caption {found.index('') + 1} is empty")
-    return list(dict.fromkeys(found))
+    if "" in captions:
+        raise UserError(f"{where}: caption {captions.index('') + 1} is empty")
+    return list(dict.fromkeys(captions))
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from fdpo_fast.cache.open import resolve_embedded
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.distributed import Rank, alone, start_processes, under_launcher
+from fdpo_fast.distributed import Rank, single_process, start_processes, under_launcher
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
 from fdpo_fast.files import digest, read_json, replacing
@@ -35,19 +35,19 @@ def sample(config: Config, prompts: list[str], checkpoints: list[str], output: P
     not there, two have one name, or the folder holds images of other settings. Collective over the launcher's ranks.
     """
     quiet_libraries()
-    rank = start_processes() if under_launcher() else alone()
+    rank = start_processes() if under_launcher() else single_process()
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
     policies = [policy(text, family) for text in checkpoints]
     if base:
         policies.insert(0, Policy(BASE, family.base))
-    names = [each.name for each in policies]
+    names = [model.name for model in policies]
     if len(names) != len(set(names)) or not names:
         raise UserError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
     output = output or Path(config.train.output_dir) / "evaluation"
     studio = Studio(config, family, prompts, output.expanduser(), rank)
-    for each in policies:
-        studio.draw(each)
+    for model in policies:
+        studio.draw(model)
     if rank.index == 0:
         gallery.merge(studio.folder)
         gallery.sheet(studio.folder, names)

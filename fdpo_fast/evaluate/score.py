@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Measure
-from fdpo_fast.distributed import alone
+from fdpo_fast.distributed import single_process
 from fdpo_fast.evaluate import gallery, statistics
 from fdpo_fast.evaluate.diversity import MEASURES
 from fdpo_fast.evaluate.gallery import Gallery
@@ -30,6 +30,7 @@ from fdpo_fast.evaluate.plugins import named
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.evaluate.scorers import SCORERS
+from fdpo_fast.evaluate.tables import table
 from fdpo_fast.files import digest, read_json, replacing, stamp
 from fdpo_fast.models import quiet_libraries
 
@@ -41,8 +42,8 @@ def evaluate(config: Config, images: Path | None) -> None:
     """
     quiet_libraries()
     folder = (images or Path(config.train.output_dir) / "evaluation").expanduser()
-    found = gallery.galleries(folder)
-    report = measure(config, found)
+    galleries = gallery.galleries(folder)
+    report = measure(config, galleries)
     with replacing(folder / "evaluation.json") as partial:
         partial.write_text(json.dumps(report.figures(), indent=2) + "\n")
     print("\n".join(report.markdown()))
@@ -133,58 +134,60 @@ class Report:
             f"{self.captions} captions, {self.images_per_prompt} images each, seed {self.seed}; intervals of 95 % by a "
             f"bootstrap over {self.resample}, of diversity over captions.\n"
         )
-        yield "| measure | model | mean | median | win rate against the base |\n|---|---|---|---|---|"
+        yield from table(("measure", "model", "mean", "median", "win rate against the base"), self._rows())
+
+    def _rows(self) -> Iterator[tuple[object, ...]]:
         for kind, by_name in self.summaries.items():
             for name, by_model in by_name.items():
                 title = f"{'diversity: ' * (kind == 'diversity')}{name} ({self.checkpoints[name]})"
-                for model, found in by_model.items():
-                    yield f"| {title} | {model} | {found.mean} | {found.median} | {found.win_rate or ''} |"
+                for model, summary in by_model.items():
+                    yield title, model, summary.mean, summary.median, summary.win_rate or ""
 
 
-def measure(config: Config, found: list[Gallery]) -> Report:
+def measure(config: Config, galleries: list[Gallery]) -> Report:
     """Score the models; a measure that fails is noted, and the others go on.
 
     Raises UserError where the models were not drawn alike, or with another seed than the configuration's.
     """
-    first, settings = found[0], config.evaluate
+    first, settings = galleries[0], config.evaluate
     if first.seeds[0][0] != seed_of(settings.seed, first.prompts[0], 0):
         raise UserError(f"{first.folder} was not drawn with evaluate.seed {settings.seed}: set the one it has")
-    for other in found[1:]:
+    for other in galleries[1:]:
         if (other.prompts, other.seeds) != (first.prompts, first.seeds):
             raise UserError(f"{other.folder} and {first.folder} hold images of other captions or seeds: draw them anew")
     report = Report(first.images_per_prompt, len(first.prompts), settings.seed, settings.resample)
-    device = alone().device
+    device = single_process().device
     for kind, measures, ours, values_of, into in (
         ("evaluate.scorers", settings.scorers, SCORERS, _scores, report.scores),
         ("evaluate.diversity", settings.diversity, MEASURES, _spreads, report.diversity),
     ):
-        for each in measures:
+        for entry in measures:
             try:
-                about, tool = _tool(each, kind, ours, device)
-                key = {"measure": each.name, "checkpoint": about, "files": _files(each)}
-                values = partial(values_of, each.name, tool, settings.batch)
-                into[each.name] = {one.model: _kept(one, kind, key, values) for one in found}
-                report.checkpoints[each.name] = about
+                about, tool = _tool(entry, kind, ours, device)
+                key = {"measure": entry.name, "checkpoint": about, "files": _files(entry)}
+                values = partial(values_of, entry.name, tool, settings.batch)
+                into[entry.name] = {sampled.model: _kept(sampled, kind, key, values) for sampled in galleries}
+                report.checkpoints[entry.name] = about
             except Exception as error:  # from the user's function, or any library: the other measures go on
                 what = (str(error).splitlines() or [type(error).__name__])[0]
-                report.failures.append(f"{kind} '{each.name}': {what}")
+                report.failures.append(f"{kind} '{entry.name}': {what}")
     return report
 
 
-def _tool(each: Measure, kind: str, ours: dict, device: torch.device) -> tuple[str, Callable[[], Callable]]:
+def _tool(entry: Measure, kind: str, ours: dict, device: torch.device) -> tuple[str, Callable[[], Callable]]:
     """Return the checkpoint in words, and what makes the tool: it is loaded where there is something to measure."""
-    tool = named(each.name, ours, kind, each.options)
-    if each.name not in ours:
-        return json.dumps(each.options) if each.options else "yours", lambda: tool
-    about = each.model or tool.published
+    tool = named(entry.name, ours, kind, entry.options)
+    if entry.name not in ours:
+        return json.dumps(entry.options) if entry.options else "yours", lambda: tool
+    about = entry.model or tool.published
     return about, cache(lambda: tool(about, device))
 
 
-def _scores(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
+def _scores(name: str, make: Callable[[], Callable], batch: int, sampled: Gallery) -> np.ndarray:
     """Score every image of a gallery: [captions, images]."""
     judge, rows = make(), []
-    for number, prompt in enumerate(tqdm(one.prompts, desc=f"{name}, {one.model}", leave=False)):
-        images = one.images(number)
+    for number, prompt in enumerate(tqdm(sampled.prompts, desc=f"{name}, {sampled.model}", leave=False)):
+        images = sampled.images(number)
         parts = [images[at : at + batch] for at in range(0, len(images), batch)]
         scores = [torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts]
         rows.append(np.concatenate([part.reshape(-1) for part in scores]))
@@ -193,35 +196,35 @@ def _scores(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -
     return np.stack(rows)
 
 
-def _spreads(name: str, make: Callable[[], Callable], batch: int, one: Gallery) -> np.ndarray:
+def _spreads(name: str, make: Callable[[], Callable], batch: int, sampled: Gallery) -> np.ndarray:
     """Measure the diversity of every caption of a gallery: [captions]."""
-    if one.images_per_prompt < 2:
+    if sampled.images_per_prompt < 2:
         raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
-    spread, numbers = make(), range(len(one.prompts))
-    bar = tqdm(numbers, desc=f"{name}, {one.model}", leave=False)
-    return np.array([float(spread(one.images(number))) for number in bar])
+    spread, numbers = make(), range(len(sampled.prompts))
+    bar = tqdm(numbers, desc=f"{name}, {sampled.model}", leave=False)
+    return np.array([float(spread(sampled.images(number))) for number in bar])
 
 
-def _files(each: Measure) -> list:
+def _files(entry: Measure) -> list:
     """List what tells another function, or other weights, behind the same name without reading them."""
-    place = Path(each.model or "").expanduser()
-    found = sorted(place.rglob("*")) if each.model and place.is_dir() else [place] if place.is_file() else []
-    for name in (each.name, each.model or ""):
+    weights = Path(entry.model or "").expanduser()
+    files = sorted(weights.rglob("*")) if entry.model and weights.is_dir() else [weights] if weights.is_file() else []
+    for name in (entry.name, entry.model or ""):
         if ":" in name and (module := sys.modules.get(name.partition(":")[0])):
-            found.append(Path(module.__file__))
-    return [stamp(path) for path in found]
+            files.append(Path(module.__file__))
+    return [stamp(path) for path in files]
 
 
-def _kept(one: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.ndarray]) -> np.ndarray:
+def _kept(sampled: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.ndarray]) -> np.ndarray:
     """Return a model's figures, read from beside its images where they are of the same images and measure."""
-    key = {**key, "images": digest([one.seeds, [[stamp(path) for path in row] for row in one.files]])}
+    key = {**key, "images": digest([sampled.seeds, [[stamp(path) for path in row] for row in sampled.files]])}
     name = digest([key["measure"], key["checkpoint"]])[:12]
-    path = one.folder / "scores" / f"{kind.rpartition('.')[2]}-{name}.json"
+    path = sampled.folder / "scores" / f"{kind.rpartition('.')[2]}-{name}.json"
     if path.is_file() and (before := read_json(path))["of"] == key:
         return np.array(before["values"], dtype=np.float64)
-    values = values_of(one)
+    values = values_of(sampled)
     if not np.isfinite(values).all():
-        raise UserError(f"gave figures for '{one.model}' that are not finite")
+        raise UserError(f"gave figures for '{sampled.model}' that are not finite")
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(json.dumps({"of": key, "values": values.tolist()}))

@@ -28,15 +28,15 @@ def prepared(
     images: Images, side: int, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> Tensor:
     """Resize the shorter side to `side` (bicubic), cut the middle out, normalise as CLIP does: [n, 3, side, side]."""
-    found = []
+    squares = []
     for image in images:
         scale = side / min(image.size)
         size = [max(side, round(length * scale)) for length in image.size]
         left, top = ((length - side) // 2 for length in size)
         cut = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-        found.append(torch.from_numpy(np.array(cut.convert("RGB"))).permute(2, 0, 1))
+        squares.append(torch.from_numpy(np.array(cut.convert("RGB"))).permute(2, 0, 1))
     mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-    return (torch.stack(found).float() / 255 - mean) / std
+    return (torch.stack(squares).float() / 255 - mean) / std
 
 
 def pixels(images: Images) -> Tensor:
@@ -160,10 +160,10 @@ class Aesthetic:
     @torch.inference_mode()
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
         """Score each image, whatever its caption, [n] float64."""
-        found = self.encoder.image_features(images)
+        hidden = self.encoder.image_features(images)
         for weight, bias in self.layers:  # there is nothing between them but dropout
-            found = found @ weight.T + bias
-        return found[:, 0].double()
+            hidden = hidden @ weight.T + bias
+        return hidden[:, 0].double()
 
 
 class ImageReward:
@@ -214,10 +214,10 @@ class ImageReward:
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.int64, device=self.device),
         )
-        found = text.last_hidden_state[:, 0]
+        hidden = text.last_hidden_state[:, 0]
         for weight, bias in self.head:
-            found = found @ weight.T + bias
-        return (found[:, 0].double() - self.MEAN) / self.STD
+            hidden = hidden @ weight.T + bias
+        return (hidden[:, 0].double() - self.MEAN) / self.STD
 
 
 SCORERS: dict[str, Callable[[str, torch.device], Callable[[Images, list[str]], Tensor]]] = {

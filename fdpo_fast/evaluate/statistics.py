@@ -51,17 +51,19 @@ def mean(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
     method = "BCa" if len(samples) == 1 else "percentile"
     rng = np.random.default_rng(seed)
     sizes = {"n_resamples": RESAMPLES, "batch": 200, "confidence_level": CONFIDENCE}  # all at once would be quadratic
-    found = bootstrap(samples, _mean, method=method, rng=rng, vectorized=True, **sizes).confidence_interval
-    return _widened(Estimate(centre, float(found.low), float(found.high)), 1 if method == "BCa" else values.shape[1])
+    interval = bootstrap(samples, _mean, method=method, rng=rng, vectorized=True, **sizes).confidence_interval
+    return _widened(
+        Estimate(centre, float(interval.low), float(interval.high)), 1 if method == "BCa" else values.shape[1]
+    )
 
 
-def _widened(found: Estimate, n: int) -> Estimate:
+def _widened(estimate: Estimate, n: int) -> Estimate:
     """Widen an interval for the few images of a caption (Rao and Wu 1988).
 
     n drawn from n have (n - 1) / n of the variance.
     """
-    centre, wider = found.value, math.sqrt(n / (n - 1)) if n > 1 else 1.0
-    return Estimate(centre, centre + wider * (found.low - centre), centre + wider * (found.high - centre))
+    centre, wider = estimate.value, math.sqrt(n / (n - 1)) if n > 1 else 1.0
+    return Estimate(centre, centre + wider * (estimate.low - centre), centre + wider * (estimate.high - centre))
 
 
 def median(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
@@ -72,15 +74,15 @@ def median(values: np.ndarray, resample: str, seed: int = 0) -> Estimate:
         return Estimate(centre, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     batch = max(1, 2_000_000 // values.size)
-    found = []
+    medians = []
     for at in range(0, RESAMPLES, batch):
         n = min(batch, RESAMPLES - at)
         if resample == "captions":
-            drawn = values[rng.integers(captions, size=(n, captions))]
+            resampled = values[rng.integers(captions, size=(n, captions))]
         else:
-            drawn = np.take_along_axis(values[None], rng.integers(images, size=(n, captions, images)), axis=2)
-        found.append(np.median(drawn, axis=(1, 2)))
-    low, high = np.quantile(np.concatenate(found), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
+            resampled = np.take_along_axis(values[None], rng.integers(images, size=(n, captions, images)), axis=2)
+        medians.append(np.median(resampled, axis=(1, 2)))
+    low, high = np.quantile(np.concatenate(medians), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     return _widened(Estimate(centre, low, high), images if resample == "images" else 1)
 
 

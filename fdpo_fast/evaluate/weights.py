@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.files import is_hub_name
 
 
 def file_of(name: str) -> Path:
@@ -18,7 +19,7 @@ def file_of(name: str) -> Path:
     if path.is_file():
         return path
     repository, colon, file = name.partition(":")
-    if not colon or repository.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not colon or not is_hub_name(repository):
         raise UserError(f"'{name}' is no file here, nor of the hub's form owner/name:file")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -36,10 +37,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError) as error:
         raise UserError(f"{path} is no state dict of tensors: {str(error).splitlines()[0]}") from None
-    return found.get("state_dict", found)
+    return state.get("state_dict", state)
 
 
 def assign(module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> nn.Module:
@@ -87,26 +88,26 @@ _BLIP = (
 
 
 def _renamed(state: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    found = {}
+    renamed = {}
     for name, tensor in state.items():
         for pattern, new in rules:
             name = re.sub(pattern, new, name)
-        found[name] = tensor
-    return found
+        renamed[name] = tensor
+    return renamed
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename a state dict for `CLIPModel`: open_clip keeps q, k and v in one matrix, and projections as x @ W."""
-    found = {}
+    converted = {}
     for name, tensor in _renamed(state, _OPEN_CLIP).items():
         if match := re.search(r"in_proj_(weight|bias)$", name):
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                found[name[: match.start()] + f"{letter}_proj.{match[1]}"] = part
+                converted[name[: match.start()] + f"{letter}_proj.{match[1]}"] = part
         elif name in ("visual.proj", "text_projection"):
-            found[{"visual.proj": "visual_projection.weight"}.get(name, "text_projection.weight")] = tensor.T
+            converted[{"visual.proj": "visual_projection.weight"}.get(name, "text_projection.weight")] = tensor.T
         elif name != "attn_mask":
-            found[name] = tensor
-    return found
+            converted[name] = tensor
+    return converted
 
 
 def from_blip(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class Entry:
     """A part of what a rank holds, in some phases of a training step."""
 
     part: str
-    place: str
+    device: str
     """"gpu" or "host"; a machine without a GPU has both in one memory."""
     size: float
     """Bytes on one rank."""
@@ -40,26 +40,26 @@ class Account:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
-    def add(self, part: str, place: str, size: float, *phases: str) -> None:
+    def add(self, part: str, device: str, size: float, *phases: str) -> None:
         """Enter bytes of a part in a place, for the phases named or for all of them; nothing where `size` is 0."""
         if size:
-            self.entries.append(Entry(part, place, size, phases or PHASES))
+            self.entries.append(Entry(part, device, size, phases or PHASES))
 
-    def total(self, phase: str, *places: str) -> float:
+    def total(self, phase: str, *devices: str) -> float:
         """Return the bytes in a phase, in the places together."""
-        return sum(entry.size for entry in self.entries if phase in entry.phases and entry.place in places)
+        return sum(entry.size for entry in self.entries if phase in entry.phases and entry.device in devices)
 
-    def peak(self, *places: str) -> str:
+    def peak(self, *devices: str) -> str:
         """Name the phase in which the places together hold most."""
-        return max(PHASES, key=lambda phase: self.total(phase, *places))
+        return max(PHASES, key=lambda phase: self.total(phase, *devices))
 
-    def parts(self, phase: str, place: str) -> dict[str, float]:
+    def parts(self, phase: str, device: str) -> dict[str, float]:
         """Return the bytes by part in a phase and place."""
-        found: dict[str, float] = defaultdict(float)
+        sizes: dict[str, float] = defaultdict(float)
         for entry in self.entries:
-            if phase in entry.phases and entry.place == place:
-                found[entry.part] += entry.size
-        return dict(found)
+            if phase in entry.phases and entry.device == device:
+                sizes[entry.part] += entry.size
+        return dict(sizes)
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Engine:
         )
 
 
-def account(config: Config, trace: Trace, ranks: int, gpu: bool) -> Account:
+def step_account(config: Config, trace: Trace, ranks: int, gpu: bool) -> Account:
     """Account for what a rank holds while it trains: on a GPU if `gpu`, else on the host alone."""
-    engine, book = Engine.of(config, ranks), Account()
-    _activations(book, trace, engine, config)
-    _weights(book, trace, engine, config, gpu)
-    _optimizer(book, trace, engine, config, gpu)
-    (_gradients_split if engine.stage else _gradients_whole)(book, trace, engine, config, gpu)
-    return book
+    engine, account = Engine.of(config, ranks), Account()
+    _activations(account, trace, engine, config)
+    _weights(account, trace, engine, config, gpu)
+    _optimizer(account, trace, engine, config, gpu)
+    (_gradients_split if engine.stage else _gradients_whole)(account, trace, engine, config, gpu)
+    return account
 
 
 def moments(config: Config, trace: Trace) -> float:
@@ -118,100 +118,102 @@ def moments(config: Config, trace: Trace) -> float:
     return _EIGHT_BIT.get(config.optimizer.type, whole)
 
 
-def _activations(book: Account, trace: Trace, engine: Engine, config: Config) -> None:
-    book.add("loss and data", "gpu", trace.data, "forward", "backward")
+def _activations(account: Account, trace: Trace, engine: Engine, config: Config) -> None:
+    account.add("loss and data", "gpu", trace.data, "forward", "backward")
     if config.model.cuda_graphs:  # they keep what they were captured on, and the gradients that they write
-        book.add("activations", "gpu", max(trace.forward, trace.backward))
-        book.add("gradients in the graph", "gpu", trace.trained_bytes)
+        account.add("activations", "gpu", max(trace.forward, trace.backward))
+        account.add("gradients in the graph", "gpu", trace.trained_bytes)
         return
-    book.add("activations", "gpu", max(trace.forward, trace.inference), "forward")
+    account.add("activations", "gpu", max(trace.forward, trace.inference), "forward")
     grows = not engine.stage and not engine.accumulates and not config.train.step_in_backward
     gradients = trace.backward_with_gradients - trace.trained_bytes
     # where gradients come to stay, the peak may lie before all are there: less than the sum of both peaks
-    book.add("activations", "gpu", gradients if grows and gradients > 0 else trace.backward, "backward")
+    account.add("activations", "gpu", gradients if grows and gradients > 0 else trace.backward, "backward")
 
 
-def _weights(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+def _weights(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     frozen = trace.frozen_bytes
     beside = engine.stage == 3 and engine.offload_param
-    book.add("frozen weights", "host" if beside else "gpu", frozen / (engine.ranks if engine.stage == 3 else 1))
+    account.add("frozen weights", "host" if beside else "gpu", frozen / (engine.ranks if engine.stage == 3 else 1))
     if config.reference.mode == "live":
-        book.add("reference model", "host" if beside else "gpu", trace.trained_bytes + frozen)
+        account.add("reference model", "host" if beside else "gpu", trace.trained_bytes + frozen)
         if beside:  # a layer and the next
-            book.add("reference model", "gpu", 2 * trace.trained_bytes / trace.trained * max(trace.shapes), "forward")
+            account.add(
+                "reference model", "gpu", 2 * trace.trained_bytes / trace.trained * max(trace.shapes), "forward"
+            )
     if config.train.ema_decay:
-        book.add("average", "gpu", 4 * trace.trained / (engine.ranks if engine.stage == 3 else 1))
+        account.add("average", "gpu", 4 * trace.trained / (engine.ranks if engine.stage == 3 else 1))
     if engine.stage < 3:
-        book.add("weights", "gpu", trace.trained_bytes)
+        account.add("weights", "gpu", trace.trained_bytes)
         return
     width = trace.trained_bytes / trace.trained
-    book.add("weights", "host" if engine.offload_param else "gpu", trace.trained_bytes / engine.ranks)
+    account.add("weights", "host" if engine.offload_param else "gpu", trace.trained_bytes / engine.ranks)
     if gpu or engine.ranks > 1:  # on the host alone, a fetched parameter is the one that is there
         kept = sum(n for n in trace.shapes if n <= engine.persistent)
         fetched = 2 * max(trace.shapes) + engine.prefetch + min(engine.reuse, trace.trained) / 2
-        book.add("weights fetched", "gpu", width * (kept + min(fetched, trace.trained)))
+        account.add("weights fetched", "gpu", width * (kept + min(fetched, trace.trained)))
         if config.model.gradient_checkpointing == "off":  # torch's linear layer keeps what was gathered
-            book.add("weights fetched", "gpu", trace.trained_bytes, "forward", "backward")
+            account.add("weights fetched", "gpu", trace.trained_bytes, "forward", "backward")
 
 
-def _optimizer(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+def _optimizer(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     """Enter master and moments, and what the step makes for itself."""
     mine = trace.trained / engine.ranks if engine.stage else trace.trained
-    place = "host" if engine.offload_optimizer else "gpu"
+    device = "host" if engine.offload_optimizer else "gpu"
     width = engine.master or trace.trained_bytes / trace.trained
     beside_weights = engine.offload_optimizer == engine.offload_param or not gpu
     if not (engine.master == 2 and beside_weights):  # then they are one, see optim/zero.py
-        book.add("master", place, engine.master * mine)
+        account.add("master", device, engine.master * mine)
     if engine.offload_optimizer and engine.stage < 3 and engine.master == 4:
-        book.add("master", place, 2 * mine)  # the rounded copy on its way to the device
-    book.add("optimizer states", place, moments(config, trace) * mine)
-    if config.optimizer.type == "adamw" and place == "gpu":
-        book.add("optimizer step", "gpu", width * mine, "step")  # torch's, for all parameters at once
+        account.add("master", device, 2 * mine)  # the rounded copy on its way to the device
+    account.add("optimizer states", device, moments(config, trace) * mine)
+    if config.optimizer.type == "adamw" and device == "gpu":
+        account.add("optimizer step", "gpu", width * mine, "step")  # torch's, for all parameters at once
 
 
-def _gradients_whole(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+def _gradients_whole(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     """Enter the gradients under ZeRO 0: every rank has all of them, in the weights' dtype, where the optimizer is."""
     largest, width = max(trace.shapes), trace.trained_bytes / trace.trained
     if config.train.step_in_backward:
         # a bucket with the one that fills it, joined where it is averaged; and one's norm
         bucket = min(BUCKET_BYTES + width * largest, trace.trained_bytes)
-        book.add("gradients", "gpu", bucket * (2 if engine.ranks > 1 else 1) + 4 * largest, "backward")
+        account.add("gradients", "gpu", bucket * (2 if engine.ranks > 1 else 1) + 4 * largest, "backward")
         return
-    book.add("gradients", "gpu", trace.trained_bytes, "backward", "step", *(("forward",) * engine.accumulates))
+    account.add("gradients", "gpu", trace.trained_bytes, "backward", "step", *(("forward",) * engine.accumulates))
     if engine.master:
         # the master's, and one's norm, and clipping
-        book.add("gradients", "gpu", 4 * trace.trained + (4 if gpu else 12) * largest, "step")
+        account.add("gradients", "gpu", 4 * trace.trained + (4 if gpu else 12) * largest, "step")
     if engine.ranks > 1:
         flat = min(trace.trained, _BUCKET + largest)
-        book.add("communication buckets", "gpu", (width if engine.master else width + 4) * flat, "step")
+        account.add("communication buckets", "gpu", (width if engine.master else width + 4) * flat, "step")
 
 
-def _gradients_split(book: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
+def _gradients_split(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     """Enter the gradients under ZeRO 1 to 3, which go through a bucket to the rank of their optimizer."""
     largest, mine = max(trace.shapes), trace.trained / engine.ranks
     width = trace.trained_bytes / trace.trained
     bucket = width * min(engine.bucket, trace.trained) * (2 if engine.overlap else 1)
     always = PHASES if engine.stage == 3 else ("backward",)
-    book.add("communication buckets", "gpu", bucket, *always)
+    account.add("communication buckets", "gpu", bucket, *always)
     if engine.stage == 3:
-        book.add("communication buckets", "gpu", bucket, "backward")  # joined for the reduction
-    book.add("gradients", "gpu", (width + 12) * largest, "backward")  # one: itself, its norm, its cast
+        account.add("communication buckets", "gpu", bucket, "backward")  # joined for the reduction
+    account.add("gradients", "gpu", (width + 12) * largest, "backward")  # one: itself, its norm, its cast
     if engine.offload_optimizer:
         lean = engine.master == 2
-        book.add("gradients", "host", (engine.master or width) * mine)
+        account.add("gradients", "host", (engine.master or width) * mine)
         if engine.stage == 3 and not lean:
-            book.add("gradients", "host", width * mine)
+            account.add("gradients", "host", width * mine)
         if engine.stage < 3 and engine.accumulates and not lean:
-            book.add("gradients", "host", width * trace.trained)  # summed over micro-batches
-        book.add("gradients", "gpu", width * largest)  # staging, both ends
-        book.add("gradients", "host", width * largest)
+            account.add("gradients", "host", width * trace.trained)  # summed over micro-batches
+        account.add("gradients", "gpu", width * largest)  # staging, both ends
+        account.add("gradients", "host", width * largest)
         return
     if engine.stage == 1:
-        book.add("gradients", "gpu", trace.trained_bytes, "backward", *(("forward",) * engine.accumulates))
+        account.add("gradients", "gpu", trace.trained_bytes, "backward", *(("forward",) * engine.accumulates))
     copies = 2 if engine.stage == 2 and engine.accumulates else 1
-    book.add("gradients", "gpu", copies * width * mine, "backward")
+    account.add("gradients", "gpu", copies * width * mine, "backward")
     if engine.stage == 3:
-        book.add("gradients", "gpu", width * mine, "forward", "step")
-        book.add("gradients", "gpu", 4 * min(mine, engine.sub_group + largest), "step")
+        account.add("gradients", "gpu", width * mine, "forward", "step")
+        account.add("gradients", "gpu", 4 * min(mine, engine.sub_group + largest), "step")
     else:
-        book.add("gradients", "gpu", (2 * width + 4) * mine, "step")  # averaged, made flat, cast for the master
+        account.add("gradients", "gpu", (2 * width + 4) * mine, "step")  # averaged, made flat, cast for the master

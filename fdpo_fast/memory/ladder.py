@@ -100,9 +100,9 @@ def current(config: Config) -> str | None:
     return next((name for name, rung in RUNGS.items() if _holds(raw, rung.sections)), None)
 
 
-def _holds(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def _holds(settings: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Say whether everything that is wanted is in there, at any depth."""
     return all(
-        _holds(found.get(key) or {}, value) if isinstance(value, dict) else found.get(key) == value
+        _holds(settings.get(key) or {}, value) if isinstance(value, dict) else settings.get(key) == value
         for key, value in wanted.items()
     )

@@ -15,9 +15,9 @@ from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.memory import ladder
-from fdpo_fast.memory.account import GIB, PHASES, Account, account, moments
+from fdpo_fast.memory.account import GIB, PHASES, Account, moments, step_account
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
-from fdpo_fast.models.architecture import Blueprint, blueprint
+from fdpo_fast.models.architecture import Architecture, read_architecture
 from fdpo_fast.models.precision import DTYPES
 
 CONTEXT = 0.75 * GIB
@@ -37,7 +37,7 @@ def with_allowances(tensors: float) -> float:
 class Needs:
     """What a configuration needs, in bytes: each rank of its own GPU, all ranks together of the host."""
 
-    book: Account
+    account: Account
     beside: dict[str, float]
     """The most on a GPU in phases outside the training step."""
     starting: float
@@ -47,13 +47,13 @@ class Needs:
     @property
     def gpu_tensors(self) -> float:
         """Return the most that tensors take at once in a training step."""
-        return self.book.total(self.book.peak("gpu"), "gpu")
+        return self.account.total(self.account.peak("gpu"), "gpu")
 
     @property
     def fullest(self) -> tuple[str, float]:
         """Return the phase in which a GPU holds most, and how much."""
-        phase = self.book.peak("gpu")
-        return max([*self.beside.items(), (phase, self.book.total(phase, "gpu"))], key=lambda found: found[1])
+        phase = self.account.peak("gpu")
+        return max([*self.beside.items(), (phase, self.account.total(phase, "gpu"))], key=lambda item: item[1])
 
     @property
     def gpu_total(self) -> float:
@@ -63,7 +63,7 @@ class Needs:
     @property
     def host(self) -> float:
         """Return the host memory of all ranks at its most, with the allowance of a process for each."""
-        held = self.book.total(self.book.peak("host"), "host")
+        held = self.account.total(self.account.peak("host"), "host")
         return self.ranks * (max(held, self.starting) + PROCESS)
 
     def figures(self) -> dict[str, float]:
@@ -72,13 +72,13 @@ class Needs:
         return {f"{name}_gib": round(size / GIB, 3) for name, size in sizes.items()}
 
 
-def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready: Ready | None = None) -> Needs:
+def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int, ready: Ready | None = None) -> Needs:
     """Find the needs of a configuration whose micro-batch was traced; `ready` is looked up if it is None."""
-    ready = ready or brought(config, blueprint)
-    book = account(config, traced, ranks, gpu=True)
-    encode, decode = vae_passes(config, blueprint)
+    ready = ready or brought(config, architecture)
+    account = step_account(config, traced, ranks, gpu=True)
+    encode, decode = vae_passes(config, architecture)
     width = DTYPES[config.model.dtype].itemsize
-    text = blueprint.text_parameters
+    text = architecture.text_parameters
     everything = traced.trained_bytes + traced.frozen_bytes
     beside = {}
     if not ready.latents:
@@ -89,31 +89,33 @@ def needs(config: Config, blueprint: Blueprint, traced: Trace, ranks: int, ready
         held = 2 * width * max(traced.shapes) if config.parameters_on_host else everything  # this layer, and the next
         beside["caching reference errors"] = held + traced.inference + traced.data
     if config.stage == 3:
-        beside["starting"] = 2 * width * max(traced.shapes) + book.parts("step", "gpu").get("weights", 0)
+        beside["starting"] = 2 * width * max(traced.shapes) + account.parts("step", "gpu").get("weights", 0)
     if config.log.samples_every:
-        resting = sum(e.size for e in book.entries if e.place == "gpu" and e.phases == PHASES and e.part != "gradients")
+        resting = sum(
+            e.size for e in account.entries if e.device == "gpu" and e.phases == PHASES and e.part != "gradients"
+        )
         # with guidance every image of a prompt is in the UNet's batch twice
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
         beside["sample grids"] = resting + width * text + max(decode, traced.inference * share)
     starting = everything
-    if config.bf16_masters and book.total("step", "host"):
+    if config.bf16_masters and account.total("step", "host"):
         # flat weights, master and gradients are made beside what is read, before `optim/zero.py` makes them one
         starting += 3 * 2 * traced.trained / ranks
-    return Needs(book, beside, starting, ranks)
+    return Needs(account, beside, starting, ranks)
 
 
-def disk(config: Config, blueprint: Blueprint, traced: Trace) -> tuple[dict[str, float], str]:
+def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dict[str, float], str]:
     """Return the bytes by what is written, and in words what that rests on."""
     rows, known = _rows(config)
-    side, width = config.data.resolution // blueprint.factors()[0], DTYPES[config.data.cache_dtype].itemsize
-    image = blueprint.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
+    side, width = config.data.resolution // architecture.factors()[0], DTYPES[config.data.cache_dtype].itemsize
+    image = architecture.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
     optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
     whole = traced.trained_bytes + traced.frozen_bytes
     average = 4 * traced.trained if config.train.ema_decay else 0
     pairs = rows * (2 if config.data.ties == "half" else 1)
     written = {
         "latents": 2.0 * rows * image * width,
-        "text embeddings": float(rows * blueprint.text_elements() * width),
+        "text embeddings": float(rows * architecture.text_elements() * width),
         "reference errors": 16.0 * pairs * (config.reference.visits or 0),
         "checkpoints": (config.train.keep_checkpoints + 1) * (whole + optimizer + average),
         "export": float(whole),
@@ -128,13 +130,13 @@ class Ready(NamedTuple):
     text: bool
 
 
-def brought(config: Config, blueprint: Blueprint) -> Ready:
+def brought(config: Config, architecture: Architecture) -> Ready:
     """Look up what the data bring, by the format that is configured or the columns that are here; no row is read."""
     data, here = config.data, _is_here(config.data.source)
     name = detect(data.source) if here and data.format == "auto" else data.format
     if name != "latents" or not here:
         return Ready(name == "latents", text=False)
-    return Ready(True, set(blueprint.family.text_keys) <= set(open_source(data).embedded))
+    return Ready(True, set(architecture.family.text_keys) <= set(open_source(data).embedded))
 
 
 def _is_here(source: str) -> bool:
@@ -162,16 +164,16 @@ def shortage(config: Config, ranks: int, on_machine: int, device: torch.device) 
 
     ranks: of the run; on_machine: those on this machine. The process itself is there already.
     """
-    drawn = blueprint(config.model)
-    traced = trace(config, drawn)
+    architecture = read_architecture(config.model)
+    traced = trace(config, architecture)
     host = psutil.virtual_memory().available
     if device.type != "cuda":
-        book = account(config, traced, ranks, gpu=False)
-        needed = on_machine * book.total(book.peak("gpu", "host"), "gpu", "host")
+        account = step_account(config, traced, ranks, gpu=False)
+        needed = on_machine * account.total(account.peak("gpu", "host"), "gpu", "host")
         return _short("memory", needed, host)
-    found = needs(config, drawn, traced, ranks)
-    words = _short("GPU memory", found.gpu_total - CONTEXT, torch.cuda.mem_get_info(device)[0])
-    return words or _short("host memory", on_machine * (found.host / ranks - PROCESS), host)
+    total = needs(config, architecture, traced, ranks)
+    words = _short("GPU memory", total.gpu_total - CONTEXT, torch.cuda.mem_get_info(device)[0])
+    return words or _short("host memory", on_machine * (total.host / ranks - PROCESS), host)
 
 
 def _short(what: str, needed: float, free: float) -> str | None:
@@ -197,7 +199,7 @@ class Plan:
     """Everything that `fdpo plan` prints about a configuration."""
 
     config: Config
-    blueprint: Blueprint
+    architecture: Architecture
     traced: Trace
     needs: Needs
     disk: dict[str, float]
@@ -211,33 +213,36 @@ class Plan:
         return ladder.current(self.config)
 
 
-def plan(config: Config, ranks: int) -> Plan:
+def make_plan(config: Config, ranks: int) -> Plan:
     """Plan a configuration on `ranks` ranks; takes seconds, for SDXL.
 
     Raises UserError for what does not fit together, and an unknown base.
     """
     config.accumulation(ranks)
-    drawn = blueprint(config.model)
-    Geometry(config.data, config.reference.seed, *drawn.factors())  # refuses sizes that do not divide
-    by_choice = traces(config, drawn)
-    traced, ready = by_choice[config.model.gradient_checkpointing], brought(config, drawn)
+    architecture = read_architecture(config.model)
+    Geometry(config.data, config.reference.seed, *architecture.factors())  # refuses sizes that do not divide
+    by_choice = traces(config, architecture)
+    traced, ready = by_choice[config.model.gradient_checkpointing], brought(config, architecture)
     pairs = config.train.pairs_per_micro_batch
     rungs = {}
     for name in ladder.RUNGS:
         other = ladder.on_rung(config, name, ranks)
         same = other.model == _with(config, other.model.gradient_checkpointing).model
-        found = by_choice[other.model.gradient_checkpointing] if same else trace(other, drawn)
-        rungs[name] = other, needs(other, drawn, found, ranks, ready)
+        choice_trace = by_choice[other.model.gradient_checkpointing] if same else trace(other, architecture)
+        rungs[name] = other, needs(other, architecture, choice_trace, ranks, ready)
     prices = {
-        name: Price(needs(_with(config, name), drawn, found, ranks, ready).gpu_tensors, found.work(config) / pairs)
-        for name, found in by_choice.items()
+        name: Price(
+            needs(_with(config, name), architecture, choice_trace, ranks, ready).gpu_tensors,
+            choice_trace.work(config) / pairs,
+        )
+        for name, choice_trace in by_choice.items()
     }
     return Plan(
         config,
-        drawn,
+        architecture,
         traced,
-        needs(config, drawn, traced, ranks, ready),
-        *disk(config, drawn, traced),
+        needs(config, architecture, traced, ranks, ready),
+        *disk(config, architecture, traced),
         rungs,
         prices,
     )

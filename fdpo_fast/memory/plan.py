@@ -12,7 +12,7 @@ from fdpo_fast.files import replacing
 from fdpo_fast.memory.account import GIB, PHASES, Account
 from fdpo_fast.memory.cards import CARDS, seconds
 from fdpo_fast.memory.ladder import RUNGS
-from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, plan, with_allowances
+from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, make_plan, with_allowances
 from fdpo_fast.models import quiet_libraries
 
 
@@ -39,129 +39,134 @@ def show(
     Raises UserError for what does not fit together, and an unknown base.
     """
     quiet_libraries()
-    drawn = plan(config, machine.gpus)
-    text = json.dumps(figures(drawn, machine), indent=2)
-    print(text if as_json else "\n".join(table(drawn, config_file, machine)))
+    plan = make_plan(config, machine.gpus)
+    text = json.dumps(figures(plan, machine), indent=2)
+    print(text if as_json else "\n".join(table(plan, config_file, machine)))
     if json_file:
         with replacing(json_file) as partial:
             partial.write_text(text + "\n")
 
 
-def figures(drawn: Plan, machine: Machine) -> dict:
+def figures(plan: Plan, machine: Machine) -> dict:
     """Return the plan for JSON; sizes in GiB."""
-    book = drawn.needs.book
+    account = plan.needs.account
     return {
-        **drawn.needs.figures(),
-        "disk_gib": round(sum(drawn.disk.values()) / GIB, 3),
+        **plan.needs.figures(),
+        "disk_gib": round(sum(plan.disk.values()) / GIB, 3),
         "parts": {
-            name: {place: round(book.parts(book.peak(place), place).get(name, 0) / GIB, 4) for place in ("gpu", "host")}
-            for name in _names(book)
+            name: {
+                device: round(account.parts(account.peak(device), device).get(name, 0) / GIB, 4)
+                for device in ("gpu", "host")
+            }
+            for name in _names(account)
         },
-        "peak_phase": book.peak("gpu"),
+        "peak_phase": account.peak("gpu"),
         "phases": {
-            **{phase: round(book.total(phase, "gpu") / GIB, 3) for phase in PHASES},
-            **{name: round(bytes_ / GIB, 3) for name, bytes_ in drawn.needs.beside.items()},
+            **{phase: round(account.total(phase, "gpu") / GIB, 3) for phase in PHASES},
+            **{name: round(bytes_ / GIB, 3) for name, bytes_ in plan.needs.beside.items()},
         },
-        "disk": {name: round(bytes_ / GIB, 3) for name, bytes_ in drawn.disk.items()},
-        "rung": drawn.rung,
-        "rungs": {name: found.figures() for name, (_, found) in drawn.rungs.items()},
+        "disk": {name: round(bytes_ / GIB, 3) for name, bytes_ in plan.disk.items()},
+        "rung": plan.rung,
+        "rungs": {name: needs.figures() for name, (_, needs) in plan.rungs.items()},
         "gradient_checkpointing": {
             name: {"gpu_tensors_gib": round(price.gpu_tensors / GIB, 3), "tflop_per_pair": round(price.flops / 1e12, 2)}
-            for name, price in drawn.prices.items()
+            for name, price in plan.prices.items()
         },
-        "step": {"tflop_a_gpu": round(_tflop(drawn, machine), 3), "seconds": _seconds(drawn, machine)},
+        "step": {"tflop_a_gpu": round(_tflop(plan, machine), 3), "seconds": _seconds(plan, machine)},
         "seconds_a_pair": {
             name: {"from": float(f"{fast:.3g}"), "to": float(f"{slow:.3g}"), "measured_by": CARDS[name].source}
-            for name, (fast, slow) in _on_cards(drawn, machine).items()
+            for name, (fast, slow) in _on_cards(plan, machine).items()
         },
-        "architecture": drawn.blueprint.source,
+        "architecture": plan.architecture.source,
         "gpus": machine.gpus,
     }
 
 
-def _tflop(drawn: Plan, machine: Machine) -> float:
+def _tflop(plan: Plan, machine: Machine) -> float:
     """Return the TFLOP of a step's forward and backward on one GPU."""
-    price = drawn.prices[drawn.config.model.gradient_checkpointing]
-    return price.flops * drawn.config.train.pairs_per_step / machine.gpus / 1e12
+    price = plan.prices[plan.config.model.gradient_checkpointing]
+    return price.flops * plan.config.train.pairs_per_step / machine.gpus / 1e12
 
 
-def _seconds(drawn: Plan, machine: Machine) -> float | None:
+def _seconds(plan: Plan, machine: Machine) -> float | None:
     """Return the seconds of a step's forward and backward at the rate that was given; None where none was."""
-    return round(_tflop(drawn, machine) / machine.tflops, 3) if machine.tflops else None
+    return round(_tflop(plan, machine) / machine.tflops, 3) if machine.tflops else None
 
 
-def _on_cards(drawn: Plan, machine: Machine) -> dict[str, tuple[float, float]]:
+def _on_cards(plan: Plan, machine: Machine) -> dict[str, tuple[float, float]]:
     """Estimate a pair's seconds by card, from what others have published of training such models."""
-    runs = drawn.prices[drawn.config.model.gradient_checkpointing].flops
+    runs = plan.prices[plan.config.model.gradient_checkpointing].flops
     cards = {machine.card: CARDS[machine.card]} if machine.card else CARDS
-    found = {name: seconds(card, drawn.prices["off"].flops, runs) for name, card in cards.items()}
-    return {name: value for name, value in found.items() if value}
+    estimates = {name: seconds(card, plan.prices["off"].flops, runs) for name, card in cards.items()}
+    return {name: value for name, value in estimates.items() if value}
 
 
-def table(drawn: Plan, config_file: str, machine: Machine) -> Iterator[str]:
+def table(plan: Plan, config_file: str, machine: Machine) -> Iterator[str]:
     """Yield the plan line by line, for people to read."""
-    config, needs, book = drawn.config, drawn.needs, drawn.needs.book
-    trained = drawn.traced.trained
-    where = f"rung {drawn.rung}" if drawn.rung else "settings of its own, on none of the rungs"
+    config, needs, account = plan.config, plan.needs, plan.needs.account
+    trained = plan.traced.trained
+    where = f"rung {plan.rung}" if plan.rung else "settings of its own, on none of the rungs"
     yield f"{config_file} on {machine.gpus} GPU{'s' * (machine.gpus > 1)}: {where}"
     yield (
-        f"{trained / 1e6:,.0f} M elements trained; architecture: {drawn.blueprint.source}; "
+        f"{trained / 1e6:,.0f} M elements trained; architecture: {plan.architecture.source}; "
         f"{config.train.pairs_per_micro_batch} pair(s) of {config.data.resolution} x {config.data.resolution} at a time"
     )
-    phase = {place: book.peak(place) for place in ("gpu", "host")}
+    phase = {device: account.peak(device) for device in ("gpu", "host")}
     yield f"\n{'GiB, a rank, at the peak':34}{'GPU':>10}{'host':>10}"
-    for name in _names(book):
-        line = (book.parts(phase[place], place).get(name, 0) / GIB for place in ("gpu", "host"))
+    for name in _names(account):
+        line = (account.parts(phase[device], device).get(name, 0) / GIB for device in ("gpu", "host"))
         yield f"{name:34}" + "".join(f"{value:10.2f}" for value in line)
-    held = book.total(phase["host"], "host")
+    held = account.total(phase["host"], "host")
     yield f"{'tensors, in ' + phase['gpu']:34}{needs.gpu_tensors / GIB:10.2f}{held / GIB:10.2f}"
     yield f"{'allowance: context, or process':34}{CONTEXT / GIB:10.2f}{PROCESS / GIB:10.2f}"
     yield f"{f'allowance: fragmentation, {FRAGMENTATION:.0%}':34}{FRAGMENTATION * needs.fullest[1] / GIB:10.2f}"
     yield f"{'total; host: of all ranks':34}{needs.gpu_total / GIB:10.2f}{needs.host / GIB:10.2f}"
-    others = {name: book.total(name, "gpu") for name in PHASES} | needs.beside
+    others = {name: account.total(name, "gpu") for name in PHASES} | needs.beside
     yield "\nGPU tensors by phase: " + ", ".join(f"{name} {bytes_ / GIB:.2f}" for name, bytes_ in others.items())
     yield f"host while the base is read: {needs.starting / GIB:.2f}, mapped from its files"
-    yield "disk, at most: " + ", ".join(f"{name} {bytes_ / GIB:.1f}" for name, bytes_ in drawn.disk.items())
-    yield f"    for {drawn.disk_from}"
+    yield "disk, at most: " + ", ".join(f"{name} {bytes_ / GIB:.1f}" for name, bytes_ in plan.disk.items())
+    yield f"    for {plan.disk_from}"
 
     yield f"\n{'gradient_checkpointing':34}{'GPU tensors':>12}{'TFLOP a pair':>14}"
-    for name, price in drawn.prices.items():
+    for name, price in plan.prices.items():
         here = " (this)" if name == config.model.gradient_checkpointing else ""
         yield f"{name + here:34}{price.gpu_tensors / GIB:12.2f}{price.flops / 1e12:14.1f}"
     if machine.tflops:
-        yield f"a step's forward and backward at {machine.tflops:g} TFLOP/s: {_seconds(drawn, machine):.1f} s"
+        yield f"a step's forward and backward at {machine.tflops:g} TFLOP/s: {_seconds(plan, machine):.1f} s"
     else:
-        yield f"a step's forward and backward: {_tflop(drawn, machine):,.0f} TFLOP a GPU; --tflops gives seconds"
-    yield from _card_lines(drawn, machine)
+        yield f"a step's forward and backward: {_tflop(plan, machine):,.0f} TFLOP a GPU; --tflops gives seconds"
+    yield from _card_lines(plan, machine)
 
     yield f"\n{'rung':5}{'GPU tensors':>12}{'GPU total':>11}{'host':>8}  GPU fullest in, and what it is"
-    for name, (_, found) in drawn.rungs.items():
-        sizes = f"{found.gpu_tensors / GIB:12.2f}{found.gpu_total / GIB:11.2f}{found.host / GIB:8.2f}"
-        yield f"{name:5}{sizes}  {found.fullest[0]}: {RUNGS[name].title}{_verdict(found, machine)}"
+    for name, (_, rung_needs) in plan.rungs.items():
+        sizes = f"{rung_needs.gpu_tensors / GIB:12.2f}{rung_needs.gpu_total / GIB:11.2f}{rung_needs.host / GIB:8.2f}"
+        yield f"{name:5}{sizes}  {rung_needs.fullest[0]}: {RUNGS[name].title}{_verdict(rung_needs, machine)}"
     if machine.gpu or machine.host:
-        yield from _advice(drawn, machine)
+        yield from _advice(plan, machine)
 
 
-def _card_lines(drawn: Plan, machine: Machine) -> Iterator[str]:
+def _card_lines(plan: Plan, machine: Machine) -> Iterator[str]:
     """Yield the estimates of seconds, and whose they are."""
-    found = _on_cards(drawn, machine)
-    if not found:
+    estimates = _on_cards(plan, machine)
+    if not estimates:
         yield f"no utilisation of a {machine.card} has been published that we know of, so no seconds are estimated"
         return
-    ranges = (f"{name} {fast:.2f}" + (f" to {slow:.2f}" if slow > fast else "") for name, (fast, slow) in found.items())
+    ranges = (
+        f"{name} {fast:.2f}" + (f" to {slow:.2f}" if slow > fast else "") for name, (fast, slow) in estimates.items()
+    )
     yield "seconds a pair, estimated from others' published MFU and not measured by us: " + ", ".join(ranges)
-    yield "    of " + "; ".join(f"{name}: {CARDS[name].source}" for name in found)
+    yield "    of " + "; ".join(f"{name}: {CARDS[name].source}" for name in estimates)
 
 
-def _names(book: Account) -> list[str]:
+def _names(account: Account) -> list[str]:
     """List the parts in the order in which they were entered."""
-    return list(dict.fromkeys(entry.part for entry in book.entries))
+    return list(dict.fromkeys(entry.part for entry in account.entries))
 
 
 def _lacks(needs: Needs, machine: Machine) -> list[str]:
     """List in words by how much the limits are passed."""
     limits = (("GPU", needs.gpu_total, machine.gpu), ("host", needs.host, machine.host))
-    return [f"{place} {(has - limit) / 2**30:.1f} GiB over" for place, has, limit in limits if limit and has > limit]
+    return [f"{device} {(has - limit) / 2**30:.1f} GiB over" for device, has, limit in limits if limit and has > limit]
 
 
 def _too_full_beside(needs: Needs, machine: Machine) -> list[str]:
@@ -179,33 +184,33 @@ def _verdict(needs: Needs, machine: Machine) -> str:
     return f" ({', '.join(_lacks(needs, machine)) or 'fits'})"
 
 
-def _advice(drawn: Plan, machine: Machine) -> Iterator[str]:
+def _advice(plan: Plan, machine: Machine) -> Iterator[str]:
     """Yield whether the configuration fits, and what to change where it does not."""
-    lacks = _lacks(drawn.needs, machine)
+    lacks = _lacks(plan.needs, machine)
     if not lacks:
         yield "\nthis configuration fits"
         return
     yield f"\nthis configuration does not fit: {', '.join(lacks)}"
-    if beside := _too_full_beside(drawn.needs, machine):
+    if beside := _too_full_beside(plan.needs, machine):
         yield "its steps do; change"
         yield from (f"    for {phase}: {SMALLER[phase]}" for phase in beside)
         return
-    for name, (config, needs) in drawn.rungs.items():
+    for name, (config, needs) in plan.rungs.items():
         beside = _too_full_beside(needs, machine)
         if beside or not _lacks(needs, machine):
             yield f"rung {name} does; change"
-            changes = drawn.config.differences(config)
+            changes = plan.config.differences(config)
             yield from (f"    {line}" for line in changes)
             yield from (f"    for {phase}: {SMALLER[phase]}" for phase in beside)
             if any(line.startswith("train.pairs_per_step") for line in changes):
                 yield "    and optimizer.lr and train.max_steps to go with smaller steps, as configs/sdxl_js_16gb.json"
             return
     yield "no rung does:"
-    least = min((found for _, found in drawn.rungs.values()), key=lambda found: found.gpu_total)
+    least = min((needs for _, needs in plan.rungs.values()), key=lambda needs: needs.gpu_total)
     if machine.gpu and least.gpu_total > machine.gpu:
         phase = least.fullest[0]
         yield f"    the least a GPU takes is in the phase '{phase}': {SMALLER.get(phase, SMALLER['step'])}"
-    if machine.host and all(found.host > machine.host for _, found in drawn.rungs.values()):
+    if machine.host and all(needs.host > machine.host for _, needs in plan.rungs.values()):
         yield "    each takes more host memory than that: train an adapter (model.train 'lora') or a smaller base"
 
 

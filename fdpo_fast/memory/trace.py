@@ -14,7 +14,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory.tracker import HostAttention, Tracker
 from fdpo_fast.models import trainable
-from fdpo_fast.models.architecture import Blueprint
+from fdpo_fast.models.architecture import Architecture
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import CHECKPOINTING
 
@@ -57,18 +57,18 @@ class Trace:
 class _Rehearsal:
     """The policy and a micro-batch as training sees them, on the meta device; to be used under their `mode`."""
 
-    def __init__(self, config: Config, blueprint: Blueprint) -> None:
+    def __init__(self, config: Config, architecture: Architecture) -> None:
         dtype, pairs = DTYPES[config.model.dtype], config.train.pairs_per_micro_batch
-        side = config.data.resolution // blueprint.factors()[0]
-        self.family, unet = blueprint.family, blueprint.unet(dtype).train()
+        side = config.data.resolution // architecture.factors()[0]
+        self.family, unet = architecture.family, architecture.unet(dtype).train()
         trainable.prepare(unet, config.model)
         self.options = config.loss.options()
-        shapes = self.family.text_shapes(blueprint.unet_config)
+        shapes = self.family.text_shapes(architecture.unet_config)
         self.mode = HostAttention()
         self.unet = unet
         self.trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         with torch.device("meta"):
-            self.noisy = torch.zeros(2 * pairs, blueprint.unet_config["in_channels"], side, side, dtype=dtype)
+            self.noisy = torch.zeros(2 * pairs, architecture.unet_config["in_channels"], side, side, dtype=dtype)
             self.draws, self.weight = torch.zeros(3, pairs, dtype=torch.int64), torch.ones(pairs)
             self.timesteps = torch.zeros(2 * pairs, dtype=torch.int64)
             text = {key: torch.zeros(2 * pairs, *shape) for key, shape in shapes.items()}
@@ -93,15 +93,17 @@ class _Rehearsal:
         return evaluate(self.options, self.predict(), errors, self.draws, self.weight)[0].mean()
 
 
-def trace(config: Config, blueprint: Blueprint) -> Trace:
+def trace(config: Config, architecture: Architecture) -> Trace:
     """Trace a micro-batch of the configuration's policy: a second or two for SDXL, and no memory to speak of."""
     choice = config.model.gradient_checkpointing
-    return traces(config, blueprint, [choice])[choice]
+    return traces(config, architecture, [choice])[choice]
 
 
-def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(CHECKPOINTING)) -> dict[str, Trace]:
+def traces(
+    config: Config, architecture: Architecture, choices: Iterable[str] = tuple(CHECKPOINTING)
+) -> dict[str, Trace]:
     """Trace the same micro-batch under each of several choices of `model.gradient_checkpointing`."""
-    rehearsal = _Rehearsal(config, blueprint)
+    rehearsal = _Rehearsal(config, architecture)
     sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
     everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
     inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
@@ -115,7 +117,7 @@ def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(
         "trained_bytes": sum(sizes),
         "frozen_bytes": everything - sum(sizes),
     }
-    found = {}
+    by_choice = {}
     for choice in choices:
         trainable.checkpoint(rehearsal.unet, choice)
         with rehearsal.mode, rehearsal.tracked() as tracker:
@@ -124,40 +126,40 @@ def traces(config: Config, blueprint: Blueprint, choices: Iterable[str] = tuple(
             tracker.restart()
             loss.backward()
         backward = {"backward": tracker.peak, "backward_with_gradients": tracker.peak_with_gradients}
-        found[choice] = Trace(**same, **forward, **backward, flops=tracker.flops)
+        by_choice[choice] = Trace(**same, **forward, **backward, flops=tracker.flops)
         rehearsal.unet.zero_grad()
-    return found
+    return by_choice
 
 
-def flops(config: Config, blueprint: Blueprint) -> int:
+def flops(config: Config, architecture: Architecture) -> int:
     """Count the FLOPs of a micro-batch: products, convolutions and attention.
 
     What is computed again counts too, and so does a live reference.
     """
-    return trace(config, blueprint).work(config)
+    return trace(config, architecture).work(config)
 
 
-def vae_passes(config: Config, blueprint: Blueprint) -> tuple[int, int]:
+def vae_passes(config: Config, architecture: Architecture) -> tuple[int, int]:
     """Return the most bytes that a VAE takes, weights included, to encode and to decode.
 
     Encoding a batch of images in float32 fills the cache of latents; decoding one in the policy's dtype draws sample
     grids.
     """
-    return _vae_passes(blueprint, config.data.resolution, config.data.encode_batch, DTYPES[config.model.dtype])
+    return _vae_passes(architecture, config.data.resolution, config.data.encode_batch, DTYPES[config.model.dtype])
 
 
 @lru_cache(maxsize=8)
-def _vae_passes(blueprint: Blueprint, side: int, batch: int, dtype: torch.dtype) -> tuple[int, int]:
-    encode, decode, small = Tracker(), Tracker(), side // blueprint.factors()[0]
+def _vae_passes(architecture: Architecture, side: int, batch: int, dtype: torch.dtype) -> tuple[int, int]:
+    encode, decode, small = Tracker(), Tracker(), side // architecture.factors()[0]
     with HostAttention(), torch.no_grad():
-        vae = blueprint.vae(torch.float32).eval()
+        vae = architecture.vae(torch.float32).eval()
         encode.ignore(vae)
         images = torch.zeros(batch, 3, side, side, device="meta")
         with encode:
             posterior = vae.encode(images).latent_dist
             posterior.mean, posterior.std  # noqa: B018  # as `Family.image_encoder` takes them
         weights = sum(p.numel() for p in vae.parameters())
-        vae = blueprint.vae(dtype).eval()
+        vae = architecture.vae(dtype).eval()
         decode.ignore(vae)
         latents = torch.zeros(1, vae.config.latent_channels, small, small, dtype=dtype, device="meta")
         with decode:

@@ -19,7 +19,7 @@ from fdpo_fast.models.family import Family, shrinks
 
 
 @dataclass(frozen=True, eq=False)
-class Blueprint:
+class Architecture:
     """Configurations of the components; the modules they make are on the meta device. Each is equal to itself alone."""
 
     family: type[Family]
@@ -59,7 +59,7 @@ class Blueprint:
         return shrinks(self.vae_config), shrinks(self.unet_config)
 
 
-def blueprint(model: Model) -> Blueprint:
+def read_architecture(model: Model) -> Architecture:
     """Read the configurations of `model.base`: a folder, what was fetched from the hub, or the embedded pipeline.
 
     No network is used: a hub name that was not fetched before gives the family's published architecture. Raises
@@ -69,24 +69,24 @@ def blueprint(model: Model) -> Blueprint:
     encoders = [name for name in family.text_components if name.startswith("text_encoder")]
     if model.base == EMBEDDED:
         hub.check_kind(EMBEDDED, {"_class_name": presets.PRESETS["sd15"]["pipeline"]}, family.pipelines)
-        found, source = presets.configs(_embedded(encoders)), "the embedded pipeline"
+        configs, source = presets.configs(_embedded(encoders)), "the embedded pipeline"
     elif Path(model.base).expanduser().is_dir():
         folder = Path(model.base).expanduser()
         if (folder / "model_index.json").is_file():
             hub.check_kind(model.base, read_json(folder / "model_index.json"), family.pipelines)
         encoders = [name for name in encoders if (folder / name).is_dir()]  # not needed where the data are encoded
-        found, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
+        configs, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
     else:
-        found = {name: hub.component_config(model.base, name) for name in ("unet", "vae", *encoders)}
+        configs = {name: hub.component_config(model.base, name) for name in ("unet", "vae", *encoders)}
         source = model.base
-        if None in found.values():
-            found = presets.configs(presets.components(family.preset))
+        if None in configs.values():
+            configs = presets.configs(presets.components(family.preset))
             source = f"the published architecture '{family.preset}' ({model.base} is not here)"
     if model.vae and Path(model.vae).expanduser().is_dir():
-        found["vae"] = read_json(hub.vae_folder(model.vae) / "config.json")
+        configs["vae"] = read_json(hub.vae_folder(model.vae) / "config.json")
     elif model.vae:
         hub.check_name("model.vae", model.vae)  # the base's stands for it, until it is fetched
-    return Blueprint(family, found["unet"], found["vae"], {name: found[name] for name in encoders}, source)
+    return Architecture(family, configs["unet"], configs["vae"], {name: configs[name] for name in encoders}, source)
 
 
 def _read(folder: Path, component: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.files import read_json
+from fdpo_fast.files import is_hub_name, read_json
 
 _SMALL = ["*.json", "*.txt", "*.model"]
 _VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
@@ -60,19 +60,17 @@ def component_config(base: str, component: str) -> dict[str, Any] | None:
     """
     check_name("model.base", base)
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return read_json(Path(hf_hub_download(base, f"{component}/config.json", local_files_only=True)))
     except LocalEntryNotFoundError:
         return None
-    except HFValidationError as error:
-        raise UserError(f"model.base '{base}' is no name on the hub: {str(error).splitlines()[0]}") from None
 
 
 def check_name(key: str, name: str) -> None:
     """Raise UserError where `name`, the value of `key`, can be no name on the hub."""
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_name(name):
         raise UserError(f"{key} '{name}' is neither a folder nor a hub name of the form owner/name")
 
 
@@ -82,10 +80,10 @@ def _folder(key: str, name: str, patterns: list[str]) -> Path:
         return folder
     check_name(key, name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_VARIANTS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{key} '{name}' is no folder here and cannot be fetched from the hub: {reason}") from None

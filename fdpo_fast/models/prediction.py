@@ -61,8 +61,8 @@ def errors(pred: Tensor, target: Tensor) -> Tensor:
     The loss tells by how much the error exceeds a given one, in float32. What was found is given back to it twice; the
     differences are exact, and three times 24 bits hold all 53.
     """
-    found = torch.zeros(len(pred), dtype=torch.float64, device=pred.device)
+    error = torch.zeros(len(pred), dtype=torch.float64, device=pred.device)
     for _ in range(3):
-        _, stats = fdpo_loss(pred, found, target, divergence="reverse_kl", beta=1.0, ratio_scale=1.0, reduction="none")
-        found = found - torch.cat([stats.log_ratio_w, stats.log_ratio_l])
-    return found
+        _, stats = fdpo_loss(pred, error, target, divergence="reverse_kl", beta=1.0, ratio_scale=1.0, reduction="none")
+        error = error - torch.cat([stats.log_ratio_w, stats.log_ratio_l])
+    return error

@@ -172,13 +172,13 @@ def configs(makers: dict[str, Callable[[], nn.Module]]) -> dict[str, dict[str, A
     """Return the complete configuration of each component, as its config.json has it; no weights are made."""
     with torch.device("meta"):
         modules = {name: make() for name, make in makers.items()}
-    found = {}
+    complete = {}
     for name, module in modules.items():
         if isinstance(module, PreTrainedModel):
-            found[name] = module.config.to_dict() | {"architectures": [type(module).__name__]}
+            complete[name] = module.config.to_dict() | {"architectures": [type(module).__name__]}
         else:
-            found[name] = dict(module.config)
-    return found
+            complete[name] = dict(module.config)
+    return complete
 
 
 def build(

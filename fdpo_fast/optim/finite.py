@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class StepGuard:
-    """A guard of an optimizer that leaves everything as it is where a gradient is not finite, on any rank.
+class SkipNonFinite:
+    """A pair of hooks that makes an optimizer leave everything as it is where a gradient is not finite, on any rank.
 
     It does so by hiding the gradients while `step` runs. The verdict is waited for, once for each call of `step`.
 
@@ -30,7 +30,7 @@ class StepGuard:
         self.norm: Tensor | None = None
         """The norm of all gradients at the last step, before clipping; None without `max_norm`."""
         self._max_norm = max_norm
-        self._agree, self._found, self._elsewhere = agree, False, 0
+        self._agree, self._seen, self._elsewhere = agree, False, 0
         self._hidden: list[tuple[Tensor, Tensor]] = []
         optimizer.register_step_pre_hook(self._hide)
         optimizer.register_step_post_hook(self._show)
@@ -38,7 +38,7 @@ class StepGuard:
     def _hide(self, optimizer: Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters:
-            self.found(torch.zeros(()))
+            self.note(torch.zeros(()))
             return
         grads = [p.grad for p in parameters]
         # Only float16 has norms that do not fit it; for a host tensor another dtype makes a whole copy.
@@ -46,11 +46,11 @@ class StepGuard:
         norms = torch.stack(torch._foreach_norm(grads, dtype=dtype)).float()
         bad, norm = (~norms.isfinite()).sum().float(), torch.linalg.vector_norm(norms)
         self._agree(bad)
-        found, length = torch.stack((bad, norm)).tolist()  # the one wait
-        self._found |= found > 0
+        count, length = torch.stack((bad, norm)).tolist()  # the one wait
+        self._seen |= count > 0
         if self._max_norm is not None:
             self.norm = norm
-        if self._found:
+        if self._seen:
             self._hidden = list(zip(parameters, grads, strict=True))
             for parameter in parameters:
                 parameter.grad = None
@@ -62,18 +62,18 @@ class StepGuard:
             parameter.grad = grad
         self._hidden = []
 
-    def found(self, bad: Tensor) -> None:
+    def note(self, bad: Tensor) -> None:
         """Take note of a number of gradients that are not finite; all ranks see the largest."""
         self._agree(bad)
-        self._found |= bool(bad > 0)
+        self._seen |= bool(bad > 0)
 
     def end_step(self, skipped_elsewhere: int) -> bool:
         """Count the step that has ended, and say whether it was skipped.
 
         skipped_elsewhere: how many DeepSpeed itself has skipped so far.
         """
-        skipped = self._found or skipped_elsewhere > self._elsewhere
+        skipped = self._seen or skipped_elsewhere > self._elsewhere
         self.skipped += skipped
         self.in_a_row = self.in_a_row + 1 if skipped else 0
-        self._found, self._elsewhere = False, skipped_elsewhere
+        self._seen, self._elsewhere = False, skipped_elsewhere
         return skipped

@@ -48,7 +48,7 @@ class _Known(NamedTuple):
     tensors: list[Tensor]
     addresses: array
     besides: tuple  # and these are as they were
-    found: Any
+    result: Any
 
     def of(self, tensors: list[Tensor], addresses: array, besides: tuple) -> bool:
         """Say whether this was found of these tensors at these addresses."""
@@ -130,7 +130,7 @@ class Gatherer:
         of_step = [(key, steps[0]) for key in order] if together else order
         rules = [Rule.of(param_groups[group], step) for group, step in of_step]
         rule_of = list(map(order.__getitem__, keys))
-        updates = [_now(group, grads, grads_at, rule_of, rules) for group in self._groups.found]
+        updates = [_now(group, grads, grads_at, rule_of, rules) for group in self._groups.result]
         for own, step in zip(states, steps, strict=True):
             own["step"] = step
         return updates, [(parameters[at], data[at]) for at in odd], parameters
@@ -143,9 +143,9 @@ class Gatherer:
             kind = type(parameters[addresses.index(0)]).__name__
             raise TypeError(f"a parameter of type {kind} holds no memory of its own: step its local tensor")
         if not self._weights.of(parameters, addresses, ()):
-            found = [p.device for p in parameters], _odd(parameters)
-            self._weights = _Known(parameters, addresses, (), found)
-        devices, odd = self._weights.found
+            result = [p.device for p in parameters], _odd(parameters)
+            self._weights = _Known(parameters, addresses, (), result)
+        devices, odd = self._weights.result
         return *_plain(parameters, addresses, odd), devices, odd
 
     def _of_states(
@@ -159,7 +159,7 @@ class Gatherer:
             dtypes = [check_states(*row) for row in zip(*columns, counts, devices, numbers, strict=True)]
             at = [array("q", [0 if t is None else t.data_ptr() for t in column]) for column in columns]
             self._states = _Known(tensors, addresses, (counts, devices), _Moments(columns, at, dtypes))
-        return self._states.found
+        return self._states.result
 
 
 class _Moments(NamedTuple):
@@ -183,12 +183,12 @@ def _by_kind(
     rounding: list[bool],
 ) -> list[tuple[Kind, list[int]]]:
     """List the kinds that there are, with the positions of each."""
-    found: dict[Kind, list[int]] = {}
+    positions: dict[Kind, list[int]] = {}
     rows = zip(devices, dtypes, grad_dtypes, state_dtypes, mirrors or [None] * len(dtypes), groups, strict=True)
     for at, (device, dtype, grad_dtype, state_dtype, copy, group) in enumerate(rows):
         rounds = rounding[group] and dtype != torch.float32
-        found.setdefault(Kind(device, dtype, grad_dtype, state_dtype, copy is not None, rounds), []).append(at)
-    return list(found.items())
+        positions.setdefault(Kind(device, dtype, grad_dtype, state_dtype, copy is not None, rounds), []).append(at)
+    return list(positions.items())
 
 
 def _grouped(

@@ -98,5 +98,5 @@ class StepInBackward:
     def bad(self) -> Tensor:
         """Return 1.0 if a gradient of this backward was not finite, else 0.0, and forget it."""
         self._step_all()
-        found, self._bad = list(self._bad.values()), {}
-        return torch.stack([bad.to(found[0].device) for bad in found]).amax() if found else torch.zeros(())
+        flags, self._bad = list(self._bad.values()), {}
+        return torch.stack([bad.to(flags[0].device) for bad in flags]).amax() if flags else torch.zeros(())

@@ -84,7 +84,7 @@ def _share_stages_1_and_2(zero: Any) -> list[Tensor]:
     masters = zero.single_partition_of_fp32_groups
     for number, master in enumerate(masters):
         rank = dist.get_rank(zero.real_dp_process_group[number])
-        _be(master, zero.parallel_partitioned_bit16_groups[number][rank])
+        _alias(master, zero.parallel_partitioned_bit16_groups[number][rank])
         if zero.cpu_offload:
             zero.param_buffer_of_bit16_for_cpu_offload_groups[number] = master.detach()
     zero._link_all_hp_params()  # it holds views of what the masters were
@@ -97,14 +97,14 @@ def _share_stage_3(zero: Any) -> list[Tensor]:
         return masters
     first = 0
     for master, weights in zip(masters, zero.fp16_partitioned_groups_flat, strict=True):
-        _be(master, weights)
+        _alias(master, weights)
         if zero.offload_optimizer:  # accumulated in one, read from the other
-            _be(master.grad, zero.grad_partitions_flat_buffer[first : first + master.numel()])
+            _alias(master.grad, zero.grad_partitions_flat_buffer[first : first + master.numel()])
         first += master.numel()
     return masters
 
 
-def _be(tensor: Tensor, other: Tensor) -> None:
+def _alias(tensor: Tensor, other: Tensor) -> None:
     """Give a tensor the memory of another that has its values, where they are alike."""
     if other.dtype == tensor.dtype and other.device == tensor.device and other.shape == tensor.shape:
         tensor.data = other.detach()
@@ -113,14 +113,14 @@ def _be(tensor: Tensor, other: Tensor) -> None:
 def _number_elements(optimizer: AdamW8bit, masters: list[Tensor]) -> None:
     """Give each element its own random bits: ZeRO steps one master at a time, as if it were the only one."""
     sizes = [-(-master.numel() // 8) * 8 for master in masters]
-    first, places = dist.get_rank() * sum(sizes), {}
+    first, first_of = dist.get_rank() * sum(sizes), {}
     for master, size in zip(masters, sizes, strict=True):
-        places[master] = first
+        first_of[master] = first
         first += size
 
-    def place(optimizer: AdamW8bit, *_: Any) -> None:
+    def set_first(optimizer: AdamW8bit, *_: Any) -> None:
         for group in optimizer.param_groups:
             for master in group["params"]:  # one at most
-                group["first_element"] = places[master]
+                group["first_element"] = first_of[master]
 
-    optimizer.register_step_pre_hook(place)
+    optimizer.register_step_pre_hook(set_first)

@@ -31,16 +31,18 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _style(found: Comparison) -> dict[str, dict]:
+def _style(comparison: Comparison) -> dict[str, dict]:
     """Return colour and marker of each divergence, the same in every picture."""
-    return {kind: {"color": f"C{n % 10}", "marker": MARKERS[n % len(MARKERS)]} for n, kind in enumerate(found.kinds)}
+    return {
+        kind: {"color": f"C{n % 10}", "marker": MARKERS[n % len(MARKERS)]} for n, kind in enumerate(comparison.kinds)
+    }
 
 
-def trade_off(found: Comparison, key: str = "alignment") -> bytes:
+def trade_off(comparison: Comparison, key: str = "alignment") -> bytes:
     """Draw a score against diversity: a curve along the strengths for each divergence, bars of a standard error."""
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    for kind, style in _style(found).items():
-        spots = [spot for spot in found.spots if spot.kind == kind]
+    for kind, style in _style(comparison).items():
+        spots = [spot for spot in comparison.spots if spot.kind == kind]
         axes.errorbar(
             [spot.mean[key] for spot in spots],
             [spot.mean["diversity"] for spot in spots],
@@ -54,44 +56,44 @@ def trade_off(found: Comparison, key: str = "alignment") -> bytes:
         )
     if key == "alignment":
         axes.plot(
-            [spot.mean[key] for spot in found.front],
-            [spot.mean["diversity"] for spot in found.front],
+            [spot.mean[key] for spot in comparison.front],
+            [spot.mean["diversity"] for spot in comparison.front],
             color="black",
             linewidth=4,
             alpha=0.15,
             label="Pareto front",
         )
-    axes.plot(found.base[key], found.base["diversity"], "k+", markersize=14, markeredgewidth=2, label="base")
-    compare = found.config.compare
+    axes.plot(comparison.base[key], comparison.base["diversity"], "k+", markersize=14, markeredgewidth=2, label="base")
+    compare = comparison.config.compare
     axes.set(xlabel=f"{key}: {getattr(compare, key)}", ylabel=f"diversity: {compare.diversity}")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     return png(figure)
 
 
-def volumes(found: Comparison) -> bytes:
+def volumes(comparison: Comparison) -> bytes:
     """Draw the hypervolume of each divergence with its interval, and that of every seed."""
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(found.volumes) + 1.2), layout="constrained")
-    style = _style(found)
-    for row, volume in enumerate(reversed(found.volumes)):
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(comparison.volumes) + 1.2), layout="constrained")
+    style = _style(comparison)
+    for row, volume in enumerate(reversed(comparison.volumes)):
         color = style[volume.kind]["color"]
         axes.barh(row, volume.area.value, color=color, alpha=0.5)
         axes.plot(list(volume.by_seed.values()), [row] * len(volume.by_seed), "o", color=color, markersize=4)
         if not math.isnan(volume.area.low):
             axes.plot([volume.area.low, volume.area.high], [row, row], color="black", linewidth=1)
-    axes.set_yticks(range(len(found.volumes)), [volume.kind for volume in reversed(found.volumes)])
+    axes.set_yticks(range(len(comparison.volumes)), [volume.kind for volume in reversed(comparison.volumes)])
     axes.set(xlabel="hypervolume of alignment and diversity, base included (points: seeds; lines: 95 %)")
     return png(figure)
 
 
-def gradient_fields(found: Comparison) -> bytes:
+def gradient_fields(comparison: Comparison) -> bytes:
     """Draw how hard a step of the loss pulls at winner and loser, over the plane of their log-ratios.
 
     With u = log p_theta / p_ref the loss falls along (sigmoid(-z) beta h'(u_w), -sigmoid(-z) beta h'(u_l)): arrows
     point there, colours are log10 of the pull on the winner divided by that on the loser. Strength nearest 1.
     """
     losses = {}
-    for point in sorted(found.points, key=lambda point: abs(math.log(point.strength))):
+    for point in sorted(comparison.points, key=lambda point: abs(math.log(point.strength))):
         losses.setdefault(point.kind.name, point.config.loss)
     columns = min(4, len(losses))
     rows = -(-len(losses) // columns)
@@ -132,9 +134,9 @@ def _curve(axes: Axes, records: list[dict], key: str, **style) -> None:
         axes.set_visible(False)
         return
     steps, values = zip(*there, strict=True)
-    (drawn,) = axes.plot(steps, _smooth(list(values)), **style)
+    (line,) = axes.plot(steps, _smooth(list(values)), **style)
     if "label" not in style:
-        axes.plot(steps, values, alpha=0.25, color=drawn.get_color())
+        axes.plot(steps, values, alpha=0.25, color=line.get_color())
     axes.set_title(key, fontsize=10)
 
 

@@ -18,6 +18,7 @@ from fdpo_fast.config.load import load
 from fdpo_fast.evaluate.gallery import contact_sheet
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.statistics import Estimate
+from fdpo_fast.evaluate.tables import table
 from fdpo_fast.files import replacing
 from fdpo_fast.report import figures
 from fdpo_fast.report.run import Run
@@ -60,50 +61,55 @@ def write(path: Path, title: str, parts: Iterable[Part]) -> None:
 # --- a comparison ---
 
 
-def write_comparison(found: Comparison, folder: Path) -> None:
+def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write the report of a comparison to `folder/report`: index.html, its pictures, points.csv and report.md."""
     report = folder / "report"
     report.mkdir(exist_ok=True)
     with replacing(report / "points.csv") as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(found.rows)
-    parts = list(_comparison(found, folder))
+        writer.writerows(comparison.rows)
+    parts = list(_comparison(comparison, folder))
     write(report / "index.html", "Divergences compared", parts)
     with replacing(report / "report.md") as partial:
         partial.write_text("\n".join(_markdown(parts)), encoding="utf-8")
 
 
-def _comparison(found: Comparison, folder: Path) -> Iterator[Part]:
-    yield Part("What the data say", " ".join(sentences(found)))
-    yield Part("How it was made", " ".join(_how(found)))
-    yield Part("Alignment against diversity", picture=figures.trade_off(found), file="trade_off.png")
-    yield Part("Preference against diversity", picture=figures.trade_off(found, "preference"), file="preference.png")
-    if found.volumes:
-        yield _hypervolume(found)
+def _comparison(comparison: Comparison, folder: Path) -> Iterator[Part]:
+    yield Part("What the data say", " ".join(sentences(comparison)))
+    yield Part("How it was made", " ".join(_how(comparison)))
+    yield Part("Alignment against diversity", picture=figures.trade_off(comparison), file="trade_off.png")
+    yield Part(
+        "Preference against diversity", picture=figures.trade_off(comparison, "preference"), file="preference.png"
+    )
+    if comparison.volumes:
+        yield _hypervolume(comparison)
     yield Part(
         "All runs",
         "Means over the seeds, with the standard error of the mean.",
         ("divergence", "strength", "alignment", "preference", "diversity", "win rate", "Pareto front"),
-        (("base", "", *(f"{found.base[key]:.4f}" for key in FIGURES), ""), *(_row(s, found) for s in found.spots)),
+        (
+            ("base", "", *(f"{comparison.base[key]:.4f}" for key in FIGURES), ""),
+            *(_row(s, comparison) for s in comparison.spots),
+        ),
     )
     yield Part(
         "Where the pull goes",
         "u is the log-ratio of policy and reference. Arrows: where a step moves the winner's and the loser's u, "
         "longer for a harder pull (by its logarithm). Red: mostly the winner is pulled up; blue: mostly the loser is "
         "pushed down.",
-        picture=figures.gradient_fields(found),
+        picture=figures.gradient_fields(comparison),
         file="gradient_fields.png",
     )
-    middle, seed = _middle([point.strength for point in found.points]), found.points[0].seed
-    shown = [p for p in found.points if (p.strength, p.seed) == (middle, seed)]
+    middle, seed = _middle([point.strength for point in comparison.points]), comparison.points[0].seed
+    shown = [p for p in comparison.points if (p.strength, p.seed) == (middle, seed)]
     runs = [(point.kind.name, Run(folder / "runs" / point.name)) for point in shown]
     if runs and all(run.records for _, run in runs):
         about = f"Strength {middle:g}, seed {seed}; means of ten steps."
         yield Part("Training", about, picture=figures.training(runs), file="training.png")
         yield Part("By timesteps", about, picture=figures.timestep_bins(runs) or b"", file="timestep_bins.png")
     names = [BASE, *(point.name for point in shown)]
-    sheets = [gallery for gallery in found.galleries if gallery.model in names]
+    sheets = [gallery for gallery in comparison.galleries if gallery.model in names]
     yield Part(
         "Samples",
         f"Base, then the divergences at strength {middle:g}, seed {seed}: the same captions and noise.",
@@ -112,7 +118,7 @@ def _comparison(found: Comparison, folder: Path) -> Iterator[Part]:
     )
 
 
-def _hypervolume(found: Comparison) -> Part:
+def _hypervolume(comparison: Comparison) -> Part:
     return Part(
         "Hypervolume",
         "The area that a divergence's runs dominate, the base among them; all runs together span the unit square. It "
@@ -120,22 +126,23 @@ def _hypervolume(found: Comparison) -> Part:
         ("divergence", "mean", "95 % over seeds", "seeds"),
         tuple(
             (v.kind, f"{v.area.value:.4f}", _range(v.area), ", ".join(f"{area:.3f}" for area in v.by_seed.values()))
-            for v in found.volumes
+            for v in comparison.volumes
         ),
-        figures.volumes(found),
+        figures.volumes(comparison),
         "hypervolume.png",
     )
 
 
-def _how(found: Comparison) -> Iterator[str]:
-    compare, train, report = found.config.compare, found.config.train, found.report
+def _how(comparison: Comparison) -> Iterator[str]:
+    config, report = comparison.config, comparison.report
+    compare, train, runs = config.compare, config.train, len(comparison.points)
     strengths, seeds = (", ".join(f"{value:g}" for value in values) for values in (compare.strengths, compare.seeds))
-    yield f"{len(found.points)} of {compare.runs} runs: {len(found.kinds)} divergences, strengths {strengths},"
+    yield f"{runs} of {compare.runs} runs: {len(comparison.kinds)} divergences, strengths {strengths},"
     yield f"seeds {seeds};"
-    yield f"{train.max_steps} steps of {train.pairs_per_step} pairs each, reference: {found.config.reference.mode}."
+    yield f"{train.max_steps} steps of {train.pairs_per_step} pairs each, reference: {config.reference.mode}."
     yield f"Strength 1 is the beta that `fdpo calibrate` finds at median |u| {compare.median_u:g} and gradient weight"
     yield f"{compare.weight:g}; at strength s it is divided by s."
-    low, high = found.overlap
+    low, high = comparison.overlap
     if low <= high:
         yield f"Alignments from {low:.4f} to {high:.4f} lie within the curves of all divergences."
     else:
@@ -156,36 +163,36 @@ def _png(image) -> bytes:
     return buffer.getvalue()
 
 
-def _range(found: Estimate) -> str:
-    return "one seed" if math.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
+def _range(estimate: Estimate) -> str:
+    return "one seed" if math.isnan(estimate.low) else f"{estimate.low:.4f} to {estimate.high:.4f}"
 
 
-def _row(spot: Spot, found: Comparison) -> tuple[str, ...]:
+def _row(spot: Spot, comparison: Comparison) -> tuple[str, ...]:
     errors = {key: "" if math.isnan(error) else f" ± {error:.4f}" for key, error in spot.error.items()}
     cells = (f"{spot.mean[key]:.4f}{errors[key]}" for key in FIGURES)
-    return spot.kind, f"{spot.strength:g}", *cells, "yes" if spot in found.front else ""
+    return spot.kind, f"{spot.strength:g}", *cells, "yes" if spot in comparison.front else ""
 
 
-def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
+def sentences(comparison: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
     """Say plainly what the runs do and do not support; `kind` is the divergence that the paper's finding is about."""
-    front = ", ".join(f"{spot.kind} at {spot.strength:g}" for spot in found.front)
+    front = ", ".join(f"{spot.kind} at {spot.strength:g}" for spot in comparison.front)
     front = front or "none, as the base has more of both than any run, or as much"
     yield f"On the Pareto front of alignment and diversity, by means over the seeds: {front}."
-    missing = found.config.compare.runs - len(found.points)
-    if missing or not found.volumes:
-        yield f"{missing} of {found.config.compare.runs} runs are not finished, so nothing more is said."
+    missing = comparison.config.compare.runs - len(comparison.points)
+    if missing or not comparison.volumes:
+        yield f"{missing} of {comparison.config.compare.runs} runs are not finished, so nothing more is said."
         return
-    best = found.volumes[0]
+    best = comparison.volumes[0]
     yield f"The largest hypervolume has {best.kind} ({best.area.value:.4f}, 95 % {_range(best.area)})."
-    if kind not in found.kinds:
+    if kind not in comparison.kinds:
         return
-    on = [spot for spot in found.front if spot.kind == kind]
+    on = [spot for spot in comparison.front if spot.kind == kind]
     yield f"{kind} is {'' if on else 'not '}on the front" + (f" with {len(on)} of its strengths." if on else ".")
-    rank = [volume.kind for volume in found.volumes].index(kind) + 1
-    yield f"By hypervolume it is number {rank} of {len(found.volumes)}."
-    differences = found.differences(kind)
+    rank = [volume.kind for volume in comparison.volumes].index(kind) + 1
+    yield f"By hypervolume it is number {rank} of {len(comparison.volumes)}."
+    differences = comparison.differences(kind)
     if not differences:
-        what = "two divergences" if len(found.volumes) < 2 else "two seeds"
+        what = "two divergences" if len(comparison.volumes) < 2 else "two seeds"
         yield f"With fewer than {what} nothing can be said about significance."
         return
     verdicts = {
@@ -193,7 +200,7 @@ def sentences(found: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:
         "significantly smaller than that of": [d.other for d in differences if d.p < ALPHA and d.gap.value < 0],
         "not significantly different from that of": [d.other for d in differences if d.p >= ALPHA],
     }
-    seeds = len(next(volume for volume in found.volumes if volume.kind == kind).by_seed)
+    seeds = len(next(volume for volume in comparison.volumes if volume.kind == kind).by_seed)
     said = "; ".join(f"{words} {', '.join(names)}" for words, names in verdicts.items() if names)
     yield f"Paired over {seeds} seeds (t-test, Holm), its hypervolume is {said}."
     _, worse, same = verdicts.values()
@@ -211,7 +218,7 @@ def _markdown(parts: list[Part]) -> Iterator[str]:
         if part.text:
             yield part.text + "\n"
         if part.rows:
-            yield from ("| " + " | ".join(row) + " |" for row in (part.header, ["---"] * len(part.header), *part.rows))
+            yield from table(part.header, part.rows)
             yield ""
         if part.file:
             yield f"![{part.title}]({part.file})\n"

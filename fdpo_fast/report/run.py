@@ -29,8 +29,8 @@ class Run:
     @property
     def edges(self) -> list[list[int]]:
         """List the edges of the bins that are filled in all of the run, or at times."""
-        found = {tuple(part["timesteps"]) for _, parts in self.bins for part in parts}
-        return [list(edge) for edge in sorted(found)]
+        edges = {tuple(part["timesteps"]) for _, parts in self.bins for part in parts}
+        return [list(edge) for edge in sorted(edges)]
 
     @property
     def warnings(self) -> list[str]:

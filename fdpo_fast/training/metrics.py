@@ -17,13 +17,13 @@ from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
 from fdpo_fast.files import replacing
 from fdpo_fast.loss.function import LossStats
-from fdpo_fast.training.trackers import Boards
+from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.
 COLUMNS = ("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped")
 
 BY_TIMESTEP = ("margin", "accuracy", "delta_w", "delta_l")
-"""Of each bin, on the boards."""
+"""The figures of each bin that the trackers show."""
 
 
 class Metrics:
@@ -216,7 +216,7 @@ def _line(record: dict) -> str:
 
 
 class Writer:
-    """`metrics.jsonl` and the boards of one run, on rank 0."""
+    """`metrics.jsonl` and the trackers of one run, on rank 0."""
 
     def __init__(self, folder: Path, first_step: int, settings: Log, data_report: dict) -> None:
         with replacing(folder / "data.json") as partial:
@@ -226,7 +226,7 @@ class Writer:
         kept = [record for record in read_records(folder) if record["step"] < first_step]
         with replacing(self.path) as partial:
             partial.write_text("".join(map(_line, kept)))
-        self.boards = Boards(settings, folder, first_step)
+        self.trackers = Trackers(settings, folder, first_step)
 
     def write(self, records: list[dict]) -> None:
         with self.path.open("a") as file:
@@ -236,5 +236,5 @@ class Writer:
             for part in record.get("bins", []):
                 low, high = part["timesteps"]
                 values |= {f"{name}/t{low}-{high}": part[name] for name in BY_TIMESTEP}
-            self.boards.scalars(record["step"], values)
-        self.boards.flush()
+            self.trackers.scalars(record["step"], values)
+        self.trackers.flush()

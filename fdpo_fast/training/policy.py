@@ -14,7 +14,7 @@ from fdpo_fast.models import trainable
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.optim import build, zero
-from fdpo_fast.optim.finite import StepGuard
+from fdpo_fast.optim.finite import SkipNonFinite
 from fdpo_fast.optim.in_backward import StepInBackward
 
 
@@ -25,7 +25,7 @@ class Policy(NamedTuple):
     architecture: dict[str, Any]
     """The denoiser's own configuration, for the export."""
     engine: deepspeed.DeepSpeedEngine
-    guard: StepGuard
+    guard: SkipNonFinite
     """Skips steps whose gradients are not finite, and clips the others where DeepSpeed does not."""
     inside: StepInBackward | None
     """Steps parameters while backward goes on; None where the engine's step does it."""
@@ -35,7 +35,7 @@ class Policy(NamedTuple):
     def step(self) -> None:
         """Take the step of a micro-batch whose backward is done."""
         if self.inside:
-            self.guard.found(self.inside.bad())
+            self.guard.note(self.inside.bad())
         self.engine.step()
 
     def grad_norm(self) -> Tensor | float | None:
@@ -55,7 +55,7 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     trained = trainable.ready(denoiser, config.model)
     optimizer = build.optimizer(config.optimizer, trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
-    guard = StepGuard(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
+    guard = SkipNonFinite(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
     if config.stage == 3:
         zero.split(denoiser, config.for_deepspeed(rank.count), rank.device)
     with zero.bf16_masters(config.bf16_masters):

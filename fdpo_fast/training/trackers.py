@@ -12,13 +12,13 @@ from fdpo_fast.files import digest
 
 
 def check(settings: Log) -> None:
-    """Raise UserError where a board that is asked for is not installed."""
+    """Raise UserError where a tracker that is asked for is not installed."""
     if settings.wandb and not find_spec("wandb"):
         raise UserError("log.wandb needs the package 'wandb': pip install wandb, or leave it out")
 
 
-class Boards:
-    """The boards of one folder; resumed, they go on at `first_step`."""
+class Trackers:
+    """The trackers of one folder; resumed, they go on at `first_step`."""
 
     def __init__(self, settings: Log, folder: Path, first_step: int = 0) -> None:
         check(settings)

@@ -224,7 +224,7 @@ class Trainer:
             if self.rank.index == 0:
                 self.family.export(state, self.policy.architecture, self.folder / "export")
                 self.rank.say(f"exported to {self.folder / 'export'}")
-                self.writer.boards.close()
+                self.writer.trackers.close()
         dist.barrier()
 
 

@@ -14,7 +14,7 @@ from fdpo_fast.memory.cards import CARDS, seconds
     ("words", "sentence"),
     [
         (["model.family=sd"], "is a StableDiffusionXLPipeline, this model.family takes StableDiffusionPipeline"),
-        (["model.base=a b/c"], "is no name on the hub"),
+        (["model.base=a b/c"], "neither a folder nor a hub name"),
         (["model.base=digits"], "is a StableDiffusionPipeline, this model.family takes StableDiffusionXLPipeline"),
         (['deepspeed.zero_optimization={"stage": 2, "offload_optimizer": "cpu"}'], "must be an object like"),
         (

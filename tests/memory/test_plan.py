@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from fdpo_fast.config.load import load
 from fdpo_fast.memory import ladder
-from fdpo_fast.memory.account import GIB, account
+from fdpo_fast.memory.account import GIB, step_account
 from fdpo_fast.memory.needs import disk, needs, shortage
 from fdpo_fast.memory.trace import _Rehearsal, flops, trace
-from fdpo_fast.models.architecture import blueprint
+from fdpo_fast.models.architecture import read_architecture
 from fdpo_fast.models.presets import build, unet_config
 from tests.helpers import ROOT
 
@@ -34,8 +34,8 @@ def tiny(tiny_config, write_config, tmp_path):
 @pytest.mark.parametrize("checkpointing", ["full", "off"])
 def test_the_trace_agrees_with_torchs_tracker(tiny, checkpointing):
     settings = tiny(f"model.gradient_checkpointing={checkpointing}", "model.dtype=bf16")
-    drawn = blueprint(settings.model)
-    ours, rehearsal, theirs = trace(settings, drawn), _Rehearsal(settings, drawn), MemTracker()
+    architecture = read_architecture(settings.model)
+    ours, rehearsal, theirs = trace(settings, architecture), _Rehearsal(settings, architecture), MemTracker()
     with rehearsal.mode:
         theirs.track_external(rehearsal.unet)
         with theirs:
@@ -53,8 +53,8 @@ def test_the_trace_agrees_with_torchs_tracker(tiny, checkpointing):
 def test_the_flops_are_those_of_torchs_counter(tiny, checkpointing):
     """Which asks every operator again."""
     settings = tiny(f"model.gradient_checkpointing={checkpointing}", "model.dtype=bf16", "reference.mode=live")
-    drawn = blueprint(settings.model)
-    rehearsal = _Rehearsal(settings, drawn)
+    architecture = read_architecture(settings.model)
+    rehearsal = _Rehearsal(settings, architecture)
     own = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -65,7 +65,7 @@ def test_the_flops_are_those_of_torchs_counter(tiny, checkpointing):
         rehearsal.loss().backward()
         with torch.no_grad():
             rehearsal.predict()
-    assert flops(settings, drawn) == counter.get_total_flops()
+    assert flops(settings, architecture) == counter.get_total_flops()
 
 
 def test_fake_tensors_take_the_path_of_real_ones(tiny):
@@ -77,9 +77,9 @@ def test_fake_tensors_take_the_path_of_real_ones(tiny):
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    drawn = blueprint(settings.model)
-    rehearsal = _Rehearsal(settings, drawn)
-    real = type(drawn.unet(torch.float32)).from_pretrained(settings.model.base, subfolder="unet").train()
+    architecture = read_architecture(settings.model)
+    rehearsal = _Rehearsal(settings, architecture)
+    real = type(architecture.unet(torch.float32)).from_pretrained(settings.model.base, subfolder="unet").train()
     weights = {p.untyped_storage().data_ptr() for p in real.parameters()}
 
     def filled(tensor):
@@ -88,9 +88,9 @@ def test_fake_tensors_take_the_path_of_real_ones(tiny):
     condition = {key: filled(value) for key, value in rehearsal.condition.items()}
     noisy, timesteps = filled(rehearsal.noisy), filled(rehearsal.timesteps)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        drawn.family.predict(real, noisy, timesteps, condition)
+        architecture.family.predict(real, noisy, timesteps, condition)
     found = sum(size for pointer, size in saved.items() if pointer not in weights)
-    assert found == pytest.approx(trace(settings, drawn).saved, rel=0.02)
+    assert found == pytest.approx(trace(settings, architecture).saved, rel=0.02)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
@@ -102,14 +102,19 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tiny, family):
     gradients, traces, work = {}, {}, {}
     for choice in CHOICES:
         settings = tiny(f"model.gradient_checkpointing={choice}", family=family)
-        drawn = blueprint(settings.model)
-        traces[choice], work[choice] = trace(settings, drawn), flops(settings, drawn)
+        architecture = read_architecture(settings.model)
+        traces[choice], work[choice] = trace(settings, architecture), flops(settings, architecture)
         unet = UNet2DConditionModel.from_pretrained(settings.model.base, subfolder="unet").train()
         trainable.prepare(unet, settings.model)
         torch.manual_seed(0)
-        text = {key: torch.randn(2, *shape) for key, shape in drawn.family.text_shapes(drawn.unet_config).items()}
-        condition = drawn.family.condition(text, torch.full((2, 6), 64))
-        drawn.family.predict(unet, torch.randn(2, 4, 16, 16), torch.tensor([3, 3]), condition).square().sum().backward()
+        text = {
+            key: torch.randn(2, *shape)
+            for key, shape in architecture.family.text_shapes(architecture.unet_config).items()
+        }
+        condition = architecture.family.condition(text, torch.full((2, 6), 64))
+        architecture.family.predict(
+            unet, torch.randn(2, 4, 16, 16), torch.tensor([3, 3]), condition
+        ).square().sum().backward()
         gradients[choice] = [p.grad for p in unet.parameters()]
     assert traces["full"].saved < traces["per_block"].saved < traces["off"].saved
     assert work["full"] > work["per_block"] > work["off"]
@@ -126,28 +131,28 @@ def test_true_and_false_of_older_files(tiny):
 @pytest.fixture(scope="module")
 def sdxl():
     settings = load(CONFIGS / "sdxl_js.json")
-    drawn = blueprint(settings.model)
-    return settings, drawn, trace(settings, drawn)
+    architecture = read_architecture(settings.model)
+    return settings, architecture, trace(settings, architecture)
 
 
 def test_full_sdxl_on_every_rung(sdxl):
     """One pair of 1024 x 1024; GiB of GPU tensors that the ladder promises."""
-    settings, drawn, traced = sdxl
+    settings, architecture, traced = sdxl
     assert traced.trained == 2_567_463_684
     for name, most in {"A": 16, "B": 12, "C": 7.5, "D": 4}.items():
-        found = needs(ladder.on_rung(settings, name, 1), drawn, traced, 1)
+        found = needs(ladder.on_rung(settings, name, 1), architecture, traced, 1)
         assert 0.5 * most < found.gpu_tensors / GIB <= most
         assert found.beside.get("starting", 0) <= 2 * 2 * max(traced.shapes)  # one weight at a time
     assert found.fullest[1] <= 4 * GIB  # D: its start, its caches and its sample grids too
-    parts = account(settings, traced, 1, gpu=True).parts("backward", "gpu")
+    parts = step_account(settings, traced, 1, gpu=True).parts("backward", "gpu")
     assert parts["weights"] == parts["gradients"] == 2 * traced.trained
     assert parts["optimizer states"] == pytest.approx(2.03 * traced.trained, rel=1e-3)
 
 
 def test_more_gpus_take_less_each(sdxl):
-    _, drawn, traced = sdxl
+    _, architecture, traced = sdxl
     eight = load(CONFIGS / "sdxl_js_8gpu.json")
-    sizes = [needs(eight, drawn, traced, ranks).gpu_tensors for ranks in (1, 2, 8)]
+    sizes = [needs(eight, architecture, traced, ranks).gpu_tensors for ranks in (1, 2, 8)]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -160,9 +165,9 @@ def test_each_rung_is_a_file(file, rung):
 
 
 def test_a_name_of_the_hub_needs_no_network():
-    drawn = blueprint(load(CONFIGS / "sd15_js.json").model)
-    assert "published" in drawn.source
-    assert unet_config("sd15").items() <= drawn.unet_config.items()
+    architecture = read_architecture(load(CONFIGS / "sd15_js.json").model)
+    assert "published" in architecture.source
+    assert unet_config("sd15").items() <= architecture.unet_config.items()
 
 
 def test_the_command(tiny_config, plan, tmp_path, capsys):
@@ -253,9 +258,9 @@ def test_frozen_weights_lie_where_zero_puts_them(tiny):
     ):
         sizes = ("train.pairs_per_step=4", "train.pairs_per_micro_batch=1")
         settings = tiny("model.train=lora", f"deepspeed.zero_optimization={json.dumps(stage)}", *sizes)
-        traced = trace(settings, blueprint(settings.model))
-        book = account(settings, traced, ranks, gpu=True)
-        assert book.parts("forward", place)["frozen weights"] == traced.frozen_bytes / share
+        traced = trace(settings, read_architecture(settings.model))
+        account = step_account(settings, traced, ranks, gpu=True)
+        assert account.parts("forward", place)["frozen weights"] == traced.frozen_bytes / share
         assert traced.frozen_bytes > 0
 
 
@@ -263,9 +268,9 @@ def test_disk_counts_what_a_checkpoint_holds(tiny):
     """LoRA: the frozen weights too. With an average: four bytes for each that is trained."""
     plain, lora, average = tiny(), tiny("model.train=lora"), tiny("train.ema_decay=0.9")
     for settings in (plain, lora, average):
-        drawn = blueprint(settings.model)
-        traced = trace(settings, drawn)
+        architecture = read_architecture(settings.model)
+        traced = trace(settings, architecture)
         each = 4 * traced.trained * (1 + 2)  # float32 weights and two moments
         each += traced.frozen_bytes + (4 * traced.trained if settings.train.ema_decay else 0)
-        found, _ = disk(settings, drawn, traced)
+        found, _ = disk(settings, architecture, traced)
         assert found["checkpoints"] == (settings.train.keep_checkpoints + 1) * each

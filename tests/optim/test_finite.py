@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fdpo_fast import AdamW8bit
-from fdpo_fast.optim.finite import StepGuard
+from fdpo_fast.optim.finite import SkipNonFinite
 from fdpo_fast.optim.in_backward import StepInBackward
 
 
@@ -20,7 +20,7 @@ class Agree:
 def test_the_guard_skips_and_counts(make):
     p = torch.nn.Parameter(torch.ones(5000))
     optimizer = make([p], lr=0.1)
-    guard = StepGuard(optimizer, Agree())
+    guard = SkipNonFinite(optimizer, Agree())
     for bad in (False, True, True, False, True):
         p.grad = torch.full((5000,), 1.0)
         if bad:
@@ -40,7 +40,7 @@ def test_the_guard_skips_and_counts(make):
 def test_the_guard_tells_large_gradients_from_infinite_ones(dtype):
     p = torch.nn.Parameter(torch.ones(5000, dtype=dtype))
     optimizer = torch.optim.SGD([p], lr=1e-8)
-    guard = StepGuard(optimizer, Agree())
+    guard = SkipNonFinite(optimizer, Agree())
     for value, bad in ((6e4, False), (math.inf, True), (-math.inf, True), (math.nan, True)):
         for place in (0, 17, 4999):
             p.grad = torch.full((5000,), 6e4, dtype=dtype)  # their norm has no place in float16
@@ -59,7 +59,7 @@ def test_the_guard_clips_the_global_norm(dtype, max_norm):
     grads = [p.grad.double() for p in ours]
     norm = torch.cat(grads).norm().item()
     optimizer = torch.optim.SGD(ours, lr=1.0)
-    guard = StepGuard(optimizer, Agree(), max_norm)
+    guard = SkipNonFinite(optimizer, Agree(), max_norm)
     optimizer.step()
     assert guard.norm.item() == pytest.approx(norm, rel=2e-3 if dtype == torch.bfloat16 else 1e-6)
     factor = min(1.0, max_norm / norm) if max_norm else 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fdpo_fast.config.schema import Log
-from fdpo_fast.training.trackers import Boards
+from fdpo_fast.training.trackers import Trackers
 
 ROWS = [
     {"divergence": "alpha", "alpha": 0.3, "seed": 0, "alignment": 0.7},
@@ -37,9 +37,9 @@ def test_a_run_writes_the_same_to_tensorboard(raw_config, command):
 
 
 def test_a_table_of_runs(tmp_path):
-    boards = Boards(Log(), tmp_path)
-    boards.table("points", ROWS, ["alignment"])
-    boards.close()
+    trackers = Trackers(Log(), tmp_path)
+    trackers.table("points", ROWS, ["alignment"])
+    trackers.close()
     values = [events(path.parent) for path in sorted(tmp_path.glob("tensorboard/*/events*"))]
     assert [found["points/alignment"][0][1] for found in values] == pytest.approx([0.7, 0.9])
 
@@ -56,11 +56,11 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    boards = Boards(Log(tensorboard=False, wandb="mine"), tmp_path)
-    boards.scalars(3, {"loss": 0.5})
-    boards.table("points", ROWS, ["alignment"])
-    summary = dict(boards.wandb.summary)
-    boards.close()
+    trackers = Trackers(Log(tensorboard=False, wandb="mine"), tmp_path)
+    trackers.scalars(3, {"loss": 0.5})
+    trackers.table("points", ROWS, ["alignment"])
+    summary = dict(trackers.wandb.summary)
+    trackers.close()
     assert summary["loss"] == 0.5
     assert "points" in summary
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

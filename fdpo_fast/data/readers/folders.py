@@ -38,7 +38,7 @@ class Folders:
         """Return the digests of the captions' content and of the images' names, sizes and times of change."""
         captions = [[name, file_digest(path)] for name in self.names for path in self._captions(name)]
         images = [
-            [side, *stamp(path)] for side, found in zip(SIDES, self.images, strict=True) for path in found.values()
+            [side, *stamp(path)] for side, files in zip(SIDES, self.images, strict=True) for path in files.values()
         ]
         return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(images)}
 
@@ -50,15 +50,15 @@ class Folders:
         """Yield the pairs of the names [start, stop) in their order; ids are 2 * row, since nothing here is a tie."""
         for row, name in enumerate(self.names[start:stop], start):
             place = f"pair '{name}'"
-            alone = [side for side, images in zip(SIDES, self.images, strict=True) if name not in images]
+            without = [side for side, images in zip(SIDES, self.images, strict=True) if name not in images]
             captions: set[str] = set()
             try:
                 captions = {path.read_text(encoding="utf-8-sig").strip() for path in self._captions(name)}
             except UnicodeDecodeError:
                 yield Rejected(place, "the caption is not UTF-8")
                 continue
-            if alone:
-                yield Rejected(place, f"no image in {alone[0]}")
+            if without:
+                yield Rejected(place, f"no image in {without[0]}")
             elif len(captions) != 1:
                 yield Rejected(place, "the captions of its sides differ" if captions else "no caption")
             else:
@@ -67,11 +67,11 @@ class Folders:
 
 def _images(folder: Path) -> dict[str, Path]:
     """Find the image files of a folder by their names without extension; UserError where two have the same."""
-    known, found = Image.registered_extensions(), {}
+    known, files = Image.registered_extensions(), {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
             continue
-        if path.stem in found:
-            raise UserError(f"{folder} has {found[path.stem].name} and {path.name}: remove one of them")
-        found[path.stem] = path
-    return found
+        if path.stem in files:
+            raise UserError(f"{folder} has {files[path.stem].name} and {path.name}: remove one of them")
+        files[path.stem] = path
+    return files

@@ -60,8 +60,8 @@ class JSONRecords:
         stamps = []
         for _, record in self._records(0, len(self)):
             for image in _images(record) if isinstance(record, dict) else []:
-                found = self._locate(image)
-                stamps.append([str(image), stamp(found) if found else None])
+                path = self._locate(image)
+                stamps.append([str(image), stamp(path) if path else None])
         return {"format": "jsonl", "ties": self.ties, "records": file_digest(self.path), "images": digest(stamps)}
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:

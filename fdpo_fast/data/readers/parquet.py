@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.files import is_hub_name
 
 _ROWS_AT_ONCE = 64  # two images each
 _AT_ONCE = 16  # footers read side by side: a hub data set has hundreds
@@ -93,7 +94,7 @@ def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     url = str(local)
     if "://" in source:
         url = source
-    elif not local.exists() and not any(sign in source for sign in "*?[") and is_hub_name(source):
+    elif not local.exists() and _is_hub_path(source):
         url = f"hf://datasets/{source}"
     try:
         system, root = fsspec.core.url_to_fs(url)
@@ -109,9 +110,10 @@ def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     return system, paths
 
 
-def is_hub_name(source: str) -> bool:
-    """Say whether a source that is no path here could be `owner/name` on the hub."""
-    return source.count("/") >= 1 and not source.startswith((".", "/", "~")) and not source.endswith(".parquet")
+def _is_hub_path(source: str) -> bool:
+    """Say whether a source that is no path here could be `owner/name` on the hub, or a folder in it."""
+    name = "/".join(source.split("/")[:2])
+    return is_hub_name(name) and not source.endswith(".parquet") and not any(sign in source for sign in "*?[")
 
 
 def _footer(system: fsspec.AbstractFileSystem, path: str, size: int) -> str:
