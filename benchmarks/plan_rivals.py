@@ -37,8 +37,8 @@ HALF = 2
 class Autocast(Architecture):
     """A UNet whose forward is under autocast, as accelerate wraps it; its casts of weights live until it ends."""
 
-    def unet(self, dtype: torch.dtype) -> nn.Module:
-        unet = super().unet(dtype)
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        unet = super().denoiser(dtype)
         unet.forward = torch.autocast("cpu", torch.bfloat16)(unet.forward)
         return unet
 

@@ -117,22 +117,22 @@ def _delta(
     """Move the policy; return the error less the reference error of the pairs at `measured`, [n, 2] float64."""
     # where training has an fp32 master, bf16 weights alone would hardly move
     dtype = torch.float32 if config.master else DTYPES[config.model.dtype]
-    unet = family.denoiser(dtype).to(data.device)
+    denoiser = family.denoiser(dtype).to(data.device)
     model = config.model.replace({"cuda_graphs": False})  # one denoiser is measured and trained here
-    trained = trainable.ready(unet, model)
-    before = _errors(data, unet, measured, "reference")
+    trained = trainable.ready(denoiser, model)
+    before = _errors(data, denoiser, measured, "reference")
     if policy:
-        unet = family.denoiser(dtype, policy).to(data.device)
-        trainable.ready(unet, model)
+        denoiser = family.denoiser(dtype, policy).to(data.device)
+        trainable.ready(denoiser, model)
     else:
-        move(config, family, data, unet, trained, trial, steps)
-    return _errors(data, unet, measured, "policy") - before
+        move(config, family, data, denoiser, trained, trial, steps)
+    return _errors(data, denoiser, measured, "policy") - before
 
 
-def _errors(data: TrainingSet, unet: nn.Module, positions: Tensor, name: str) -> Tensor:
+def _errors(data: TrainingSet, denoiser: nn.Module, positions: Tensor, name: str) -> Tensor:
     parts = positions.split(data.micro) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
     errors = [
-        data.reference_errors(unet, part.view(-1), torch.zeros_like(part.view(-1)))
+        data.reference_errors(denoiser, part.view(-1), torch.zeros_like(part.view(-1)))
         for part in tqdm(parts, desc=f"errors of the {name}", leave=False)
     ]
     return torch.cat(errors)
@@ -142,7 +142,7 @@ def move(
     config: Config,
     family: Family,
     data: TrainingSet,
-    unet: nn.Module,
+    denoiser: nn.Module,
     trained: list[nn.Parameter],
     pairs: Tensor,
     steps: int,
@@ -153,10 +153,10 @@ def move(
     walk = Walk(data.shapes[pairs], micro, config.train.seed)
     chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
     visits = torch.zeros(micro, dtype=torch.int64)
-    ref_errors = [to_rows(data.reference_errors(unet, at, visits)).to(data.device) for at in chosen]
+    ref_errors = [to_rows(data.reference_errors(denoiser, at, visits)).to(data.device) for at in chosen]
     for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
         batch = data.batch(at, visits)
-        pred, target, _ = predict(family, unet, batch)
+        pred, target, _ = predict(family, denoiser, batch)
         losses, _ = evaluate(loss, pred, ref_error, target, batch.weight)
         losses.mean().backward()
         if config.optimizer.max_grad_norm:

@@ -38,7 +38,7 @@ class Policy:
 
     @staticmethod
     def _parts(family: Family) -> list[str]:
-        return [family.digest("unet", "vae", "scheduler", *family.text_components)]
+        return [family.pictures_digest()]
 
     def _family(self, config: Config) -> Family:
         """Load the family with the components of the policy's own pipeline."""
@@ -61,21 +61,21 @@ class Policy:
         """
         dtype = DTYPES[config.model.dtype]
         if self._is_checkpoint:
-            unet = family.denoiser(dtype)
-            trainable.prepare(unet, self._trained_as(config))
+            denoiser = family.denoiser(dtype)
+            trainable.prepare(denoiser, self._trained_as(config))
             state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
             if (average := self.folder / _AVERAGE).is_file():  # what the export holds, too
                 state |= load_file(average)
             try:
-                unet.load_state_dict(state)
+                denoiser.load_state_dict(state)
             except RuntimeError as error:
                 raise UserError(
                     f"the checkpoint {self.folder} is of another model: {str(error).split(chr(10))[1].strip()}"
                 ) from None
         else:
             family = self._family(config)
-            unet = family.denoiser(dtype)
-        return family.sampler(unet.eval().to(device), device)
+            denoiser = family.denoiser(dtype)
+        return family.sampler(denoiser.eval().to(device), device)
 
 
 def policy(text: str, family: Family) -> Policy:

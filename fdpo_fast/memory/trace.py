@@ -60,15 +60,15 @@ class _Rehearsal:
     def __init__(self, config: Config, architecture: Architecture) -> None:
         dtype, pairs = DTYPES[config.model.dtype], config.train.pairs_per_micro_batch
         side = config.data.resolution // architecture.factors()[0]
-        self.family, unet = architecture.family, architecture.unet(dtype).train()
-        trainable.prepare(unet, config.model)
+        self.family, denoiser = architecture.family, architecture.denoiser(dtype).train()
+        trainable.prepare(denoiser, config.model)
         self.options = config.loss.options()
-        shapes = self.family.text_shapes(architecture.unet_config)
+        shapes = self.family.text_shapes(architecture.denoiser_config)
         self.mode = HostAttention()
-        self.unet = unet
-        self.trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        self.denoiser = denoiser
+        self.trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
         with torch.device("meta"):
-            self.noisy = torch.zeros(2 * pairs, architecture.unet_config["in_channels"], side, side, dtype=dtype)
+            self.noisy = torch.zeros(2 * pairs, architecture.denoiser_config["in_channels"], side, side, dtype=dtype)
             self.draws, self.weight = torch.zeros(3, pairs, dtype=torch.int64), torch.ones(pairs)
             self.timesteps = torch.zeros(2 * pairs, dtype=torch.int64)
             text = {key: torch.zeros(2 * pairs, *shape) for key, shape in shapes.items()}
@@ -78,7 +78,7 @@ class _Rehearsal:
     def tracked(self) -> Iterator[Tracker]:
         """Count what is made within the block; weights count as nothing, gradients apart."""
         tracker = Tracker()
-        tracker.ignore(self.unet)
+        tracker.ignore(self.denoiser)
         hooks = [parameter.register_post_accumulate_grad_hook(tracker.gradient_ready) for parameter in self.trained]
         with tracker:
             yield tracker
@@ -86,7 +86,7 @@ class _Rehearsal:
             hook.remove()
 
     def predict(self) -> Tensor:
-        return self.family.predict(self.unet, self.noisy, self.timesteps, self.condition)
+        return self.family.predict(self.denoiser, self.noisy, self.timesteps, self.condition)
 
     def loss(self) -> Tensor:
         errors = torch.zeros(len(self.noisy), dtype=torch.float64, device=self.noisy.device)
@@ -105,7 +105,7 @@ def traces(
     """Trace the same micro-batch under each of several choices of `model.gradient_checkpointing`."""
     rehearsal = _Rehearsal(config, architecture)
     sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
-    everything = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
+    everything = sum(p.numel() * p.element_size() for p in rehearsal.denoiser.parameters())
     inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
     with rehearsal.mode, torch.no_grad(), rehearsal.tracked() as tracker:
         rehearsal.predict()
@@ -119,7 +119,7 @@ def traces(
     }
     by_choice = {}
     for choice in choices:
-        trainable.checkpoint(rehearsal.unet, choice)
+        trainable.checkpoint(rehearsal.denoiser, choice)
         with rehearsal.mode, rehearsal.tracked() as tracker:
             loss = rehearsal.loss()
             forward = {"forward": tracker.peak, "saved": tracker.others}
@@ -127,7 +127,7 @@ def traces(
             loss.backward()
         backward = {"backward": tracker.peak, "backward_with_gradients": tracker.peak_with_gradients}
         by_choice[choice] = Trace(**same, **forward, **backward, flops=tracker.flops)
-        rehearsal.unet.zero_grad()
+        rehearsal.denoiser.zero_grad()
     return by_choice
 
 

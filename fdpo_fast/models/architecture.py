@@ -23,17 +23,17 @@ class Architecture:
     """Configurations of the components; the modules they make are on the meta device. Each is equal to itself alone."""
 
     family: type[Family]
-    unet_config: dict[str, Any]
+    denoiser_config: dict[str, Any]
     vae_config: dict[str, Any]
     text_configs: dict[str, dict[str, Any]]
     """The configurations of the text encoders by component."""
     source: str
     """The source of the configurations, in words."""
 
-    def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
+    def denoiser(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """Make the UNet on the meta device."""
         with torch.device("meta"), presets.default_dtype(dtype):
-            return UNet2DConditionModel.from_config(self.unet_config)
+            return UNet2DConditionModel.from_config(self.denoiser_config)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Make the VAE on the meta device."""
@@ -52,11 +52,11 @@ class Architecture:
 
     def text_elements(self) -> int:
         """Return how many numbers the embeddings of a caption are."""
-        return self.family.elements_of_text(self.unet_config)
+        return self.family.elements_of_text(self.denoiser_config)
 
     def factors(self) -> tuple[int, int]:
         """Return by how much VAE and UNet divide a side of the image, and of the latents."""
-        return shrinks(self.vae_config), shrinks(self.unet_config)
+        return shrinks(self.vae_config), shrinks(self.denoiser_config)
 
 
 def read_architecture(model: Model) -> Architecture:

@@ -112,6 +112,10 @@ class Family(ABC):
         files = [(name, path) for name, folder in folders.items() for path in sorted(folder.rglob("*"))]
         return digest([[name, path.name, file_digest(path)] for name, path in files if path.is_file()])
 
+    def pictures_digest(self) -> str:
+        """Return the SHA-256 over all files that a picture depends on."""
+        return self.digest("unet", "vae", "scheduler", *self.text_components)
+
     def denoiser_digest(self) -> str:
         """Return the SHA-256 over the denoiser's files."""
         return self.digest("unet")

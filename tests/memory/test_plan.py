@@ -37,14 +37,14 @@ def test_the_trace_agrees_with_torchs_tracker(tiny, checkpointing):
     architecture = read_architecture(settings.model)
     ours, rehearsal, theirs = trace(settings, architecture), _Rehearsal(settings, architecture), MemTracker()
     with rehearsal.mode:
-        theirs.track_external(rehearsal.unet)
+        theirs.track_external(rehearsal.denoiser)
         with theirs:
             loss = rehearsal.loss()
             (forward,) = theirs.get_tracker_snapshot("current").values()
             loss.backward()
     (peak,) = theirs.get_tracker_snapshot("peak").values()
-    weights = sum(p.numel() * p.element_size() for p in rehearsal.unet.parameters())
-    buffers = sum(b.numel() * b.element_size() for b in rehearsal.unet.buffers())
+    weights = sum(p.numel() * p.element_size() for p in rehearsal.denoiser.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in rehearsal.denoiser.buffers())
     assert ours.saved == forward["Total"] - weights - buffers
     assert max(ours.forward, ours.backward_with_gradients) == peak["Total"] - weights - buffers
 
@@ -79,7 +79,7 @@ def test_fake_tensors_take_the_path_of_real_ones(tiny):
 
     architecture = read_architecture(settings.model)
     rehearsal = _Rehearsal(settings, architecture)
-    real = type(architecture.unet(torch.float32)).from_pretrained(settings.model.base, subfolder="unet").train()
+    real = type(architecture.denoiser(torch.float32)).from_pretrained(settings.model.base, subfolder="unet").train()
     weights = {p.untyped_storage().data_ptr() for p in real.parameters()}
 
     def filled(tensor):
@@ -109,7 +109,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tiny, family):
         torch.manual_seed(0)
         text = {
             key: torch.randn(2, *shape)
-            for key, shape in architecture.family.text_shapes(architecture.unet_config).items()
+            for key, shape in architecture.family.text_shapes(architecture.denoiser_config).items()
         }
         condition = architecture.family.condition(text, torch.full((2, 6), 64))
         architecture.family.predict(
@@ -167,7 +167,7 @@ def test_each_rung_is_a_file(file, rung):
 def test_a_name_of_the_hub_needs_no_network():
     architecture = read_architecture(load(CONFIGS / "sd15_js.json").model)
     assert "published" in architecture.source
-    assert unet_config("sd15").items() <= architecture.unet_config.items()
+    assert unet_config("sd15").items() <= architecture.denoiser_config.items()
 
 
 def test_the_command(tiny_config, plan, tmp_path, capsys):
