@@ -34,7 +34,7 @@ def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metric
     from diffusers import DiffusionPipeline
 
     whole = variant(raw_config, train__output_dir=str(tmp_path / "whole"))
-    launch(whole)
+    launch(whole, own_process=True)
     records = read_metrics(whole)
     assert [record["step"] for record in records] == list(range(6))
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -58,7 +58,7 @@ def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metric
     assert refused.returncode != 0
     assert "pass --resume to go on" in refused.stderr
     parts["train"]["max_steps"] = 6
-    launch(parts, "--resume")
+    launch(parts, "--resume", own_process=True)
     assert [record["step"] for record in read_metrics(parts)] == list(range(6))
     resumed = weights(parts)
     assert all(torch.equal(resumed[name], trained[name]) for name in trained)
@@ -170,7 +170,7 @@ def test_live_reference_equals_cached(raw_config, launch, read_metrics, tmp_path
     ],
 )
 def test_bad_input_is_one_sentence(raw_config, launch, override, says):
-    done = launch(raw_config, "--set", override, check=False)
+    done = launch(raw_config, "--set", override, own_process="family" in override, check=False)
     assert done.returncode != 0
     assert says in done.stderr
     assert "Traceback" not in done.stderr
