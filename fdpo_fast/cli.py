@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 from fdpo_fast.commands import cache, calibrate, compare, data, demo, evaluate, plan, report, sample, train
 from fdpo_fast.commands.common import MissingPackageError
@@ -25,19 +26,23 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
 
+def parse(words: list[str]) -> tuple[str, Callable[..., None], dict[str, Any]]:
+    """Return the command that the words name, what runs it, and the options to run it with."""
+    parser = Parser(prog="fdpo", description="Preference alignment of diffusion models under any f-divergence.")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add(commands)
+    options = vars(parser.parse_args(_name_first(words, commands.choices)))
+    options.pop("local_rank", None)  # the environment says so, too
+    return options.pop("command"), options.pop("run"), options
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments name, by default those of the process.
 
     A mistake in the input, or a package that is missing, ends the process with one sentence.
     """
-    parser = Parser(prog="fdpo", description="Preference alignment of diffusion models under any f-divergence.")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        module.add(commands)
-    words = sys.argv[1:] if arguments is None else arguments
-    options = vars(parser.parse_args(_name_first(words, commands.choices)))
-    name, run = options.pop("command"), options.pop("run")
-    options.pop("local_rank", None)  # the environment says so, too
+    name, run, options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         run(**options)
     except UserError as error:

@@ -12,15 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from conftest import ROOT
 from PIL import Image
 
 from benchmarks import launcher
 from fdpo_fast import fdpo_loss, scales
-from fdpo_fast.cli import COMMANDS, SECOND_WORDS
+from fdpo_fast.cli import COMMANDS, parse
 from fdpo_fast.cli import main as fdpo
-from fdpo_fast.commands import table
 from fdpo_fast.config.load import load
+from tests.helpers import ROOT
 
 PAGES = sorted(
     path
@@ -188,18 +187,12 @@ def commands(text):
 
 def check_fdpo(words, run):
     """`fdpo NAME ...` parses, and its configuration loads with the overrides; `...` and FILE are the reader's."""
-    name, rest = words[0], words[1:]
-    assert name in COMMANDS, words
-    word, required = SECOND_WORDS.get(name, (None, False))
-    if rest[:1] == [word]:
-        name, rest = f"{name} {word}", rest[1:]
-    if not rest or rest == ["..."]:
+    assert words[0] in {module.__name__.rpartition(".")[2] for module in COMMANDS}, words
+    if words[1:] in ([], ["..."]) or words[2:] in ([], ["..."]):
         return
-    rest = [run if word in ("my_run.json", "FILE", "...") else word for word in rest]
-    options = table.parser(name).parse_args(rest)
-    if table.COMMANDS[name].configured:
-        assert not required or " " in name, words
-        load(options.config if options.config == run else ROOT / options.config, options.set)
+    _, _, options = parse([run if word in ("my_run.json", "FILE", "...") else word for word in words])
+    if config := options.get("config_file"):
+        load(config if config == run else ROOT / config, options["overrides"])
 
 
 def check_launcher(words, run):

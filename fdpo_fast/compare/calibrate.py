@@ -37,7 +37,7 @@ from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import predict
 from fdpo_fast.ops.pairs import to_rows
 from fdpo_fast.optim import build
-from fdpo_fast.training.order import Walk
+from fdpo_fast.training.order import PairOrder
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def move(
     """Take `steps` steps of the configuration's loss, optimizer and rate (no warm-up), a micro-batch each."""
     optimizer = build.optimizer(config.optimizer, trained, config.train.seed)
     loss, micro = config.loss.options(), config.train.pairs_per_micro_batch
-    walk = Walk(data.shapes[pairs], micro, config.train.seed)
+    walk = PairOrder(data.shapes[pairs], micro, config.train.seed)
     chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
     visits = torch.zeros(micro, dtype=torch.int64)
     ref_errors = [to_rows(data.reference_errors(denoiser, at, visits)).to(data.device) for at in chosen]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Walk:
+class PairOrder:
     """Which pairs make up optimizer step s, and on which visit.
 
     The pairs of one shape are shuffled anew each time they have all been seen. Where there are several shapes (aspect

@@ -26,7 +26,7 @@ from fdpo_fast.optim import build
 from fdpo_fast.training import checkpoint, policy
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
 from fdpo_fast.training.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
-from fdpo_fast.training.order import Walk
+from fdpo_fast.training.order import PairOrder
 from fdpo_fast.training.samples import SampleGrids
 
 
@@ -54,7 +54,7 @@ class Trainer:
         prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
         self.config, self.family, self.data = config, family, data = prepared.config, prepared.family, prepared.data
         rank.say(f"data: {describe(data.report)}")
-        self.order = Walk(data.shapes, config.train.pairs_per_step, config.train.seed)
+        self.order = PairOrder(data.shapes, config.train.pairs_per_step, config.train.seed)
         if self.order.rare:
             self.warn(
                 f"{self.order.rare} pairs are in shapes with fewer pairs than train.pairs_per_step "

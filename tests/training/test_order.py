@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdpo_fast.training.order import Walk
+from fdpo_fast.training.order import PairOrder
 
 
 def one_shape(pairs, per_step, seed=1):
-    return Walk(torch.zeros(pairs, 2, dtype=torch.int64), per_step, seed)
+    return PairOrder(torch.zeros(pairs, 2, dtype=torch.int64), per_step, seed)
 
 
 def test_all_pairs_are_seen_before_any_is_seen_again():
@@ -47,7 +47,7 @@ def test_more_pairs_to_a_step_than_there_are():
 )
 def test_shapes_take_turns_in_proportion(counts, per_step, seed):
     shapes = torch.tensor([[number, 1] for number, count in enumerate(counts) for _ in range(count)])
-    walk, steps = Walk(shapes, per_step, seed), 60
+    walk, steps = PairOrder(shapes, per_step, seed), 60
     seen, turns = Counter(), Counter()
     for step in range(steps):
         positions, epochs = walk.step(step)
@@ -58,5 +58,5 @@ def test_shapes_take_turns_in_proportion(counts, per_step, seed):
             seen[position] += 1
     for number, count in enumerate(counts):
         assert abs(turns[number] - steps * count / sum(counts)) <= len(counts)
-    late = Walk(shapes, per_step, seed)
+    late = PairOrder(shapes, per_step, seed)
     assert torch.equal(late.step(steps - 1)[0], positions)  # a resumed run needs no history
