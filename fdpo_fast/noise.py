@@ -41,7 +41,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10: four words for each counter. Words are uint32 values in int64 tensors of any broadcast shape."""
+    """Run Philox4x32-10: four words for each counter, uint32 values in int64 tensors of any broadcast shape."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -53,14 +53,14 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]) 
 
 
 def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low half of the 64-bit product; by halves of the word, since int64 has no unsigned product."""
+    """Return the 64-bit product's high and low half; by halves of the word, as int64 has no unsigned product."""
     low = constant * (word & 0xFFFF)
     high = constant * (word >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
 def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torch.device | str | None = None) -> Tensor:
-    """What the draws of B pairs are functions of, [3, B] int64: seeds (the same for all), pair ids, visits.
+    """Return what the draws of B pairs are functions of, [3, B] int64: seeds (the same for all), pair ids, visits.
 
     Args:
         seed: 0 <= seed < 2^64.
@@ -92,7 +92,7 @@ def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torc
 
 
 def _integer(name: str, value: int | Tensor) -> int | Tensor:
-    """The value as an int, or the tensor of integers; TypeError for anything else."""
+    """Return the value as an int, or the tensor of integers; TypeError for anything else."""
     if isinstance(value, Tensor):
         kind = value.dtype
         if not (kind.is_floating_point or kind.is_complex or kind == torch.bool):
@@ -105,7 +105,7 @@ def _integer(name: str, value: int | Tensor) -> int | Tensor:
 
 
 def words(draws: Tensor, stream: Stream, blocks: int, first: int = 0) -> Tensor:
-    """The raw stream [B, 4 * blocks] of `draws` [3, B] from block `first` on, uint32 values as int64."""
+    """Return the raw stream [B, 4 * blocks] of `draws` [3, B] from block `first` on, uint32 values as int64."""
     seed, pair_id, visit = draws[:, :, None]
     counter = (
         (torch.arange(blocks, device=draws.device)[None, :] + first) & _MASK,
@@ -117,7 +117,7 @@ def words(draws: Tensor, stream: Stream, blocks: int, first: int = 0) -> Tensor:
 
 
 def eager_normals(draws: Tensor, count: int) -> Tensor:
-    """Standard normals [B, count] of `draws` [3, B], float32, in plain torch."""
+    """Make standard normals [B, count] of `draws` [3, B], float32, in plain torch."""
     x, y = words(draws, Stream.NOISE, -(-count // 4)).double().unflatten(1, (-1, 2)).unbind(-1)
     radius = torch.sqrt(-2 * torch.log((x + 1) * 2.0**-32))
     angle = y * (2 * math.pi * 2.0**-32)
@@ -126,18 +126,18 @@ def eager_normals(draws: Tensor, count: int) -> Tensor:
 
 
 def normals(draws: Tensor, count: int, backend: str | None = None) -> Tensor:
-    """`eager_normals` by the best backend for the device of `draws`, or by the one that is named."""
+    """Make `eager_normals` by the best backend for the device of `draws`, or by the one that is named."""
     backend = library.chosen(backend, draws.device)
     return eager_normals(draws, count) if backend == "eager" else library.normals(backend, draws, count)
 
 
 def uniforms(draws: Tensor, stream: Stream) -> Tensor:
-    """One number in [0, 1) per draw, [B], float64."""
+    """Make one number in [0, 1) per draw, [B], float64."""
     return words(draws, stream, 1)[:, 0] * 2.0**-32
 
 
 def timesteps(draws: Tensor, num_train_timesteps: int) -> Tensor:
-    """The timestep of each draw, uniform over 0 .. num_train_timesteps - 1, [B] int64."""
+    """Return the timestep of each draw, uniform over 0 .. num_train_timesteps - 1, [B] int64."""
     return words(draws, Stream.TIMESTEP, 1)[:, 0] * num_train_timesteps >> 32
 
 
@@ -151,7 +151,7 @@ def pair_draw(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """The timestep and the noise of a pair's visit; both images of the pair share them.
+    """Return the timestep and the noise of a pair's visit; both images of the pair share them.
 
     Args:
         seed: 0 <= seed < 2^64.
@@ -191,7 +191,7 @@ def add_noise(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x_t = signal[t] * x_0 + sigma[t] * noise for both samples of each pair, which share the pair's draw.
+    """Form x_t = signal[t] * x_0 + sigma[t] * noise for both samples of each pair, which share the pair's draw.
 
     Args:
         latents: x_0 [2B, ...], float32/bfloat16/float16.

@@ -42,7 +42,7 @@ CONVENTIONS: dict[str, Convention] = {
 
 
 def convert(beta: float, source: str, target: str, *, elements: int | None = None) -> float:
-    """The strength that gives under `target` the logits, hence the loss, that `beta` gives under `source`.
+    """Return the strength that gives under `target` the logits, hence the loss, that `beta` gives under `source`.
 
     Args:
         beta: strength in the convention `source`, without unit; > 0.
@@ -71,7 +71,7 @@ def convert(beta: float, source: str, target: str, *, elements: int | None = Non
 
 
 def ratio_scale(beta_dpo: float, convention: str, *, beta: float = 1.0, elements: int | None = None) -> float:
-    """The `ratio_scale` to pass to `fdpo_loss` beside `beta`, so that reverse KL equals the code of `convention`.
+    """Return the `ratio_scale` for `fdpo_loss` beside `beta`, so that reverse KL equals the code of `convention`.
 
     Log-ratio per unit of mean squared error, convert(beta_dpo, convention, "fdpo_fast") / beta. The sigmoid, hinge and
     robust losses see the product of the two alone. The ipo loss compares the log-ratios themselves with 1 / (2 beta);
@@ -82,7 +82,7 @@ def ratio_scale(beta_dpo: float, convention: str, *, beta: float = 1.0, elements
 
 
 def alpha_from_trl(a: float) -> float:
-    """The `a` of `alpha(a)` for TRL's `f_alpha_divergence_coef`: 1 - a.
+    """Return the `a` of `alpha(a)` for TRL's `f_alpha_divergence_coef`: 1 - a.
 
     TRL >= 0.29 writes the link (x^(a-1) - 1) / (a - 1), ours is (1 - x^-a) / a (f-DPO, arXiv 2309.16240). Earlier
     releases of TRL wrote f-DPO's: pass their coefficient to `alpha` as it is. Raises TypeError for what is not a

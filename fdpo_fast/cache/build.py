@@ -28,7 +28,7 @@ _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
 
 
 def lineage(config: Config) -> dict[str, str]:
-    """What a user calls the same data and model."""
+    """Return what a user calls the same data and model."""
     return {"data.source": config.data.source, "model.base": config.model.base}
 
 
@@ -63,7 +63,7 @@ class Builder:
     """By kind, the folder's name that a run to be resumed was trained from."""
 
     def build(self, cache: Cache) -> Path:
-        """The folder of the cache, filled now if need be. Collective.
+        """Return the folder of the cache, filled now if need be. Collective.
 
         Raises UserError, before anything is built, when there is no room for it, when its manifest was changed, when
         one was asked for that differs, the run was trained from another, or the nodes do not agree.
@@ -116,7 +116,7 @@ class Builder:
 
     @contextmanager
     def _alone(self, folder: Path):
-        """One run at a time fills a folder; what a killed one left half written is cleared away."""
+        """Let one run at a time fill a folder; what a killed one left half written is cleared away."""
         if self.rank.index:
             yield
             return
@@ -167,7 +167,7 @@ def _write(path: Path, value: dict) -> None:
 
 
 def _difference(folder: Path, manifest: dict) -> str:
-    """The fields in which the manifest of a folder differs from `manifest`; empty for none."""
+    """Return the fields in which the manifest of a folder differs from `manifest`; empty for none."""
     found, manifest = _flat(read_json(folder / _MANIFEST)), _flat(manifest)
     keys = [key for key in sorted({*found, *manifest}) if found.get(key) != manifest.get(key)]
     return ", ".join(f"'{key}' is {_short(found.get(key))} there and {_short(manifest.get(key))} here" for key in keys)

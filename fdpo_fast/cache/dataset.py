@@ -70,11 +70,11 @@ class TrainingSet:
 
     @property
     def shapes(self) -> Tensor:
-        """Height and width in pixels of each pair, [pairs, 2]: a batch is of one."""
+        """Return height and width in pixels of each pair, [pairs, 2]: a batch is of one."""
         return self.sizes[:, 0, 4:6]
 
     def batch(self, positions: Tensor, visits: Tensor) -> Batch:
-        """The pairs at `positions` [b] on their `visits` [b] (both int64 on the CPU)."""
+        """Return the pairs at `positions` [b] on their `visits` [b] (both int64 on the CPU)."""
         ids = self.id[positions]
         draws = noise.draws(self.seed, ids, visits)
         latents = torch.stack([self.pair_latents(position) for position in positions.tolist()])
@@ -97,7 +97,7 @@ class TrainingSet:
         )
 
     def pair_latents(self, position: int) -> Tensor:
-        """Both sides of a pair as they are stored, [2, ...], in float32."""
+        """Return both sides of a pair as they are stored, [2, ...], in float32."""
         shard = self.latents.shard_of(position)
         return torch.stack([self.latents.item(shard, "image", at) for at in self.images[position].tolist()]).float()
 
@@ -151,13 +151,13 @@ class TrainingSet:
             raise UserError(f"{shards.folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
 
     def _of_one_shape(self, start: int, stop: int) -> list[Tensor]:
-        """Positions [start, stop) in batches that share their shape."""
+        """Cut positions [start, stop) into batches that share their shape."""
         shapes, group = torch.unique(self.shapes[start:stop], dim=0, return_inverse=True)
         at = [start + torch.nonzero(group == number).flatten() for number in range(len(shapes))]
         return [part for positions in at for part in positions.split(self.micro)]
 
     def reference_errors(self, denoiser: nn.Module, positions: Tensor, visits: Tensor) -> Tensor:
-        """Errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64, computed now.
+        """Compute the errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64.
 
         In batches of the size of training's micro-batches, filled up with repeats: libraries choose their kernels by
         shape, so a live reference in the training step rounds alike.

@@ -130,7 +130,7 @@ _POSTERIOR = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 
 
 def kept(mean: Tensor, std: Tensor, keys: list[bytes], latents: str) -> Tensor:
-    """What `data.latents` keeps of images' posteriors [n, c, h, w]: mode, [n, 2, c, h, w] moments, or a sample.
+    """Return what `data.latents` keeps of images' posteriors [n, c, h, w]: mode, [n, 2, c, h, w] moments, or a sample.
 
     The sample is a function of the image (its key) alone, whatever pair it is in.
     """
@@ -144,14 +144,14 @@ def kept(mean: Tensor, std: Tensor, keys: list[bytes], latents: str) -> Tensor:
 
 
 def sampled(latents: Tensor, ids: Tensor, visits: Tensor, seed: int) -> Tensor:
-    """A sample of moments [b, 2 (side), 2 (mean, deviation), c, h, w] for each visit: [b, 2, c, h, w]."""
+    """Sample moments [b, 2 (side), 2 (mean, deviation), c, h, w] for each visit: [b, 2, c, h, w]."""
     eps = [noise.normals(noise.draws(key ^ seed, ids, visits), latents[0, 0, 0].numel()) for key in _POSTERIOR]
     mean, std = latents.unbind(2)
     return mean + std * torch.stack(eps, dim=1).reshape(mean.shape)
 
 
 def report(latents: Shards, rows: int) -> dict:
-    """What became of the source's rows: rows, pairs, ties dropped, and the rows refused with their place and reason.
+    """Return what became of the source's rows: rows, pairs, ties dropped, and each refused row with place and reason.
 
     Raises UserError when no pair is left.
     """
@@ -164,7 +164,7 @@ def report(latents: Shards, rows: int) -> dict:
 
 
 def describe(found: dict) -> str:
-    """`report` in a sentence."""
+    """Put a `report` into a sentence."""
     reasons = Counter(row["reason"] for row in found["refused"])
     refused = ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "none"
     first = f", first at {found['refused'][0]['place']}" if found["refused"] else ""

@@ -47,7 +47,7 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
 
 
 def reference_model(config: Config, family: Family, device: torch.device) -> nn.Module:
-    """The base's denoiser for a device, made ready as the policy is, so that both round alike.
+    """Return the base's denoiser for a device, made ready as the policy is, so that both round alike.
 
     Where the policy's parameters stay on the host, so do its own: a layer comes to the device when it is its turn.
     """
@@ -62,7 +62,7 @@ def reference_model(config: Config, family: Family, device: torch.device) -> nn.
 
 
 def cache_root(config: Config) -> Path:
-    """The folder of the caches, made now; UserError where it cannot be."""
+    """Return the folder of the caches, made now; UserError where it cannot be."""
     root = Path(config.data.cache_dir).expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ _REMEDY = "delete this file and run again, which makes it anew"
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in the dtype of the cache; UserError where that cannot hold it."""
+    """Return the tensor in the dtype of the cache; UserError where that cannot hold it."""
     out = tensor.to("cpu", dtype)
     if not out.isfinite().all():
         raise UserError(f"a latent or text embedding does not fit {dtype}: set data.cache_dtype to fp32 or bf16")
@@ -74,7 +74,7 @@ class Shard:
 
 
 def crc(tensor: Tensor) -> int:
-    """CRC-32 of the bytes."""
+    """Return the CRC-32 of the bytes."""
     return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
 
 
@@ -97,7 +97,7 @@ class _Mapped:
         self.lists: dict[str, list] = own["lists"]
 
     def read(self, name: str, row: int | None = None) -> Tensor:
-        """A copy of a tensor or of one row of it."""
+        """Return a copy of a tensor or of one row of it."""
         entry = self.tensors[name]
         dtype, shape, first = _DTYPES[entry["dtype"]], entry["shape"], self.start + entry["data_offsets"][0]
         if row is not None:
@@ -130,22 +130,22 @@ class Shards:
         return self.starts[-1]
 
     def shard_of(self, entry: int) -> int:
-        """The shard that holds an entry."""
+        """Return the shard that holds an entry."""
         return bisect.bisect_right(self.starts, entry) - 1
 
     def list(self, key: str) -> list[Any]:
-        """The JSON lists under `key` of all shards, joined."""
+        """Return the JSON lists under `key` of all shards, joined."""
         return [entry for file in self.files for entry in file.lists[key]]
 
     def column(self, name: str) -> Tensor:
-        """A column of all shards, in memory."""
+        """Return a column of all shards, in memory."""
         return torch.cat([self._column(shard, name) for shard in self.range])
 
     def _column(self, shard: int, name: str) -> Tensor:
         return self._checked(shard, name, self.files[shard].read(name), self.files[shard].crc[name])
 
     def item(self, shard: int, name: str, index: int) -> Tensor:
-        """One item of a shard."""
+        """Return one item of a shard."""
         if (shard, name) not in self.places:
             self.places[shard, name] = self._column(shard, f"{name}#at"), self._column(shard, f"{name}#crc")
         at, sums = self.places[shard, name]
@@ -154,7 +154,7 @@ class Shards:
         return self._checked(shard, f"{name} {index}", tensor, int(sums[index]))
 
     def entry(self, name: str, entry: int) -> Tensor:
-        """One item, counted over all shards."""
+        """Return one item, counted over all shards."""
         shard = self.shard_of(entry)
         return self.item(shard, name, entry - self.starts[shard])
 

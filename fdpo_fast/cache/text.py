@@ -75,7 +75,7 @@ def cache_text(
 
 
 def _ready_keys(source: PairSource, text_keys: tuple[str, ...]) -> bool:
-    """Whether the source brings the embeddings; UserError when only some of them."""
+    """Say whether the source brings the embeddings; UserError when only some of them."""
     found = getattr(source, "embedded", [])
     missing = [key for key in text_keys if key not in found]
     if found and missing:
@@ -84,7 +84,7 @@ def _ready_keys(source: PairSource, text_keys: tuple[str, ...]) -> bool:
 
 
 def _embeddings(source: Any, captions: list[str], rows: dict[str, int]) -> dict[str, dict[str, Tensor]]:
-    """By caption. Captions are in the order of their first row, so those of a shard lie close together."""
+    """Read embeddings by caption; captions are in the order of their first row, so a shard's lie close together."""
     wanted = {rows[caption] for caption in captions if caption in rows}
     found: dict[str, dict[str, Tensor]] = {}
     if wanted:

@@ -50,7 +50,7 @@ def verify(config: Config, pairs: int, seed: int) -> None:
 
 
 def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[str, tuple[float, float]]:
-    """(largest difference, largest value) by kind of cache, on a random sample of pairs, recomputed now."""
+    """Return (largest difference, largest value) by kind of cache, on a random sample of pairs, recomputed now."""
     config, family, data = prepared.config, prepared.family, prepared.data
     rank.say(f"{sum(store.check_all() for store in data.stores)} checksums match")
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +76,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
 
 
 def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, float] | None:
-    """Of the images at `positions`, decoded and encoded again; None where latents came ready."""
+    """Compare the images at `positions`, decoded and encoded again; None where latents came ready."""
     config, family, data = prepared.config, prepared.family, prepared.data
     geometry = Geometry(config.data, config.reference.seed, family.facts.vae_factor, family.facts.denoiser_factor)
     encoder = family.image_encoder(rank.device)

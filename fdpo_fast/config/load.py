@@ -37,7 +37,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
-    """The sections of a file over those of its base; `extending` are the files on the way to it."""
+    """Return the sections of a file over those of its base; `extending` are the files on the way to it."""
     raw = _read(path, extending)
     if EXTENDS not in raw:
         return raw
@@ -51,7 +51,7 @@ def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
 
 
 def _read(path: Path, extending: tuple[Path, ...]) -> dict:
-    """The object in a file."""
+    """Return the object in a file."""
     name = f"{path}, which {extending[-1]} extends" if extending else str(path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def _read(path: Path, extending: tuple[Path, ...]) -> dict:
 
 
 def _merged(base: Any, change: Any) -> Any:
-    """The base with a change, as RFC 7396 merges them."""
+    """Return the base with a change, as RFC 7396 merges them."""
     if not isinstance(change, dict):
         return change
     found = dict(base) if isinstance(base, dict) else {}
@@ -95,7 +95,7 @@ def _apply(raw: dict, override: str) -> None:
 
 
 def sentences(error: ValidationError) -> str:
-    """What is wrong, a sentence for each mistake."""
+    """Return what is wrong, a sentence for each mistake."""
     return "; ".join(map(_sentence, error.errors()))
 
 
@@ -114,7 +114,7 @@ def _sentence(error: dict) -> str:
 
 
 def _keys_beside(location: tuple) -> list[str]:
-    """Known keys of the section in which the unknown key at `location` stands."""
+    """List the known keys of the section in which the unknown key at `location` stands."""
     section: type[BaseModel] = Config
     for part in location[:-1]:  # places in lists, and names of choices, are no keys
         if part in section.model_fields:
@@ -123,7 +123,7 @@ def _keys_beside(location: tuple) -> list[str]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a key's annotation holds: itself, or within a list or a choice."""
+    """Return the section that a key's annotation holds: itself, or within a list or a choice."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section(part))), None)

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.schema import Compare, Data, Evaluate, Log, Loss, Model, Optimizer, Reference, Section, Train
+from fdpo_fast.config.schema import Compare, Data, Evaluate, Log, Loss, Model, Optimizer, Reference, Train
+from fdpo_fast.config.section import Section
 
 # DeepSpeed keys that restate one of ours: a second copy could only contradict the first.
 _OWNED = {
@@ -25,6 +26,8 @@ _OWNED = {
 
 
 class Config(Section):
+    """All sections of a run, and the rules across them."""
+
     model: Model
     data: Data
     reference: Reference
@@ -42,7 +45,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _reference_follows_model(cls, raw: Any) -> Any:
-        """Cached errors are the default of full tuning, the switched-off adapter that of LoRA."""
+        """Make cached errors the default of full tuning, and the switched-off adapter that of LoRA."""
         if not isinstance(raw, dict) or not isinstance(raw.get("reference", {}), dict):
             return raw
         model = raw.get("model")
@@ -112,42 +115,42 @@ class Config(Section):
 
     @property
     def zero(self) -> dict[str, Any]:
-        """DeepSpeed's section of ZeRO."""
+        """Return DeepSpeed's section of ZeRO."""
         return self.deepspeed.get("zero_optimization", {})
 
     @property
     def stage(self) -> int:
-        """Of ZeRO."""
+        """Return ZeRO's stage."""
         return self.zero.get("stage", 0)
 
     def offloaded(self, what: str) -> bool:
-        """Whether ZeRO keeps it on the host: "optimizer", or "param"."""
+        """Say whether ZeRO keeps it on the host: "optimizer", or "param"."""
         return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
 
     @property
     def parameters_on_host(self) -> bool:
-        """Whether ZeRO brings a parameter to the device only for as long as it is needed."""
+        """Say whether ZeRO brings a parameter to the device only for as long as it is needed."""
         return self.stage == 3 and self.offloaded("param")
 
     @property
     def master(self) -> bool:
-        """Whether DeepSpeed keeps masters of bf16 weights: in fp32, unless `bf16_masters`."""
+        """Say whether DeepSpeed keeps masters of bf16 weights: in fp32, unless `bf16_masters`."""
         bf16 = self.model.dtype == "bf16" and not self.train.step_in_backward
         return self.deepspeed.get("bf16", {}).get("enabled", bf16)
 
     @property
     def whole_gradients(self) -> bool:
-        """Whether the optimizer is given the model's own gradients: then we clip them, and not DeepSpeed."""
+        """Say whether the optimizer is given the model's own gradients: then we clip them, and not DeepSpeed."""
         return not (self.stage or self.master)
 
     @property
     def bf16_masters(self) -> bool:
-        """Whether ZeRO's masters, and their gradients, are in bf16."""
+        """Say whether ZeRO's masters, and their gradients, are in bf16."""
         return self.deepspeed.get("bf16", {}).get("bf16_master_weights_and_grads", False)
 
     @property
     def master_bytes(self) -> int:
-        """Of an element of DeepSpeed's masters; 0 where there are none."""
+        """Return the bytes of an element of DeepSpeed's masters; 0 where there are none."""
         return (2 if self.bf16_masters else 4) if self.master else 0
 
     def _check_optimizer(self) -> None:
@@ -181,7 +184,7 @@ class Config(Section):
             )
 
     def accumulation(self, world_size: int) -> int:
-        """Micro-batches per optimizer step on each of `world_size` ranks.
+        """Return the micro-batches of an optimizer step on each of `world_size` ranks.
 
         Raises UserError where the global step does not divide.
         """
@@ -201,7 +204,7 @@ class Config(Section):
         return micro_batches
 
     def for_deepspeed(self, world_size: int) -> dict[str, Any]:
-        """The dictionary for `deepspeed.initialize`: the user's section plus what our sections already say."""
+        """Return the dictionary for `deepspeed.initialize`: the user's section plus what our sections already say."""
         return {
             # torch and bitsandbytes optimizers are handed over ready-made, under offload too
             "zero_allow_untested_optimizer": True,
@@ -221,7 +224,7 @@ class Config(Section):
         }
 
     def differences(self, other: Config) -> list[str]:
-        """`section.key: ours -> theirs` for each key that is not equal."""
+        """List `section.key: ours -> theirs` for each key that is not equal."""
         ours, theirs = (
             {section: values or {} for section, values in config.model_dump(mode="json").items()}
             for config in (self, other)
@@ -234,5 +237,5 @@ class Config(Section):
         ]
 
     def dumps(self) -> str:
-        """The resolved configuration as JSON text that `load` reads back to an equal object."""
+        """Return the resolved configuration as JSON text that `load` reads back to an equal object."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

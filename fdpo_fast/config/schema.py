@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from typing_extensions import Self
+from pydantic import BeforeValidator, Field, model_validator
 
+from fdpo_fast.config.section import Section
 from fdpo_fast.loss.divergences import Divergence, divergence
 from fdpo_fast.loss.options import LossOptions
 
@@ -17,27 +16,9 @@ EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Section(BaseModel):
-    """Keys that belong together, each with its type, its limits and its default."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    def replace(self, changes: Mapping[str, Any]) -> Self:
-        """Return a copy with other values by key: "beta" of the section of the loss, "loss.beta" of the whole.
-
-        A value may be a section. Raises ValueError where the result is refused, as it would be in a file.
-        """
-        raw = self.model_dump(mode="json")
-        for path, value in changes.items():
-            *sections, key = path.split(".")
-            node = raw
-            for section in sections:
-                node = node[section]
-            node[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
-        return self.model_validate(raw)
-
-
 class LoRA(Section):
+    """The adapters of a LoRA run."""
+
     rank: int = Field(8, ge=1, description="of the two factors of each adapter")
     alpha: float = Field(8.0, gt=0, description="alpha / rank is the factor on an adapter's product")
     targets: list[str] = Field(
@@ -46,11 +27,13 @@ class LoRA(Section):
 
 
 def _switch(value: Any) -> Any:
-    """true and false of older files."""
+    """Take the true and false of older files for the names they stood for."""
     return {True: "full", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Model(Section):
+    """The pipeline that is trained, and how its denoiser is run."""
+
     family: str = Field(description="`sd` (Stable Diffusion 1.x and 2.x) or `sdxl`")
     base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
     vae: str | None = Field(None, description="diffusers folder or hub name of a VAE in place of the base's own")
@@ -92,6 +75,8 @@ class DigitsRecipe(Section):
 
 
 class Data(Section):
+    """The pairs, and the caches that are made of them."""
+
     source: str = Field(
         description=f"file, folder, glob, URL or hub data set (owner/name); '{EMBEDDED}' is the embedded set of pairs"
     )
@@ -120,6 +105,8 @@ class Data(Section):
 
 
 class Reference(Section):
+    """What the policy is measured against, and on which draws."""
+
     mode: Literal["cached", "live", "adapter"] = Field(
         description="errors from a cache, of a second frozen model, or of the policy with its adapter switched off",
         json_schema_extra={"left_out": "`adapter` for LoRA, else `cached`"},
@@ -135,6 +122,8 @@ class Reference(Section):
 
 
 class Loss(Section):
+    """The divergence, its strengths, and the loss of a pair."""
+
     divergence: str = Field("jensen_shannon", description="a name of `fdpo_fast.DIVERGENCES`")
     alpha: float | None = Field(None, description="of divergence `alpha`, between 0 and 1")
     beta: float = Field(gt=0, description="strength of the regularisation, outside f'")
@@ -150,11 +139,11 @@ class Loss(Section):
         return self
 
     def link(self) -> Divergence:
-        """The divergence this section names."""
+        """Return the divergence this section names."""
         return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
 
     def options(self) -> LossOptions:
-        """The options of the loss this section describes, one value per pair."""
+        """Return the options of the loss this section describes, one value per pair."""
         return LossOptions(
             divergence=self.link(),
             beta=self.beta,
@@ -166,6 +155,8 @@ class Loss(Section):
 
 
 class Optimizer(Section):
+    """The optimizer, its rates and their schedule."""
+
     type: Literal["adamw", "adamw8bit", "adamw8bit_bnb", "cpu_adam"] = Field(
         "adamw", description="torch's, ours, bitsandbytes', DeepSpeedCPUAdam"
     )
@@ -187,6 +178,8 @@ class Optimizer(Section):
 
 
 class Train(Section):
+    """The length of a run, its batches, and what it leaves."""
+
     output_dir: str = Field(description="folder of the run: metrics, checkpoints, samples, export")
     max_steps: int = Field(ge=1, description="optimizer steps")
     pairs_per_step: int = Field(ge=1, description="pairs per optimizer step, over all ranks")
@@ -201,6 +194,8 @@ class Train(Section):
 
 
 class Log(Section):
+    """What a run tells while it is at work."""
+
     every: int = Field(10, ge=1, description="steps between writes; each step has its own record")
     timestep_bins: int = Field(5, ge=1, description="bins of the timestep that figures are split by")
     tensorboard: bool = Field(True, description="write scalars for TensorBoard too")
@@ -213,11 +208,13 @@ class Log(Section):
 
 
 def _named(value: Any) -> Any:
-    """A bare name, for a tool without settings."""
+    """Take a bare name for a tool without settings."""
     return {"name": value} if isinstance(value, str) else value
 
 
 class Measure(Section):
+    """A scorer or a measure of diversity, by its name."""
+
     name: str = Field(description="one of ours, see fdpo_fast/evaluate, or a function of yours: 'module:function'")
     model: str | None = Field(None, description="folder, file or hub name of its weights; null: the published ones")
     options: dict[str, Any] = Field({}, description="for a function of yours: its keyword arguments")
@@ -227,7 +224,7 @@ Named = Annotated[Measure, BeforeValidator(_named)]
 
 
 class Evaluate(Section):
-    """Of `fdpo sample` and `fdpo evaluate`."""
+    """How `fdpo sample` draws images, and `fdpo evaluate` scores them."""
 
     prompts: str | list[str] = Field([], description="captions, or a file of them: txt, tsv, csv, json, jsonl, parquet")
     images_per_prompt: int = Field(4, ge=1, description="images of each caption, by each model")
@@ -260,16 +257,17 @@ class Kind(Section):
 
     @property
     def name(self) -> str:
+        """Return the name in tables and figures, with its parameter."""
         return self.divergence if self.alpha is None else f"{self.divergence} {self.alpha:g}"
 
 
 def _kind(value: Any) -> Any:
-    """A bare name, for a divergence without parameters."""
+    """Take a bare name for a divergence without parameters."""
     return {"divergence": value} if isinstance(value, str) else value
 
 
 class Compare(Section):
-    """Of `fdpo compare`: a grid of runs from one cached reference."""
+    """A grid of runs from one cached reference, for `fdpo compare`."""
 
     divergences: list[Annotated[Kind, BeforeValidator(_kind)]] = Field(
         min_length=1, description="of the grid; a bare name will do"
@@ -290,5 +288,5 @@ class Compare(Section):
 
     @property
     def runs(self) -> int:
-        """Of the whole grid."""
+        """Count the runs of the whole grid."""
         return len(self.divergences) * len(self.strengths) * len(self.seeds)

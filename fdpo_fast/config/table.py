@@ -20,7 +20,7 @@ HEADER = ("| key | value | default | |", "|---|---|---|---|")
 
 
 def tables() -> str:
-    """A table for each section."""
+    """Return a table for each section."""
     schema = Config.model_json_schema()
     lines: list[str] = []
     for section, found in schema["properties"].items():
@@ -30,7 +30,7 @@ def tables() -> str:
 
 
 def renewed(text: str) -> str:
-    """A page with today's tables between its marks; ValueError where it has none."""
+    """Return a page with today's tables between its marks; ValueError where it has none."""
     before, _, behind = text.partition(BEGIN)
     _, mark, after = behind.partition(END)
     if not mark:
@@ -39,7 +39,7 @@ def renewed(text: str) -> str:
 
 
 def _rows(path: str, found: dict[str, Any], sections: dict[str, dict]) -> Iterator[str]:
-    """The rows of the keys under a section, those of the sections within it included."""
+    """Return the rows of the keys under a section, those of the sections within it included."""
     section = _section(found, sections) or {}
     for key, value in section.get("properties", {}).items():
         name, within = f"{path}.{key}", _section(value, sections)
@@ -51,13 +51,13 @@ def _rows(path: str, found: dict[str, Any], sections: dict[str, dict]) -> Iterat
 
 
 def _section(found: dict[str, Any], sections: dict[str, dict]) -> dict | None:
-    """The section that a key is, or holds in its list, or is beside null."""
+    """Return the section that a key is, or holds in its list, or is beside null."""
     parts = [found, found.get("items", {}), *found.get("anyOf", [])]
     return next((sections[part["$ref"].rpartition("/")[2]] for part in parts if "$ref" in part), None)
 
 
 def _kind(found: dict[str, Any]) -> str:
-    """What a value may be."""
+    """Return what a value may be."""
     if "anyOf" in found:
         return " or ".join(map(_kind, found["anyOf"]))
     if "enum" in found:
@@ -71,7 +71,7 @@ def _kind(found: dict[str, Any]) -> str:
 
 
 def _default(key: str, found: dict[str, Any], section: dict[str, Any]) -> str:
-    """What holds where the key is left out."""
+    """Return what holds where the key is left out."""
     if "left_out" in found:
         return found["left_out"]
     if key in section.get("required", []):

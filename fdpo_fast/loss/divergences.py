@@ -59,11 +59,11 @@ class Divergence:
 
     @property
     def row(self) -> tuple[float, float, float, float]:
-        """(linear, scale, rate, logistic): all that a kernel sees of a divergence."""
+        """Return (linear, scale, rate, logistic): all that a kernel sees of a divergence."""
         return (self.linear, self.scale, self.rate, self.logistic)
 
     def __call__(self, u: Tensor) -> Tensor:
-        """h(u) - h(0), since a constant cancels in a pair; any shape, float32 or float64, differentiable.
+        """Return h(u) - h(0), since a constant cancels in a pair; any shape, float32 or float64, differentiable.
 
         Every term is formed without the constant: with exp for expm1, or log sigmoid(u) for log(2 sigmoid(u)), the
         digits of a small u would be lost, and with them the sign of a margin near the reference.
@@ -82,24 +82,24 @@ class Divergence:
         return sum(terms[1:], terms[0])
 
     def slope(self, u: Tensor) -> Tensor:
-        """h'(u) >= 0, the weight that the divergence gives to a sample's gradient; same shape as `u`."""
+        """Return h'(u) >= 0, the weight that the divergence gives to a sample's gradient; same shape as `u`."""
         exponential = (self.rate * u).clamp(max=EXP_CAP).exp()
         return self.linear + self.scale * self.rate * exponential + self.logistic * (-u).sigmoid()
 
     def clipped(self, u: Tensor) -> Tensor:
-        """Boolean, shape of `u`: samples past the cap, where h goes on as a tangent."""
+        """Mark samples past the cap, where h goes on as a tangent: boolean, shape of `u`."""
         return self.rate * u > EXP_CAP
 
 
 def _log_2_sigmoid(u: Tensor) -> Tensor:
-    """log sigmoid(u) + log 2. The clamps keep the branch that is not taken from overflowing into the gradient."""
+    """Return log sigmoid(u) + log 2; clamps keep the branch that is not taken from overflowing into the gradient."""
     above = -((-u.clamp(min=0)).expm1() / 2).log1p()
     below = u - (u.clamp(max=0).expm1() / 2).log1p()
     return above.where(u >= 0, below)
 
 
 def alpha(a: float) -> Divergence:
-    """The alpha-divergence f(x) = (x^(1-a) - (1-a) x - a) / (a (a-1)), 0 < a < 1, in f-DPO's convention.
+    """Return the alpha-divergence f(x) = (x^(1-a) - (1-a) x - a) / (a (a-1)), 0 < a < 1, in f-DPO's convention.
 
     a -> 0 is reverse KL, a -> 1 is forward KL. TRL >= 0.29 writes the link (x^(a-1) - 1) / (a - 1):
     alpha_TRL = 1 - alpha_here. Raises ValueError outside (0, 1), TypeError for what is not a number.

@@ -32,7 +32,7 @@ class Errors(NamedTuple):
 
 
 def denoising_errors(pred: Tensor, ref: Tensor, target: Tensor, ratio_scale: float) -> Errors:
-    """Mean squared errors of policy and reference against the target; gradients flow to `pred`.
+    """Form the mean squared errors of policy and reference against the target; gradients flow to `pred`.
 
     pred, target: [2B, ...], any floating dtypes. ref: reference predictions of the same shape, or reference errors
     [2B] in float32/float64. Everything is formed in float32 (float64 where an input is) from the first subtraction on.
@@ -55,7 +55,7 @@ def denoising_errors(pred: Tensor, ref: Tensor, target: Tensor, ratio_scale: flo
 
 
 def denoising_error(pred: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean squared error per sample, [2B]: squares in float32 (float64 where an input is), summed in `dtype`."""
+    """Form each sample's mean squared error, [2B]: squares in float32 (float64 where an input is), sums in `dtype`."""
     wide = _wide(pred, target)
     return _mean((pred.to(wide) - target.to(wide)).square(), dtype)
 
@@ -67,7 +67,7 @@ def _wide(*tensors: Tensor) -> torch.dtype:
 
 
 def _mean(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean over all dimensions but the first."""
+    """Average over all dimensions but the first."""
     return x.mean(dim=tuple(range(1, x.ndim)), dtype=dtype) if x.ndim > 1 else x.to(dtype)
 
 
@@ -85,7 +85,7 @@ class LossType(NamedTuple):
     square: float = 0.0
 
     def __call__(self, gap: Tensor, beta: float) -> Tensor:
-        """The loss of each pair, shape of `gap`."""
+        """Return the loss of each pair, shape of `gap`."""
         from torch.nn.functional import logsigmoid, relu
 
         # A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
@@ -124,6 +124,6 @@ class PairLosses(NamedTuple):
 def pair_losses(
     log_ratio_w: Tensor, log_ratio_l: Tensor, link: Callable[[Tensor], Tensor], of_pair: LossType, beta: float
 ) -> PairLosses:
-    """The chain from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair."""
+    """Go from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair."""
     gap = link(log_ratio_w) - link(log_ratio_l)
     return PairLosses(beta * gap, LossType.__call__(of_pair, gap, beta))  # older torch.compile calls no tuple

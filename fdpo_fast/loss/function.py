@@ -60,7 +60,7 @@ def fdpo_loss(
     weight: Tensor | None = None,
     **options: Unpack[LossArguments],
 ) -> tuple[Tensor, LossStats]:
-    """Preference loss of B pairs of denoising predictions under an f-divergence (arXiv 2409.09774).
+    """Form the preference loss of B pairs of denoising predictions under an f-divergence (arXiv 2409.09774).
 
     Args:
         pred: policy predictions [2B, ...], float16/bfloat16/float32/float64. The only input that gets a gradient.
@@ -109,11 +109,11 @@ class FDPOLoss(nn.Module):
     def forward(
         self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, LossStats]:
-        """The loss and the statistics of a batch, as `fdpo_loss` gives them."""
+        """Return the loss and the statistics of a batch, as `fdpo_loss` gives them."""
         return evaluate(self.options, pred, ref, target, weight)
 
     def extra_repr(self) -> str:
-        """The options, for the printed module."""
+        """Show the options in the printed module."""
         return ", ".join(f"{field.name}={getattr(self.options, field.name)!r}" for field in fields(self.options))
 
 
@@ -125,7 +125,7 @@ def log_ratio_loss(
     divergence: Link = "jensen_shannon",
     **options: Unpack[PairArguments],
 ) -> tuple[Tensor, Tensor]:
-    """The loss from log p_theta / p_ref on, for trainers that have these numbers: what TRL's DPO does after its models.
+    """Form the loss from log p_theta / p_ref on, as TRL's DPO does after its models.
 
     log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options (beta, loss_type, label_smoothing, reduction) and
     errors are those of `fdpo_loss`; every operation is torch's own, in float32 for half-precision inputs. Returns the
@@ -147,7 +147,7 @@ def log_ratio_loss(
 def evaluate(
     options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
-    """What `fdpo_loss` returns, for options that were checked before."""
+    """Return what `fdpo_loss` returns, for options that were checked before."""
     check_tensors(pred, ref, target, weight)
     ref, target, weight = (x.detach() if x is not None and x.requires_grad else x for x in (ref, target, weight))
     dtypes = [pred.dtype]
@@ -164,7 +164,7 @@ def evaluate(
 def _eager(
     options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
-    """The formulas of `loss.eager` in plain torch."""
+    """Evaluate by the formulas of `loss.eager`, in plain torch."""
     split = LAYOUTS[options.layout]
     if is_draws(target):
         normals = noise.eager_normals(target, elements(pred))
@@ -183,7 +183,7 @@ def _eager(
 def _fused(
     options: LossOptions, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
-    """One operator forward, one backward; for a link that is no row of numbers, the chain behind u in plain torch."""
+    """Evaluate by one operator forward and one backward; a link that is no row of numbers by plain torch behind u."""
     seen = traced(pred)
     if not seen:
         # what a kernel finds at an address lacks the lazy sign of a complex number's conjugate
@@ -205,7 +205,7 @@ def _fused(
 
 
 def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor) -> LossStats:
-    """From the rows of `Stat` before the margin, and the margin; all [B]."""
+    """Make the statistics from the rows of `Stat` before the margin, and the margin; all [B]."""
     margin = margin.detach()
     # a callable of the user's has no cap that we could count
     clipped = getattr(options.link, "clipped", torch.zeros_like)
@@ -218,5 +218,5 @@ _NAMES = tuple(stat.name.lower() for stat in Stat if stat < Stat.COEFFICIENT_W)
 
 
 def _named(values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The rows of `Stat` that users see, by their names."""
+    """Name the rows of `Stat` that users see."""
     return {name: values[row] for row, name in enumerate(_NAMES)}  # older torch.compile trips over zip(strict=...)

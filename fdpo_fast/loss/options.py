@@ -95,16 +95,16 @@ class PairOptions:
 
     @property
     def link(self) -> Callable[[Tensor], Tensor]:
-        """The function h of the log-ratio."""
+        """Return the function h of the log-ratio."""
         return divergence(self.divergence) if isinstance(self.divergence, str) else self.divergence
 
     @property
     def of_pair(self) -> LossType:
-        """The loss of a pair as a function of gap = h(u_w) - h(u_l), a row of four numbers."""
+        """Return the loss of a pair as a function of gap = h(u_w) - h(u_l), a row of four numbers."""
         return LOSS_TYPES[self.loss_type](self.label_smoothing)
 
     def losses(self, log_ratio_w: Tensor, log_ratio_l: Tensor) -> PairLosses:
-        """Margins and losses of pairs from their log-ratios [B], by torch's own operations."""
+        """Form margins and losses of pairs from their log-ratios [B], by torch's own operations."""
         return pair_losses(log_ratio_w, log_ratio_l, self.link, self.of_pair, float(self.beta))
 
 
@@ -130,7 +130,7 @@ class LossOptions(PairOptions):
         _check_positive("ratio_scale", self.ratio_scale)
 
     def call(self, upstream: float | None = None) -> Call:
-        """What a fused operator is told; of a link that is no row of numbers only its log-ratios are of use."""
+        """Return what a fused operator is told; of a link that is no row of numbers only its log-ratios are of use."""
         link = self.link
         row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
         beta, ratio_scale = float(self.beta), float(self.ratio_scale)
@@ -141,7 +141,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def spelled_out(options: type[PairOptions]) -> Callable[[Function], Function]:
-    """A decorator that puts the options, with their defaults, in place of **options where help() and editors look."""
+    """Put the options, with their defaults, in place of a function's **options, where help() and editors look."""
 
     def decorate(function: Function) -> Function:
         *own, _ = inspect.signature(function).parameters.values()

@@ -28,6 +28,7 @@ class FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, backend: str, call: Call
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the forward operator and keep what the gradient needs."""
         loss, accuracy, stats, grad = loss_forward(backend, pred, ref, target, weight, call)
         ctx.save_for_backward(stats, pred, target)
         ctx.backend, ctx.call, ctx.grad = backend, call, grad if call.upstream is not None else None
@@ -37,6 +38,7 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        """Hand over the gradient that is formed already, or form it now."""
         _refuse_second_derivatives()
         # handed over once: whoever gets it may write into it
         grad, ctx.grad = ctx.grad, None
@@ -53,13 +55,13 @@ class FusedLoss(torch.autograd.Function):
 
 
 def _refuse_second_derivatives() -> None:
-    """A gradient made with create_graph=True would silently lack its own: the kernels' backward is no graph."""
+    """Raise where create_graph=True would give a gradient without its own: the kernels' backward is no graph."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("the fused loss has first derivatives only: without create_graph=True, or backend='eager'")
 
 
 def _common(grad_loss: Tensor) -> float | None:
-    """The upstream gradient, on the CPU, if it is finite and the same for all pairs."""
+    """Return the upstream gradient, on the CPU, if it is finite and the same for all pairs."""
     if grad_loss.numel() == 0:
         return None
     first = grad_loss.reshape(-1)[0]
@@ -72,6 +74,7 @@ class FusedLogRatio(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, backend: str, call: Call) -> tuple[Tensor, Tensor]:
+        """Run the forward operator for its log-ratios."""
         _, _, stats, _ = loss_forward(backend, pred, ref, target, None, call)
         ctx.save_for_backward(stats, pred, target)
         ctx.backend, ctx.call = backend, call
@@ -82,6 +85,7 @@ class FusedLogRatio(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_log_ratio: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        """Form the gradient for given gradients of the log-ratios."""
         _refuse_second_derivatives()
         stats, pred, target = ctx.saved_tensors
         # d u / d pred = -ratio_scale * 2 / N * (pred - target)

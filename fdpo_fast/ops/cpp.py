@@ -43,12 +43,12 @@ else:
 
 
 def devices() -> tuple[str, ...]:
-    """Types of device whose tensors it takes."""
+    """Return the types of device whose tensors it takes."""
     return (DEVICE,)
 
 
 def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
-    """See `ops.library.loss_forward`."""
+    """Run `ops.library.loss_forward` in C++."""
     form_grad, predicted, drawn = call.upstream is not None, ref.shape == pred.shape, is_draws(target)
     out = Results.empty(pred, call.reduction, False)
     if form_grad:
@@ -97,7 +97,7 @@ def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | Non
 
 
 def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
-    """See `ops.library.loss_backward`."""
+    """Run `ops.library.loss_backward` in C++."""
     grad, drawn, pairs = _gradient_like(pred), is_draws(target), len(pred) // 2
     target = target.contiguous() if drawn else target
     grad_loss = grad_loss.float().expand(pairs)
@@ -123,7 +123,7 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
 def add_noise(
     latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """See `ops.library.add_noise`."""
+    """Run `ops.library.add_noise` in C++."""
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
     tensors, strides = arrange([latents, out], logical=True)
     latent_rows, noisy_rows = _rows(tensors, strides)
@@ -145,7 +145,7 @@ def add_noise(
 
 
 def normals(draws: Tensor, count: int) -> Tensor:
-    """See `ops.library.normals`."""
+    """Run `ops.library.normals` in C++."""
     out, draws = torch.empty(draws.shape[1], count, dtype=torch.float32, device=draws.device), draws.contiguous()
     _native.normals(
         kernels=active,
@@ -159,7 +159,7 @@ def normals(draws: Tensor, count: int) -> Tensor:
 
 
 def _rows(tensors: Sequence[Tensor], strides: Strides | None) -> list[Any]:
-    """The native view of each tensor [rows, ...]."""
+    """Return the native view of each tensor [rows, ...]."""
     if strides is None:
         return [_native.Rows(data=t.data_ptr(), dtype=DTYPES[t.dtype], row_stride=t.stride(0)) for t in tensors]
     return [
@@ -169,7 +169,7 @@ def _rows(tensors: Sequence[Tensor], strides: Strides | None) -> list[Any]:
 
 
 def _gradient_like(pred: Tensor) -> Tensor:
-    """`torch.empty_like`; a large gradient gets the memory of its thread's last one, once nobody holds that any longer.
+    """Make room for a gradient: a large one gets its thread's last one's memory, once nobody holds that any longer.
 
     The allocator would give the memory back to the system at every step, and take fresh pages, whose first touches cost
     as much as the loss.
@@ -192,12 +192,12 @@ class _Kept(threading.local):
 
 
 def _references() -> int:
-    """Of Python to the kept storage, as they are counted here."""
+    """Count Python's references to the kept storage, as they are seen from here."""
     return sys.getrefcount(_kept.room)
 
 
 def _held_elsewhere() -> bool:
-    """Whether a tensor has the storage, Python code has its object, or another process may have mapped it."""
+    """Say whether a tensor has the storage, Python code has its object, or another process may have mapped it."""
     room = _kept.room
     shared = torch._C._storage_Use_Count(room._cdata) > 1 or room.is_shared()
     del room

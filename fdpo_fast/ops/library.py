@@ -35,19 +35,24 @@ class Backend(Protocol):
     DTYPES: dict[torch.dtype, int]
     """The dtypes that it takes."""
 
-    def devices(self) -> tuple[str, ...]: ...
+    def devices(self) -> tuple[str, ...]:
+        """Return the types of device whose tensors it takes."""
 
-    def loss_forward(self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results: ...
+    def loss_forward(self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
+        """Run this module's `loss_forward`."""
 
     def loss_backward(
         self, grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Run this module's `loss_backward`."""
 
     def add_noise(
         self, latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor]:
+        """Run this module's `add_noise`."""
 
-    def normals(self, draws: Tensor, count: int) -> Tensor: ...
+    def normals(self, draws: Tensor, count: int) -> Tensor:
+        """Run this module's `normals`."""
 
 
 BACKENDS: dict[str, Backend] = {"cpp": cpp, "triton": launch}
@@ -67,7 +72,7 @@ for _backend, _wanted in ((cpp, True), (launch, torch.version.cuda or torch.vers
 
 
 def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> str:
-    """The backend to run floating-point tensors with: the best one that takes them, or the one that is named.
+    """Return the backend to run floating-point tensors with: the best one that takes them, or the one that is named.
 
     Raises ValueError for one that is unknown, is not there, or does not take them.
     """
@@ -104,12 +109,12 @@ _BEST |= {"meta": _BEST[cpp.DEVICE]} if cpp.DEVICE in _BEST else {}  # a rehears
 
 
 def transformed() -> bool:
-    """Whether torch.func's grad, vmap or jvp is at work, which want operations that they can see into."""
+    """Say whether torch.func's grad, vmap or jvp is at work, which want operations that they can see into."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def traced(tensor: Tensor) -> bool:
-    """Whether operators have to be seen and values cannot be: by torch.compile, of fake tensors and the meta device.
+    """Say whether operators are seen and values are not: by torch.compile, of fake tensors and the meta device.
 
     Everybody else is spared the dispatcher, which costs 10 us: a tenth of a call on small latents.
     """
@@ -120,7 +125,7 @@ class _Operators:
     """The operators of one namespace, which runs a backend on each of its devices."""
 
     def __init__(self, namespace: str, **backends: Backend) -> None:
-        """`backends`: by dispatch key."""
+        """Take the backends by dispatch key."""
         self._library, self._backends = Library(namespace, "DEF"), backends
         self._namespace = getattr(torch.ops, namespace)
 
@@ -151,7 +156,7 @@ def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> N
 
 
 def loss_forward(backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
-    """The losses of B pairs and what their gradient needs, in one pass.
+    """Return the losses of B pairs and what their gradient needs, in one pass.
 
     pred: [2B, ...]. ref: predictions like pred, or errors [2B]. target: like pred, or the draws [3, B] int64 of its
     noise. weight: [B] float32, or None for ones.
@@ -174,7 +179,7 @@ _define(
 def loss_backward(
     backend: str, grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool
 ) -> Tensor:
-    """The gradient grad_loss * c * (pred - target), like pred.
+    """Return the gradient grad_loss * c * (pred - target), like pred.
 
     grad_loss: [B], or [] for all pairs. stats: of `Results`, of which the coefficients c are read.
     """
@@ -199,7 +204,7 @@ def add_noise(
     interleaved: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The noisy latents in `dtype`, like latents [2B, ...], and the timesteps [B] int64 that were drawn.
+    """Return the noisy latents in `dtype`, like latents [2B, ...], and the timesteps [B] int64 that were drawn.
 
     draws: [3, B] int64. signal, sigma: [T] float32, by timestep.
     """
@@ -220,7 +225,7 @@ _define(
 
 
 def normals(backend: str, draws: Tensor, count: int) -> Tensor:
-    """The noise [B, count] float32 of draws [3, B] int64."""
+    """Return the noise [B, count] float32 of draws [3, B] int64."""
     if traced(draws):
         return _operators(backend, draws).normals(draws, count)
     return BACKENDS[backend].normals(draws, count)

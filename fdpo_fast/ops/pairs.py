@@ -16,15 +16,15 @@ LAYOUTS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def to_rows(pairs: Tensor) -> Tensor:
-    """The rows [2B, ...] in halves, all preferred samples first, of pairs [B, 2, ...]; a copy."""
+    """Return the rows [2B, ...] in halves, all preferred samples first, of pairs [B, 2, ...]; a copy."""
     return pairs.transpose(0, 1).flatten(0, 1)
 
 
 def to_pairs(rows: Tensor) -> Tensor:
-    """The pairs [B, 2, ...] of rows [2B, ...] in halves; a view."""
+    """Return the pairs [B, 2, ...] of rows [2B, ...] in halves; a view."""
     return rows.unflatten(0, (2, -1)).transpose(0, 1)
 
 
 def both(per_pair: Tensor) -> Tensor:
-    """The rows [2B, ...] in halves in which both samples of a pair have the pair's value [B, ...]; a copy."""
+    """Return the rows [2B, ...] in halves in which both samples of a pair have the pair's value [B, ...]; a copy."""
     return per_pair.repeat(2, *[1] * (per_pair.ndim - 1))

@@ -20,7 +20,7 @@ class Results(NamedTuple):
 
     @classmethod
     def empty(cls, pred: Tensor, reduction: str, with_grad: bool) -> Results:
-        """Memory for the results; the kernels write every element."""
+        """Make room for the results; the kernels write every element."""
         pairs, device = pred.shape[0] // 2, pred.device
         return cls(
             torch.empty(pairs if reduction == "none" else (), dtype=torch.float32, device=device),
@@ -31,10 +31,10 @@ class Results(NamedTuple):
 
 
 def is_draws(target: Tensor) -> bool:
-    """Whether the target is given by the draws [3, B] of its noise (`noise.draws`) and not as a tensor."""
+    """Say whether the target is given by the draws [3, B] of its noise (`noise.draws`) and not as a tensor."""
     return target.dtype == torch.int64
 
 
 def elements(samples: Tensor) -> int:
-    """Elements of one sample of [rows, ...]."""
+    """Count the elements of one sample of [rows, ...]."""
     return samples.numel() // max(samples.shape[0], 1)  # len() of a tensor is slow

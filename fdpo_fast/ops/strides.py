@@ -20,7 +20,7 @@ class Strides(NamedTuple):
 
 
 def merged(tensors: Sequence[Tensor], *, logical: bool) -> Strides | None:
-    """The fewest dimensions that hold the elements of samples [n, ...]; None where more than `MAX_DIMS` are left.
+    """Return the fewest dimensions that hold the elements of samples [n, ...]; None for more than `MAX_DIMS`.
 
     In the first tensor's order in memory, so that channels_last is walked as it lies; or, with `logical`,
     that of the indices, which noise by its element needs.
@@ -45,7 +45,7 @@ def merged(tensors: Sequence[Tensor], *, logical: bool) -> Strides | None:
 
 
 def arrange(tensors: Sequence[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], Strides | None]:
-    """The tensors with the strides of their samples; None for elements that lie behind one another in all of them.
+    """Return the tensors with their samples' strides; None where elements lie behind one another in all of them.
 
     In the rare case that their strides do not merge far enough, the tensors returned are contiguous copies.
     """

@@ -26,7 +26,7 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def latest(self) -> str | None:
-        """Name of the newest checkpoint that was written to its end."""
+        """Return the name of the newest checkpoint that was written to its end."""
         pointer = self.folder / "latest"
         return pointer.read_text().strip() if pointer.exists() else None
 
@@ -89,7 +89,7 @@ class Checkpoints:
 
 
 def is_plain(engine) -> bool:
-    """Without ZeRO and fp32 master: the optimizer is ours, and nothing but the model refers to the weights."""
+    """Say whether ZeRO and fp32 masters are off: the optimizer is ours, and only the model refers to the weights."""
     return engine.optimizer is engine.basic_optimizer
 
 
@@ -116,7 +116,7 @@ def _kind(tensor: Tensor | None) -> tuple | None:
 
 
 def local(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter: its ZeRO-3 shard, or the whole."""
+    """Return what this rank holds of a parameter: its ZeRO-3 shard, or the whole."""
     return getattr(parameter, "ds_tensor", parameter).detach()
 
 
@@ -130,12 +130,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the averages towards the weights, after a step."""
         for name, parameter in self.live.items():
             self.average[name].lerp_(local(parameter).float(), 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model's weights are the averages."""
+        """Put the averages in place of the model's weights within the block."""
         kept = {name: local(parameter).clone() for name, parameter in self.live.items()}
         self._set(self.average)
         try:
@@ -153,10 +154,12 @@ class EMA:
         return folder / f"ema-rank{dist.get_rank():05d}.safetensors"
 
     def save(self, folder: Path) -> None:
+        """Write this rank's averages into a checkpoint."""
         with replacing(self._file(folder)) as partial:
             save_file(self.average, partial)
 
     def load(self, folder: Path) -> None:
+        """Read this rank's averages from a checkpoint; UserError where it has none."""
         file = self._file(folder)
         if not file.exists():
             raise UserError(f"{folder} has no average for this rank: resume with its rank count and train.ema_decay")
@@ -165,7 +168,7 @@ class EMA:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict on the CPU, on rank 0 (None elsewhere), gathered by parameter under ZeRO-3. Collective.
+    """Return the state dict on the CPU, on rank 0 (None elsewhere), gathered by parameter under ZeRO-3. Collective.
 
     What lies whole on the CPU already is not copied: those are the model's own tensors.
     """

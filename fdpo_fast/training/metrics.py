@@ -57,7 +57,7 @@ class Metrics:
         self.current = self._empty()
 
     def flush(self) -> list[dict]:
-        """Records of the steps since the last flush, equal on all ranks; the last one carries the timestep bins."""
+        """Return the records since the last flush, equal on all ranks; the last one carries the timestep bins."""
         sums = torch.stack([sums for _, _, sums, _ in self.steps])
         dist.all_reduce(sums)
         norms = torch.stack([norm for *_, norm in self.steps]).tolist()
@@ -87,7 +87,7 @@ def _means(sums: list[float]) -> dict[str, float]:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process in GiB: what its tensors took of the GPU and what the allocator had reserved for
+    """Return this process's peak memory in GiB: what its tensors took of the GPU, what the allocator had reserved for
     them, or what was resident on the host.
     """
     if device.type == "cuda":
@@ -119,6 +119,7 @@ class WinnerWatch:
         self.warned = False
 
     def __call__(self, records: list[dict]) -> str | None:
+        """Take note of records; return a sentence the first time that there is something to warn of."""
         self.recent.append(sum(record["delta_w"] for record in records) / len(records))
         values = list(self.recent)
         rising = all(a < b for a, b in pairwise(values))
@@ -152,7 +153,7 @@ class FirstMargin:
         self._log_ratios.append(torch.cat([stats.log_ratio_w, stats.log_ratio_l]).abs())
 
     def apart(self) -> str | None:
-        """After the first step, a sentence where a margin was not 0. Waits for the device. Collective."""
+        """Return, after the first step, a sentence where a margin was not 0. Waits for the device. Collective."""
         largest = torch.stack([torch.cat(self._margins).max(), torch.cat(self._log_ratios).max()])
         largest = largest.nan_to_num(nan=math.inf)
         largest_over_ranks(largest)
@@ -190,7 +191,7 @@ class FirstMargin:
 
 
 def read_records(folder: Path) -> list[dict]:
-    """What a run has written to `metrics.jsonl` so far; a kill, or a run at work, may leave half of the last line."""
+    """Return what a run has written to `metrics.jsonl`; a kill, or a run at work, may leave half of the last line."""
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
     if lines and not _is_whole(lines[-1]):
@@ -208,7 +209,7 @@ def _is_whole(line: str) -> bool:
 
 
 def _line(record: dict) -> str:
-    """A record as JSON, which knows no NaN and no infinity: null."""
+    """Return a record as JSON, which knows no NaN and no infinity: null."""
     values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     if "bins" in values:
         values["bins"] = [json.loads(_line(part)) for part in values["bins"]]
@@ -229,6 +230,7 @@ class Writer:
         self.trackers = Trackers(settings, folder, first_step)
 
     def write(self, records: list[dict]) -> None:
+        """Add records to `metrics.jsonl` and to the trackers."""
         with self.path.open("a") as file:
             file.writelines(map(_line, records))
         for record in records:

@@ -17,7 +17,7 @@ class PairOrder:
     """
 
     def __init__(self, shapes: Tensor, pairs_per_step: int, seed: int) -> None:
-        """`shapes` [pairs, k] int64: rows are equal where latents have one shape."""
+        """Take the shapes [pairs, k] int64, whose rows are equal where latents have one shape."""
         _, group = torch.unique(shapes, dim=0, return_inverse=True)
         self.groups = [torch.nonzero(group == number).flatten() for number in range(int(group.max()) + 1)]
         self.pairs_per_step, self.seed = pairs_per_step, seed
@@ -26,7 +26,7 @@ class PairOrder:
 
     @property
     def rare(self) -> int:
-        """Pairs in shapes with fewer pairs than a step has: such a step holds some of them several times."""
+        """Count pairs in shapes with fewer pairs than a step has: such a step holds some of them several times."""
         return sum(len(group) for group in self.groups if len(group) < self.pairs_per_step)
 
     def _turn(self, step: int) -> tuple[int, int]:
@@ -39,7 +39,7 @@ class PairOrder:
         return self.turns[step]
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
-        """(positions, epochs), each [pairs_per_step] int64: epochs count how often a pair was seen before."""
+        """Return (positions, epochs), each [pairs_per_step] int64: epochs count how often a pair was seen before."""
         number, turn = self._turn(step)
         group, first = self.groups[number], turn * self.pairs_per_step
         draws = [divmod(draw, len(group)) for draw in range(first, first + self.pairs_per_step)]

@@ -39,7 +39,7 @@ class Policy(NamedTuple):
         self.engine.step()
 
     def grad_norm(self) -> Tensor | float | None:
-        """The gradients' norm at the last step, before clipping."""
+        """Return the gradients' norm at the last step, before clipping."""
         return self.guard.norm if self.clips else self.engine.get_global_grad_norm()
 
 

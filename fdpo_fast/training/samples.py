@@ -34,7 +34,7 @@ class SampleGrids:
 
     @torch.no_grad()
     def images(self, denoiser: nn.Module) -> Tensor:
-        """[prompts, images_per_prompt, 3, h, w] in [0, 1]; every rank must call it where the weights are sharded."""
+        """Draw [prompts, images_per_prompt, 3, h, w] in [0, 1]; collective where the weights are sharded."""
         settings = self.settings
         pipeline = self.family.sampler(denoiser, self.device)
         generator = torch.Generator().manual_seed(self.seed)
@@ -73,7 +73,7 @@ class SampleGrids:
 
 
 def side_by_side(captions: list[str], columns: dict[str, Tensor], scale: int = 1) -> Image.Image:
-    """One row a caption, one block of images [captions, k, 3, h, w] a column, each under its name."""
+    """Arrange images: one row a caption, one block [captions, k, 3, h, w] a column, each under its name."""
     widths = [block.shape[1] * block.shape[4] * scale for block in columns.values()]
     height = next(iter(columns.values())).shape[3] * scale
     text_width = max(8 * len(caption) for caption in captions) + _MARGIN

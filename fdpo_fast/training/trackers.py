@@ -36,7 +36,7 @@ class Trackers:
             )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Of one step."""
+        """Write the numbers of one step."""
         if self.tensorboard:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
@@ -44,7 +44,7 @@ class Trackers:
             self.wandb.log(values, step=step)
 
     def table(self, name: str, rows: list[dict], measured: Iterable[str]) -> None:
-        """One row a run: what was set, and what was `measured`."""
+        """Write a table with one row a run: what was set, and what was `measured`."""
         measured = list(measured)
         if self.tensorboard:
             for number, row in enumerate(rows):
@@ -59,10 +59,12 @@ class Trackers:
             self.wandb.log({name: wandb.Table(columns=columns, data=[[row[key] for key in columns] for row in rows])})
 
     def flush(self) -> None:
+        """Let what was written be seen."""
         if self.tensorboard:
             self.tensorboard.flush()
 
     def close(self) -> None:
+        """Write what is left, and end."""
         if self.tensorboard:
             self.tensorboard.close()
         if self.wandb:

@@ -118,7 +118,7 @@ class Trainer:
     # --- a step: nothing in here waits for the device --------------------------------------------------------------
 
     def train_step(self, step: int) -> float:
-        """Forward, backward and the optimizer's step, of each of this rank's micro-batches; returns the rate taken."""
+        """Run forward, backward and optimizer of each of this rank's micro-batches; return the rate taken."""
         micro = self.config.train.pairs_per_micro_batch
         accumulation = self.config.accumulation(self.rank.count)
         rate = self.policy.engine.get_lr()[0]
@@ -138,7 +138,7 @@ class Trainer:
         return rate
 
     def reference(self, batch: Batch) -> Tensor:
-        """Errors from the cache or of the frozen model, or predictions of the policy without its adapter.
+        """Return errors from the cache or of the frozen model, or predictions of the policy without its adapter.
 
         The frozen model's go in as errors, formed as the cache's are: the two modes then take the same steps, bit for
         bit, where the libraries round a batch alike.
@@ -176,12 +176,12 @@ class Trainer:
         return step + 1 == self.config.train.max_steps
 
     def checkpoint_due(self, step: int) -> bool:
-        """Whether one is written behind a step; the good ones are kept while gradients are not finite."""
+        """Say whether one is written behind a step; the good ones are kept while gradients are not finite."""
         due = (step + 1) % self.config.train.checkpoint_every == 0 or self._is_last(step)
         return due and not self.policy.guard.in_a_row
 
     def due(self, step: int) -> bool:
-        """Whether records are written behind a step: a checkpoint never runs ahead of the metrics on disk."""
+        """Say whether records are written behind a step: a checkpoint never runs ahead of the metrics on disk."""
         return (step + 1) % self.config.log.every == 0 or self.checkpoint_due(step) or self._is_last(step)
 
     def flush(self, step: int, steps: tqdm) -> bool:
@@ -229,7 +229,7 @@ class Trainer:
 
 
 def progress(record: dict) -> str:
-    """The progress bar's figures."""
+    """Return the progress bar's figures."""
     return (
         f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}, margin {record['margin']:+.3f}, "
         f"lr {record['lr']:.1e}, {record['images_per_second']:.1f} images/s, {record['memory_gib']:.1f} GiB"

@@ -39,7 +39,7 @@ LOWEST_TRITON = (3, 3)
 
 
 def _missing() -> str | None:
-    """What there is to install; without importing Triton, which takes a while."""
+    """Return what there is to install; without importing Triton, which takes a while."""
     if not find_spec("triton"):
         return "Triton (`pip install triton`)"
     try:
@@ -63,7 +63,7 @@ registers ptxas takes 48 of them and spills, on sm_120."""
 
 @torch.compiler.assume_constant_result
 def devices() -> tuple[str, ...]:
-    """Types of device whose tensors it takes; the CPU's only by Triton's interpreter, where that is on."""
+    """Return the types of device whose tensors it takes; the CPU's only by Triton's interpreter, where that is on."""
     from triton import JITFunction
 
     return ("cuda",) if isinstance(_noise.normals_kernel, JITFunction) else ("cuda", "cpu")
@@ -87,7 +87,7 @@ _MOST_GRIDS = 1024
 
 
 def _grid(tensors: list[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], _Grid]:
-    """The tensors as the kernels take them, and the grid over them, which is remembered for their shape and strides."""
+    """Return the tensors as the kernels take them, and the grid over them, remembered for their shape and strides."""
     key = (tensors[0].shape, logical, *(tensor.stride() for tensor in tensors))
     known = _grids.get(key)
     if known is not None:
@@ -113,7 +113,7 @@ _HERE = nullcontext()
 
 
 def on(device: torch.device):
-    """Triton launches on the current device; an interpreted kernel needs none."""
+    """Make a device the current one, on which Triton launches; an interpreted kernel needs none."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return _HERE
     return torch.cuda.device(device)
@@ -125,12 +125,12 @@ def _kept_counters(device: torch.device, stream: int, size: int) -> Tensor:
 
 
 def stream_of(device: torch.device) -> int:
-    """The current stream of a device; 0 for the CPU."""
+    """Return the current stream of a device; 0 for the CPU."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def counters(device: torch.device, count: int) -> Tensor:
-    """int32 zeros, which every launch leaves as zeros: kept for each stream, since filling them would be a launch.
+    """Return int32 zeros, which every launch leaves as zeros: kept by stream, since filling them would be a launch.
 
     A CUDA graph, which may be replayed on any stream, gets its own, filled at each replay.
     """
@@ -140,7 +140,7 @@ def counters(device: torch.device, count: int) -> Tensor:
 
 
 def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
-    """See `ops.library.loss_forward`. A gradient asked for takes a launch of its own."""
+    """Run `ops.library.loss_forward` in Triton. A gradient asked for takes a launch of its own."""
     out, predicted, drawn = Results.empty(pred, call.reduction, False), ref.shape == pred.shape, is_draws(target)
     if pred.shape[0] == 0:
         out.loss.zero_()
@@ -169,7 +169,7 @@ def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | Non
 
 
 def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
-    """See `ops.library.loss_backward`."""
+    """Run `ops.library.loss_backward` in Triton."""
     grad, drawn = torch.empty_like(pred), is_draws(target)
     if pred.shape[0] == 0:
         return grad
@@ -190,7 +190,7 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
 def add_noise(
     latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """See `ops.library.add_noise`."""
+    """Run `ops.library.add_noise` in Triton."""
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
     if latents.shape[0] == 0:
         return out, timesteps
@@ -205,7 +205,7 @@ def add_noise(
 
 
 def normals(draws: Tensor, count: int) -> Tensor:
-    """See `ops.library.normals`."""
+    """Run `ops.library.normals` in Triton."""
     out, draws = torch.empty((draws.shape[1], count), dtype=torch.float32, device=draws.device), draws.contiguous()
     chunks = -(-count // BLOCK)
     if out.numel():

@@ -32,7 +32,7 @@ def _arrive(counter):
 
 @triton.jit
 def _total(start, count):
-    """Sum of `count` float64 numbers that other programs wrote, always in the same order."""
+    """Add up `count` float64 numbers that other programs wrote, always in the same order."""
     lanes = tl.arange(0, _LANES)
     sums = tl.zeros([_LANES], tl.float64)
     for at in range(0, count, _LANES):
@@ -42,7 +42,7 @@ def _total(start, count):
 
 @triton.jit
 def _side(partials, ref_errors, row, n, chunks, ratio_scale, REF_ERRORS: tl.constexpr):
-    """(error, ref_error, log-ratio) of a sample from its partial sums [3, chunks], float32."""
+    """Return (error, ref_error, log-ratio) of a sample from its partial sums [3, chunks], float32."""
     error = _total(partials, chunks) / n
     if REF_ERRORS:
         ref_error = tl.load(ref_errors + row).to(tl.float64)
@@ -55,7 +55,7 @@ def _side(partials, ref_errors, row, n, chunks, ratio_scale, REF_ERRORS: tl.cons
 
 @triton.jit
 def _target(target, seed, pair_id, visit, at, inside, first, DRAWN: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile of the target: loaded from its row, or the noise of the draw."""
+    """Return a tile of the target: loaded from its row, or the noise of the draw."""
     if DRAWN:
         return tl.where(inside, normals(seed, pair_id, visit, first // 4, BLOCK), 0.0)
     return load(target, at, inside)
@@ -63,7 +63,7 @@ def _target(target, seed, pair_id, visit, at, inside, first, DRAWN: tl.constexpr
 
 @triton.jit
 def _terms(p, ref, at, t, inside, REF_ERRORS: tl.constexpr):
-    """What a tile adds to (error, ref_error, delta), lane by lane; with stored reference errors to the first only."""
+    """Return what a tile adds to (error, ref_error, delta), lane by lane; with reference errors to the first only."""
     miss, zero = p - t, tl.zeros(p.shape, tl.float32)  # with products in place of fma ptxas takes more registers
     if REF_ERRORS:
         return tl.fma(miss, miss, zero), zero, zero
@@ -74,7 +74,7 @@ def _terms(p, ref, at, t, inside, REF_ERRORS: tl.constexpr):
 
 @triton.jit
 def _store_sums(start, error, ref_error, delta, chunks, REF_ERRORS: tl.constexpr):
-    """The sums over lanes, in float64, into [3, chunks]; of errors alone into [1, chunks]."""
+    """Store the sums over lanes, in float64, into [3, chunks]; of errors alone into [1, chunks]."""
     tl.store(start, tl.sum(error.to(tl.float64)))
     if not REF_ERRORS:
         tl.store(start + chunks, tl.sum(ref_error.to(tl.float64)))
@@ -131,6 +131,7 @@ def loss_forward_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Form the losses of all pairs, their statistics and the coefficients of their gradients."""
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
     p_w, p_l = pred + row_w.to(tl.int64) * p_row, pred + row_l.to(tl.int64) * p_row
@@ -226,6 +227,7 @@ def loss_backward_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Form grad = grad_loss * coefficient * (pred - target) of all samples."""
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
     p_w, p_l = pred + row_w.to(tl.int64) * p_row, pred + row_l.to(tl.int64) * p_row

@@ -18,7 +18,7 @@ LN2_LOW = tl.constexpr(-2.12194440054690583e-4)
 
 @triton.jit
 def _reduced_exp(x):
-    """(s, q) with e^x = s (1 + q), s a power of two and |q| < 0.42; x is brought into [-87, 88]."""
+    """Return (s, q) with e^x = s (1 + q), s a power of two and |q| < 0.42; x is brought into [-87, 88]."""
     x = tl.minimum(tl.maximum(x, -87.0, propagate_nan=tl.PropagateNan.ALL), 88.0, propagate_nan=tl.PropagateNan.ALL)
     n = tl.floor(tl.fma(x, 1.4426950408889634, 0.5))
     r = tl.fma(n, -LN2_LOW, tl.fma(n, -LN2_HIGH, x))
@@ -33,19 +33,21 @@ def _reduced_exp(x):
 
 @triton.jit
 def exp(x):
+    """Return e^x; 0 below -87."""
     s, q = _reduced_exp(x)
     return tl.where(x < -87.0, 0.0, tl.fma(s, q, s))
 
 
 @triton.jit
 def expm1(x):
+    """Return e^x - 1 without losing the digits of a small x."""
     s, q = _reduced_exp(x)
     return tl.fma(s, q, s - 1)
 
 
 @triton.jit
 def log1p(y):
-    """log(1 + y) for -1/2 <= y <= 1: a step of ln 2 up or down, and f - (f^2/2 - s (f^2/2 + R)) for the rest.
+    """Return log(1 + y), -1/2 <= y <= 1: a step of ln 2 up or down, and f - (f^2/2 - s (f^2/2 + R)) for the rest.
 
     s = f / (2 + f), and R is what 2 artanh(s) has beyond 2 s: fdlibm's arrangement, whose roundings are small beside f.
     """
@@ -60,24 +62,26 @@ def log1p(y):
 
 @triton.jit
 def softplus(x):
+    """Return log(1 + e^x), which does not overflow."""
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + log1p(exp(-tl.abs(x)))
 
 
 @triton.jit
 def log_2_sigmoid(x):
-    """log sigmoid(x) + log 2, without the constant that would cost the digits of a small x."""
+    """Return log sigmoid(x) + log 2, without the constant that would cost the digits of a small x."""
     return tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - log1p(expm1(-tl.abs(x)) * 0.5)
 
 
 @triton.jit
 def sigmoid(x):
+    """Return 1 / (1 + e^-x), which does not overflow."""
     e = exp(-tl.abs(x))
     return tl.div_rn(tl.where(x >= 0, 1.0, e), 1 + e)
 
 
 @triton.jit
 def link(u, linear, scale, rate, logistic):
-    """(h(u) - h(0), h'(u)) of `divergences`; a term whose coefficient is zero is left out: 0 * inf is NaN."""
+    """Return (h(u) - h(0), h'(u)) of `divergences`; a term whose coefficient is zero is left out: 0 * inf is NaN."""
     x = rate * u
     below = tl.minimum(x, CAP, propagate_nan=tl.PropagateNan.ALL)
     slope = exp(below)
@@ -90,7 +94,7 @@ def link(u, linear, scale, rate, logistic):
 
 @triton.jit
 def pair_loss(gap, beta, kept, flipped, hinge, square):
-    """(loss, d loss / d gap) of `loss.eager.LossType`; a term whose coefficient is zero is left out."""
+    """Return (loss, d loss / d gap) of `loss.eager.LossType`; a term whose coefficient is zero is left out."""
     z = beta * gap
     miss = gap - tl.div_rn(0.5, beta)
     inside = tl.where(z >= 1, 0.0, 1 - z)

@@ -20,14 +20,14 @@ _NOISE, _TIMESTEP = tl.constexpr(Stream.NOISE.value), tl.constexpr(Stream.TIMEST
 
 @triton.jit
 def _two_sum(a, b):
-    """a + b as a float and what it lost; |a| >= |b|, or a = 0."""
+    """Return a + b as a float and what it lost; |a| >= |b|, or a = 0."""
     s = a + b
     return s, b - (s - a)
 
 
 @triton.jit
 def _radius(x):
-    """sqrt(-2 log((x + 1) / 2^32)) of words x, as a float and what it lost."""
+    """Return sqrt(-2 log((x + 1) / 2^32)) of words x, as a float and what it lost."""
     # (x + 1) = 2^e (1 + f), sqrt(1/2) <= 1 + f < sqrt(2); f is an integer over 2^e and exact in two floats
     bits = (x.to(tl.float32) + 1.0).to(tl.int32, bitcast=True)
     e = ((bits + (0x3F800000 - _SQRT_HALF_BITS)) >> 23) - 127
@@ -58,7 +58,7 @@ def _radius(x):
 
 @triton.jit
 def _cos_sin(y):
-    """Cosine and sine of y / 2^32 turns, each as a float and what it lost."""
+    """Return cosine and sine of y / 2^32 turns, each as a float and what it lost."""
     quarter = (y + 0x20000000) >> 30
     rest = (y - (quarter << 30)).to(tl.int32, bitcast=True)
     high = rest.to(tl.float32)
@@ -90,7 +90,7 @@ def _cos_sin(y):
 
 @triton.jit
 def _box_muller(x, y):
-    """Two standard normals of two words, within two units in the last place."""
+    """Make two standard normals of two words, within two units in the last place."""
     r, r_low = _radius(x)
     c, c_low, s, s_low = _cos_sin(y)
     return tl.fma(r, c, tl.fma(r, c_low, r_low * c)), tl.fma(r, s, tl.fma(r, s_low, r_low * s))
@@ -98,7 +98,7 @@ def _box_muller(x, y):
 
 @triton.jit
 def philox_words(seed, pair_id, visit, stream: tl.constexpr, block):
-    """The four words of each `block` (uint32) of a draw's stream; the counter's layout is that of `noise`."""
+    """Return the four words of each `block` (uint32) of a draw's stream; the counter's layout is that of `noise`."""
     low, high = pair_id.to(tl.uint32), ((pair_id >> 32) << 8 | stream).to(tl.uint32)
     zero = block * 0
     return tl.philox(seed, block, zero + visit.to(tl.uint32), zero + low, zero + high)
@@ -106,7 +106,7 @@ def philox_words(seed, pair_id, visit, stream: tl.constexpr, block):
 
 @triton.jit
 def normals(seed, pair_id, visit, first_block, SIZE: tl.constexpr):
-    """SIZE elements of a draw's noise, from element 4 * first_block on."""
+    """Make SIZE elements of a draw's noise, from element 4 * first_block on."""
     block = first_block.to(tl.uint32) + tl.arange(0, SIZE // 4).to(tl.uint32)
     w0, w1, w2, w3 = philox_words(seed, pair_id, visit, _NOISE, block)
     n0, n1 = _box_muller(w0, w1)
@@ -116,13 +116,13 @@ def normals(seed, pair_id, visit, first_block, SIZE: tl.constexpr):
 
 @triton.jit
 def draw_of(draws, pair, pairs):
-    """(seed, pair id, visit) of a pair from [3, pairs]."""
+    """Return (seed, pair id, visit) of a pair from [3, pairs]."""
     return tl.load(draws + pair), tl.load(draws + pairs + pair), tl.load(draws + 2 * pairs + pair)
 
 
 @triton.jit(do_not_specialize=["pairs", "chunks"])
 def normals_kernel(draws, out, pairs, count, chunks, BLOCK: tl.constexpr):
-    """out [pairs, count] float32."""
+    """Fill out [pairs, count] float32 with the noise of draws [3, pairs]."""
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     seed, pair_id, visit = draw_of(draws, pair, pairs)
     at = chunk * BLOCK + tl.arange(0, BLOCK)
@@ -158,7 +158,7 @@ def add_noise_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x_t = signal[t] x_0 + sigma[t] noise for both samples of a pair, which share the draw."""
+    """Form x_t = signal[t] x_0 + sigma[t] noise of both samples of a pair, which share the draw."""
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
     seed, pair_id, visit = draw_of(draws, pair, pairs)

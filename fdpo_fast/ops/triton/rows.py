@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def offsets(at, middle, inner, outer_stride, middle_stride, inner_stride, DENSE: tl.constexpr):
-    """Addresses of the elements `at` of a sample of sizes [..., middle, inner], relative to its row."""
+    """Return the addresses of the elements `at` of a sample of sizes [..., middle, inner], relative to its row."""
     if DENSE:
         return at
     k, rest = at % inner, at // inner
@@ -15,7 +15,7 @@ def offsets(at, middle, inner, outer_stride, middle_stride, inner_stride, DENSE:
 
 @triton.jit
 def pair_rows(pair, pairs, INTERLEAVED: tl.constexpr):
-    """Rows of the preferred and of the dispreferred sample."""
+    """Return the rows of the preferred and of the dispreferred sample."""
     if INTERLEAVED:
         return pair * 2, pair * 2 + 1
     return pair, pairs + pair
@@ -23,4 +23,5 @@ def pair_rows(pair, pairs, INTERLEAVED: tl.constexpr):
 
 @triton.jit
 def load(start, at, inside):
+    """Load elements as float32; zeros outside."""
     return tl.load(start + at, mask=inside, other=0.0).to(tl.float32)

@@ -1,0 +1,29 @@
+"""What every section of the configuration is: a frozen pydantic model that refuses what it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
+
+
+class Section(BaseModel):
+    """Keys that belong together, each with its type, its limits and its default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def replace(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with other values by key: "beta" of the section of the loss, "loss.beta" of the whole.
+
+        A value may be a section. Raises ValueError where the result is refused, as it would be in a file.
+        """
+        raw = self.model_dump(mode="json")
+        for path, value in changes.items():
+            *sections, key = path.split(".")
+            node = raw
+            for section in sections:
+                node = node[section]
+            node[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
+        return self.model_validate(raw)
