@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 from benchmarks import optimizer
-from benchmarks.device import machine
+from benchmarks.common.device import machine
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.pack import keep_one_cuda, lacking, pinned
