@@ -9,7 +9,6 @@ alone, less what the process held before. Writes results/data.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import multiprocessing
 import time
@@ -21,7 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.device import status
+from benchmarks.common.device import status
+from benchmarks.common.tables import write_csv
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import Pair
@@ -176,10 +176,7 @@ def main() -> None:
                 disk = sizes[name.split(",")[0]] / 2**20
                 table.append((name, pairs, f"{speed:.0f}", f"{memory:.1f}", f"{disk:.0f}"))
                 print(", ".join(f"{key} {value}" for key, value in zip(COLUMNS, table[-1], strict=True)), flush=True)
-    partial = RESULTS / "data.csv.tmp"
-    with partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *table])
-    partial.replace(RESULTS / "data.csv")
+    write_csv(RESULTS / "data.csv", COLUMNS, table)
 
 
 if __name__ == "__main__":

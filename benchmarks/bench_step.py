@@ -38,11 +38,12 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss
 
 from benchmarks import full_sdxl
-from benchmarks.device import CUDA, DEVICE, held_gib, machine, peak_gib, synchronize
-from benchmarks.tables import write_csv
+from benchmarks.common.device import CUDA, DEVICE, held_gib, machine, peak_gib, synchronize
+from benchmarks.common.tables import write_csv
 from fdpo_fast import FDPOLoss, noise
 from fdpo_fast.cache.dataset import Batch
 from fdpo_fast.config.schema import Model
+from fdpo_fast.evaluate.tables import table
 from fdpo_fast.models import load_family, quiet_libraries
 from fdpo_fast.models.prediction import errors, predict
 
@@ -271,15 +272,17 @@ def markdown(variants: list[Variant]) -> Iterator[str]:
     """Speed and memory; seconds by phase."""
     ours = variants[0]
     yield f"{machine()}; UNet: {ours.parameters / 1e6:.1f} M parameters. ours / this: times the steps/s, and memory.\n"
-    yield "| variant | steps/s | ours / this | peak GiB | ours / this | less imports | ours / this |"
-    yield "|---|" + "---:|" * 6
+    columns = ("variant", "steps/s", "ours / this", "peak GiB", "ours / this", "less imports", "ours / this")
+    rows = []
     for v in variants:
         built, ratio = v.peak - v.base, (ours.peak - ours.base) / (v.peak - v.base)
-        memory = f"{v.peak:.2f} | {ours.peak / v.peak:.2f} | {built:.2f} | {ratio:.2f}"
-        yield f"| {v.name} | {1 / v.seconds('step'):.3f} | {v.ratio:.2f} | {memory} |"
-    yield "\n| seconds | " + " | ".join((*PHASES, "step")) + " |\n|---|" + "---:|" * (len(PHASES) + 1)
-    for v in variants:
-        yield f"| {v.name} | " + " | ".join(f"{v.seconds(phase):.4g}" for phase in (*PHASES, "step")) + " |"
+        speed = f"{1 / v.seconds('step'):.3f}", f"{v.ratio:.2f}"
+        rows.append((v.name, *speed, *(f"{x:.2f}" for x in (v.peak, ours.peak / v.peak, built, ratio))))
+    yield from table(columns, rows, figures=6)
+    yield ""
+    phases = (*PHASES, "step")
+    rows = [(v.name, *(f"{v.seconds(phase):.4g}" for phase in phases)) for v in variants]
+    yield from table(("seconds", *phases), rows, figures=len(phases))
 
 
 def main() -> None:

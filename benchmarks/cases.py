@@ -90,8 +90,8 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
     """A policy some way from the target and near its reference: log-ratios of about one at a ratio_scale of 2500."""
     generator = torch.Generator(device).manual_seed(0)
     shape, dtype = SIZES[case.size], getattr(torch, case.dtype)
-    drawn = draws(0, torch.arange(case.pairs, device=device), 0)
-    noise = normals(drawn, math.prod(shape)).reshape(-1, *shape).repeat(2, 1, 1, 1)
+    triples = draws(0, torch.arange(case.pairs, device=device), 0)
+    noise = normals(triples, math.prod(shape)).reshape(-1, *shape).repeat(2, 1, 1, 1)
     target = noise if case.form == "draws" else noise.to(dtype)
 
     def near(center: Tensor, distance: float) -> Tensor:
@@ -102,4 +102,4 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
     ref = near(pred, 0.01)
     if case.form != "predictions":
         ref = denoising_error(ref, target, torch.float64)
-    return Inputs(pred.requires_grad_(case.passes != "fwd"), ref, drawn if case.form == "draws" else target)
+    return Inputs(pred.requires_grad_(case.passes != "fwd"), ref, triples if case.form == "draws" else target)

@@ -8,8 +8,6 @@ markdown and writes results/exactness.csv.
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.common.tables import write_csv
 from fdpo_fast import fdpo_loss
+from fdpo_fast.evaluate import tables
 from fdpo_fast.ops import cpp
 from fdpo_fast.scales import ratio_scale
 
@@ -131,13 +131,11 @@ def markdown(rows: list[dict]) -> Iterator[str]:
     """Two tables of a column per eps: signs, errors."""
 
     def table(cell: Callable[[dict], str]) -> Iterator[str]:
-        yield "| latents | inputs | loss | " + " | ".join(f"eps {eps:g}" for eps in EPS) + " |"
-        yield "|---|---|---|" + "---:|" * len(EPS)
         lines: dict[tuple[str, str, str], list[str]] = {}
         for row in rows:
             lines.setdefault((row["latents"], row["inputs"], row["loss"]), []).append(cell(row))
-        for head, cells in lines.items():
-            yield f"| {' | '.join((*head, *cells))} |"
+        columns = ["latents", "inputs", "loss", *(f"eps {eps:g}" for eps in EPS)]
+        yield from tables.table(columns, ((*head, *cells) for head, cells in lines.items()), len(EPS))
 
     yield f"Share of pairs whose logit has the wrong sign, and in brackets of those where it is exactly zero; {PAIRS}"
     yield f"pairs a cell, beta_dpo = {BETA_DPO:g}, ours on backend '{BACKEND}', torch {torch.__version__}."
@@ -154,14 +152,9 @@ def markdown(rows: list[dict]) -> Iterator[str]:
 def main() -> None:
     rows = [row for latents in LATENTS for row in measure(latents)]
     print("\n".join(markdown(rows)))
-    RESULTS.parent.mkdir(exist_ok=True)
-    unfinished = RESULTS.with_suffix(".csv.part")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        # more digits than four depend on the processor
-        writer.writerows({key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()} for row in rows)
-    os.replace(unfinished, RESULTS)
+    # more digits than four depend on the processor
+    cells = [[f"{x:.4g}" if isinstance(x, float) else x for x in row.values()] for row in rows]
+    write_csv(RESULTS, list(rows[0]), cells)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from typing import Any
 import psutil
 
 from benchmarks import launcher
-from benchmarks.device import CUDA, GIB, machine, smi
-from benchmarks.tables import write_csv
+from benchmarks.common.device import CUDA, GIB, machine, smi
+from benchmarks.common.tables import write_csv
 
 ROOT = Path(__file__).parent.parent
 CSV = Path(__file__).parent / "results/full_sdxl.csv"

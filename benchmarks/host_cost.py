@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from benchmarks.common.tables import write_csv
 from benchmarks.static_gpu import compiling
 from fdpo_fast import AdamW8bit, FDPOLoss, draws
 from fdpo_fast.config.schema import Log
+from fdpo_fast.evaluate.tables import table
 from fdpo_fast.noise import add_noise
 from fdpo_fast.ops.triton import launch
 from fdpo_fast.optim import in_backward
@@ -145,11 +147,11 @@ def loss(reduction: str) -> float:
     """The fused loss of one pair, forward and backward, by errors of the reference and draws of the noise."""
     criterion = FDPOLoss(beta=1.0, ratio_scale=2500.0, reduction=reduction, backend="triton")
     pred = torch.zeros(SAMPLES, dtype=torch.bfloat16, requires_grad=True)
-    ref, drawn, weight = torch.zeros(2, dtype=torch.float64), draws(0, torch.arange(1), 0), torch.ones(1)
+    ref, noise, weight = torch.zeros(2, dtype=torch.float64), draws(0, torch.arange(1), 0), torch.ones(1)
 
     def work() -> None:
-        found, _ = criterion(pred, ref, drawn, weight)
-        (found.mean() if reduction == "none" else found).backward()
+        value, _ = criterion(pred, ref, noise, weight)
+        (value.mean() if reduction == "none" else value).backward()
         pred.grad = None
 
     return cost(work, 300)
@@ -157,8 +159,8 @@ def loss(reduction: str) -> float:
 
 def noisy() -> float:
     """`add_noise` to the latents of one pair."""
-    latents, table, drawn = torch.zeros(SAMPLES), torch.ones(1000), draws(0, torch.arange(1), 0)
-    return cost(lambda: add_noise(latents, drawn, table, table, dtype=torch.bfloat16, backend="triton"), 300)
+    latents, table, noise = torch.zeros(SAMPLES), torch.ones(1000), draws(0, torch.arange(1), 0)
+    return cost(lambda: add_noise(latents, noise, table, table, dtype=torch.bfloat16, backend="triton"), 300)
 
 
 def metrics() -> tuple[float, float]:
@@ -221,14 +223,8 @@ def main() -> None:
         with CSV.open(newline="") as file:
             before = {row["part"]: row["before"] for row in csv.DictReader(file)}
     rows = [(part, before.get(part, ""), f"{value:.3f}") for part, value in measure().items()]
-    print("| ms of CPU time | before | after |\n|---|---|---|")
-    for row in rows:
-        print("| {} | {} | {} |".format(*row))
-    written = CSV.with_suffix(".tmp")
-    with written.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("part", "before", "after"), *rows])
-    written.replace(CSV)
+    print("\n".join(table(("ms of CPU time", "before", "after"), rows, figures=2)))
+    write_csv(CSV, ("part", "before", "after"), rows)
 
 
 if __name__ == "__main__":

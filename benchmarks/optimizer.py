@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from benchmarks.device import DEVICE, machine, synchronize
-from benchmarks.tables import write_csv
+from benchmarks.common.device import DEVICE, machine, synchronize
+from benchmarks.common.tables import write_csv
 from fdpo_fast import AdamW8bit
+from fdpo_fast.evaluate.tables import table
 from fdpo_fast.ops import cpp
 
 RESULTS = Path(__file__).parent / "results"
@@ -112,8 +113,8 @@ def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device
     torch.manual_seed(0)
     p = Parameter(torch.randn(elements, device=device).to(dtype))
     p.grad = torch.randn(elements, device=device).to(dtype)
-    found = list(steps_of(p, device))
-    steps, moved = {name: step for name, step, _ in found}, {name: size for name, _, size in found}
+    step_sizes = list(steps_of(p, device))
+    steps, moved = {name: step for name, step, _ in step_sizes}, {name: size for name, _, size in step_sizes}
     smallest = min(moved.values())
     source, to = torch.ones(2, int(elements * smallest) // 8, device=device)
     steps["copy"] = lambda: to.copy_(source)
@@ -197,11 +198,10 @@ def main() -> None:
         for name, make in MAKERS[device.type].items():
             check(name, make, dtype, device)
         rows += measure(dtype, options.elements, options.rounds, device)
-    print("|", " | ".join(rows[0]), "|\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("|", " | ".join(map(str, row.values())), "|")
+    columns, cells = list(rows[0]), [list(row.values()) for row in rows]
+    print("\n".join(table(columns, cells)))
     folder = options.results / "gpu" if device.type == "cuda" else options.results
-    write_csv(folder / "optimizer.csv", list(rows[0]), [list(row.values()) for row in rows])
+    write_csv(folder / "optimizer.csv", columns, cells)
     if device.type == "cpu":
         draw_rounding(options.results / "rounding.png")
 

@@ -10,8 +10,10 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
-from benchmarks.device import DEVICE, held_gib, machine, peak_gib, synchronize
+from benchmarks.common.device import DEVICE, held_gib, machine, peak_gib, synchronize
+from fdpo_fast.evaluate.tables import table
 
 WIDTH = 4096  # of a layer: 16.8 M parameters
 
@@ -79,18 +81,20 @@ def run(millions: float, type: str, stage: int, inside: bool = False) -> None:
 def main() -> None:
     millions = float(sys.argv[1]) if len(sys.argv) > 1 else 500
     print(f"{machine()}\n")
-    print("| set-up | million parameters | peak GiB | bytes a parameter | seconds of the last step |")
-    print("|---|---:|---:|---:|---:|")
+    columns = ("set-up", "million parameters", "peak GiB", "bytes a parameter", "seconds of the last step")
+    for line in table(columns, rows(millions), figures=4):
+        print(line, flush=True)
+
+
+def rows(millions: float) -> Iterator[tuple[str, ...]]:
+    """Measure one set-up after the other, each in a process of its own."""
     for name, options in SETUPS.items():
         call = f"from benchmarks.optimizer_memory import run; run({millions}, **{options!r})"
         done = subprocess.run([sys.executable, "-c", call], check=True, capture_output=True, text=True)
         figures = json.loads(done.stdout.splitlines()[-1])
         bytes_each = figures["peak_gib"] * 2**30 / figures["millions"] / 1e6
-        print(
-            f"| {name} | {figures['millions']:.0f} | {figures['peak_gib']:.2f} | {bytes_each:.1f} | "
-            f"{figures['seconds']:.1f} |",
-            flush=True,
-        )
+        memory = f"{figures['peak_gib']:.2f}", f"{bytes_each:.1f}"
+        yield name, f"{figures['millions']:.0f}", *memory, f"{figures['seconds']:.1f}"
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import launcher
-from benchmarks.device import CUDA, GIB, machine
+from benchmarks.common.device import CUDA, GIB, machine
+from benchmarks.common.tables import write_csv
 from benchmarks.full_sdxl import Watch, config, prepare
-from benchmarks.tables import write_csv
 from fdpo_fast.training.metrics import read_records
 
 CSV = Path(__file__).parent / "results/plan_accuracy.csv"

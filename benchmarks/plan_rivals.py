@@ -13,16 +13,16 @@ on fake tensors under its own autocast. Writes results/plan_rivals.csv.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.common.tables import write_csv
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
-from fdpo_fast.memory.account import GIB, PHASES, Account, step_account
+from fdpo_fast.memory.account import GIB, Account, step_account
 from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.memory.trace import trace, vae_passes
 from fdpo_fast.models import quiet_libraries
@@ -81,18 +81,16 @@ def main() -> None:
     quiet_libraries()
     accounts = dict(plans())
     parts = list(dict.fromkeys(entry.part for account in accounts.values() for entry in account.entries))
-    rows = [("plan", "peak_in", "gpu_tensors_gib", "host_gib", *parts)]
+    columns, rows = ("plan", "peak_in", "gpu_tensors_gib", "host_gib", *parts), []
     for name, account in accounts.items():
         phase = account.peak("gpu")
-        found = account.parts(phase, "gpu")
-        sizes = [max(account.total(each, place) for each in PHASES) for place in ("gpu", "host")]
-        rows.append((name, phase, *(f"{size / GIB:.2f}" for size in (*sizes, *(found.get(part, 0) for part in parts)))))
-    partial = CSV.with_suffix(".csv.tmp")
-    with partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    partial.replace(CSV)
-    for name, *row in rows[1:]:
-        cells = zip(rows[0][1:], row, strict=True)
+        by_part = account.parts(phase, "gpu")
+        sizes = [account.total(account.peak(device), device) for device in ("gpu", "host")]
+        sizes += [by_part.get(part, 0) for part in parts]
+        rows.append((name, phase, *(f"{size / GIB:.2f}" for size in sizes)))
+    write_csv(CSV, columns, rows)
+    for name, *row in rows:
+        cells = zip(columns[1:], row, strict=True)
         print(f"{name:32}" + "; ".join(f"{key} {value}" for key, value in cells if value != "0.00"))
 
 

@@ -21,10 +21,10 @@ def bars(rows: list[dict]) -> bytes:
         shown = [row for row in rows if row["case"]["dtype"] == dtype]
         for provider, color, side in (("compile", "#9aa5b1", -1), ("ours", "#1f6fb4", 1)):
             heights = [row["providers"][provider]["times_faster_than_eager"] for row in shown]
-            places = [place + 0.2 * side for place in range(len(shown))]
+            middles = [number + 0.2 * side for number in range(len(shown))]
             label = {"compile": "torch.compile", "ours": "fdpo_fast"}[provider]
-            drawn = panel.bar(places, heights, 0.4, color=color, label=label)
-            panel.bar_label(drawn, fmt="%.1f", fontsize=7, padding=1)
+            container = panel.bar(middles, heights, 0.4, color=color, label=label)
+            panel.bar_label(container, fmt="%.1f", fontsize=7, padding=1)
         panel.axhline(1, color="black", linewidth=0.8, linestyle="--")
         cases = [row["case"] for row in shown]
         panel.set_xticks(range(len(shown)), [f"{case['size']}\n{case['pairs']}" for case in cases], fontsize=8)

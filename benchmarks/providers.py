@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, Inputs
-from benchmarks.clock import Call
+from benchmarks.common.clock import Call
 from fdpo_fast import FDPOLoss
 
 OPTIONS = {"divergence": "jensen_shannon", "beta": 1.0, "ratio_scale": 2500.0}

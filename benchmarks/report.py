@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report [JSON]`: what a run of `benchmarks/test_loss.py` says, as tables, CSV and one plot.
+"""What a run of `benchmarks.loss` says, as tables, CSV and one plot: `python -m benchmarks.report [JSON]`.
 
 Prints GitHub-flavoured markdown; writes the CSV and the plot beside the JSON, under its name. A run with a failed
 test, or one that was broken off, is refused: no speed-up is reported on a red test.
@@ -6,8 +6,6 @@ test, or one that was broken off, is refused: no speed-up is reported on a red t
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,7 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from statistics import geometric_mean
 
+from benchmarks.common.tables import write_csv
 from benchmarks.plot import bars
+from fdpo_fast.evaluate.tables import table
+from fdpo_fast.files import replacing
 
 RESULTS = Path(__file__).parent / "results" / "loss.json"
 
@@ -67,7 +68,8 @@ def markdown(run: dict) -> Iterator[str]:
     for kind, rows in groupby(sorted(run["rows"], key=lambda row: list(TITLES).index(_kind(row))), _kind):
         rows = list(rows)
         yield from ("", f"### {TITLES[kind]}", "")
-        yield from _table(COLUMNS, map(_cells, sorted(rows, key=lambda row: row["case"]["dtype"], reverse=True)))
+        rows.sort(key=lambda row: row["case"]["dtype"], reverse=True)
+        yield from table(COLUMNS, map(_cells, rows), figures=len(COLUMNS) - 3)
         if any(row["gradient_formed_ahead"] for row in rows):
             yield from (
                 "",
@@ -118,16 +120,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _table(columns: Iterable[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    columns = list(columns)
-    yield f"| {' | '.join(columns)} |"
-    yield f"|---|---:|---|{'---:|' * (len(columns) - 3)}"
-    for cells in rows:
-        yield f"| {' | '.join(cells)} |"
-
-
-def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """One line for each case and provider."""
+def write_rows(rows: Iterable[Row], path: Path) -> None:
+    """Write one line for each case and provider."""
     flat = [
         {
             **row["case"],
@@ -150,26 +144,17 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
         for row in rows
         for name, measured in row["providers"].items()
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in flat for key in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    _replace(path, text.getvalue().encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Under a temporary name first: a reader finds the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    columns = list(dict.fromkeys(key for line in flat for key in line))
+    write_csv(path, columns, [[line.get(key, "") for key in columns] for line in flat])
 
 
 def main(path: Path = RESULTS) -> None:
     run = load(path)
     print("\n".join(markdown(run)))
-    write_csv(run["rows"], path.with_suffix(".csv"))
+    write_rows(run["rows"], path.with_suffix(".csv"))
     if rows := _fwd_bwd(run["rows"]):
-        _replace(path.with_suffix(".png"), bars(rows))
+        with replacing(path.with_suffix(".png")) as partial:
+            partial.write_bytes(bars(rows))
 
 
 if __name__ == "__main__":

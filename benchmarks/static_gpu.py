@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fdpo_fast import draws, fdpo_loss
+from fdpo_fast.evaluate.tables import row, table
 from fdpo_fast.loss.options import LossOptions
 from fdpo_fast.ops.triton import launch
 
@@ -217,10 +218,10 @@ def check(what: Callable[[Case], None], case: Case, capability: int) -> tuple[st
     if not case.strided and ratio > MOST_BYTES:
         wrong.append(f"{ratio:.4f} times the minimum of bytes")
     widths = [f"{counts[128]} / {counts[64]} / {counts[32]}" for counts in (sass.loads, sass.stores)]
-    name = what.__name__
+    name, bytes_ = what.__name__, "-" if case.strided else f"{ratio:.4f}"
+    held = sass.registers, sass.spills, sass.shared
     return (
-        f"| {name} | {case.name} | sm_{capability} | {sass.registers} | {sass.spills} | {sass.shared} | {widths[0]} | "
-        f"{widths[1]} | {len(launches)} | {'-' if case.strided else f'{ratio:.4f}'} |",
+        row((name, case.name, f"sm_{capability}", *held, *widths, len(launches), bytes_)),
         [f"{name}, {case.name}, sm_{capability}: {reason}" for reason in wrong],
     )
 
@@ -258,14 +259,13 @@ def main() -> None:
         "loads of 128 / 64 / 32 bit",
         "stores",
     )
-    print("|", " | ".join((*columns, "launches", "bytes")), "|")
-    print("|" + "---|" * (len(columns) + 2))
+    print("\n".join(table((*columns, "launches", "bytes"), ())))
     wrong = []
     for what, cases in KERNELS:
         for case in cases:
             for capability in TARGETS:
-                row, reasons = check(what, case, capability)
-                print(row, flush=True)
+                line, reasons = check(what, case, capability)
+                print(line, flush=True)
                 wrong += reasons
     print("\nloads and stores: instructions per thread; bytes: moved, over the minimum.")
     print("Eager torch: {} launches forward, {} backward.".format(*eager_launches()))

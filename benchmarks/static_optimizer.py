@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.static_gpu import BF16, F16, F32, TARGETS, compiling, disassemble
+from fdpo_fast.evaluate.tables import row, table
 from fdpo_fast.ops.constants import STATE_BLOCK
 from fdpo_fast.optim import triton
 from fdpo_fast.optim.update import Clip, Rule, Update, Updates
@@ -79,8 +80,7 @@ def check(case: Case, capability: int) -> tuple[str, list[str]]:
         wrong.append("gradients below 128 bits where their norms are taken")
     widths = [f"{counts[128]} / {counts[64]} / {counts[32]}" for counts in (sass.loads, sass.stores)]
     return (
-        f"| {case.name} | sm_{capability} | {sass.registers} | {sass.spills} | {sass.shared} | {' | '.join(widths)} | "
-        f"{len(launches)} |",
+        row((case.name, f"sm_{capability}", sass.registers, sass.spills, sass.shared, *widths, len(launches))),
         [f"{case.name}, sm_{capability}: {reason}" for reason in wrong],
     )
 
@@ -89,13 +89,13 @@ def main() -> None:
     print(
         f"A bucket of {TENSORS} tensors. Loads of 32 bits are look-ups in the map's lines, which stay in the cache.\n"
     )
-    print("| case | target | registers | spills | shared bytes | loads of 128 / 64 / 32 bit | stores | launches |")
-    print("|" + "---|" * 8)
+    columns = ("case", "target", "registers", "spills", "shared bytes", "loads of 128 / 64 / 32 bit", "stores")
+    print("\n".join(table((*columns, "launches"), ())))
     wrong = []
     for case in CASES:
         for capability in TARGETS:
-            row, reasons = check(case, capability)
-            print(row, flush=True)
+            line, reasons = check(case, capability)
+            print(line, flush=True)
             wrong += reasons
     for line in wrong:
         print("WRONG:", line)

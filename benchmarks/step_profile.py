@@ -18,10 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.device import CUDA, machine, synchronize
+from benchmarks.common.device import CUDA, machine, synchronize
+from benchmarks.common.tables import write_csv
 from benchmarks.full_sdxl import config, prepare
 from benchmarks.plan_accuracy import SIZES
-from benchmarks.tables import write_csv
 
 CSV = Path(__file__).parent / ("results/gpu" if CUDA else "results") / "step_profile.csv"
 UNET = ("forward", "backward")
@@ -72,9 +72,9 @@ def recorded(method: Callable, part: str) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
         synchronize()
         with record_function(f"part: {part}"):
-            found = method(*args, **kwargs)
+            result = method(*args, **kwargs)
             synchronize()
-            return found
+            return result
 
     return run
 
@@ -92,10 +92,10 @@ def profile(settings: dict) -> dict[str, float]:
         static = isinstance(vars(owner)[name], staticmethod)
         run = recorded(getattr(owner, name), part)
         setattr(owner, name, staticmethod(run) if static else run)
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
 
     def keep(profiler: Any) -> None:
-        found.update(own_times(profiler.events()))
+        totals.update(own_times(profiler.events()))
 
     made = Config.model_validate(settings)
     check_output(Path(made.train.output_dir), resume=False)
@@ -116,7 +116,7 @@ def profile(settings: dict) -> dict[str, float]:
 
         Metrics.end_step = turn
         train(made, resume=False)
-    return {part: seconds / PROFILED for part, seconds in found.items()}
+    return {part: seconds / PROFILED for part, seconds in totals.items()}
 
 
 def own_times(events: Iterable[Any]) -> dict[str, float]:
@@ -124,19 +124,19 @@ def own_times(events: Iterable[Any]) -> dict[str, float]:
     spans = [
         (e.time_range.start, e.time_range.end, e.name.removeprefix("part: ")) for e in events if "part: " in e.name
     ]
-    found: dict[str, float] = defaultdict(float)
+    times: dict[str, float] = defaultdict(float)
     open_: list[tuple[float, str]] = []
     for start, end, part in sorted(spans, key=lambda span: (span[0], -span[1])):
         while open_ and open_[-1][0] <= start:
             open_.pop()
         seconds = (end - start) / 1e6
-        found[part] += seconds
+        times[part] += seconds
         if open_:
-            found[open_[-1][1]] -= seconds
+            times[open_[-1][1]] -= seconds
         else:
-            found["step"] += seconds
+            times["step"] += seconds
         open_.append((end, part))
-    return found
+    return times
 
 
 def main() -> None:
@@ -157,12 +157,12 @@ def main() -> None:
             }
             settings["log"]["every"] = WARM + PROFILED + 1
             with spawn.Pool(1) as pool:
-                found = pool.apply(profile, (json.loads(json.dumps(settings)),))
-            step = found.pop("step")
-            for part, seconds in sorted(found.items(), key=lambda item: -item[1]):
+                by_part = pool.apply(profile, (json.loads(json.dumps(settings)),))
+            step = by_part.pop("step")
+            for part, seconds in sorted(by_part.items(), key=lambda item: -item[1]):
                 rows.append((rung, pairs, part, f"{seconds:.4g}", f"{seconds / step:.4f}", machine()))
                 print(*rows[-1][:-1], sep=", ", flush=True)
-            rest = sum(seconds for part, seconds in found.items() if part not in UNET)
+            rest = sum(seconds for part, seconds in by_part.items() if part not in UNET)
             print(
                 f"rung {rung}, {pairs} pairs: a step takes {step:.3g} s, of which all but the UNet {rest / step:.1%}",
                 flush=True,

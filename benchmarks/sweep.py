@@ -9,7 +9,6 @@ results/sweep.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from benchmarks.common.tables import write_csv
 
 ROOT = Path(__file__).parent.parent
 DIVERGENCES = {"jensen_shannon": 2.0, "reverse_kl": 1.0, "forward_kl": 1.0, "squared_hellinger": 2.0}
@@ -78,10 +79,7 @@ def main() -> None:
             same = [math.isclose(*pair, rel_tol=1e-6) for pair in zip(*losses.values(), strict=True)]
             assert all(same), f"{divergence}: cached and live differ from step {same.index(False)} on"
     print(f"cached {total['cached']:.0f} s, live {total['live']:.0f} s: {total['live'] / total['cached']:.2f} times")
-    partial = ROOT / "benchmarks/results/sweep.csv.tmp"
-    with partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-    partial.replace(partial.with_suffix(""))
+    write_csv(ROOT / "benchmarks/results/sweep.csv", COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from benchmarks.cases import Case, cases, make_inputs
-from benchmarks.clock import Call, Clock, peak_bytes
-from benchmarks.neighbours import Neighbours
+from benchmarks.common.clock import Call, Clock, peak_bytes
+from benchmarks.common.neighbours import Neighbours
 from benchmarks.providers import Prepare, check_agreement, make_providers, prepare_copy, prepare_pass
 from fdpo_fast.ops.library import chosen
 

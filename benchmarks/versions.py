@@ -16,6 +16,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from fdpo_fast.evaluate.tables import table
+from fdpo_fast.files import replacing
+
 RESULT = Path(__file__).parent / "results/versions.md"
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -61,10 +64,10 @@ def tried(python: str) -> tuple[dict[str, str | int], bool]:
     done = subprocess.run([python, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return {"kernels compiled": "failed"}, False
-    found = json.loads(done.stdout.splitlines()[-1])
+    versions = json.loads(done.stdout.splitlines()[-1])
     lane = subprocess.run([python, "-m", "pytest", "-q"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     print(lane.stdout, flush=True)
-    return found | {"unit lane": lane.stdout.splitlines()[-1].strip("= ")}, lane.returncode == 0
+    return versions | {"unit lane": lane.stdout.splitlines()[-1].strip("= ")}, lane.returncode == 0
 
 
 def main() -> None:
@@ -72,14 +75,12 @@ def main() -> None:
     if not named:
         sys.exit("name the interpreters: python -m benchmarks.versions lowest=OTHER/bin/python newest=HERE/bin/python")
     results = {name: tried(python) for name, python in named.items()}
-    rows = list(dict.fromkeys(row for found, _ in results.values() for row in found))
-    lines = [["", *results], ["---"] * (1 + len(results))]
-    lines += [[row, *(str(found.get(row, "")) for found, _ in results.values())] for row in rows]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    print(table)
-    written = RESULT.with_suffix(".tmp")
-    written.write_text(table)
-    written.replace(RESULT)
+    rows = list(dict.fromkeys(row for versions, _ in results.values() for row in versions))
+    lines = table(["", *results], ([row, *(versions.get(row, "") for versions, _ in results.values())] for row in rows))
+    text = "\n".join(lines) + "\n"
+    print(text)
+    with replacing(RESULT) as partial:
+        partial.write_text(text)
     sys.exit(not all(fine for _, fine in results.values()))
 
 

@@ -52,7 +52,7 @@ def start(options: argparse.Namespace) -> bool:
         width = max(len(stage.name) for stage in stages)
         print("\n".join(f"{stage.name:{width}}  {stage.seconds:4.0f} s at most  {stage.about}" for stage in stages))
         return True
-    from benchmarks.device import CUDA
+    from benchmarks.common.device import CUDA
     from benchmarks.gpu.runner import run
 
     if not (CUDA or options.rehearse):

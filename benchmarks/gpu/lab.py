@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.device import CUDA, DEVICE
+from benchmarks.common.device import CUDA, DEVICE
 
 if TYPE_CHECKING:
     from torch import nn

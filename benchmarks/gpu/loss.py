@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from benchmarks.cases import DTYPES, READS, Case, make_inputs
-from benchmarks.device import CUDA, DEVICE
+from benchmarks.common.device import CUDA, DEVICE
 from benchmarks.gpu.lab import Lab, Work, reported, seconds
 from benchmarks.providers import make_providers, prepare_copy, prepare_pass
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from benchmarks.device import CUDA, DEVICE, forget_peaks, gpu_memory, synchronize
+from benchmarks.common.device import CUDA, DEVICE, forget_peaks, gpu_memory, synchronize
 from benchmarks.gpu.lab import Lab, Work, reported, seconds
 from benchmarks.optimizer import OPTIONS, Maker, check, state_bytes
 from fdpo_fast import AdamW8bit
@@ -61,7 +61,7 @@ def ready(lab: Lab, compiled: bool = False) -> Work:
 
 def available(lab: Lab, makers: dict[str, Maker]) -> dict[str, Maker]:
     """Those whose package is here; a line for each of the others."""
-    found = {}
+    here = {}
     for name, make in makers.items():
         package = name.split(",")[0].split()[0]
         if not find_spec(package):
@@ -69,8 +69,8 @@ def available(lab: Lab, makers: dict[str, Maker]) -> dict[str, Maker]:
         elif package in NEED_CUDA and not CUDA:
             lab.line(what="optimizer", optimizer=name, skipped=f"{package} needs a CUDA device")
         else:
-            found[name] = make
-    return found
+            here[name] = make
+    return here
 
 
 def shapes(lab: Lab) -> Iterator[tuple[str, list[torch.Size]]]:

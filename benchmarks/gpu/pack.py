@@ -92,23 +92,23 @@ def installed(freeze: Path | None) -> dict[str, str]:
         return {}
     if not freeze.is_file():
         raise ValueError(f"there is no {freeze}: write `pip freeze` of the GPU machine to it")
-    found = (re.match(r"([A-Za-z0-9._-]+)(?:==([^ ;]+))?", line.strip()) for line in freeze.read_text().splitlines())
-    return {canonicalize_name(match[1]): match[2] or "" for match in found if match}
+    matches = (re.match(r"([A-Za-z0-9._-]+)(?:==([^ ;]+))?", line.strip()) for line in freeze.read_text().splitlines())
+    return {canonicalize_name(match[1]): match[2] or "" for match in matches if match}
 
 
 def lacking(there: dict[str, str]) -> list[str]:
     """What our extras bring that is not there, or not in a version that will do; by the metadata of what is here."""
-    found: dict[str, SpecifierSet] = {}
+    required: dict[str, SpecifierSet] = {}
     waiting = list(needed("fdpo_fast", EXTRAS))
     while waiting:
-        one = waiting.pop()
-        name, known = canonicalize_name(one.name), found.get(canonicalize_name(one.name))
-        found[name] = one.specifier if known is None else known & one.specifier
+        requirement = waiting.pop()
+        name, known = canonicalize_name(requirement.name), required.get(canonicalize_name(requirement.name))
+        required[name] = requirement.specifier if known is None else known & requirement.specifier
         if known is None and name not in THERE:
-            waiting += needed(name, one.extras)
+            waiting += needed(name, requirement.extras)
     return sorted(
         name
-        for name, versions in found.items()
+        for name, versions in required.items()
         if name not in THERE and is_here(name) and not suits(versions, there.get(name))
     )
 

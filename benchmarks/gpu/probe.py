@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
-from benchmarks.device import CUDA, DEVICE, GIB, smi
+from benchmarks.common.device import CUDA, DEVICE, GIB, smi
 from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.lab import Lab, Work, seconds
 
@@ -50,11 +50,11 @@ def card(lab: Lab) -> None:
     """Driver and clocks by `nvidia-smi`, sizes by torch."""
     queries = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")
     said = dict(zip(queries, smi(*queries).split(", "), strict=False))
-    found = torch.cuda.get_device_properties(DEVICE)
+    properties = torch.cuda.get_device_properties(DEVICE)
     lab.line(
         what="card", **{key.replace(".", "_"): value for key, value in said.items()}, cuda=torch.version.cuda,
-        multiprocessors=found.multi_processor_count, l2_mb=found.L2_cache_size / 1e6,
-        memory_gib=found.total_memory / GIB,
+        multiprocessors=properties.multi_processor_count, l2_mb=properties.L2_cache_size / 1e6,
+        memory_gib=properties.total_memory / GIB,
     )  # fmt: skip
 
 

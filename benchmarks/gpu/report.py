@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.cards import peak_tflops
+from fdpo_fast.evaluate import tables
 
 Line = dict[str, Any]
 
@@ -65,10 +66,8 @@ def table(columns: Columns, rows: Iterable[Line], words: int) -> Iterator[str]:
     """Markdown; the first `words` columns are text, the others figures. Nothing without rows."""
     rows = list(rows)
     if rows:
-        yield f"| {' | '.join(columns)} |"
-        yield "|" + "---|" * words + "---:|" * (len(columns) - words)
-        for row in rows:
-            yield f"| {' | '.join(str(cell(row)) for cell in columns.values())} |"
+        cells = ([cell(row) for cell in columns.values()] for row in rows)
+        yield from tables.table(list(columns), cells, figures=len(columns) - words)
         yield ""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.bench_step import encode_text, published_loss
-from benchmarks.device import CUDA, DEVICE, forget_peaks, gpu_memory
+from benchmarks.common.device import CUDA, DEVICE, forget_peaks, gpu_memory
 from benchmarks.gpu.lab import Lab, Timer, Work
 from fdpo_fast.models import presets
 

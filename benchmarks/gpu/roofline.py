@@ -35,7 +35,7 @@ def draw(device: str, lines: list[Line], path: Path) -> None:
         "a step of AdamW8bit": (optimizers(lines), "s", "#2a9d5c"),
         "a training step": (steps(lines), "^", "#c0392b"),
     }
-    points = [point for found, *_ in kinds.values() for point in found]
+    points = [point for dots, *_ in kinds.values() for point in dots]
     memory, product = ceilings["copy_gb_per_s"] / 1e3, ceilings["matmul_tflops"]  # TB/s: TFLOP/s by FLOP a byte
     corner = product / memory
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
@@ -48,9 +48,9 @@ def draw(device: str, lines: list[Line], path: Path) -> None:
     axes.annotate(
         f"a copy: {1e3 * memory:,.4g} GB/s", (middle, middle * memory), (8, -9), textcoords="offset points", fontsize=8
     )
-    for kind, (found, marker, color) in kinds.items():
-        if found:
-            axes.scatter(*zip(*found, strict=True), marker=marker, color=color, label=kind, s=22)
+    for kind, (dots, marker, color) in kinds.items():
+        if dots:
+            axes.scatter(*zip(*dots, strict=True), marker=marker, color=color, label=kind, s=22)
     axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOP by byte that must be moved", ylabel="TFLOP/s")
     title = f"{device}: everything tiny, nothing is measured" if ceilings["rehearsal"] else device
     axes.set_title(title, fontsize=11)
@@ -60,21 +60,21 @@ def draw(device: str, lines: list[Line], path: Path) -> None:
 
 
 def losses(lines: list[Line]) -> list[Point]:
-    found = [line for line in lines if line["what"] == "loss" and line.get("ours_us")]
-    flops = [LOSS_FLOP * line["elements"] for line in found]
+    chosen = [line for line in lines if line["what"] == "loss" and line.get("ours_us")]
+    flops = [LOSS_FLOP * line["elements"] for line in chosen]
     return [
         Point(flop / line["minimal_mb"] / 1e6, flop / line["ours_us"] / 1e6)
-        for flop, line in zip(flops, found, strict=True)
+        for flop, line in zip(flops, chosen, strict=True)
     ]
 
 
 def optimizers(lines: list[Line]) -> list[Point]:
     rows = [line for line in lines if line["what"] == "optimizer" and line.get("ms")]
-    found = [line for line in rows if line["optimizer"] == "fdpo_fast"]
-    rates = [STEP_FLOP * line["elements"] / line["ms"] / 1e9 for line in found]
-    return [Point(1e3 * rate / line["gb_per_s"], rate) for rate, line in zip(rates, found, strict=True)]
+    chosen = [line for line in rows if line["optimizer"] == "fdpo_fast"]
+    rates = [STEP_FLOP * line["elements"] / line["ms"] / 1e9 for line in chosen]
+    return [Point(1e3 * rate / line["gb_per_s"], rate) for rate, line in zip(rates, chosen, strict=True)]
 
 
 def steps(lines: list[Line]) -> list[Point]:
-    found = [line for line in lines if line["what"] == "train" and line.get("tflops")]
-    return [Point(1e12 * line["tflop_per_step"] / line["parameters"] / STEP_BYTES, line["tflops"]) for line in found]
+    chosen = [line for line in lines if line["what"] == "train" and line.get("tflops")]
+    return [Point(1e12 * line["tflop_per_step"] / line["parameters"] / STEP_BYTES, line["tflops"]) for line in chosen]

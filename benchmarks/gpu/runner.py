@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import device
+from benchmarks.common import device
 from benchmarks.gpu.lab import write_line
 from benchmarks.gpu.stages import Stage
 
@@ -67,7 +67,7 @@ class Runner:
 
     def _with_all_they_need(self, stages: Iterable[Stage]) -> list[Stage]:
         """Those that can run here; a line with a sentence for each of the others."""
-        found = []
+        runnable = []
         for stage in stages:
             if missing := stage.missing:
                 words = f"the package{'s' * (len(missing) > 1)} {', '.join(missing)}, not installed"
@@ -75,8 +75,8 @@ class Runner:
             elif self.rehearse and not stage.rehearsed:
                 self._line(stage, skipped="compiles for longer than a rehearsal may take")
             else:
-                found.append(stage)
-        return found
+                runnable.append(stage)
+        return runnable
 
     def _started(self, stage: Stage) -> subprocess.Popen:
         """The stage's process, which waits for its turn."""

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from benchmarks.device import CUDA, forget_peaks, gpu_memory, synchronize
+from benchmarks.common.device import CUDA, forget_peaks, gpu_memory, synchronize
 from benchmarks.full_sdxl import config, prepare
 from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.lab import Lab, Timer, Work
@@ -65,12 +65,12 @@ def planned(config: Config) -> dict[str, float]:
     """What `fdpo plan` says of a step: GiB in tensors and in all on the GPU, TFLOP."""
     architecture = read_architecture(config.model)
     traced = trace(config, architecture)
-    found = needs(config, architecture, traced, 1)
+    total = needs(config, architecture, traced, 1)
     return {
         "parameters": traced.trained,
-        "plan_gib": found.gpu_tensors / GIB,
-        "plan_total_gib": found.gpu_total / GIB,
-        "plan_fullest_in": found.fullest[0],
+        "plan_gib": total.gpu_tensors / GIB,
+        "plan_total_gib": total.gpu_total / GIB,
+        "plan_fullest_in": total.fullest[0],
         "tflop_per_step": flops(config, architecture) / 1e12,
     }
 

@@ -91,7 +91,8 @@ def check(config: Config) -> None:
     compare, settings = config.compare, config.evaluate
     trackers.check(config.log)
     read_prompts(settings.prompts)
-    scorers, spreads = ([each.name for each in measures] for measures in (settings.scorers, settings.diversity))
+    scorers = [scorer.name for scorer in settings.scorers]
+    spreads = [spread.name for spread in settings.diversity]
     for key, name, known in (
         ("alignment", compare.alignment, scorers),
         ("preference", compare.preference, scorers),
@@ -99,10 +100,10 @@ def check(config: Config) -> None:
     ):
         if name not in known:
             raise UserError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
-    for each in settings.scorers:
-        named(each.name, SCORERS, "evaluate.scorers", each.options)
-    for each in settings.diversity:
-        named(each.name, MEASURES, "evaluate.diversity", each.options)
+    for scorer in settings.scorers:
+        named(scorer.name, SCORERS, "evaluate.scorers", scorer.options)
+    for spread in settings.diversity:
+        named(spread.name, MEASURES, "evaluate.diversity", spread.options)
     if settings.images_per_prompt < 2:
         raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
     if config.loss.type != "sigmoid":

@@ -35,26 +35,26 @@ class Entry:
 
 
 class Account:
-    """What one rank holds, by parts, places and phases."""
+    """What one rank holds, by parts, devices and phases."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
     def add(self, part: str, device: str, size: float, *phases: str) -> None:
-        """Enter bytes of a part in a place, for the phases named or for all of them; nothing where `size` is 0."""
+        """Enter bytes of a part on a device, for the phases named or for all of them; nothing where `size` is 0."""
         if size:
             self.entries.append(Entry(part, device, size, phases or PHASES))
 
     def total(self, phase: str, *devices: str) -> float:
-        """Return the bytes in a phase, in the places together."""
+        """Return the bytes in a phase, on the devices together."""
         return sum(entry.size for entry in self.entries if phase in entry.phases and entry.device in devices)
 
     def peak(self, *devices: str) -> str:
-        """Name the phase in which the places together hold most."""
+        """Name the phase in which the devices together hold most."""
         return max(PHASES, key=lambda phase: self.total(phase, *devices))
 
     def parts(self, phase: str, device: str) -> dict[str, float]:
-        """Return the bytes by part in a phase and place."""
+        """Return the bytes by part in a phase on a device."""
         sizes: dict[str, float] = defaultdict(float)
         for entry in self.entries:
             if phase in entry.phases and entry.device == device:
@@ -64,7 +64,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Engine:
-    """What the configuration's DeepSpeed section decides about memory, in elements unless said otherwise."""
+    """What the configuration's DeepSpeed section decides about memory; its sizes are in elements."""
 
     stage: int
     ranks: int

@@ -55,7 +55,7 @@ class _Result(NamedTuple):
 
     tensors: tuple[tuple, ...] | None
     """None where they share memory with the arguments, or are no plain tensors: the operator is asked again then."""
-    alone: bool
+    single: bool
     """Whether the operator returns a tensor, and not a tuple of them."""
     flops: int
 
@@ -106,7 +106,7 @@ class Tracker(TorchDispatchMode):
                 torch.empty_strided(shape, strides, dtype=dtype, device="meta")
                 for shape, strides, dtype in known.tensors
             ]
-            out = made[0] if known.alone else tuple(made)
+            out = made[0] if known.single else tuple(made)
         self.flops += known.flops
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:

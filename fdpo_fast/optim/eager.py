@@ -48,8 +48,8 @@ def random_bits(seed: int, index: int, step: int, first: int, count: int, device
     Words of the stream `Stream.ROUNDING` with the parameter's index for pair_id and the optimizer's step for visit;
     each gives two elements their bits, the lower half first.
     """
-    drawn = draws(seed, index, step, device=device)
-    stream = words(drawn, Stream.ROUNDING, -(-count // 8), first // 8)[0]
+    key = draws(seed, index, step, device=device)
+    stream = words(key, Stream.ROUNDING, -(-count // 8), first // 8)[0]
     return torch.stack((stream & 0xFFFF, stream >> 16), 1).flatten()[:count].int()
 
 

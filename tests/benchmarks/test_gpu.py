@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import optimizer
-from benchmarks.device import machine
+from benchmarks.common.device import machine
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.cards import peak_tflops
 from benchmarks.gpu.pack import keep_one_cuda, lacking, pinned

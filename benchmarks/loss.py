@@ -1,0 +1,24 @@
+"""The loss beside eager torch and torch.compile, and the report on it: `python -m benchmarks.loss [OPTIONS OF PYTEST]`.
+
+Runs `benchmarks/test_loss.py` under pytest-benchmark, then `benchmarks.report` on results/loss.json.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+
+
+def main() -> None:
+    code = pytest.main([str(Path(__file__).parent), "--benchmark-json", str(report.RESULTS), *sys.argv[1:]])
+    if code:
+        sys.exit(code)
+    report.main()
+
+
+if __name__ == "__main__":
+    main()
