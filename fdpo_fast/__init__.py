@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fdpo_fast.noise import add_noise, draws, pair_draw
     from fdpo_fast.optim import AdamW8bit
 
+    __version__: str
+
 _HOMES = {
     "DIVERGENCES": "loss.divergences",
     "AdamW8bit": "optim",
@@ -47,16 +49,29 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        found = _version()
+    elif name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    home = _HOMES[name]
-    found = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
+    else:
+        home = _HOMES[name]
+        found = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
     globals()[name] = found
     return found
 
 
+def _version() -> str:
+    """The version that pyproject.toml gave to what is installed; that of a bare checkout is not known."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
 
 
 if not find_spec(f"{__name__}._native"):  # then it says so, and now

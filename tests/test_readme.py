@@ -21,18 +21,8 @@ from fdpo_fast.cli import main as fdpo
 from fdpo_fast.config.load import load
 from tests.helpers import ROOT
 
-PAGES = sorted(
-    path
-    for place in (
-        "*.md",
-        ".github/**/*.md",
-        "configs/*.md",
-        "benchmarks/*.md",
-        "benchmarks/gpu/*.md",
-        "fdpo_fast/**/*.md",
-    )
-    for path in ROOT.glob(place)
-)
+PLACES = ("*.md", ".github/**/*.md", "configs/*.md", "benchmarks/*.md", "benchmarks/gpu/*.md", "fdpo_fast/**/*.md")
+PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 README = (ROOT / "README.md").read_text()
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
