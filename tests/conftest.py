@@ -16,6 +16,9 @@ from tests.helpers import RECIPE, ROOT
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
 
+# Tiny tensors gain nothing from threads, which wait for one another by spinning; what may depend on them sets them.
+torch.set_num_threads(1)
+
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="record the golden curves of this machine")
