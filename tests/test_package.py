@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 import fdpo_fast
+from tests.helpers import ROOT
 
 
 def test_the_version_is_pyprojects():
