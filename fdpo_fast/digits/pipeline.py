@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from tqdm import tqdm
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.files import replacing
 from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 CHECKPOINT = 100  # steps
 
@@ -26,20 +30,12 @@ def build_pipeline(
     """
     if (folder / "pipeline").exists():
         return
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     torch.manual_seed(recipe.seed)  # the initial weights
     vae, text_encoder, unet = make_vae(images.shape[-1]), make_text_encoder(), make_unet(images.shape[-1])
     tokenizer = clip_tokenizer(folder / "tokenizer", captions, 16)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    scheduler = make_scheduler()
     images = images.expand(-1, 3, -1, -1) * 2 - 1
 
     def vae_loss(generator: torch.Generator) -> Tensor:
@@ -79,6 +75,21 @@ def build_pipeline(
     )
     with replacing(folder / "pipeline") as partial:
         pipeline.save_pretrained(partial)
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Make the scheduler of Stable Diffusion 1.5."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 def make_vae(size: int) -> nn.Module:

@@ -81,6 +81,22 @@ def _store_sums(start, error, ref_error, delta, chunks, REF_ERRORS: tl.constexpr
         tl.store(start + 2 * chunks, tl.sum(delta.to(tl.float64)))
 
 
+@triton.jit
+def _reduce_batch(losses, stats, loss, accuracy, pairs, share, REDUCE: tl.constexpr):
+    """Store the share of positive margins, and the losses' sum times `share` if it is asked for."""
+    lanes = tl.arange(0, _LANES)
+    total, right = tl.zeros([_LANES], tl.float64), tl.zeros([_LANES], tl.float32)
+    for first_pair in range(0, pairs, _LANES):
+        those = first_pair + lanes
+        known = those < pairs
+        total += tl.load(losses + those, mask=known, other=0.0, cache_modifier=".cg").to(tl.float64)
+        margins = tl.load(stats + _MARGIN * pairs + those, mask=known, other=-1.0, cache_modifier=".cg")
+        right += (margins > 0).to(tl.float32) + 0.5 * (margins == 0).to(tl.float32)
+    tl.store(accuracy, tl.div_rn(tl.sum(right), pairs.to(tl.float32)))
+    if REDUCE:
+        tl.store(loss, (tl.sum(total) * share).to(tl.float32))
+
+
 # Of a call only the shape class, dtypes and switches are compiled in: not the divergence, nor the number of pairs.
 @triton.jit(do_not_specialize=["pairs", "chunks"])
 def loss_forward_kernel(
@@ -183,17 +199,7 @@ def loss_forward_kernel(
 
         if _arrive(counters) == pairs - 1:
             tl.store(counters, 0)
-            lanes = tl.arange(0, _LANES)
-            total, right = tl.zeros([_LANES], tl.float64), tl.zeros([_LANES], tl.float32)
-            for first_pair in range(0, pairs, _LANES):
-                those = first_pair + lanes
-                known = those < pairs
-                total += tl.load(losses + those, mask=known, other=0.0, cache_modifier=".cg").to(tl.float64)
-                margins = tl.load(stats + _MARGIN * pairs + those, mask=known, other=-1.0, cache_modifier=".cg")
-                right += (margins > 0).to(tl.float32) + 0.5 * (margins == 0).to(tl.float32)
-            tl.store(accuracy, tl.div_rn(tl.sum(right), pairs.to(tl.float32)))
-            if REDUCE:
-                tl.store(loss, (tl.sum(total) * share).to(tl.float32))
+            _reduce_batch(losses, stats, loss, accuracy, pairs, share, REDUCE)
 
 
 @triton.jit(do_not_specialize=["pairs", "chunks", "grad_loss_stride"])
