@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,10 @@ from tqdm import tqdm
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.files import replacing
 from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
 CHECKPOINT = 100  # steps
 
@@ -81,7 +86,7 @@ def build_pipeline(
         pipeline.save_pretrained(partial)
 
 
-def make_vae(size: int) -> nn.Module:
+def make_vae(size: int) -> AutoencoderKL:
     """Make a VAE of 4 latent channels with random weights, for images of `size` pixels a side."""
     from diffusers import AutoencoderKL
 
@@ -95,7 +100,7 @@ def make_vae(size: int) -> nn.Module:
     )
 
 
-def make_unet(size: int) -> nn.Module:
+def make_unet(size: int) -> UNet2DConditionModel:
     """Make a UNet with random weights, for images of `size` pixels a side."""
     from diffusers import UNet2DConditionModel
 
@@ -111,7 +116,7 @@ def make_unet(size: int) -> nn.Module:
     )
 
 
-def make_text_encoder() -> nn.Module:
+def make_text_encoder() -> CLIPTextModel:
     """Make a CLIP text encoder of two layers with random weights, for 16 tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -164,5 +169,10 @@ def _fit(
         if (step + 1) % CHECKPOINT == 0 or step + 1 == steps:
             bar.set_postfix(loss=f"{loss.item():.4f}")
             with replacing(saved) as partial:
-                parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-                torch.save({"step": step + 1, **{key: part.state_dict() for key, part in parts.items()}}, partial)
+                state = {
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                }
+                torch.save(state, partial)
