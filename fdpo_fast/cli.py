@@ -18,7 +18,7 @@ COMMANDS = (train, cache, data, plan, calibrate, sample, evaluate, compare, repo
 class Parser(argparse.ArgumentParser):
     """A parser that refuses unknown arguments itself, so that the usage shown is the command's and not `fdpo`'s."""
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but end the process where an argument is left over."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:

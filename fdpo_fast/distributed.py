@@ -53,7 +53,8 @@ def start_processes() -> Rank:
     if not under_launcher():  # DeepSpeed reads these
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]  # in torch's manual, not in its types
+            dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
     if not cuda:
         _build_collectives()
     # a rank may wait for the others' share of the caches

@@ -47,7 +47,7 @@ def stamp(path: Path) -> list:
 def is_hub_name(name: str) -> bool:
     """Say whether a name can be that of a repository on the hub, `owner/name`."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its __all__ is computed
 
     try:
         validate_repo_id(name)

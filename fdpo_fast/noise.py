@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -71,9 +72,9 @@ def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torc
         TypeError: an id or a visit that is not an integer.
         ValueError: a number out of range (tensors are looked at only on the CPU: elsewhere it would wait for them).
     """
-    seed, pair_id, visit = (_integer(*item) for item in (("seed", seed), ("pair_id", pair_id), ("visit", visit)))
     if isinstance(seed, Tensor):
         raise TypeError("seed must be one integer for all pairs, got a tensor")
+    seed, pair_id, visit = _integer("seed", seed), _integer("pair_id", pair_id), _integer("visit", visit)
     _check_range("seed", seed, seed, 64)
     for name, value, bits in (("pair_id", pair_id, 56), ("visit", visit, 32)):
         if not isinstance(value, Tensor):
@@ -91,12 +92,17 @@ def draws(seed: int, pair_id: int | Tensor, visit: int | Tensor, *, device: torc
     return torch.stack(torch.broadcast_tensors(*parts))
 
 
+@overload
+def _integer(name: str, value: int) -> int: ...
+@overload
+def _integer(name: str, value: int | Tensor) -> int | Tensor: ...
 def _integer(name: str, value: int | Tensor) -> int | Tensor:
     """Return the value as an int, or the tensor of integers; TypeError for anything else."""
     if isinstance(value, Tensor):
-        kind = value.dtype
-        if not (kind.is_floating_point or kind.is_complex or kind == torch.bool):
+        dtype = value.dtype
+        if not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
             return value
+        kind = str(dtype)
     else:
         kind = type(value).__name__
         if hasattr(value, "__index__") and not isinstance(value, bool):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +115,7 @@ class Builder:
                 )
 
     @contextmanager
-    def _alone(self, folder: Path):
+    def _alone(self, folder: Path) -> Iterator[None]:
         """Let one run at a time fill a folder; what a killed one left half written is cleared away."""
         if self.rank.index:
             yield

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder, Cache, lineage
@@ -26,6 +26,7 @@ from fdpo_fast.ops.constants import Stream
 from fdpo_fast.ops.pairs import both, to_pairs, to_rows
 
 if TYPE_CHECKING:
+    from fdpo_fast.models.denoiser import Denoiser
     from fdpo_fast.models.family import Family
 
 
@@ -101,13 +102,13 @@ class TrainingSet:
         shard = self.latents.shard_of(position)
         return torch.stack([self.latents.item(shard, "image", at) for at in self.images[position].tolist()]).float()
 
-    def cache_reference(self, load: Callable[[], nn.Module]) -> None:
+    def cache_reference(self, load: Callable[[], Denoiser]) -> None:
         """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on.
 
         `load` gives the reference model, ready to run; it is asked only where something is missing.
         """
         config, family = self.config, self.family
-        visits = config.reference.visits
+        visits = config.reference.stored_visits()
         manifest = {
             "version": VERSION,
             "unet": family.denoiser_digest(),
@@ -156,7 +157,7 @@ class TrainingSet:
         at = [start + torch.nonzero(group == number).flatten() for number in range(len(shapes))]
         return [part for positions in at for part in positions.split(self.micro)]
 
-    def reference_errors(self, denoiser: nn.Module, positions: Tensor, visits: Tensor) -> Tensor:
+    def reference_errors(self, denoiser: Denoiser, positions: Tensor, visits: Tensor) -> Tensor:
         """Compute the errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64.
 
         In batches of the size of training's micro-batches, filled up with repeats: libraries choose their kernels by

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
@@ -16,6 +15,7 @@ from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.distributed import Rank, check_shared
 from fdpo_fast.models import load_family, quiet_libraries, trainable
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.precision import DTYPES
 
@@ -46,7 +46,7 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     return Prepared(config, family, data)
 
 
-def reference_model(config: Config, family: Family, device: torch.device) -> nn.Module:
+def reference_model(config: Config, family: Family, device: torch.device) -> Denoiser:
     """Return the base's denoiser for a device, made ready as the policy is, so that both round alike.
 
     Where the policy's parameters stay on the host, so do its own: a layer comes to the device when it is its turn.

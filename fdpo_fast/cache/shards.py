@@ -75,7 +75,7 @@ class Shard:
 
 def crc(tensor: Tensor) -> int:
     """Return the CRC-32 of the bytes."""
-    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
 
 
 class _Mapped:

@@ -13,7 +13,7 @@ from fdpo_fast.cache.build import Builder, Cache, lineage
 from fdpo_fast.cache.shards import VERSION, Shard, Shards, stored
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.data.pairs import PairSource
+from fdpo_fast.data.pairs import EmbeddedSource, PairSource, brought_by
 from fdpo_fast.files import digest
 from fdpo_fast.models.precision import DTYPES
 
@@ -38,7 +38,7 @@ def cache_text(
     dtype = DTYPES[config.data.cache_dtype]
     captions = latents.list("captions")
     distinct = ["", *(caption for caption in dict.fromkeys(captions) if caption)]
-    ready = _ready_keys(source, facts.text_keys)
+    ready = _bringing(source, facts.text_keys)
     rows = dict(zip(reversed(captions), (latents.column("id") >> 1).flip(0).tolist(), strict=True)) if ready else {}
     manifest = {
         "version": VERSION,
@@ -57,13 +57,13 @@ def cache_text(
     def make(shard: int, advance: Callable[[int], Any]) -> Shard:
         part = distinct[shard * _CAPTIONS_PER_SHARD : (shard + 1) * _CAPTIONS_PER_SHARD]
         items: dict[str, list[Tensor]] = {key: [] for key in facts.text_keys}
-        found = _embeddings(source, part, rows) if rows else {}
-        if rows and "" in part and "" not in rows:
+        found = _embeddings(ready, part, rows) if ready else {}
+        if ready and "" in part and "" not in rows:
             found[""] = {key: value[0] for key, value in encode([""]).items()}
         step = config.data.encode_batch
         for at in range(0, len(part), step):
             chunk = part[at : at + step]
-            encoded = {key: [found[c][key] for c in chunk] for key in facts.text_keys} if rows else encode(chunk)
+            encoded = {key: [found[c][key] for c in chunk] for key in facts.text_keys} if ready else encode(chunk)
             for key, values in encoded.items():
                 items[key] += [stored(value, dtype) for value in values]
             advance(len(chunk))
@@ -74,22 +74,22 @@ def cache_text(
     return Shards(builder.build(text), by=facts.text_keys[0]), {caption: row for row, caption in enumerate(distinct)}
 
 
-def _ready_keys(source: PairSource, text_keys: tuple[str, ...]) -> bool:
-    """Say whether the source brings the embeddings; UserError when only some of them."""
-    found = getattr(source, "embedded", [])
+def _bringing(source: PairSource, text_keys: tuple[str, ...]) -> EmbeddedSource | None:
+    """Return the source if it brings the embeddings, else None; UserError when only some of them."""
+    found = brought_by(source)
     missing = [key for key in text_keys if key not in found]
     if found and missing:
         raise UserError(f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none")
-    return bool(found)
+    return source if found and isinstance(source, EmbeddedSource) else None
 
 
-def _embeddings(source: Any, captions: list[str], rows: dict[str, int]) -> dict[str, dict[str, Tensor]]:
+def _embeddings(source: EmbeddedSource, captions: list[str], rows: dict[str, int]) -> dict[str, dict[str, Tensor]]:
     """Read embeddings by caption; captions are in the order of their first row, so a shard's lie close together."""
     wanted = {rows[caption] for caption in captions if caption in rows}
     found: dict[str, dict[str, Tensor]] = {}
     if wanted:
-        first = min(wanted)
-        for row, (caption, values) in enumerate(source.embeddings(first, max(wanted) + 1), first):
+        start = min(wanted)
+        for row, (caption, values) in enumerate(source.embeddings(start, max(wanted) + 1), start):
             if row in wanted:
                 found[caption] = {key: torch.from_numpy(value) for key, value in values.items()}
                 bad = [key for key, value in found[caption].items() if not value.isfinite().all()]

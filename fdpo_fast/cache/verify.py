@@ -15,7 +15,7 @@ from fdpo_fast.cache.open import Prepared, cache_root, caches_of, reference_mode
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry, to_vae
-from fdpo_fast.data.pairs import Rejected
+from fdpo_fast.data.pairs import Rejected, brought_by
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.distributed import Rank, start_processes
 
@@ -55,20 +55,20 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
     rank.say(f"{sum(store.check_all() for store in data.stores)} checksums match")
     generator = torch.Generator().manual_seed(seed)
     positions = torch.randperm(len(data), generator=generator)[:pairs].sort().values
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     if (latents := _latents(prepared, rank, positions)) is not None:
         found["latents"] = latents
     captions = sorted({data.captions[at] for at in positions.tolist()} | {""})
-    if not getattr(open_source(config.data), "embedded", None):
+    if not brought_by(open_source(config.data)):
         encoder = family.text_encoder(rank.device)
-        fresh = encoder(captions)
-        kept = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in fresh}
-        found["text"] = _worst([(kept[key], fresh[key]) for key in fresh])
+        encoded = encoder(captions)
+        stored = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in encoded}
+        found["text"] = _worst([(stored[key], encoded[key]) for key in encoded])
     if data.reference is not None:
         denoiser = reference_model(config, family, rank.device)
         pieces = []
         for position in positions:
-            visit = torch.randint(config.reference.visits, (1,), generator=generator)
+            visit = torch.randint(config.reference.stored_visits(), (1,), generator=generator)
             fresh = data.reference_errors(denoiser, position[None], visit)
             pieces.append((data.reference[position, visit], fresh))
         found["reference"] = _worst(pieces)
@@ -85,14 +85,15 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
     at = {int(data.id[position]): int(position) for position in positions}
     for shard in sorted({data.latents.shard_of(position) for position in positions.tolist()}):
         for row in source.read(shard * config.data.shard_rows, (shard + 1) * config.data.shard_rows):
-            if getattr(row, "id", None) not in wanted:
+            if isinstance(row, Rejected) or row.id not in wanted:
                 continue
             sides = geometry.place(row)
             if isinstance(sides, Rejected):
                 raise UserError(f"{sides.place} is in the cache, but now {sides.reason}: run `fdpo cache` again")
-            if sides[0].pixels is None:
+            pixels = [side.pixels for side in sides if side.pixels is not None]
+            if not pixels:
                 return None
-            moments = encoder(to_vae(torch.stack([side.pixels for side in sides])))
+            moments = encoder(to_vae(torch.stack(pixels)))
             fresh = kept(*moments, [side.key for side in sides], config.data.latents)
             pieces.append((data.pair_latents(at[row.id]), fresh))
     return _worst(pieces)

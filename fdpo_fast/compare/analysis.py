@@ -63,7 +63,7 @@ class Comparison:
         return self._figures(BASE)
 
     def _figures(self, model: str) -> dict[str, float]:
-        compare, report = self.config.compare, self.report
+        compare, report = self.config.comparison, self.report
         scores = report.scores[compare.preference]
         return {
             "alignment": float(report.scores[compare.alignment][model].mean()),
@@ -140,7 +140,7 @@ class Comparison:
             seeds.setdefault(point.seed, [self._position(self.base)]).append(self._position(row))
         volumes = []
         for kind, seeds in by_kind.items():
-            whole = {seed: at for seed, at in seeds.items() if len(at) == 1 + len(self.config.compare.strengths)}
+            whole = {seed: at for seed, at in seeds.items() if len(at) == 1 + len(self.config.comparison.strengths)}
             areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in whole.items()}
             if not areas:
                 continue
@@ -154,8 +154,10 @@ class Comparison:
     def differences(self, kind: str) -> list[Difference]:
         """Compare a divergence's hypervolume with every other's with which it shares at least two seeds."""
         ours = next((volume for volume in self.volumes if volume.kind == kind), None)
+        if ours is None:
+            return []
         differences = []
-        for other in (volume for volume in self.volumes if ours and volume.kind != kind):
+        for other in (volume for volume in self.volumes if volume.kind != kind):
             seeds = sorted(ours.by_seed.keys() & other.by_seed.keys())
             if len(seeds) < 2:
                 continue

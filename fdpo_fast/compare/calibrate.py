@@ -31,6 +31,7 @@ from fdpo_fast.files import replacing
 from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.models import load_family, quiet_libraries, trainable
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.precision import DTYPES
@@ -129,7 +130,7 @@ def _delta(
     return _errors(data, denoiser, measured, "policy") - before
 
 
-def _errors(data: TrainingSet, denoiser: nn.Module, positions: Tensor, name: str) -> Tensor:
+def _errors(data: TrainingSet, denoiser: Denoiser, positions: Tensor, name: str) -> Tensor:
     parts = positions.split(data.micro) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
     errors = [
         data.reference_errors(denoiser, part.view(-1), torch.zeros_like(part.view(-1)))
@@ -142,7 +143,7 @@ def move(
     config: Config,
     family: Family,
     data: TrainingSet,
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     trained: list[nn.Parameter],
     pairs: Tensor,
     steps: int,

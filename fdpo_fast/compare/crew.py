@@ -69,7 +69,7 @@ def compare(config: Config, jobs: int, report_only: bool) -> None:
         raise UserError("; ".join(failures) or f"no run of {folder} is finished yet")
     galleries = [gallery.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
     evaluated = measure(config, galleries)
-    wanted = config.compare
+    wanted = config.comparison
     if not (
         {wanted.alignment, wanted.preference} <= evaluated.scores.keys() and wanted.diversity in evaluated.diversity
     ):
@@ -88,7 +88,7 @@ def compare(config: Config, jobs: int, report_only: bool) -> None:
 
 def check(config: Config) -> None:
     """Raise UserError for mistakes in a comparison's configuration that would only show after hours."""
-    compare, settings = config.compare, config.evaluate
+    compare, settings = config.comparison, config.evaluate
     trackers.check(config.log)
     read_prompts(settings.prompts)
     scorers = [scorer.name for scorer in settings.scorers]
@@ -212,7 +212,7 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
     crew.run("base", ("sample", ["--config", str(shared), "--no-policy", *images]))
     points = list(grid.points(config, fits, folder / "runs"))
     todo = [point for point in points if not _is_drawn(folder, point)]
-    if not config.compare.keep_models:  # leftovers of a stop
+    if not config.comparison.keep_models:  # leftovers of a stop
         for point in points:
             if point not in todo:
                 drop_models(Path(point.config.train.output_dir))
@@ -226,7 +226,7 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
         run = point.config.train.output_dir
         sampling = ["--config", str(own), "--no-base", "--checkpoint", f"{point.name}={run}", *images]
         crew.run(point.name, ("train", ["--config", str(own), "--resume"]), ("sample", sampling))
-        if not config.compare.keep_models:
+        if not config.comparison.keep_models:
             drop_models(Path(run))
         bar.update()
 

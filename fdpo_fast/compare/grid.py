@@ -53,7 +53,7 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
     ratio_scale is the same for all; beta gives all the same median gradient weight there (see `fdpo calibrate`). Kept
     in `file`, and read from it where it is there.
     """
-    compare = config.compare
+    compare = config.comparison
     variants = losses(config, compare.divergences)
     fits = read_json(file) if file.is_file() else {}
     if any(kind.name not in fits for kind in compare.divergences):
@@ -73,7 +73,7 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
 
 def points(config: Config, at_strength_one: list[Loss], folder: Path) -> Iterator[Point]:
     """Yield the grid seed by seed, so that a comparison that was stopped has whole curves."""
-    compare = config.compare
+    compare = config.comparison
     for seed in compare.seeds:
         for kind, loss in zip(compare.divergences, at_strength_one, strict=True):
             for strength in compare.strengths:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
@@ -99,7 +100,7 @@ def sentences(error: ValidationError) -> str:
     return "; ".join(map(_sentence, error.errors()))
 
 
-def _sentence(error: dict) -> str:
+def _sentence(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1, cutoff=0.3)

@@ -61,8 +61,8 @@ class Config(Section):
             raise ValueError(
                 "reference.mode 'adapter' needs model.train 'lora': full tuning has no adapter to switch off"
             )
-        if self.reference.mode == "cached" and self.reference.visits is None:
-            raise ValueError("reference.mode 'cached' needs reference.visits: it says how many draws per pair to store")
+        if self.reference.mode == "cached":
+            self.reference.stored_visits()
         if self.train.pairs_per_step % self.train.pairs_per_micro_batch:
             raise ValueError(
                 f"train.pairs_per_step {self.train.pairs_per_step} is not a multiple of "
@@ -112,6 +112,13 @@ class Config(Section):
                 raise ValueError(f'deepspeed.zero_optimization.{key} must be an object like {{"device": "cpu"}}')
             if value == "auto":
                 raise ValueError(f"deepspeed.zero_optimization.{key} 'auto' is for other trainers: give a number")
+
+    @property
+    def comparison(self) -> Compare:
+        """Return the section of `fdpo compare`; UserError where there is none."""
+        if self.compare is None:
+            raise UserError("the configuration has no section 'compare': see configs/digits_sweep.json")
+        return self.compare
 
     @property
     def zero(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from fdpo_fast.loss.options import LossOptions
 
 EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
 
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -119,6 +118,12 @@ class Reference(Section):
         json_schema_extra={"left_out": "4 where `cached`, else null"},
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the draws; train.seed is that of the order and the adapter")
+
+    def stored_visits(self) -> int:
+        """How many draws of a pair the cache of reference errors holds; ValueError where nobody says."""
+        if self.visits is None:
+            raise ValueError("reference.mode 'cached' needs reference.visits: it says how many draws per pair to store")
+        return self.visits
 
 
 class Loss(Section):

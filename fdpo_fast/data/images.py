@@ -18,7 +18,7 @@ from torch import Tensor
 from fdpo_fast import noise
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Side
+from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected
 from fdpo_fast.ops.constants import Stream
 
 Size = tuple[int, int]
@@ -38,7 +38,7 @@ def decode(stored: bytes | Path) -> Image.Image:
 
     Raises what PIL raises on bytes that are not a whole image.
     """
-    image = Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+    image: Image.Image = Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
@@ -105,12 +105,14 @@ class Geometry:
     def place(self, pair: Pair) -> tuple[Placed, Placed] | Rejected:
         """Decode, resize and cut both sides of a pair, or say why that cannot be done."""
         sides = pair.preferred, pair.dispreferred
-        if isinstance(pair.preferred, ReadyLatents):
-            placed = tuple(self._ready(side) for side in sides)
-            same = placed[0].latents.shape == placed[1].latents.shape
-            return placed if same else Rejected(pair.place, "the latents of its sides differ in shape")
+        if ready := [side for side in sides if isinstance(side, ReadyLatents)]:
+            preferred, dispreferred = ready
+            if preferred.values.shape != dispreferred.values.shape:
+                return Rejected(pair.place, "the latents of its sides differ in shape")
+            return self._ready(preferred), self._ready(dispreferred)
+        stored = [side for side in sides if not isinstance(side, ReadyLatents)]
         try:
-            images = [decode(side) for side in sides]
+            images = [decode(side) for side in stored]
         except FileNotFoundError:
             return Rejected(pair.place, "an image is missing")
         except UNREADABLE:
@@ -124,7 +126,8 @@ class Geometry:
             if self.data.crop == "random":
                 x, y = uniform[:2].tolist()
         flip = mirrored < self.data.flip if self.data.flip else False
-        return tuple(cut(image, target, (x, y), flip, side) for image, side in zip(images, sides, strict=True))
+        first, second = (cut(image, target, (x, y), flip, side) for image, side in zip(images, stored, strict=True))
+        return first, second
 
     def _ready(self, side: ReadyLatents) -> Placed:
         values = torch.from_numpy(side.values)
@@ -133,7 +136,9 @@ class Geometry:
         return Placed(None, values, size, _key(side.values.tobytes(), size))
 
 
-def cut(image: Image.Image, target: Size, centre: tuple[float, float], flip: bool, stored: Side = b"") -> Placed:
+def cut(
+    image: Image.Image, target: Size, centre: tuple[float, float], flip: bool, stored: bytes | Path = b""
+) -> Placed:
     """Cover `target` with the resized image, crop what stands over at `centre` (shares of it), mirror it if `flip`."""
     height, width = target
     scale = max(height / image.height, width / image.width)

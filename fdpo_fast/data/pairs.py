@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -67,31 +67,51 @@ class PairSource(Protocol):
         """Yield the pairs of the rows [start, stop) in order; a row becomes pairs or is `Rejected`."""
 
 
+@runtime_checkable
 class EmbeddedSource(PairSource, Protocol):
-    """A source that brings the text embeddings along."""
+    """A source that may bring text embeddings along."""
+
+    embedded: list[str]
+    """Names of the embeddings that it has; none, and captions are encoded."""
 
     def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """Yield caption and conditioning arrays of the rows [start, stop), in order."""
 
 
+def brought_by(source: PairSource) -> list[str]:
+    """Return the names of the text embeddings that a source brings along."""
+    return source.embedded if isinstance(source, EmbeddedSource) else []
+
+
 def compared(
-    id: int, place: str, caption: object, sides: tuple[Side, Side], labels: tuple[object, object], ties: str
+    id: int,
+    place: str,
+    caption: object,
+    sides: tuple[Side | None, Side | None],
+    labels: tuple[object, object],
+    ties: str,
 ) -> Iterator[Pair | Rejected]:
     """Yield the pair of two images by how each was judged: the larger label is preferred, equal ones are a tie.
 
     A tie is dropped, or ("half") kept both ways at half weight; the mirrored half has `id` + 1, so ids go in twos.
     """
-    first, second = labels
-    if any(not isinstance(label, (int, float)) or label != label for label in labels):
+    (first, second), (one, other) = labels, sides
+    if not (_is_number(first) and _is_number(second)):
         yield Rejected(place, "no valid label")
     elif not isinstance(caption, str):
         yield Rejected(place, "no caption")
-    elif any(side is None for side in sides):
+    elif one is None or other is None:
         yield Rejected(place, "an image is missing")
     elif first == second and ties == "drop":
         yield Rejected(place, TIE)
     elif first == second:
-        yield Pair(id, place, caption, *sides, weight=0.5)
-        yield Pair(id + 1, place, caption, *sides[::-1], weight=0.5)
+        yield Pair(id, place, caption, one, other, weight=0.5)
+        yield Pair(id + 1, place, caption, other, one, weight=0.5)
+    elif first > second:
+        yield Pair(id, place, caption, one, other, first=True)
     else:
-        yield Pair(id, place, caption, *(sides if first > second else sides[::-1]), first=first > second)
+        yield Pair(id, place, caption, other, one, first=False)
+
+
+def _is_number(label: object) -> TypeGuard[float]:
+    return isinstance(label, (int, float)) and label == label

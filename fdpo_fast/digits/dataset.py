@@ -12,6 +12,7 @@ import io
 import json
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.data.readers.pickapic import write_pairs
 from fdpo_fast.digits.pipeline import build_pipeline
 from fdpo_fast.files import digest, replacing
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import SVC
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = tuple(f"a handwritten {word}" for word in WORDS)
@@ -56,7 +62,7 @@ def scans() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def classifier(name: str):
+def classifier(name: str) -> SVC | MLPClassifier:
     """Train a classifier of real scans.
 
     "judge" is an SVM on one half of them, and part of the rule; "unseen" is an MLP on the other half.
@@ -106,7 +112,7 @@ def unseen(images: list[Image.Image], prompts: list[str]) -> Tensor:
 def preference(images: list[Image.Image], prompts: list[str], **recipe: float) -> Tensor:
     """Return the rule's score without its noise, [n]; `recipe` are its weights where they are not the defaults."""
     labels = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts])
-    return score(from_pil(images), labels, DigitsRecipe(**recipe))
+    return score(from_pil(images), labels, DigitsRecipe.model_validate(recipe))
 
 
 def features(images: list[Image.Image]) -> Tensor:
@@ -119,7 +125,7 @@ def features(images: list[Image.Image]) -> Tensor:
 # --- sampling and pairs -----------------------------------------------------------------------------------------
 
 
-def draw(pipeline, labels: Tensor, seed: int, *, steps: int, guidance: float) -> Tensor:
+def draw(pipeline: DiffusionPipeline, labels: Tensor, seed: int, *, steps: int, guidance: float) -> Tensor:
     """Draw images [n, 3, 32, 32] in [0, 1] for the captions of `labels`.
 
     A seed gives any model the same start latents.

@@ -64,8 +64,9 @@ def sample(pipeline_folder: Path, labels: Tensor, recipe: DigitsRecipe, descript
 
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
     parts = tqdm(list(labels.split(128)), desc=description)
-    settings = {"steps": recipe.sampling_steps, "guidance": recipe.guidance}
-    return torch.cat([draw(pipeline, part, SEED + i, **settings) for i, part in enumerate(parts)])
+    steps, guidance = recipe.sampling_steps, recipe.guidance
+    drawn = [draw(pipeline, part, SEED + i, steps=steps, guidance=guidance) for i, part in enumerate(parts)]
+    return torch.cat(drawn)
 
 
 def groups(labels: Tensor) -> list[tuple[str, Tensor]]:

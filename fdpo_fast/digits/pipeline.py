@@ -16,7 +16,8 @@ from fdpo_fast.files import replacing
 from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers import DDIMScheduler
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
 CHECKPOINT = 100  # steps
 
@@ -92,7 +93,7 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def make_vae(size: int) -> nn.Module:
+def make_vae(size: int) -> AutoencoderKL:
     """Make a VAE of 4 latent channels with random weights, for images of `size` pixels a side."""
     from diffusers import AutoencoderKL
 
@@ -106,7 +107,7 @@ def make_vae(size: int) -> nn.Module:
     )
 
 
-def make_unet(size: int) -> nn.Module:
+def make_unet(size: int) -> UNet2DConditionModel:
     """Make a UNet with random weights, for images of `size` pixels a side."""
     from diffusers import UNet2DConditionModel
 
@@ -122,7 +123,7 @@ def make_unet(size: int) -> nn.Module:
     )
 
 
-def make_text_encoder() -> nn.Module:
+def make_text_encoder() -> CLIPTextModel:
     """Make a CLIP text encoder of two layers with random weights, for 16 tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -175,5 +176,10 @@ def _fit(
         if (step + 1) % CHECKPOINT == 0 or step + 1 == steps:
             bar.set_postfix(loss=f"{loss.item():.4f}")
             with replacing(saved) as partial:
-                parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-                torch.save({"step": step + 1, **{key: part.state_dict() for key, part in parts.items()}}, partial)
+                state = {
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                }
+                torch.save(state, partial)

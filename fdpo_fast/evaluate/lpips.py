@@ -45,8 +45,8 @@ class Distance:
             )
         state, linear = (weights.read(files[name][0]) for name in ("alexnet", "lpips"))
         self.device, self.layers, self.weights = device, [], []
-        for index, (number, *shape, stride, padding) in enumerate(LAYERS):
-            layer = nn.Conv2d(*shape, stride, padding)
+        for index, (number, inputs, outputs, kernel, stride, padding) in enumerate(LAYERS):
+            layer = nn.Conv2d(inputs, outputs, kernel, stride, padding)
             layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
             self.layers.append((number in POOLED, layer.to(device).eval()))
             self.weights.append(linear[f"lin{index}.model.1.weight"].to(device).float())

@@ -13,7 +13,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Model
 from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models import load_family, trainable
-from fdpo_fast.models.family import Family
+from fdpo_fast.models.family import Family, Pipeline
 from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.precision import DTYPES
 
@@ -53,7 +53,7 @@ class Policy:
     def _is_checkpoint(self) -> bool:
         return (self.folder / _STATES).is_file()
 
-    def sampler(self, config: Config, family: Family, device: torch.device):
+    def sampler(self, config: Config, family: Family, device: torch.device) -> Pipeline:
         """Load a diffusers pipeline ready to draw, in the configuration's dtype.
 
         A policy that is a pipeline brings all of its own components. Raises UserError for a checkpoint of another

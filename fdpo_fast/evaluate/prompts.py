@@ -28,7 +28,8 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
             raise UserError("no captions to draw: give --prompts FILE, or set evaluate.prompts")
         where = "evaluate.prompts"
     else:
-        path = where = Path(prompts).expanduser()
+        path = Path(prompts).expanduser()
+        where = str(path)
         if path.suffix not in READERS:
             raise UserError(f"the prompt file {path} is of no known kind: use {', '.join(READERS)}")
         if not path.is_file():

@@ -25,7 +25,7 @@ from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
 from fdpo_fast.files import digest, read_json, replacing
 from fdpo_fast.models import load_family, quiet_libraries
-from fdpo_fast.models.family import Family
+from fdpo_fast.models.family import Family, Pipeline
 
 
 def sample(config: Config, prompts: list[str], checkpoints: list[str], output: Path | None, base: bool) -> None:
@@ -144,7 +144,7 @@ class Studio:
         bar.close()
 
     @torch.inference_mode()
-    def _images(self, pipeline, batch: list[Task]) -> Iterator[Image.Image]:
+    def _images(self, pipeline: Pipeline, batch: list[Task]) -> Iterator[Image.Image]:
         settings = self.config.evaluate
         return pipeline(
             [task.prompt for task in batch],

@@ -176,11 +176,11 @@ def measure(config: Config, galleries: list[Gallery]) -> Report:
 
 def _tool(entry: Measure, kind: str, ours: dict, device: torch.device) -> tuple[str, Callable[[], Callable]]:
     """Return the checkpoint in words, and what makes the tool: it is loaded where there is something to measure."""
-    tool = named(entry.name, ours, kind, entry.options)
     if entry.name not in ours:
+        tool = named(entry.name, ours, kind, entry.options)
         return json.dumps(entry.options) if entry.options else "yours", lambda: tool
-    about = entry.model or tool.published
-    return about, cache(lambda: tool(about, device))
+    about = entry.model or ours[entry.name].published
+    return about, cache(lambda: ours[entry.name](about, device))
 
 
 def _scores(name: str, make: Callable[[], Callable], batch: int, sampled: Gallery) -> np.ndarray:
@@ -210,7 +210,8 @@ def _files(entry: Measure) -> list:
     weights = Path(entry.model or "").expanduser()
     files = sorted(weights.rglob("*")) if entry.model and weights.is_dir() else [weights] if weights.is_file() else []
     for name in (entry.name, entry.model or ""):
-        if ":" in name and (module := sys.modules.get(name.partition(":")[0])):
+        module = sys.modules.get(name.partition(":")[0]) if ":" in name else None
+        if module and module.__file__:
             files.append(Path(module.__file__))
     return [stamp(path) for path in files]
 

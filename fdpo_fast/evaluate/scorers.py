@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.evaluate import weights
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 Images = list[Image.Image]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -35,8 +38,8 @@ def prepared(
         left, top = ((length - side) // 2 for length in size)
         cut = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
         squares.append(torch.from_numpy(np.array(cut.convert("RGB"))).permute(2, 0, 1))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-    return (torch.stack(squares).float() / 255 - mean) / std
+    centre, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (torch.stack(squares).float() / 255 - centre) / spread
 
 
 def pixels(images: Images) -> Tensor:
@@ -59,7 +62,7 @@ class Clip:
         self.tokenizer = AutoTokenizer.from_pretrained(self._tokenizer(model))
         self.side = self.model.config.vision_config.image_size
 
-    def _model(self, model: str) -> nn.Module:
+    def _model(self, model: str) -> CLIPModel:
         from transformers import CLIPModel
 
         return CLIPModel.from_pretrained(model, use_safetensors=True)
@@ -113,7 +116,7 @@ class HPS(Clip):
 
     published = "xswu/HPSv2:HPS_v2.1_compressed.pt"
 
-    def _model(self, model: str) -> nn.Module:
+    def _model(self, model: str) -> CLIPModel:
         from transformers import CLIPConfig, CLIPModel
 
         folder = Path(model).expanduser()

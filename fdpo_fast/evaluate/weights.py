@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import is_hub_name
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def file_of(name: str) -> Path:
@@ -43,14 +46,14 @@ def read(path: Path) -> dict[str, Tensor]:
     return state.get("state_dict", state)
 
 
-def assign(module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> nn.Module:
+def assign(module: Module, state: dict[str, Tensor], prefix: str = "") -> Module:
     """Give a module of the meta device the tensors below `prefix`, in float32; UserError where some are missing."""
     part = {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
     if missing := module.load_state_dict(part, assign=True, strict=False).missing_keys:
         raise UserError(f"the weights lack {prefix}{missing[0]}")
     for owner in module.modules():
-        if "position_ids" in owner._buffers:  # not saved
-            owner.position_ids = torch.arange(owner.position_ids.shape[-1])[None]
+        if (numbers := owner._buffers.get("position_ids")) is not None:  # not saved
+            owner.position_ids = torch.arange(numbers.shape[-1])[None]
     return module
 
 

@@ -149,7 +149,8 @@ def evaluate(
 ) -> tuple[Tensor, LossStats]:
     """Return what `fdpo_loss` returns, for options that were checked before."""
     check_tensors(pred, ref, target, weight)
-    ref, target, weight = (x.detach() if x is not None and x.requires_grad else x for x in (ref, target, weight))
+    ref, target = (x.detach() if x.requires_grad else x for x in (ref, target))
+    weight = weight.detach() if weight is not None and weight.requires_grad else weight
     dtypes = [pred.dtype]
     if ref.shape == pred.shape:
         dtypes.append(ref.dtype)
@@ -209,7 +210,8 @@ def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor) -
     margin = margin.detach()
     # a callable of the user's has no cap that we could count
     clipped = getattr(options.link, "clipped", torch.zeros_like)
-    past = sum(clipped(log_ratio).float() for log_ratio in per_sample[Stat.LOG_RATIO_W : Stat.MARGIN])
+    log_ratio_w, log_ratio_l = per_sample[Stat.LOG_RATIO_W : Stat.MARGIN]
+    past = clipped(log_ratio_w).float() + clipped(log_ratio_l).float()
     accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
     return LossStats(_named((*per_sample, margin.float(), past)), accuracy=accuracy)
 

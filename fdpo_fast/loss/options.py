@@ -146,7 +146,7 @@ def spelled_out(options: type[PairOptions]) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         *own, _ = inspect.signature(function).parameters.values()
         _, *keywords = inspect.signature(options).parameters.values()  # without the divergence, which comes first
-        function.__signature__ = inspect.Signature([*own, *keywords])
+        vars(function)["__signature__"] = inspect.Signature([*own, *keywords])
         return function
 
     return decorate

@@ -13,6 +13,7 @@ import torch
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
+from fdpo_fast.data.pairs import brought_by
 from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, moments, step_account
@@ -80,7 +81,7 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
     width = DTYPES[config.model.dtype].itemsize
     text = architecture.text_parameters
     everything = traced.trained_bytes + traced.frozen_bytes
-    beside = {}
+    beside: dict[str, float] = {}
     if not ready.latents:
         beside["caching images"] = encode
     if not ready.text:
@@ -97,7 +98,7 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
         # with guidance every image of a prompt is in the UNet's batch twice
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
         beside["sample grids"] = resting + width * text + max(decode, traced.inference * share)
-    starting = everything
+    starting = float(everything)
     if config.bf16_masters and account.total("step", "host"):
         # flat weights, master and gradients are made beside what is read, before `optim/zero.py` makes them one
         starting += 3 * 2 * traced.trained / ranks
@@ -136,7 +137,7 @@ def brought(config: Config, architecture: Architecture) -> Ready:
     name = detect(data.source) if here and data.format == "auto" else data.format
     if name != "latents" or not here:
         return Ready(name == "latents", text=False)
-    return Ready(True, set(architecture.family.text_keys) <= set(open_source(data).embedded))
+    return Ready(True, set(architecture.family.text_keys) <= set(brought_by(open_source(data))))
 
 
 def _is_here(source: str) -> bool:

@@ -107,26 +107,29 @@ def traces(
     sizes = [parameter.numel() * parameter.element_size() for parameter in rehearsal.trained]
     everything = sum(p.numel() * p.element_size() for p in rehearsal.denoiser.parameters())
     inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
-    with rehearsal.mode, torch.no_grad(), rehearsal.tracked() as tracker:
+    with rehearsal.mode, torch.no_grad(), rehearsal.tracked() as inference:
         rehearsal.predict()
-    same = {
-        "inference": tracker.peak,
-        "inference_flops": tracker.flops,
-        "data": sum(tensor.nbytes for tensor in inputs),
-        "shapes": tuple(parameter.numel() for parameter in rehearsal.trained),
-        "trained_bytes": sum(sizes),
-        "frozen_bytes": everything - sum(sizes),
-    }
     by_choice = {}
     for choice in choices:
         trainable.checkpoint(rehearsal.denoiser, choice)
         with rehearsal.mode, rehearsal.tracked() as tracker:
             loss = rehearsal.loss()
-            forward = {"forward": tracker.peak, "saved": tracker.others}
+            forward, saved = tracker.peak, tracker.others
             tracker.restart()
             loss.backward()
-        backward = {"backward": tracker.peak, "backward_with_gradients": tracker.peak_with_gradients}
-        by_choice[choice] = Trace(**same, **forward, **backward, flops=tracker.flops)
+        by_choice[choice] = Trace(
+            saved=saved,
+            forward=forward,
+            backward=tracker.peak,
+            backward_with_gradients=tracker.peak_with_gradients,
+            inference=inference.peak,
+            data=sum(tensor.nbytes for tensor in inputs),
+            shapes=tuple(parameter.numel() for parameter in rehearsal.trained),
+            trained_bytes=sum(sizes),
+            frozen_bytes=everything - sum(sizes),
+            flops=tracker.flops,
+            inference_flops=inference.flops,
+        )
         rehearsal.denoiser.zero_grad()
     return by_choice
 

@@ -30,10 +30,10 @@ class HostAttention:
     def __enter__(self) -> None:
         # no mode for functions: those are off within `backward`, where layers are computed again
         self._own = nn.functional.scaled_dot_product_attention
-        nn.functional.scaled_dot_product_attention = _attention
+        vars(nn.functional)["scaled_dot_product_attention"] = _attention
 
     def __exit__(self, *_: Any) -> None:
-        nn.functional.scaled_dot_product_attention = self._own
+        vars(nn.functional)["scaled_dot_product_attention"] = self._own
 
 
 def _attention(
@@ -85,9 +85,10 @@ class Tracker(TorchDispatchMode):
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
         """Count the gradient of a parameter apart from now on; to be registered as a hook."""
-        size = parameter.grad.untyped_storage().nbytes()
-        self.others -= size
-        self.gradients += size
+        if parameter.grad is not None:
+            size = parameter.grad.untyped_storage().nbytes()
+            self.others -= size
+            self.gradients += size
 
     def restart(self) -> None:
         """Forget the peaks, so that they are those from now on."""

@@ -77,9 +77,10 @@ def read_architecture(model: Model) -> Architecture:
         encoders = [name for name in encoders if (folder / name).is_dir()]  # not needed where the data are encoded
         configs, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
     else:
-        configs = {name: hub.component_config(model.base, name) for name in ("unet", "vae", *encoders)}
-        source = model.base
-        if None in configs.values():
+        names = ("unet", "vae", *encoders)
+        found = {name: hub.component_config(model.base, name) for name in names}
+        configs, source = {name: config for name, config in found.items() if config is not None}, model.base
+        if len(configs) < len(names):
             configs = presets.configs(presets.components(family.preset))
             source = f"the published architecture '{family.preset}' ({model.base} is not here)"
     if model.vae and Path(model.vae).expanduser().is_dir():

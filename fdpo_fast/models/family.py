@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import diffusers
 import torch
@@ -22,11 +22,13 @@ from fdpo_fast import noise
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
 from fdpo_fast.files import digest, file_digest, read_json, replacing
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
 from fdpo_fast.models.trainable import add_lora
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
+Pipeline: TypeAlias = DiffusionPipeline
 
 PREDICTIONS = ("epsilon", "v_prediction")
 """The predictions that a denoiser may make, by the scheduler's own names."""
@@ -198,7 +200,7 @@ class Family(ABC):
 
     # --- the denoiser ---
 
-    def denoiser(self, dtype: torch.dtype, pipeline: Path | None = None) -> nn.Module:
+    def denoiser(self, dtype: torch.dtype, pipeline: Path | None = None) -> Denoiser:
         """Load the UNet of the base, or of another pipeline folder, on the CPU in `dtype` and with its attention."""
         unet = UNet2DConditionModel.from_pretrained(
             pipeline or self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
@@ -221,19 +223,19 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    def predict(cls, unet: Denoiser, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """Return the UNet's prediction, [n, c, h, w], in the UNet's dtype."""
 
     # --- diffusers pipelines ---
 
-    def pipeline(self, unet: nn.Module) -> DiffusionPipeline:
+    def pipeline(self, unet: Denoiser) -> DiffusionPipeline:
         """Load the base pipeline with `unet` in place of its own; the other components in float32 on the CPU."""
         options = {"vae": self.load_vae()} if self.model.vae else {}
         return DiffusionPipeline.from_pretrained(
             self.base, unet=unet, use_safetensors=True, torch_dtype=torch.float32, **options, **self.pipeline_options
         )
 
-    def sampler(self, unet: nn.Module, device: torch.device) -> DiffusionPipeline:
+    def sampler(self, unet: Denoiser, device: torch.device) -> DiffusionPipeline:
         """Load the base pipeline ready to draw; the UNet stays where it is, the others follow it in its dtype."""
         pipeline = self.pipeline(unet)
         for name, part in pipeline.components.items():

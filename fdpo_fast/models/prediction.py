@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fdpo_fast import noise
@@ -16,6 +16,7 @@ from fdpo_fast.ops.pairs import both
 
 if TYPE_CHECKING:
     from fdpo_fast.cache.dataset import Batch
+    from fdpo_fast.models.denoiser import Denoiser
     from fdpo_fast.models.family import Family
 
 
@@ -27,7 +28,7 @@ class Prediction(NamedTuple):
     timesteps: Tensor  # [b] int64
 
 
-def predict(family: Family, unet: nn.Module, batch: Batch) -> Prediction:
+def predict(family: Family, unet: Denoiser, batch: Batch) -> Prediction:
     """Noise a batch as its draws say, and denoise it once."""
     signal, sigma = (table.to(batch.latents.device) for table in (family.signal, family.sigma))
     noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)

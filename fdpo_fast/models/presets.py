@@ -16,8 +16,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import nn
+from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from fdpo_fast.config.errors import UserError
@@ -161,14 +160,14 @@ def text_encoder_class(key: str) -> type[CLIPTextModel]:
     return CLIPTextModelWithProjection if key.endswith("_2") else CLIPTextModel
 
 
-def components(name: str) -> dict[str, Callable[[], nn.Module]]:
+def components(name: str) -> dict[str, Callable[[], ModelMixin | PreTrainedModel]]:
     """Return what makes each module of a preset with random weights, in the default dtype."""
     encoders = [key for key in PRESETS[name] if key.startswith("text_encoder")]
     makers = {"unet": lambda: UNet2DConditionModel(**unet_config(name)), "vae": lambda: vae(name)}
     return makers | {key: partial(text_encoder, name, key) for key in encoders}
 
 
-def configs(makers: dict[str, Callable[[], nn.Module]]) -> dict[str, dict[str, Any]]:
+def configs(makers: dict[str, Callable[[], ModelMixin | PreTrainedModel]]) -> dict[str, dict[str, Any]]:
     """Return the complete configuration of each component, as its config.json has it; no weights are made."""
     with torch.device("meta"):
         modules = {name: make() for name, make in makers.items()}
@@ -195,7 +194,7 @@ def build(
     with tempfile.TemporaryDirectory() as scratch, default_dtype(dtype), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = clip_tokenizer(Path(scratch), ["a photo of a cat on a table", "an oil painting of a house"], 77)
-        parts = {key: make() for key, make in components(name).items()}
+        parts: dict[str, Any] = {key: make() for key, make in components(name).items()}
         encoders = [key for key in parts if key.startswith("text_encoder")]
         parts |= {key.replace("text_encoder", "tokenizer"): tokenizer for key in encoders}
         if len(encoders) == 1:

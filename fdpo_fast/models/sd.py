@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
 
 
@@ -26,6 +27,6 @@ class StableDiffusion(Family):
         return [embeds]
 
     @classmethod
-    def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    def predict(cls, unet: Denoiser, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """Return the UNet's prediction, [n, c, h, w], conditioned on the text alone."""
         return unet(noisy.to(unet.dtype), timesteps, condition["prompt_embeds"].to(unet.dtype)).sample

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
 
 
@@ -36,7 +37,7 @@ class StableDiffusionXL(Family):
         return {**text, "time_ids": sizes.float()}
 
     @classmethod
-    def predict(cls, unet: nn.Module, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    def predict(cls, unet: Denoiser, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """Return the UNet's prediction, [n, c, h, w], conditioned on text, pooled text and sizes."""
         text, pooled = (condition[key].to(unet.dtype) for key in cls.text_keys)
         added = {"text_embeds": pooled, "time_ids": condition["time_ids"]}  # in float32: bf16 has no 1023

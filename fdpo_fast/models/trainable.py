@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import Transformer2DModel
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import LoRA, Model
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.graphs import Graphs
 
 CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
@@ -34,7 +36,7 @@ Beyond, it would run the block as it stands, by other kernels than the reference
 """
 
 
-def ready(unet: nn.Module, model: Model, *, reference: bool = False) -> list[Parameter]:
+def ready(unet: Denoiser, model: Model, *, reference: bool = False) -> list[Parameter]:
     """Make a denoiser run as training runs it: adapter, checkpointing, mode, compiled blocks; returns what is trained.
 
     The reference is made ready by this too, whatever it is frozen for: libraries choose kernels by all of these, and in
@@ -52,7 +54,7 @@ def ready(unet: nn.Module, model: Model, *, reference: bool = False) -> list[Par
 
 
 @contextmanager
-def without_adapter(unet: nn.Module) -> Iterator[None]:
+def without_adapter(unet: Denoiser) -> Iterator[None]:
     """Run a policy as its base within the block: what the adapter adds is multiplied by zero.
 
     Taking the adapter out of the graph would leave its layers without gradients, and they would take other kernels.
@@ -64,7 +66,7 @@ def without_adapter(unet: nn.Module) -> Iterator[None]:
         unscale_lora_layers(unet, 0.0)
 
 
-def prepare(unet: nn.Module, model: Model) -> list[Parameter]:
+def prepare(unet: Denoiser, model: Model) -> list[Parameter]:
     """Add the adapter and switch checkpointing on as the configuration says; returns what is to be trained."""
     if model.train == "lora":
         add_lora(unet, model.lora)
@@ -72,15 +74,16 @@ def prepare(unet: nn.Module, model: Model) -> list[Parameter]:
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-def checkpoint(unet: nn.Module, choice: str) -> None:
+def checkpoint(unet: Denoiser, choice: str) -> None:
     """Switch gradient checkpointing to a choice of CHECKPOINTING."""
     unet.enable_gradient_checkpointing()
-    for module in unet.modules():
+    modules: Iterable[Any] = unet.modules()  # of an `nn.Module` no attribute is a bool
+    for module in modules:
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = CHECKPOINTING[choice](module)
 
 
-def add_lora(unet: nn.Module, lora: LoRA) -> None:
+def add_lora(unet: Denoiser, lora: LoRA) -> None:
     """Freeze `unet` and add a trainable adapter that changes nothing yet.
 
     Raises UserError for a target that no layer is named by, or that no adapter can be made for.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,21 +18,21 @@ from fdpo_fast.ops.results import Results, elements, is_draws
 from fdpo_fast.ops.strides import Strides, arrange
 
 DEVICE = "cpu"
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes it takes, by their number in csrc."""
+DTYPES: Collection[torch.dtype] = NUMBERS
 
 _CONSTANTS = {
     "exp_cap": EXP_CAP,
     "state_block": STATE_BLOCK,
-    "dtypes": [str(dtype).removeprefix("torch.") for dtype in DTYPES],
+    "dtypes": [str(dtype).removeprefix("torch.") for dtype in NUMBERS],
     "streams": [stream.name.lower() for stream in Stream],
     "stats": [stat.name.lower() for stat in Stat],
 }
 
 missing: str | None = None
 if find_spec("fdpo_fast._native"):
-    from fdpo_fast import _native
-
+    _native: Any = import_module("fdpo_fast._native")
     if getattr(_native, "constants", dict)() != _CONSTANTS:
         raise ImportError("fdpo_fast's compiled part is of another version than its Python: run `pip install .` again")
     KERNELS = {kernels.name: kernels for kernels in _native.kernels()}
@@ -53,18 +54,18 @@ def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | Non
     out = Results.empty(pred, call.reduction, False)
     if form_grad:
         out = out._replace(grad=_gradient_like(pred))
-    tensors = [pred]
+    rows_of = [pred]
     if predicted:
-        tensors.append(ref)
+        rows_of.append(ref)
     else:
         ref = ref.double().contiguous()
     if drawn:
         target = target.contiguous()
     else:
-        tensors.append(target)
+        rows_of.append(target)
     if form_grad:
-        tensors.append(out.grad)
-    tensors, strides = arrange(tensors, logical=drawn)
+        rows_of.append(out.grad)
+    tensors, strides = arrange(rows_of, logical=drawn)
     rows = iter(_rows(tensors, strides))
     pairs = len(pred) // 2
     _native.loss_forward(
@@ -161,9 +162,11 @@ def normals(draws: Tensor, count: int) -> Tensor:
 def _rows(tensors: Sequence[Tensor], strides: Strides | None) -> list[Any]:
     """Return the native view of each tensor [rows, ...]."""
     if strides is None:
-        return [_native.Rows(data=t.data_ptr(), dtype=DTYPES[t.dtype], row_stride=t.stride(0)) for t in tensors]
+        return [_native.Rows(data=t.data_ptr(), dtype=NUMBERS[t.dtype], row_stride=t.stride(0)) for t in tensors]
     return [
-        _native.Rows(data=t.data_ptr(), dtype=DTYPES[t.dtype], row_stride=t.stride(0), sizes=strides.sizes, strides=own)
+        _native.Rows(
+            data=t.data_ptr(), dtype=NUMBERS[t.dtype], row_stride=t.stride(0), sizes=strides.sizes, strides=own
+        )
         for t, own in zip(tensors, strides.of, strict=True)
     ]
 

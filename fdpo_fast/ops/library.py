@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +33,7 @@ class Backend(Protocol):
     """What has to be installed before it can run; None where it can."""
     DEVICE: str
     """The type of device that it is made for."""
-    DTYPES: dict[torch.dtype, int]
+    DTYPES: Collection[torch.dtype]
     """The dtypes that it takes."""
 
     def devices(self) -> tuple[str, ...]:
@@ -60,7 +61,8 @@ BACKENDS: dict[str, Backend] = {"cpp": cpp, "triton": launch}
 
 def _warn(message: str) -> None:
     """Warn at the line of the user's that imports the package, however many modules lie between."""
-    frame, depth = sys._getframe(), 1
+    frame: FrameType | None = sys._getframe()
+    depth = 1
     while frame and (frame.f_globals.get("__name__") or "").startswith(("fdpo_fast", "importlib", "_frozen_importlib")):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, stacklevel=depth)

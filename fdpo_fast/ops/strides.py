@@ -14,8 +14,9 @@ MAX_DIMS = 3
 class Strides(NamedTuple):
     """How several tensors lie over the elements of a sample, from the outer to the inner dimension."""
 
-    sizes: tuple[int, int, int]
-    of: list[tuple[int, int, int]]
+    sizes: tuple[int, ...]
+    """The elements along each of `MAX_DIMS` dimensions."""
+    of: list[tuple[int, ...]]
     """The strides of each tensor."""
 
 
@@ -27,19 +28,19 @@ def merged(tensors: Sequence[Tensor], *, logical: bool) -> Strides | None:
     """
     dims = [d for d in range(1, tensors[0].ndim) if tensors[0].shape[d] > 1]
     if not logical:
-        dims.sort(key=lambda d: -tensors[0].stride(d))
-    dimensions: list[list] = []  # [size, (stride of each tensor)], outer to inner
+        dims.sort(key=tensors[0].stride, reverse=True)
+    dimensions: list[tuple[int, tuple[int, ...]]] = []  # (size, strides of each tensor), outer to inner
     for d in dims:
         size, strides = tensors[0].shape[d], tuple(tensor.stride(d) for tensor in tensors)
         if dimensions and dimensions[-1][1] == tuple(stride * size for stride in strides):
-            dimensions[-1] = [dimensions[-1][0] * size, strides]
+            dimensions[-1] = (dimensions[-1][0] * size, strides)
         else:
-            dimensions.append([size, strides])
+            dimensions.append((size, strides))
     if len(dimensions) > MAX_DIMS:
         return None
     if not dimensions:  # samples of one element
-        dimensions.append([1, (1,) * len(tensors)])
-    dimensions = [[1, (0,) * len(tensors)]] * (MAX_DIMS - len(dimensions)) + dimensions
+        dimensions.append((1, (1,) * len(tensors)))
+    dimensions = [(1, (0,) * len(tensors))] * (MAX_DIMS - len(dimensions)) + dimensions
     sizes = tuple(size for size, _ in dimensions)
     return Strides(sizes, [tuple(strides[i] for _, strides in dimensions) for i in range(len(tensors))])
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ class AdamW8bit(Optimizer):
         TypeError: a parameter or gradient of another dtype, or sparse.
         ValueError: a number out of range, an unknown rounding or backend; states that do not fit, in `load_state_dict`.
     """
+
+    _places: dict[Tensor, tuple[int, int]] | None
+    _whole: _Memory
+    _parts: dict[Tensor, _Memory]
 
     def __init__(
         self,
@@ -116,6 +120,10 @@ class AdamW8bit(Optimizer):
         check_copy(parameter, copy)
         self._copies[parameter] = copy
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Step every parameter that has a gradient; a closure is called before, and its loss returned."""
@@ -128,7 +136,7 @@ class AdamW8bit(Optimizer):
         return loss
 
     @torch.no_grad()
-    def step_by(self, grads: dict[Tensor, Tensor], clip: Clip | None = None) -> None:
+    def step_by(self, grads: Mapping[Tensor, Tensor | None], clip: Clip | None = None) -> None:
         """Step some parameters by gradients that are handed over; to be called from inside backward.
 
         `clip` bounds each of the gradients, whose memory may be written into.
@@ -197,8 +205,7 @@ class AdamW8bit(Optimizer):
 
     def _forget(self) -> None:
         """Forget what is remembered of parameters and their states."""
-        self._places: dict[Tensor, tuple[int, int]] | None = None
-        self._whole, self._parts = _Memory(self._start), dict[Tensor, _Memory]()
+        self._places, self._whole, self._parts = None, _Memory(self._start), {}
 
 
 class _Memory:
@@ -221,7 +228,7 @@ def _placed(state: dict[str, Any], parameter: Tensor, number: int, copy: bool) -
                 f"the saved {name} of parameter {number} does not fit a tensor of shape {tuple(parameter.shape)}: "
                 "load the states of AdamW8bit, here or in bitsandbytes, for the same model"
             )
-    placed = {"step": int(state["step"])}
+    placed: dict[str, Any] = {"step": int(state["step"])}
     for name in _TENSORS if coded else ("state1", "state2"):
         if name in state:
             placed[name] = state[name].detach().to(parameter.device, copy=copy).contiguous()

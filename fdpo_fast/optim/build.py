@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,13 +16,13 @@ from fdpo_fast.config import schema
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 
 
-def _bitsandbytes(parameters: Iterable[Parameter], **options) -> Optimizer:
+def _bitsandbytes(parameters: Iterable[Parameter], **options: Any) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, **options)
 
 
-def _cpu_adam(parameters: Iterable[Parameter], **options) -> Optimizer:
+def _cpu_adam(parameters: Iterable[Parameter], **options: Any) -> Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
@@ -71,7 +72,7 @@ def schedule(settings: schema.Optimizer, max_steps: int) -> Callable[[Optimizer]
 def reapply(settings: schema.Optimizer, seed: int, optimizer: Any, scheduler: LambdaLR) -> None:
     """Put the configuration's options in place of those that a checkpoint has brought along."""
     scheduler.base_lrs = [settings.lr] * len(scheduler.base_lrs)
-    rates = [settings.lr * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    rates: list[float | Tensor] = [settings.lr * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group.update(_options(settings, seed) | {"initial_lr": settings.lr, "lr": rate})
     scheduler._last_lr = rates

@@ -23,9 +23,8 @@ def check_states(
             f"parameter {number} has {count} elements on {device}, its states {m.numel()} on {m.device}: make the "
             "optimizer after moving or resizing"
         )
-    coded = absmax_m is not None and absmax_v is not None
-    states, blocks = [m, v], [absmax_m, absmax_v] if coded else []
-    fits = m.dtype == v.dtype == (torch.uint8 if coded else torch.float32)
+    states, blocks = [m, v], [absmax_m, absmax_v] if absmax_m is not None and absmax_v is not None else []
+    fits = m.dtype == v.dtype == (torch.uint8 if blocks else torch.float32)
     fits = (
         fits and all(t.numel() == count for t in states) and all(t.numel() == -(-count // STATE_BLOCK) for t in blocks)
     )

@@ -9,7 +9,7 @@ import torch
 
 from fdpo_fast.ops import cpp
 from fdpo_fast.optim.codebook import dynamic_map
-from fdpo_fast.optim.update import TENSORS, Clip, Updates
+from fdpo_fast.optim.update import Clip, Updates
 
 
 @cache
@@ -27,9 +27,9 @@ def step(updates: Updates, clip: Clip | None = None) -> None:
         kernels=cpp.active,
         threads=torch.get_num_threads(),
         maps=_maps(),
-        dtype=cpp.DTYPES[updates.kind.data],
-        grad_dtype=cpp.DTYPES[updates.kind.grad],
-        **{name: column or () for name, column in zip(TENSORS, updates.addresses, strict=True)},
+        dtype=cpp.NUMBERS[updates.kind.data],
+        grad_dtype=cpp.NUMBERS[updates.kind.grad],
+        **{name: column or () for name, column in updates.addresses._asdict().items()},
         counts=updates.counts,
         indices=updates.indices,
         rule_of=updates.rule_of,

@@ -76,16 +76,15 @@ def step(updates: Updates, clip: Clip | None = None) -> None:
         clip.gradients(updates)
     for u in updates.rows():
         rule, g = u.rule, u.grad.float()
-        rates = rule.rates
-        coded = u.absmax_m is not None
-        m = decode(u.m, u.absmax_m, True) if coded else u.m
-        v = decode(u.v, u.absmax_v, False) if coded else u.v
+        rates, coded = rule.rates, u.absmax_m is not None
+        m = u.m if u.absmax_m is None else decode(u.m, u.absmax_m, True)
+        v = u.v if u.absmax_v is None else decode(u.v, u.absmax_v, False)
         m = rates.beta1 * m + rates.one_minus_beta1 * g
         v = rates.beta2 * v + rates.one_minus_beta2 * g * g
         p = u.data.float()
         moved = p - (rates.decay * p + rates.step_size * m / (v.sqrt() + rates.eps))
         if rule.stochastic and u.data.dtype != torch.float32:
-            bits = random_bits(rule.seed, u.index, rule.step, rule.first, u.data.numel(), u.data.device)
+            bits = random_bits(rule.seed, u.number, rule.step, rule.first, u.data.numel(), u.data.device)
             u.data.copy_(round_randomly(moved, bits.reshape(moved.shape), u.data.dtype))
         else:
             u.data.copy_(moved)
@@ -95,9 +94,9 @@ def step(updates: Updates, clip: Clip | None = None) -> None:
             held = v <= torch.finfo(torch.float32).max
             m, v = torch.where(held, m, 0.0), torch.where(held, v, 0.0)
         for state, absmax, new, signed in ((u.m, u.absmax_m, m, True), (u.v, u.absmax_v, v, False)):
-            if coded:
+            if absmax is None:
+                state.copy_(new)
+            else:
                 codes, largest = encode(new, signed)
                 state.copy_(codes)
                 absmax.copy_(largest)
-            else:
-                state.copy_(new)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import compress
-from operator import and_, is_, itemgetter
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fdpo_fast.optim.checks import check_states, copy_at
 from fdpo_fast.optim.eager import DTYPES
-from fdpo_fast.optim.update import Kind, Rule, Updates
+from fdpo_fast.optim.update import Columns, Kind, Rule, Updates
 
 State = dict[str, Any]
 
@@ -39,18 +39,21 @@ class Places(NamedTuple):
 
     def where(self, chosen: list[bool]) -> Places:
         """Take the parameters that are chosen."""
-        return Places(*(list(compress(column, chosen)) for column in self))
+        parameters, groups, numbers = self
+        return Places(
+            list(compress(parameters, chosen)), list(compress(groups, chosen)), list(compress(numbers, chosen))
+        )
 
 
 class _Known(NamedTuple):
     """What stands as long as the same tensors have the same addresses. They are kept: an id may be used again."""
 
     tensors: list[Tensor]
-    addresses: array
+    addresses: array[int]
     besides: tuple  # and these are as they were
     result: Any
 
-    def of(self, tensors: list[Tensor], addresses: array, besides: tuple) -> bool:
+    def of(self, tensors: list[Tensor], addresses: array[int], besides: tuple) -> bool:
         """Say whether this was found of these tensors at these addresses."""
         same = addresses == self.addresses and besides == self.besides and len(tensors) == len(self.tensors)
         return same and all(map(is_, tensors, self.tensors))
@@ -64,10 +67,10 @@ class _Group(NamedTuple):
 
     kind: Kind
     pick: Callable[[Sequence], Sequence]  # its own out of a column
-    tensors: list  # those of `Updates`; None in place of gradients
-    addresses: list
-    counts: array
-    indices: Sequence[int]
+    tensors: Columns[Sequence[Tensor]]  # those of `Updates`; nothing in place of gradients, which each step has anew
+    addresses: Columns[array[int]]
+    counts: array[int]
+    indices: array[int]
 
 
 class Gatherer:
@@ -95,17 +98,17 @@ class Gatherer:
         Also the parameters that do not lie as they read, each with the copy that is stepped in its place; and all.
         """
         counts = array("q", map(Tensor.numel, places.parameters))
-        live = [grad is not None for grad in grads]
-        if not all(live) or 0 in counts:
-            live = list(map(and_, live, map(bool, counts)))
-            places = places.where(live)
-            counts, grads = array("q", compress(counts, live)), list(compress(grads, live))
-        if not grads:
+        given = [grad for grad in grads if grad is not None]
+        if len(given) < len(grads) or 0 in counts:
+            live = [grad is not None and count > 0 for grad, count in zip(grads, counts, strict=True)]
+            given = [grad for grad in compress(grads, live) if grad is not None]
+            places, counts = places.where(live), array("q", compress(counts, live))
+        if not given:
             return [], [], []
         parameters = places.parameters
         data, data_at, devices, odd = self._of_weights(places)
         dtypes = [p.dtype for p in parameters]
-        grads, grads_at, grad_dtypes = _of_gradients(grads, counts, devices, places.numbers)
+        given, given_at, grad_dtypes = _of_gradients(given, counts, devices, places.numbers)
         states = list(map(state.__getitem__, parameters))
         if not all(states):
             for parameter, own in zip(parameters, states, strict=True):
@@ -118,24 +121,26 @@ class Gatherer:
         besides = (devices, dtypes, grad_dtypes, mirrors_at, places.groups, places.numbers, rounding)
         if odd or moments is not self._moments or not self._groups.of(data, data_at, besides):
             kinds = _by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, places.groups, rounding)
-            columns = [data, None, *moments.tensors, mirrors or None]
-            at = [data_at, None, *moments.addresses, mirrors_at or None]
+            m, v, absmax_m, absmax_v = moments.tensors
+            columns: Columns[Sequence] = Columns(data, given, m, v, absmax_m, absmax_v, mirrors)
+            m_at, v_at, absmax_m_at, absmax_v_at = moments.addresses
+            at = Columns(data_at, given_at, m_at, v_at, absmax_m_at, absmax_v_at, mirrors_at)
             made = [_grouped(kind, positions, columns, at, counts, places.numbers) for kind, positions in kinds]
             self._groups, self._moments = _Known(data, data_at, besides, made), moments
 
         steps = [own["step"] + 1 for own in states]
         together = len(set(steps)) == 1
-        keys = places.groups if together else list(zip(places.groups, steps, strict=True))
+        keys: list[Any] = places.groups if together else list(zip(places.groups, steps, strict=True))
         order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        of_step = [(key, steps[0]) for key in order] if together else order
+        of_step: list[tuple[int, int]] = [(key, steps[0]) if together else key for key in order]
         rules = [Rule.of(param_groups[group], step) for group, step in of_step]
         rule_of = list(map(order.__getitem__, keys))
-        updates = [_now(group, grads, grads_at, rule_of, rules) for group in self._groups.result]
+        updates = [_now(group, given, given_at, rule_of, rules) for group in self._groups.result]
         for own, step in zip(states, steps, strict=True):
             own["step"] = step
         return updates, [(parameters[at], data[at]) for at in odd], parameters
 
-    def _of_weights(self, places: Places) -> tuple[list[Tensor], array, list[torch.device], list[int]]:
+    def _of_weights(self, places: Places) -> tuple[list[Tensor], array[int], list[torch.device], list[int]]:
         """Return the parameters as they will be stepped, their addresses and devices, and which are copies."""
         parameters = places.parameters
         addresses = array("q", map(Tensor.data_ptr, parameters))
@@ -149,7 +154,7 @@ class Gatherer:
         return *_plain(parameters, addresses, odd), devices, odd
 
     def _of_states(
-        self, states: list[State], counts: array, devices: list[torch.device], numbers: Sequence[int]
+        self, states: list[State], counts: array[int], devices: list[torch.device], numbers: Sequence[int]
     ) -> _Moments:
         """Return both moments and the absmax of both, after checks where they are others than before."""
         tensors = [t for own in states for t in (_coded(own) if "absmax1" in own else _single(own))]
@@ -165,8 +170,8 @@ class Gatherer:
 class _Moments(NamedTuple):
     """The columns of m, v and the absmax of both, with None where there is no absmax."""
 
-    tensors: list[list[Tensor | None]]
-    addresses: list[array]
+    tensors: list[list[Any]]
+    addresses: list[array[int]]
     dtypes: list[torch.dtype]
 
 
@@ -192,26 +197,34 @@ def _by_kind(
 
 
 def _grouped(
-    kind: Kind, positions: list[int], columns: list, addresses: list, counts: array, numbers: Sequence[int]
+    kind: Kind,
+    positions: list[int],
+    columns: Columns[Sequence],
+    addresses: Columns[array[int]],
+    counts: array[int],
+    numbers: Sequence[int],
 ) -> _Group:
-    pick = itemgetter(*positions) if len(positions) > 1 else lambda column: (column[positions[0]],)
-    coded = kind.state == torch.uint8
-    there = (True, False, True, True, coded, coded, kind.copied)
+    def pick(column: Sequence) -> Sequence:
+        return chosen(column) if len(positions) > 1 else (chosen(column),)
+
+    def pick_numbers(column: Sequence[int]) -> array[int]:
+        return array("q", pick(column))
+
+    chosen = itemgetter(*positions)
     return _Group(
         kind,
         pick,
-        [pick(column) if present else None for column, present in zip(columns, there, strict=True)],
-        [array("q", pick(column)) if present else None for column, present in zip(addresses, there, strict=True)],
-        array("q", pick(counts)),
-        array("q", pick(numbers)),
+        columns.of(kind).map(pick)._replace(grad=()),
+        addresses.of(kind).map(pick_numbers)._replace(grad=array("q")),
+        pick_numbers(counts),
+        pick_numbers(numbers),
     )
 
 
-def _now(group: _Group, grads: list[Tensor], grads_at: array, rule_of: list[int], rules: list[Rule]) -> Updates:
+def _now(group: _Group, grads: list[Tensor], grads_at: array[int], rule_of: list[int], rules: list[Rule]) -> Updates:
     """Return what a kind's parameters are told at this step."""
     kind, pick, tensors, addresses, counts, indices = group
-    tensors, addresses = tensors.copy(), addresses.copy()
-    tensors[1], addresses[1] = pick(grads), array("q", pick(grads_at))
+    tensors, addresses = tensors._replace(grad=pick(grads)), addresses._replace(grad=array("q", pick(grads_at)))
     return Updates(kind, tensors, addresses, counts, indices, array("q", pick(rule_of)), rules)
 
 
@@ -222,7 +235,7 @@ def _odd(tensors: list[Tensor]) -> list[int]:
     return [at for at, tensor in enumerate(tensors) if not tensor.is_contiguous() or tensor.is_neg()]
 
 
-def _plain(tensors: list[Tensor], addresses: array, odd: list[int]) -> tuple[list[Tensor], array]:
+def _plain(tensors: list[Tensor], addresses: array[int], odd: list[int]) -> tuple[list[Tensor], array[int]]:
     """Return the tensors and their addresses, with contiguous copies of those that are odd."""
     if odd:
         tensors, addresses = tensors.copy(), addresses[:]
@@ -233,8 +246,8 @@ def _plain(tensors: list[Tensor], addresses: array, odd: list[int]) -> tuple[lis
 
 
 def _of_gradients(
-    grads: list[Tensor], counts: array, devices: list[torch.device], numbers: Sequence[int]
-) -> tuple[list[Tensor], array, list[torch.dtype]]:
+    grads: list[Tensor], counts: array[int], devices: list[torch.device], numbers: Sequence[int]
+) -> tuple[list[Tensor], array[int], list[torch.dtype]]:
     """Return the gradients as they will be read, their addresses and dtypes."""
     dtypes = [grad.dtype for grad in grads]
     if not set(dtypes).issubset(DTYPES) or {grad.layout for grad in grads} != {torch.strided}:

@@ -63,6 +63,8 @@ class StepInBackward:
             self._backward = backward
             Variable._execution_engine.queue_callback(self._step_all)
         grad, parameter.grad = parameter.grad, None
+        if grad is None:  # there is nothing to step by
+            return
         # the same on every rank, as addresses are not
         kind = parameter.get_device(), parameter.dtype, grad.dtype, parameter.numel() < self._optimizer.min_8bit_size
         bucket = self._buckets.get(kind)

@@ -7,6 +7,7 @@ anew where a column has changed, and go there through pinned memory, so that nob
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from functools import cache, reduce
 from itertools import accumulate, compress
 from operator import not_, or_
@@ -18,7 +19,7 @@ from torch import Tensor
 from fdpo_fast.ops.constants import STATE_BLOCK
 from fdpo_fast.ops.triton.launch import OPTIONS, Lazy, counters, on, stream_of
 from fdpo_fast.optim.codebook import dynamic_map
-from fdpo_fast.optim.update import Clip, Kind, Rule, Updates
+from fdpo_fast.optim.update import Clip, Columns, Kind, Rule, Updates
 
 _kernels = Lazy("fdpo_fast.optim.triton_kernel")
 
@@ -41,7 +42,7 @@ def _like(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(0, dtype=dtype, device=device)
 
 
-def staged(words: array, device: torch.device) -> Tensor:
+def staged(words: array[int], device: torch.device) -> Tensor:
     """Copy int64 numbers to a device without a wait. `words` may change at once.
 
     A copy from memory that is not pinned waits for all launches before it. torch hands out pinned memory again only
@@ -55,12 +56,12 @@ def staged(words: array, device: torch.device) -> Tensor:
 class _Rules(NamedTuple):
     """The small table of what parameters have in common, by two views: [rules, 14] float32 and [rules, 7] int64."""
 
-    rules: list[Rule]
+    rules: Sequence[Rule]
     rates: Tensor
     words: Tensor
 
     @classmethod
-    def of(cls, rules: list[Rule], device: torch.device, stream: int) -> _Rules:
+    def of(cls, rules: Sequence[Rule], device: torch.device, stream: int) -> _Rules:
         """Return the table of rules, the last one where that was of the same; buckets inside backward are many."""
         last = _last_rules.get((device, stream))
         if last is None or last.rules != rules:
@@ -100,7 +101,7 @@ class _Table:
     """The number of the first rows that decide whether vectors can be read."""
 
     def __init__(self) -> None:
-        self._columns: list[array | None] = [None] * 10
+        self._columns: list[array[int] | None] = [None] * 10
         self._odd = [0] * self.ALIGNED  # bits below 16 that a row has
         self._words = array("q")
         self._launches: list[_Launch] = []
@@ -139,19 +140,19 @@ class _Table:
         rows = torch.frombuffer(self._words, dtype=torch.int64)[: self.ALIGNED * n]
         return (rows.view(-1, n) & 15).any(0).tolist()
 
-    def _write(self, row: int, column: array) -> None:
+    def _write(self, row: int, column: array[int]) -> None:
         self._words[row * len(column) : (row + 1) * len(column)] = column
 
 
 def _where(updates: Updates, chosen: list[bool]) -> Updates:
     """Take the parameters that are chosen."""
 
-    def pick(column: array | None) -> array | None:
-        return column and array("q", compress(column, chosen))
+    def pick(column: array[int]) -> array[int]:
+        return array("q", compress(column, chosen))
 
     kind, tensors, addresses, counts, indices, rule_of, rules = updates
-    tensors = [column and list(compress(column, chosen)) for column in tensors]
-    return Updates(kind, tensors, list(map(pick, addresses)), pick(counts), pick(indices), pick(rule_of), rules)
+    there: Columns[Sequence[Tensor]] = tensors.map(lambda column: list(compress(column, chosen)))
+    return Updates(kind, there, addresses.map(pick), pick(counts), pick(indices), pick(rule_of), rules)
 
 
 class Stepper:

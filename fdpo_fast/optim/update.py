@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import NamedTuple  # which may be generic before Python 3.11
 
 ROUNDINGS = ("stochastic", "nearest")
 
@@ -72,7 +73,7 @@ class Update(NamedTuple):
     absmax_m: Tensor | None
     absmax_v: Tensor | None
     copy: Tensor | None  # bfloat16, receives a float32 parameter's rounded values
-    index: int
+    number: int  # of the parameter
     rule: Rule
 
 
@@ -87,27 +88,65 @@ class Kind(NamedTuple):
     stochastic: bool  # half-precision parameters only
 
 
-TENSORS = ("data", "grad", "m", "v", "absmax_m", "absmax_v", "copy")
-"""The fields of `Update` that are tensors: the first ones."""
+Column = TypeVar("Column")
+Other = TypeVar("Other")
+
+
+class Columns(NamedTuple, Generic[Column]):
+    """One column for each tensor of `Update`, in its order; None for what a kind has not."""
+
+    data: Column
+    grad: Column
+    m: Column
+    v: Column
+    absmax_m: Column | None
+    absmax_v: Column | None
+    copy: Column | None
+
+    def of(self, kind: Kind) -> Columns[Column]:
+        """Return the columns that a kind has."""
+        coded = kind.state == torch.uint8
+        return self._replace(
+            absmax_m=self.absmax_m if coded else None,
+            absmax_v=self.absmax_v if coded else None,
+            copy=self.copy if kind.copied else None,
+        )
+
+    def map(self, function: Callable[[Column], Other]) -> Columns[Other]:
+        """Return what a function makes of each column that is there."""
+
+        def there(column: Column | None) -> Other | None:
+            return None if column is None else function(column)
+
+        data, grad, m, v, absmax_m, absmax_v, copy = self
+        columns = function(data), function(grad), function(m), function(v)
+        return Columns(*columns, there(absmax_m), there(absmax_v), there(copy))
 
 
 class Updates(NamedTuple):
     """Parameters of one kind that are to be stepped, by columns."""
 
     kind: Kind
-    tensors: Sequence[Sequence[Tensor] | None]  # by `TENSORS`; None for what the kind has not
-    addresses: Sequence[array | None]  # of these; int64 as all that follow
-    counts: array  # elements
-    indices: array
-    rule_of: array  # into `rules`
+    tensors: Columns[Sequence[Tensor]]
+    addresses: Columns[array[int]]  # of these; int64 as all that follow
+    counts: array[int]  # elements
+    indices: array[int]
+    rule_of: array[int]  # into `rules`
     rules: Sequence[Rule]
 
     @classmethod
     def of(cls, rows: Sequence[Update]) -> Updates:
         """Put parameters of one kind into columns."""
         like, rules = rows[0], list(dict.fromkeys(row.rule for row in rows))
-        columns = zip(*(row[: len(TENSORS)] for row in rows), strict=True)
-        tensors = [None if column[0] is None else column for column in columns]
+        tensors: Columns[Sequence[Tensor]] = Columns(
+            [row.data for row in rows],
+            [row.grad for row in rows],
+            [row.m for row in rows],
+            [row.v for row in rows],
+            _there(row.absmax_m for row in rows),
+            _there(row.absmax_v for row in rows),
+            _there(row.copy for row in rows),
+        )
         return cls(
             Kind(
                 like.data.device,
@@ -118,9 +157,9 @@ class Updates(NamedTuple):
                 like.rule.stochastic and like.data.dtype != torch.float32,
             ),
             tensors,
-            [column and array("q", map(Tensor.data_ptr, column)) for column in tensors],
-            array("q", map(Tensor.numel, tensors[0])),
-            array("q", (row.index for row in rows)),
+            tensors.map(lambda column: array("q", map(Tensor.data_ptr, column))),
+            array("q", map(Tensor.numel, tensors.data)),
+            array("q", (row.number for row in rows)),
             array("q", (rules.index(row.rule) for row in rows)),
             rules,
         )
@@ -130,6 +169,12 @@ class Updates(NamedTuple):
         columns = (column or repeat(None) for column in self.tensors)
         rules = map(self.rules.__getitem__, self.rule_of)
         return map(Update, *columns, self.indices, rules)  # ends with the shortest, which is data
+
+
+def _there(column: Iterable[Tensor | None]) -> list[Tensor] | None:
+    """Return a column of tensors; None for one without any."""
+    tensors = [tensor for tensor in column if tensor is not None]
+    return tensors or None
 
 
 class Clip(NamedTuple):
@@ -143,7 +188,7 @@ class Clip(NamedTuple):
 
     def gradients(self, updates: Updates) -> None:
         """Clip the gradients of updates in place, by torch's operations."""
-        grads = updates.tensors[1]
+        grads = list(updates.tensors.grad)
         norms = torch.stack(torch._foreach_norm(grads, dtype=torch.float32))
         finite = norms.isfinite()
         if self.max_norm:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
 
 from fdpo_fast.compare.analysis import Comparison
+from fdpo_fast.config.schema import Loss
 from fdpo_fast.report.run import Run
 
 mpl.use("Agg")
@@ -64,7 +66,7 @@ def trade_off(comparison: Comparison, key: str = "alignment") -> bytes:
             label="Pareto front",
         )
     axes.plot(comparison.base[key], comparison.base["diversity"], "k+", markersize=14, markeredgewidth=2, label="base")
-    compare = comparison.config.compare
+    compare = comparison.config.comparison
     axes.set(xlabel=f"{key}: {getattr(compare, key)}", ylabel=f"diversity: {compare.diversity}")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
@@ -92,7 +94,7 @@ def gradient_fields(comparison: Comparison) -> bytes:
     With u = log p_theta / p_ref the loss falls along (sigmoid(-z) beta h'(u_w), -sigmoid(-z) beta h'(u_l)): arrows
     point there, colours are log10 of the pull on the winner divided by that on the loser. Strength nearest 1.
     """
-    losses = {}
+    losses: dict[str, Loss] = {}
     for point in sorted(comparison.points, key=lambda point: abs(math.log(point.strength))):
         losses.setdefault(point.kind.name, point.config.loss)
     columns = min(4, len(losses))
@@ -127,7 +129,7 @@ def _smooth(values: list[float], width: int = 10) -> list[float]:
     return [float(np.mean(values[max(0, at + 1 - width) : at + 1])) for at in range(len(values))]
 
 
-def _curve(axes: Axes, records: list[dict], key: str, **style) -> None:
+def _curve(axes: Axes, records: list[dict], key: str, **style: Any) -> None:
     """Draw a key of the records by step: each value faintly, the mean of the last ten in full."""
     there = [(record["step"], record[key]) for record in records if key in record]
     if not there:

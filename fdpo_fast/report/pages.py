@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from fdpo_fast.compare.analysis import COLUMNS, FIGURES, Comparison, Spot
 from fdpo_fast.config.load import load
@@ -135,7 +136,7 @@ def _hypervolume(comparison: Comparison) -> Part:
 
 def _how(comparison: Comparison) -> Iterator[str]:
     config, report = comparison.config, comparison.report
-    compare, train, runs = config.compare, config.train, len(comparison.points)
+    compare, train, runs = config.comparison, config.train, len(comparison.points)
     strengths, seeds = (", ".join(f"{value:g}" for value in values) for values in (compare.strengths, compare.seeds))
     yield f"{runs} of {compare.runs} runs: {len(comparison.kinds)} divergences, strengths {strengths},"
     yield f"seeds {seeds};"
@@ -157,7 +158,7 @@ def _middle(strengths: list[float]) -> float:
     return min(strengths, key=lambda strength: abs(math.log(strength)))
 
 
-def _png(image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -178,9 +179,9 @@ def sentences(comparison: Comparison, kind: str = "jensen_shannon") -> Iterator[
     front = ", ".join(f"{spot.kind} at {spot.strength:g}" for spot in comparison.front)
     front = front or "none, as the base has more of both than any run, or as much"
     yield f"On the Pareto front of alignment and diversity, by means over the seeds: {front}."
-    missing = comparison.config.compare.runs - len(comparison.points)
+    missing = comparison.config.comparison.runs - len(comparison.points)
     if missing or not comparison.volumes:
-        yield f"{missing} of {comparison.config.compare.runs} runs are not finished, so nothing more is said."
+        yield f"{missing} of {comparison.config.comparison.runs} runs are not finished, so nothing more is said."
         return
     best = comparison.volumes[0]
     yield f"The largest hypervolume has {best.kind} ({best.area.value:.4f}, 95 % {_range(best.area)})."

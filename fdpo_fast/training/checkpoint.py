@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ class Checkpoints:
         with replacing(self.folder / "latest") as partial:
             partial.write_text(tag + "\n")
 
-    def save(self, engine, step: int, config_text: str, ema: EMA | None) -> None:
+    def save(self, engine: DeepSpeedEngine, step: int, config_text: str, ema: EMA | None) -> None:
         """Write the state after `step` optimizer steps, then point `latest` to it, then drop the oldest. Collective."""
         tag = f"step-{step:06d}"
         # `latest` is ours: it is renamed into place after every rank has written, so a kill leaves the previous one.
@@ -60,10 +62,13 @@ class Checkpoints:
                 shutil.rmtree(steps[number])
         dist.barrier()
 
-    def load(self, engine, ema: EMA | None) -> int:
+    def load(self, engine: DeepSpeedEngine, ema: EMA | None) -> int:
         """Load the `latest` checkpoint; returns the number of optimizer steps it has behind it. Collective."""
         tag = self.latest()
-        options, plain = {}, is_plain(engine)
+        if tag is None:
+            raise UserError(f"{self.folder} has no checkpoint to go on from")
+        options: dict[str, Any] = {}
+        plain = is_plain(engine)
         if plain:
             _let_go(engine.module)
             options = {"custom_load_fn": _adopt_weights, "load_optimizer_states": False}
@@ -88,7 +93,7 @@ class Checkpoints:
         return state["step"]
 
 
-def is_plain(engine) -> bool:
+def is_plain(engine: DeepSpeedEngine) -> bool:
     """Say whether ZeRO and fp32 masters are off: the optimizer is ours, and only the model refers to the weights."""
     return engine.optimizer is engine.basic_optimizer
 
@@ -125,7 +130,8 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.live = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        # ZeRO-3 adds methods to parameters
+        self.live: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: local(parameter).float().clone() for name, parameter in self.live.items()}
 
     @torch.no_grad()

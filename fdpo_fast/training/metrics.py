@@ -8,6 +8,7 @@ import time
 from collections import deque
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,7 @@ class Metrics:
         rate = 2 * sums[..., 0].sum().item() / seconds  # two images per pair
         records = []
         for (step, lr, *_), norm, total in zip(self.steps, norms, sums.sum(dim=1).tolist(), strict=True):
-            record = {"step": step, **_means(total), "lr": lr}
+            record: dict[str, Any] = {"step": step, **_means(total), "lr": lr}
             if norm == norm:
                 record["grad_norm"] = norm
             records.append(record)
@@ -115,6 +116,7 @@ class WinnerWatch:
     """
 
     def __init__(self, patience: int = 4) -> None:
+        self.patience = patience
         self.recent: deque[float] = deque(maxlen=patience)
         self.warned = False
 
@@ -123,7 +125,7 @@ class WinnerWatch:
         self.recent.append(sum(record["delta_w"] for record in records) / len(records))
         values = list(self.recent)
         rising = all(a < b for a, b in pairwise(values))
-        if self.warned or len(values) < self.recent.maxlen or values[0] <= 0 or not rising:
+        if self.warned or len(values) < self.patience or values[0] <= 0 or not rising:
             return None
         self.warned = True
         return (
@@ -210,7 +212,9 @@ def _is_whole(line: str) -> bool:
 
 def _line(record: dict) -> str:
     """Return a record as JSON, which knows no NaN and no infinity: null."""
-    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    values: dict[str, Any] = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
     if "bins" in values:
         values["bins"] = [json.loads(_line(part)) for part in values["bins"]]
     return json.dumps(values) + "\n"

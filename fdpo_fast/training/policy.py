@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, largest_over_ranks, mean_over_ranks
 from fdpo_fast.models import trainable
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.precision import DTYPES
-from fdpo_fast.optim import build, zero
+from fdpo_fast.optim import AdamW8bit, build, zero
 from fdpo_fast.optim.finite import SkipNonFinite
 from fdpo_fast.optim.in_backward import StepInBackward
 
@@ -21,7 +22,7 @@ from fdpo_fast.optim.in_backward import StepInBackward
 class Policy(NamedTuple):
     """A denoiser in training."""
 
-    denoiser: nn.Module
+    denoiser: Denoiser
     architecture: dict[str, Any]
     """The denoiser's own configuration, for the export."""
     engine: deepspeed.DeepSpeedEngine
@@ -69,7 +70,7 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
         )
     zero.share(engine.optimizer)
     inside = None
-    if settings.step_in_backward:
+    if settings.step_in_backward and isinstance(optimizer, AdamW8bit):  # the configuration admits no other one
         average = mean_over_ranks if rank.count > 1 else None
         inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, average)
     if inside or (config.stage == 0 and rank.count == 1):

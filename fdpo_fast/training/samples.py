@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdpo_fast.config.schema import Log
 from fdpo_fast.files import replacing
 
 if TYPE_CHECKING:
+    from fdpo_fast.models.denoiser import Denoiser
     from fdpo_fast.models.family import Family
 
 _MARGIN = 6
@@ -33,7 +34,7 @@ class SampleGrids:
         self.resolution, self.seed = resolution, seed
 
     @torch.no_grad()
-    def images(self, denoiser: nn.Module) -> Tensor:
+    def images(self, denoiser: Denoiser) -> Tensor:
         """Draw [prompts, images_per_prompt, 3, h, w] in [0, 1]; collective where the weights are sharded."""
         settings = self.settings
         pipeline = self.family.sampler(denoiser, self.device)
@@ -55,7 +56,7 @@ class SampleGrids:
             )
         return torch.stack(drawn).float().cpu()
 
-    def write(self, denoiser: nn.Module, step: int, rank: int) -> None:
+    def write(self, denoiser: Denoiser, step: int, rank: int) -> None:
         """Draw now; rank 0 writes the picture."""
         denoiser.eval()
         images = self.images(denoiser)

@@ -143,7 +143,7 @@ class Trainer:
         The frozen model's go in as errors, formed as the cache's are: the two modes then take the same steps, bit for
         bit, where the libraries round a batch alike.
         """
-        if self.config.reference.mode == "cached":
+        if batch.ref_error is not None:
             return batch.ref_error
         if self.frozen is not None:
             with as_in_training():
@@ -221,9 +221,10 @@ class Trainer:
         with self.average.applied() if self.average else nullcontext():
             # it may be the model's own tensors, so it is written before the average gives way
             state = checkpoint.whole_state(self.policy.denoiser)
-            if self.rank.index == 0:
+            if state is not None:
                 self.family.export(state, self.policy.architecture, self.folder / "export")
                 self.rank.say(f"exported to {self.folder / 'export'}")
+            if self.writer:
                 self.writer.trackers.close()
         dist.barrier()
 

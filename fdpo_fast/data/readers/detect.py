@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.pairs import Pair, PairSource, Rejected
+from fdpo_fast.data.pairs import EmbeddedSource, Pair, PairSource, Rejected, brought_by
 from fdpo_fast.data.readers.folders import Folders
 from fdpo_fast.data.readers.jsonl import METADATA, JSONRecords
 from fdpo_fast.data.readers.latents import EncodedPairs
@@ -59,7 +60,7 @@ class Spread:
 
     def __init__(self, source: PairSource, rows: int) -> None:
         self.source, self.rows = source, rows
-        self.embedded = getattr(source, "embedded", [])
+        self.embedded = brought_by(source)
 
     def __len__(self) -> int:
         return self.rows
@@ -77,6 +78,7 @@ class Spread:
             if low < high:
                 yield from self.source.read(low + shift, high + shift)
 
-    def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """Yield captions and embeddings of rows of the whole source, which ids follow from."""
-        return self.source.embeddings(start, stop)
+        if isinstance(self.source, EmbeddedSource):
+            yield from self.source.embeddings(start, stop)

@@ -62,12 +62,13 @@ class Folders:
             elif len(captions) != 1:
                 yield Rejected(place, "the captions of its sides differ" if captions else "no caption")
             else:
-                yield Pair(2 * row, place, captions.pop(), *(images[name] for images in self.images))
+                preferred, dispreferred = (images[name] for images in self.images)
+                yield Pair(2 * row, place, captions.pop(), preferred, dispreferred)
 
 
 def _images(folder: Path) -> dict[str, Path]:
     """Find the image files of a folder by their names without extension; UserError where two have the same."""
-    known, files = Image.registered_extensions(), {}
+    known, files = Image.registered_extensions(), dict[str, Path]()
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
             continue

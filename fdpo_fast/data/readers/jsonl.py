@@ -37,13 +37,13 @@ class JSONRecords:
     def __init__(self, source: str, ties: str = "drop") -> None:
         path = Path(source).expanduser()
         self.path, self.ties = path / METADATA if path.is_dir() else path, ties
+        self.lines: list[bytes] | None = None
         try:
             if self.path.suffix == ".json":
                 records = json.loads(self.path.read_text(encoding="utf-8-sig"))
                 self.lines = [json.dumps(record).encode() for record in records] if isinstance(records, list) else []
                 self.starts = list(range(len(self.lines)))
             else:
-                self.lines = None
                 self.starts = list(_line_starts(self.path))
         except OSError as error:
             raise UserError(f"data.source '{source}' cannot be read: {error.strerror} ({self.path})") from None

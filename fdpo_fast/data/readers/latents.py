@@ -39,12 +39,14 @@ class EncodedPairs:
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop); their sides are `ReadyLatents`."""
         for row, place, record in self.rows.read(start, stop, COLUMNS + self.geometry):
-            sides = tuple(_side(record, side) for side in (0, 1))
-            if any(isinstance(side, str) for side in sides):
-                yield Rejected(place, next(side for side in sides if isinstance(side, str)))
+            first, second = _side(record, 0), _side(record, 1)
+            if isinstance(first, str):
+                yield Rejected(place, first)
+            elif isinstance(second, str):
+                yield Rejected(place, second)
             else:
                 labels = record["label_0"], record["label_1"]
-                yield from compared(2 * row, place, record["caption"], sides, labels, self.ties)
+                yield from compared(2 * row, place, record["caption"], (first, second), labels, self.ties)
 
     def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """Yield the captions of the rows [start, stop) with their text embeddings in float32."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -46,15 +46,16 @@ def _missing() -> str | None:
         installed = TorchVersion(version("triton"))
     except PackageNotFoundError:  # a build for ROCm or Windows, of another name
         return None
-    if installed < LOWEST_TRITON:
-        return f"Triton >= {'.'.join(map(str, LOWEST_TRITON))} ({installed} is installed)"
+    lowest = ".".join(map(str, LOWEST_TRITON))
+    if installed < lowest:
+        return f"Triton >= {lowest} ({installed} is installed)"
     return None
 
 
 missing: str | None = _missing()
 
 DEVICE = "cuda"
-DTYPES = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16))
+DTYPES: Collection[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16)
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg": 128})
 """Of every launch: contraction of products and sums is the kernels' choice, not the compiler's; and without a word on
@@ -76,12 +77,14 @@ class _Grid(NamedTuple):
     n: int  # elements of a sample
     chunks: int
     programs: tuple[int]
-    sizes: tuple[int, int]
-    strides: list[tuple[int, int, int]]  # within a row, of each tensor
+    sizes: tuple[int, ...]
+    strides: list[tuple[int, ...]]  # within a row, of each tensor
     options: dict[str, Any]
     """Of the launch, switches among them."""
 
 
+_NOWHERE: tuple[int, ...] = (0, 0, 0)
+"""Strides of a tensor without samples, where one with them could stand."""
 _grids: dict[tuple, _Grid] = {}
 _MOST_GRIDS = 1024
 
@@ -98,7 +101,7 @@ def _grid(tensors: list[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], _G
     if order:
         spans += [sum((size - 1) * stride for size, stride in zip(order.sizes, s, strict=True)) for s in order.of]
     switches = {"DENSE": order is None, "WIDE": max(spans) + BLOCK >= 2**31, "BLOCK": BLOCK}
-    sizes, strides = (order.sizes[1:], order.of) if order else ((0, 0), [(0, 0, 0)] * len(tensors))
+    sizes, strides = (order.sizes[1:], order.of) if order else ((0, 0), [_NOWHERE] * len(tensors))
     grid = _Grid(pairs, n, chunks, (pairs * chunks,), sizes, strides, switches | OPTIONS)
     if taken is tensors:
         if len(_grids) >= _MOST_GRIDS:
@@ -107,12 +110,10 @@ def _grid(tensors: list[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], _G
     return taken, grid
 
 
-_NOWHERE = (0, 0, 0)
-"""Strides of a tensor without samples, where one with them could stand."""
 _HERE = nullcontext()
 
 
-def on(device: torch.device):
+def on(device: torch.device) -> AbstractContextManager[object]:
     """Make a device the current one, on which Triton launches; an interpreted kernel needs none."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return _HERE
