@@ -49,19 +49,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        found = _version()
-    elif name not in _HOMES:
+    if name != "__version__" and name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    else:
-        home = _HOMES[name]
-        found = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
-    globals()[name] = found
-    return found
+    value = globals()[name] = _version() if name == "__version__" else _public(name)
+    return value
+
+
+def _public(name: str) -> Any:
+    home = _HOMES[name]
+    return getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
 
 
 def _version() -> str:
-    """The version that pyproject.toml gave to what is installed; that of a bare checkout is not known."""
+    """Return the version that pyproject.toml gave to what is installed; that of a bare checkout is not known."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
