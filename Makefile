@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 LOWEST_PYTHON ?= 3.10
 CONFIG ?= configs/digits_js.json
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2
 
-.PHONY: setup demo test test-versions rehearsal lint clean
+.PHONY: setup demo test test-slow test-all test-versions rehearsal lint clean
 
 setup: $(VENV)/.installed
 
@@ -25,7 +26,14 @@ demo: setup
 	$(BIN)/fdpo demo --config $(CONFIG)
 
 test: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
+	$(PYTEST)
+
+# What takes longer, but has its place in CI; `make test-all` leaves nothing out but what needs a GPU.
+test-slow: setup
+	$(PYTEST) -m "slow and not nightly and not gpu"
+
+test-all: setup
+	$(PYTEST) -m "not gpu"
 
 # The lowest versions that pyproject.toml admits, on the lowest Python: 6 GB, since old releases of torch bring CUDA.
 # LOWEST_PYTHON may be a path; uv fetches a version that it does not find.

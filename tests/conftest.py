@@ -92,20 +92,19 @@ def write_config(tmp_path):
 
 
 @pytest.fixture
-def launch(write_config):
+def launch(write_config, tmp_path):
     """Run the trainer; returns the finished process, with its output.
 
-    `ranks` > 1 go through the deepspeed launcher. One rank runs in this process, where only what comes of it counts,
-    or in one of its own, as a user's would.
+    Where only what comes of it counts, one rank runs in this process and several are forked; `own_process` starts it
+    as a user does, several ranks through the deepspeed launcher.
     """
 
     def run(raw, *arguments, ranks=1, own_process=False, check=True):
-        words = ["--config", str(write_config(raw)), *arguments]
-        if ranks == 1 and not own_process:
-            from tests.helpers.training import called
+        from tests.helpers.ranks import forked
+        from tests.helpers.training import called
 
-            done = called(words)
-        else:
+        words = ["--config", str(write_config(raw)), *arguments]
+        if own_process:
             start = launcher.deepspeed(ranks) if ranks > 1 else [sys.executable]
             done = subprocess.run(
                 [*start, "fdpo_fast/train.py", *words],
@@ -115,6 +114,8 @@ def launch(write_config):
                 text=True,
                 timeout=300,
             )
+        else:
+            done = called(words) if ranks == 1 else forked(ranks, words, tmp_path / "said")
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fdpo_fast.cache.build import Builder, Cache
 from fdpo_fast.cache.shards import Shard, Shards
@@ -43,8 +44,14 @@ def test_a_killed_build_keeps_its_whole_shards(tmp_path):
     assert Builder(tmp_path, rank()).build(cache(make, a=2)) != folder
 
 
-def test_ranks_share_the_work(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # threads of one process, which is no group of torch's
+@pytest.fixture
+def group():
+    """A process group of one, as the trainer makes it: ranks agree through it."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def test_ranks_share_the_work(group, tmp_path):
     made, barrier = {0: [], 1: [], 2: []}, threading.Barrier(3)
 
     def work(index):

@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from fdpo_fast.config.run import Config
 from fdpo_fast.memory.ladder import RUNGS, on_rung
-from tests.helpers import ROOT
+from fdpo_fast.optim import zero as ours
 from tests.helpers.training import run_of, weights
 
 BF16 = {"enabled": True, "bf16_master_weights_and_grads": True}
@@ -63,64 +61,54 @@ def test_every_rung_trains(raw_config, launch, read_metrics, tmp_path, name):
     assert records[-1]["margin"] != 0
 
 
-# Run in a process of its own: training, in which `share` is what the first line makes of it.
-SCRIPT = """
-import sys
-from unittest.mock import patch
-import torch
-from fdpo_fast import train
-from fdpo_fast.optim import zero as ours
+def checked(share):
+    """`share` with a look at what came of it."""
 
-share, own_split = ours.share, ours.split
+    def look(zero):
+        share(zero)
+        if hasattr(zero, "fp32_partitioned_groups_flat"):
+            masters, flat = zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat
+            assert len(masters) > 1
+            assert {storage(master.grad) for master in masters} == {storage(zero.grad_partitions_flat_buffer)}
+            assert [master.data_ptr() for master in masters] == [weights.data_ptr() for weights in flat]
+        else:
+            (master,) = zero.single_partition_of_fp32_groups
+            (buffer,) = zero.param_buffer_of_bit16_for_cpu_offload_groups
+            assert storage(master) == storage(buffer) == storage(zero.bit16_groups_flat[0])
+        print("checked")
 
-def checked(zero):
-    share(zero)
-    storage = lambda tensor: tensor.untyped_storage().data_ptr()
-    if hasattr(zero, "fp32_partitioned_groups_flat"):
-        masters, flat = zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat
-        assert len(masters) > 1
-        assert {storage(master.grad) for master in masters} == {storage(zero.grad_partitions_flat_buffer)}
-        assert [master.data_ptr() for master in masters] == [weights.data_ptr() for weights in flat]
-    else:
-        master, = zero.single_partition_of_fp32_groups
-        buffer, = zero.param_buffer_of_bit16_for_cpu_offload_groups
-        assert storage(master) == storage(buffer) == storage(zero.bit16_groups_flat[0])
-    print("checked")
+    return look
 
-def split(module, settings, device):
-    # weights are never moved together, and lie where they are offloaded to
-    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    with patch.object(torch.nn.Module, "to", side_effect=AssertionError("moved as a whole")):
-        own_split(module, settings, device)
-    for name, parameter in module.named_parameters():
-        assert parameter.numel() == 0 and parameter.ds_tensor.device.type == "cpu"
-        assert torch.equal(parameter.ds_tensor[: before[name].numel()], before[name].flatten())
-    print("split")
 
-def apart(zero):
-    ours._be = lambda tensor, other: None
-    share(zero)
+def storage(tensor):
+    return tensor.untyped_storage().data_ptr()
 
-ours.split = split
-ours.share = {"checked": checked, "apart": apart}[sys.argv.pop(1)]
-train.main(sys.argv[1:])
-"""
+
+def watched(split):
+    """`split` with a look at the weights: they are never moved together, and lie where they are offloaded to."""
+
+    def look(module, settings, device):
+        before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        with patch.object(torch.nn.Module, "to", side_effect=AssertionError("moved as a whole")):
+            split(module, settings, device)
+        for name, parameter in module.named_parameters():
+            assert parameter.numel() == 0
+            assert parameter.ds_tensor.device.type == "cpu"
+            assert torch.equal(parameter.ds_tensor[: before[name].numel()], before[name].flatten())
+        print("split")
+
+    return look
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_shared_memory_gives_the_same_weights(raw_config, write_config, tmp_path, stage):
+def test_shared_memory_gives_the_same_weights(raw_config, launch, tmp_path, monkeypatch, stage):
     ends = {}
-    for name in ("checked", "apart"):
+    monkeypatch.setattr(ours, "split", watched(ours.split))
+    for name, (where, change) in {"checked": ("share", checked(ours.share)), "apart": ("_be", lambda *_: None)}.items():
         raw = lean(raw_config, tmp_path / name, stage, 1)
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, name, "--config", str(write_config(raw))],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert ("checked" in done.stdout.split()) == (name == "checked")
-        assert ("split" in done.stdout.split()) == (stage == 3)
+        with patch.object(ours, where, change):
+            said = launch(raw).stdout.split()
+        assert ("checked" in said) == (name == "checked")
+        assert ("split" in said) == (stage == 3)
         ends[name] = weights(raw)
     assert all(torch.equal(ends["checked"][name], ends["apart"][name]) for name in ends["apart"])

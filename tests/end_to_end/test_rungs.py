@@ -13,6 +13,7 @@ from benchmarks import launcher
 from benchmarks.full_sdxl import config, prepare
 from fdpo_fast.training.metrics import read_records
 from tests.helpers import ROOT
+from tests.helpers.training import called
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
 STEPS = 4
@@ -24,6 +25,15 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     prepare("tiny_sdxl", folder)
     return folder
+
+
+def called_deterministically(words):
+    """Run the trainer in this process as `deterministic_train.py` does in its own."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return called(words)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -41,14 +51,18 @@ def train(base, tmp_path):
             raw[section][key] = value
         file = folder / "config.json"
         file.write_text(json.dumps(raw))
-        start = launcher.deepspeed(ranks) if ranks else [sys.executable]
-        env = launcher.environment(threads=1) | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        if device == "cpu":
-            env["CUDA_VISIBLE_DEVICES"] = ""
-        done = subprocess.run(
-            [*start, "tests/helpers/deterministic_train.py", "--config", str(file), *words],
-            cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        words = ["--config", str(file), *words]
+        if device == "cpu" and not ranks and not torch.cuda.is_available():
+            done = called_deterministically(words)
+        else:
+            start = launcher.deepspeed(ranks) if ranks else [sys.executable]
+            env = launcher.environment(threads=1) | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+            if device == "cpu":
+                env["CUDA_VISIBLE_DEVICES"] = ""
+            done = subprocess.run(
+                [*start, "tests/helpers/deterministic_train.py", *words],
+                cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
         if not check:
             return done
         assert done.returncode == 0, done.stdout + done.stderr

@@ -34,7 +34,7 @@ def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metric
     from diffusers import DiffusionPipeline
 
     whole = variant(raw_config, train__output_dir=str(tmp_path / "whole"))
-    launch(whole, own_process=True)
+    launch(whole)
     records = read_metrics(whole)
     assert [record["step"] for record in records] == list(range(6))
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -69,7 +69,7 @@ def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metric
         train__output_dir=str(tmp_path / "two"),
         train__pairs_per_micro_batch=1,
     ) | {"deepspeed": {"zero_optimization": {"stage": 2}}}
-    launch(two, ranks=2)
+    launch(two, ranks=2, own_process=True)
     for ours, theirs in zip(read_metrics(two), records, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert ours["margin"] == pytest.approx(theirs["margin"], rel=1e-2, abs=1e-5)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -239,17 +240,17 @@ def test_odd_values_stay_in_their_block(backend, device, n, specials, dtype, lr)
 
 def test_least_squares_ends_where_adamw_ends():
     torch.manual_seed(0)
-    a = torch.randn(6000, 4096) / 64
-    b = a @ torch.randn(4096) + 0.5 * torch.randn(6000)
-    losses = {}
-    for make in (torch.optim.AdamW, AdamW8bit):
-        x = parameter(torch.zeros(4096))
+    a = torch.randn(3000, 1024) / 32
+    b = a @ torch.randn(1024) + 0.5 * torch.randn(3000)
+    ends = []
+    for make in (torch.optim.AdamW, partial(AdamW8bit, min_8bit_size=0)):
+        x = parameter(torch.zeros(1024))
         optimizer = make([x], lr=1e-2, weight_decay=0.0)
         for _ in range(1000):
             residual = a @ x.detach() - b
-            stepped(optimizer, x, 2 / 6000 * residual @ a)
-        losses[make] = residual.square().mean().item()
-    assert losses[AdamW8bit] == pytest.approx(losses[torch.optim.AdamW], rel=0.02)
+            stepped(optimizer, x, 2 / 3000 * residual @ a)
+        ends.append(residual.square().mean().item())
+    assert ends[1] == pytest.approx(ends[0], rel=0.02)
 
 
 def test_state_is_two_bytes_and_a_bit():
