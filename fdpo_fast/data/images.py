@@ -73,14 +73,14 @@ class Geometry:
     vae_factor: int
     """How many pixels a latent spans along a side."""
     denoiser_factor: int
-    """How many latents an element of the UNet's coarsest level spans along a side."""
+    """How many latents an element of the denoiser's coarsest level spans along a side."""
 
     def __post_init__(self) -> None:
         name = "bucket_step" if self.data.buckets else "resolution"
         step, factor = getattr(self.data, name), self.vae_factor * self.denoiser_factor
         if step % factor:
             raise UserError(
-                f"data.{name} {step} is not a multiple of {factor}, by which VAE and UNet divide a side: take "
+                f"data.{name} {step} is not a multiple of {factor}, by which VAE and denoiser divide a side: take "
                 f"{-(-step // factor) * factor}"
             )
 

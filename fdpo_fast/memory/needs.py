@@ -95,7 +95,7 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
         resting = sum(
             e.size for e in account.entries if e.device == "gpu" and e.phases == PHASES and e.part != "gradients"
         )
-        # with guidance every image of a prompt is in the UNet's batch twice
+        # with guidance every image of a prompt is in the denoiser's batch twice
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
         beside["sample grids"] = resting + width * text + max(decode, traced.inference * share)
     starting = float(everything)
