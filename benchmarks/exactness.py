@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.common.arguments import help_if_asked
 from benchmarks.common.tables import write_csv
 from fdpo_fast import fdpo_loss
 from fdpo_fast.evaluate import tables
@@ -158,4 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from benchmarks.common.arguments import help_if_asked
 from benchmarks.common.tables import write_csv
 from benchmarks.static_gpu import compiling
 from fdpo_fast import AdamW8bit, FDPOLoss, draws
@@ -128,7 +129,7 @@ def _backward(parameters: list[Parameter]) -> None:
         p.grad = None
 
 
-def guard(sizes: list[int]) -> float:
+def skip_non_finite(sizes: list[int]) -> float:
     """`SkipNonFinite` around an optimizer that does nothing: norms of the gradients, on the CPU, and clipping."""
     parameters = small(sizes)
     for p in parameters:
@@ -145,12 +146,12 @@ SAMPLES = (2, 4, 128, 128)
 
 def loss(reduction: str) -> float:
     """The fused loss of one pair, forward and backward, by errors of the reference and draws of the noise."""
-    criterion = FDPOLoss(beta=1.0, ratio_scale=2500.0, reduction=reduction, backend="triton")
+    loss_of = FDPOLoss(beta=1.0, ratio_scale=2500.0, reduction=reduction, backend="triton")
     pred = torch.zeros(SAMPLES, dtype=torch.bfloat16, requires_grad=True)
     ref, noise, weight = torch.zeros(2, dtype=torch.float64), draws(0, torch.arange(1), 0), torch.ones(1)
 
     def work() -> None:
-        value, _ = criterion(pred, ref, noise, weight)
+        value, _ = loss_of(pred, ref, noise, weight)
         (value.mean() if reduction == "none" else value).backward()
         pred.grad = None
 
@@ -166,8 +167,8 @@ def noisy() -> float:
 def metrics() -> tuple[float, float]:
     """`Metrics.add` of a micro-batch, and `end_step`."""
     pred = torch.zeros(SAMPLES)
-    criterion = FDPOLoss(beta=1.0, ratio_scale=2500.0, reduction="none")
-    losses, stats = criterion(pred, torch.zeros(2), torch.zeros(SAMPLES))
+    loss_of = FDPOLoss(beta=1.0, ratio_scale=2500.0, reduction="none")
+    losses, stats = loss_of(pred, torch.zeros(2), torch.zeros(SAMPLES))
     kept, at = Metrics(Log(), 1000, torch.device("cpu")), torch.tensor([7])
     adding = cost(lambda: kept.add(losses, stats, at), 300)
     return adding, cost(lambda: kept.end_step(0, 1e-4, None), 300)
@@ -205,7 +206,7 @@ def measure() -> dict[str, float]:
     seconds = {
         "AdamW8bit.step, 1680 tensors": at_once(sizes),
         "inside backward, 1680 tensors": inside(sizes),
-        "SkipNonFinite, 1680 tensors": guard(sizes),
+        "SkipNonFinite, 1680 tensors": skip_non_finite(sizes),
         "fused loss, forward and backward": loss("mean"),
         "loss of each pair, its mean and backward": loss("none"),
         "Batch of one pair": batch(),
@@ -213,7 +214,7 @@ def measure() -> dict[str, float]:
     }
     seconds["Metrics.add"], seconds["Metrics.end_step"] = metrics()
     parts = list(seconds)[4:]
-    seconds["a step without UNet, guard and optimizer"] = sum(seconds[part] for part in parts)
+    seconds["a step without UNet, SkipNonFinite and optimizer"] = sum(seconds[part] for part in parts)
     return {part: 1e3 * value for part, value in seconds.items()}
 
 
@@ -228,4 +229,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
+from benchmarks.common.arguments import help_if_asked
 
 
 def main() -> None:
@@ -21,4 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

@@ -41,7 +41,7 @@ def _deepspeed(parameters: list[Parameter]) -> Optimizer:
     return DeepSpeedCPUAdam(parameters, adamw_mode=True, **OPTIONS)
 
 
-def _bitsandbytes(parameters: list[Parameter]) -> Optimizer:
+def bitsandbytes(parameters: list[Parameter]) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, **OPTIONS)
@@ -56,8 +56,8 @@ def _ours(parameters: list[Parameter]) -> Optimizer:
 
 
 MAKERS: dict[str, dict[str, Maker]] = {
-    "cpu": {"deepspeed": _deepspeed, "bitsandbytes": _bitsandbytes, "fdpo_fast": _ours},
-    "cuda": {"torch fused": _fused, "bitsandbytes": _bitsandbytes, "fdpo_fast": _ours},
+    "cpu": {"deepspeed": _deepspeed, "bitsandbytes": bitsandbytes, "fdpo_fast": _ours},
+    "cuda": {"torch fused": _fused, "bitsandbytes": bitsandbytes, "fdpo_fast": _ours},
 }
 """By the device that is measured."""
 

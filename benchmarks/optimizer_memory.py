@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from benchmarks.common.arguments import help_if_asked
 from benchmarks.common.device import DEVICE, held_gib, machine, peak_gib, synchronize
 from fdpo_fast.evaluate.tables import table
 
@@ -98,4 +99,5 @@ def rows(millions: float) -> Iterator[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.common.arguments import help_if_asked
 from benchmarks.common.tables import write_csv
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
@@ -95,4 +96,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import geometric_mean
 
+from benchmarks.common.arguments import help_if_asked
 from benchmarks.common.tables import write_csv
 from benchmarks.plot import bars
 from fdpo_fast.evaluate.tables import table
@@ -158,4 +159,5 @@ def main(path: Path = RESULTS) -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main(*map(Path, sys.argv[1:2]))

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from benchmarks.common.arguments import help_if_asked
 from fdpo_fast import draws, fdpo_loss
 from fdpo_fast.evaluate.tables import row, table
 from fdpo_fast.loss.options import LossOptions
@@ -275,4 +276,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.common.arguments import help_if_asked
 from benchmarks.static_gpu import BF16, F16, F32, TARGETS, compiling, disassemble
 from fdpo_fast.evaluate.tables import row, table
 from fdpo_fast.ops.constants import STATE_BLOCK
@@ -103,4 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

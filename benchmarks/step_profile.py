@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.common.arguments import help_if_asked
 from benchmarks.common.device import CUDA, machine, synchronize
 from benchmarks.common.tables import write_csv
 from benchmarks.full_sdxl import config, prepare
@@ -171,4 +172,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__)
     main()

@@ -1,6 +1,7 @@
 // Python's view of csrc. Tensors arrive as addresses: fdpo_fast/ops/cpp.py has checked them and keeps them alive, and
 // importing one through DLPack would cost 2 us, of a call that takes tens of them on small latents. Every value has a
-// name on the way, and an address the type of what lies there: two that change places do not compile, or are refused.
+// name on the way. An address has the type of what lies there: in the calls of the loss two of other types that change
+// places do not compile. The optimizer's come as columns.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
@@ -54,7 +55,7 @@ using Column = std::vector<int64_t>;
 
 template <class T>
 T* at(const Column& column, size_t i) {
-  return column.empty() ? nullptr : reinterpret_cast<T*>(column[i]);
+  return column.empty() ? nullptr : reinterpret_cast<T*>(column.at(i));
 }
 
 }  // namespace

@@ -17,14 +17,8 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.common.device import CUDA, DEVICE, forget_peaks, gpu_memory, synchronize
 from benchmarks.gpu.lab import Lab, Work, reported, seconds
-from benchmarks.optimizer import OPTIONS, Maker, check, state_bytes
+from benchmarks.optimizer import OPTIONS, Maker, bitsandbytes, check, state_bytes
 from fdpo_fast import AdamW8bit
-
-
-def _bitsandbytes(parameters: list[Parameter]) -> Optimizer:
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(parameters, **OPTIONS)
 
 
 def _torchao(parameters: list[Parameter]) -> Optimizer:
@@ -43,7 +37,7 @@ FAST: dict[str, Maker] = {
     "fdpo_fast": partial(AdamW8bit, **OPTIONS),
     "fdpo_fast, to nearest": partial(AdamW8bit, **OPTIONS, rounding="nearest"),
     "torch fused": partial(AdamW, **OPTIONS, fused=True),
-    "bitsandbytes": _bitsandbytes,
+    "bitsandbytes": bitsandbytes,
     "flashoptim": _flashoptim,
 }
 COMPILED: dict[str, Maker] = {"torchao, stochastic rounding": _torchao}

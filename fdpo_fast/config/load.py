@@ -45,8 +45,13 @@ def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
     base = raw.pop(EXTENDS)
     if not isinstance(base, str) or not base:
         raise UserError(f"the config {path}: '{EXTENDS}' must be the path of a file, got {json.dumps(base)}")
-    way, base = (*extending, path), path.parent / Path(base).expanduser()
-    if base.resolve() in [file.resolve() for file in way]:
+    way = (*extending, path)
+    try:
+        base = path.parent / Path(base).expanduser()
+        known = base.resolve() in [file.resolve() for file in way]
+    except (OSError, RuntimeError, ValueError) as error:  # a home that is not there, a name that no file can have
+        raise UserError(f"the config {path}: '{EXTENDS}' {json.dumps(str(base))} is no path: {error}") from None
+    if known:
         raise UserError(f"the config {way[0]} extends itself: {' extends '.join(map(str, (*way, base)))}")
     return _merged(_extended(base, way), raw)
 

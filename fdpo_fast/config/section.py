@@ -22,8 +22,10 @@ class Section(BaseModel):
         raw = self.model_dump(mode="json")
         for path, value in changes.items():
             *sections, key = path.split(".")
-            node = raw
+            node: Any = raw
             for section in sections:
-                node = node[section]
+                node = node.get(section) if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                raise ValueError(f"'{path}' is no key of {type(self).__name__}")
             node[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
         return self.model_validate(raw)

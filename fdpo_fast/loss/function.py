@@ -104,17 +104,22 @@ class FDPOLoss(nn.Module):
     @spelled_out(LossOptions)
     def __init__(self, divergence: Link = "jensen_shannon", **options: Unpack[LossArguments]) -> None:
         super().__init__()
-        self.options = LossOptions(divergence=divergence, **options)
+        self._options = LossOptions(divergence=divergence, **options)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The options by name, defaults included."""
+        return {field.name: getattr(self._options, field.name) for field in fields(self._options)}
 
     def forward(
         self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, LossStats]:
         """Return the loss and the statistics of a batch, as `fdpo_loss` gives them."""
-        return evaluate(self.options, pred, ref, target, weight)
+        return evaluate(self._options, pred, ref, target, weight)
 
     def extra_repr(self) -> str:
         """Show the options in the printed module."""
-        return ", ".join(f"{field.name}={getattr(self.options, field.name)!r}" for field in fields(self.options))
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
 @spelled_out(PairOptions)
@@ -172,7 +177,7 @@ def _eager(
         target = torch.empty(pred.shape, dtype=normals.dtype, device=pred.device)
         for half in split(target):
             half.copy_(normals.reshape(half.shape))
-    errors = denoising_errors(pred, ref, target, options.ratio_scale)
+    errors = denoising_errors(pred, ref, target, float(options.ratio_scale))
     result = options.losses(*split(errors.log_ratio))
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():

@@ -6,6 +6,7 @@ Names and numbers alone are looked at, so a configuration is checked without imp
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,6 +138,9 @@ class LossOptions(PairOptions):
         return Call(row, self.of_pair, beta, ratio_scale, self.layout == "interleaved", self.reduction, upstream)
 
 
+# Python names the function that users call where a keyword is wrong or missing.
+PairOptions.__init__.__qualname__, LossOptions.__init__.__qualname__ = "log_ratio_loss", "fdpo_loss"
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -144,9 +148,11 @@ def spelled_out(options: type[PairOptions]) -> Callable[[Function], Function]:
     """Put the options, with their defaults, in place of a function's **options, where help() and editors look."""
 
     def decorate(function: Function) -> Function:
-        *own, _ = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
+        *own, _ = signature.parameters.values()
         _, *keywords = inspect.signature(options).parameters.values()  # without the divergence, which comes first
-        vars(function)["__signature__"] = inspect.Signature([*own, *keywords])
+        keywords.sort(key=lambda keyword: keyword.default is not keyword.empty)  # what has to be given first
+        vars(function)["__signature__"] = signature.replace(parameters=[*own, *keywords])
         return function
 
     return decorate
@@ -166,5 +172,5 @@ def _check_number(name: str, value: object) -> None:
 
 def _check_positive(name: str, value: float) -> None:
     _check_number(name, value)
-    if not 0 < value <= sys.float_info.max:
+    if not (0 < value <= sys.float_info.max and math.isfinite(value)):  # numpy compares in its own precision
         raise ValueError(f"{name} must be positive and finite, got {value}")

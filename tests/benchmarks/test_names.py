@@ -19,3 +19,16 @@ def test_benchmarks_are_listed_and_run_by_name():
     assert "there is no benchmark 'los': use one of" in unknown.stderr
     assert "--elements" in run("optimizer", "--help").stdout
     assert "--rehearse" in run("gpu", "--help").stdout
+
+
+def test_help_is_all_that_help_asks_for():
+    for module in ("static_gpu", "exactness", "versions"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{module}", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0
+        assert done.stdout.count("\n") < 30

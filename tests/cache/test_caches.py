@@ -286,5 +286,5 @@ def test_latents_of_another_vae_are_refused(training_set, tmp_path):
     sides = {f"latents_{side}": [np.full((16, 8, 8), side).tolist()] for side in (0, 1)}
     columns = {"caption": ["a"], **sides}
     pq.write_table(pa.table(columns | {"label_0": [1.0], "label_1": [0.0]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"latents have 16 channels, the UNet of model.base takes 4"):
+    with pytest.raises(ValueError, match=r"latents have 16 channels, the denoiser of model.base takes 4"):
         training_set(source=tmp_path / "x.parquet")

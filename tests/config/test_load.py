@@ -6,6 +6,7 @@ import pytest
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.train import main
 
 
@@ -114,6 +115,8 @@ def test_extends(raw, write_config, tmp_path):
         ("broken.json", r"broken.json, which .*config.json extends is not valid JSON"),
         ("list.json", "list.json, which .*config.json extends holds a list, not an object"),
         ("config.json", "extends itself"),
+        ("~nobody-of-this-name/x.json", "'extends' .* is no path"),
+        ("a\0b.json", "'extends' .* is no path"),
         ("circle.json", "config.json extends itself: .*config.json extends .*circle.json extends .*config.json$"),
     ],
 )
@@ -172,3 +175,12 @@ def test_ranks_that_do_not_divide(raw, write_config):
 def test_mistake_ends_the_trainer_with_a_sentence(raw, write_config):
     with pytest.raises(SystemExit, match=r"fdpo train: .*unknown key 'loss.betta'"):
         main(["--config", str(write_config(raw)), "--set", "loss.betta=1"])
+
+
+def test_a_changed_copy_is_checked_as_a_file_is(raw):
+    config = Config.model_validate(raw)
+    changed = config.replace({"loss.beta": 2.0, "train": config.train.replace({"seed": 7})})
+    assert (changed.loss.beta, changed.train.seed, changed.model) == (2.0, 7, config.model)
+    for changes in ({"loss.beta": -1.0}, {"loss.bta": 1.0}, {"los.beta": 1.0}, {"loss.beta.x": 1.0}):
+        with pytest.raises(ValueError, match=r"beta|bta|los"):
+            config.replace(changes)
