@@ -104,7 +104,10 @@ def watched(split):
 def test_shared_memory_gives_the_same_weights(raw_config, launch, tmp_path, monkeypatch, stage):
     ends = {}
     monkeypatch.setattr(ours, "split", watched(ours.split))
-    for name, (where, change) in {"checked": ("share", checked(ours.share)), "apart": ("_be", lambda *_: None)}.items():
+    for name, (where, change) in {
+        "checked": ("share", checked(ours.share)),
+        "apart": ("_alias", lambda *_: None),
+    }.items():
         raw = lean(raw_config, tmp_path / name, stage, 1)
         with patch.object(ours, where, change):
             said = launch(raw).stdout.split()
