@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import launcher
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fdpo_fast.training.trainer", "fdpo_fast.commands.table", "tests.helpers.training"])
+CONTEXT.set_forkserver_preload(["fdpo_fast.training.trainer", "tests.helpers.training"])
 
 
 def _rank(index, count, port, arguments, folder):
