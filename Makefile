@@ -30,7 +30,7 @@ test: setup
 
 # What takes longer, but has its place in CI; `make test-all` leaves nothing out but what needs a GPU.
 test-slow: setup
-	$(PYTEST) -m "slow and not nightly and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 test-all: setup
 	$(PYTEST) -m "not gpu"
