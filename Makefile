@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 LOWEST_PYTHON ?= 3.10
 CONFIG ?= configs/digits_js.json
-PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: setup demo test test-slow test-all test-versions rehearsal lint clean
 
