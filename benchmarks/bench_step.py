@@ -4,8 +4,7 @@ Ours reads latents, text embeddings and reference errors that were computed once
 does what train_diffusion_dpo_sdxl.py does at every step: VAE encode, both text encoders, policy, reference, published
 expression. Its reference is a second, frozen UNet, as full fine-tuning needs it (the script trains LoRA, and switches
 it off). Between them, the rival with one part at a time switched to ours, and ours with a live reference. All have the
-same weights, batch, clipping and torch.optim.AdamW, in float32 without gradient checkpointing. Decoding images, and
-filling the caches once, are left out.
+same weights, batch, clipping and torch.optim.AdamW, in float32 without gradient checkpointing. No image is decoded.
 
 The sizes flatter us: VAE and text encoders are SDXL's own, but the UNet has its block types at 104 M parameters, a 25th
 of SDXL's, and images are of 256 x 256. By the FLOPs of the layers the rival's step costs 5.6 times ours here; with the
@@ -269,17 +268,16 @@ def measure(preset: str, rounds: int) -> list[Variant]:
 
 
 def markdown(variants: list[Variant]) -> Iterator[str]:
-    """Speed and memory; seconds by phase."""
+    """Yield the lines of speed and memory, then of seconds by phase."""
     ours = variants[0]
     yield f"{machine()}; UNet: {ours.parameters / 1e6:.1f} M parameters. ours / this: times the steps/s, and memory.\n"
     columns = ("variant", "steps/s", "ours / this", "peak GiB", "ours / this", "less imports", "ours / this")
     rows = []
     for v in variants:
         built, ratio = v.peak - v.base, (ours.peak - ours.base) / (v.peak - v.base)
-        speed = f"{1 / v.seconds('step'):.3f}", f"{v.ratio:.2f}"
-        rows.append((v.name, *speed, *(f"{x:.2f}" for x in (v.peak, ours.peak / v.peak, built, ratio))))
-    yield from table(columns, rows, figures=6)
-    yield ""
+        figures = (f"{x:.2f}" for x in (v.ratio, v.peak, ours.peak / v.peak, built, ratio))
+        rows.append((v.name, f"{1 / v.seconds('step'):.3f}", *figures))
+    yield from (*table(columns, rows, figures=6), "")
     phases = (*PHASES, "step")
     rows = [(v.name, *(f"{v.seconds(phase):.4g}" for phase in phases)) for v in variants]
     yield from table(("seconds", *phases), rows, figures=len(phases))
