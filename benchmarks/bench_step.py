@@ -4,7 +4,7 @@ Ours reads latents, text embeddings and reference errors that were computed once
 does what train_diffusion_dpo_sdxl.py does at every step: VAE encode, both text encoders, policy, reference, published
 expression. Its reference is a second, frozen UNet, as full fine-tuning needs it (the script trains LoRA, and switches
 it off). Between them, the rival with one part at a time switched to ours, and ours with a live reference. All have the
-same weights, batch, clipping and torch.optim.AdamW, in float32 without gradient checkpointing. No image is decoded.
+same weights, batch, clipping and torch.optim.AdamW, in float32, not checkpointed. Decoding, and caching, are left out.
 
 The sizes flatter us: VAE and text encoders are SDXL's own, but the UNet has its block types at 104 M parameters, a 25th
 of SDXL's, and images are of 256 x 256. By the FLOPs of the layers the rival's step costs 5.6 times ours here; with the
