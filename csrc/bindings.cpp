@@ -39,15 +39,33 @@ nb::dict constants() {
   return out;
 }
 
-Rows dense_rows(At<void> data, int dtype, int64_t row_stride) {
-  return {data, Dtype(dtype), row_stride, {1, 1, INT64_MAX}, {0, 0, 1}};
-}
+Layout dense(int dtype, int64_t row_stride) { return {Dtype(dtype), row_stride, {1, 1, INT64_MAX}, {0, 0, 1}}; }
 
-Rows strided_rows(At<void> data, int dtype, int64_t row_stride, const Triple& sizes, const Triple& strides) {
-  Rows out{data, Dtype(dtype), row_stride, {}, {}};
+Layout strided(int dtype, int64_t row_stride, const Triple& sizes, const Triple& strides) {
+  Layout out{Dtype(dtype), row_stride, {}, {}};
   std::copy(sizes.begin(), sizes.end(), out.sizes);
   std::copy(strides.begin(), strides.end(), out.strides);
   return out;
+}
+
+// How the tensors of a call lie: one object for all calls with the like, as making it anew would cost 2 us.
+struct Batch {
+  Pairs pairs;
+  Layout samples, ref, target, out;
+  bool predicted, drawn;  // ref and target are given by errors and by draws without
+
+  Rows rows(const Layout& layout, const void* data) const { return {layout, const_cast<void*>(data)}; }
+};
+
+Batch batch(int64_t pairs, int64_t elements, bool interleaved, const Layout& samples, const Layout* ref,
+            const Layout* target, const Layout& out) {
+  return {{pairs, elements, interleaved},
+          samples,
+          ref ? *ref : Layout{},
+          target ? *target : Layout{},
+          out,
+          ref != nullptr,
+          target == nullptr};
 }
 
 // A column of addresses, one for each parameter; empty for tensors that none of them has.
@@ -89,66 +107,74 @@ NB_MODULE(_native, m) {
       },
       nb::rv_policy::reference);
 
-  nb::class_<Rows>(m, "Rows")
-      .def(nb::new_(&dense_rows), nb::kw_only(), "data"_a, "dtype"_a, "row_stride"_a)
-      .def(nb::new_(&strided_rows), nb::kw_only(), "data"_a, "dtype"_a, "row_stride"_a, "sizes"_a, "strides"_a);
+  nb::class_<Layout>(m, "Layout")
+      .def(nb::new_(&dense), nb::kw_only(), "dtype"_a, "row_stride"_a)
+      .def(nb::new_(&strided), nb::kw_only(), "dtype"_a, "row_stride"_a, "sizes"_a, "strides"_a);
+  nb::class_<Batch>(m, "Batch")
+      .def(nb::new_(&batch), nb::kw_only(), "pairs"_a, "elements"_a, "interleaved"_a, "samples"_a, "ref"_a.none(),
+           "target"_a.none(), "out"_a);
+  nb::class_<Objective>(m, "Objective")
+      .def(nb::new_([](std::array<double, 4> link, std::array<double, 4> loss_type, double beta, double ratio_scale,
+                       bool reduce, bool mean) {
+             return Objective{{link[0], link[1], link[2], link[3]},
+                              {loss_type[0], loss_type[1], loss_type[2], loss_type[3]},
+                              beta,
+                              ratio_scale,
+                              reduce,
+                              mean};
+           }),
+           nb::kw_only(), "link"_a, "loss_type"_a, "beta"_a, "ratio_scale"_a, "reduce"_a, "mean"_a);
 
   m.def(
       "loss_forward",
-      [](const Kernels& kernels, int threads, int64_t pairs, int64_t elements, bool interleaved, const Rows& pred,
-         const Rows& ref, At<const double> ref_errors, const Rows& target, At<const int64_t> draws,
-         At<const float> weight, std::array<double, 4> link, std::array<double, 4> loss_type, double beta,
-         double ratio_scale, double share, bool reduce, float upstream, At<float> loss, At<float> accuracy,
-         At<float> stats, const Rows& grad) {
+      [](const Kernels& kernels, int threads, const Batch& batch, const Objective& objective, At<const void> pred,
+         At<const void> ref, At<const void> target, At<const float> weight, float upstream, At<float> loss,
+         At<float> stats, At<void> grad) {
         nb::gil_scoped_release release;
+        const void* ref_errors = batch.predicted ? nullptr : ref.address;
+        const void* draws = batch.drawn ? target.address : nullptr;
         loss_forward(kernels,
-                     {.pairs = {pairs, elements, interleaved},
-                      .pred = pred,
-                      .ref = ref,
-                      .target = target,
-                      .grad = grad,
-                      .ref_errors = ref_errors,
-                      .draws = {draws, pairs},
+                     {.pairs = batch.pairs,
+                      .pred = batch.rows(batch.samples, pred),
+                      .ref = batch.rows(batch.ref, batch.predicted ? ref.address : nullptr),
+                      .target = batch.rows(batch.target, batch.drawn ? nullptr : target.address),
+                      .grad = batch.rows(batch.out, grad),
+                      .ref_errors = static_cast<const double*>(ref_errors),
+                      .draws = {static_cast<const int64_t*>(draws), batch.pairs.pairs},
                       .weight = weight,
-                      .link = {link[0], link[1], link[2], link[3]},
-                      .type = {loss_type[0], loss_type[1], loss_type[2], loss_type[3]},
-                      .beta = beta,
-                      .ratio_scale = ratio_scale,
-                      .share = share,
+                      .objective = objective,
                       .upstream = upstream,
-                      .reduce = reduce,
                       .loss = loss,
-                      .accuracy = accuracy,
                       .stats = stats},
                      threads);
       },
-      nb::kw_only(), "kernels"_a, "threads"_a, "pairs"_a, "elements"_a, "interleaved"_a, "pred"_a, "ref"_a,
-      "ref_errors"_a, "target"_a, "draws"_a, "weight"_a, "link"_a, "loss_type"_a, "beta"_a, "ratio_scale"_a, "share"_a,
-      "reduce"_a, "upstream"_a, "loss"_a, "accuracy"_a, "stats"_a, "grad"_a);
+      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "objective"_a, "pred"_a, "ref"_a, "target"_a, "weight"_a,
+      "upstream"_a, "loss"_a, "stats"_a, "grad"_a);
 
   m.def(
       "loss_backward",
-      [](const Kernels& kernels, int threads, int64_t pairs, int64_t elements, bool interleaved, const Rows& pred,
-         const Rows& target, At<const int64_t> draws, At<const float> coefficients, At<const float> grad_loss,
-         int64_t grad_loss_stride, const Rows& grad) {
+      [](const Kernels& kernels, int threads, const Batch& batch, At<const void> pred, At<const void> target,
+         At<const float> coefficients, At<const float> grad_loss, int64_t grad_loss_stride, At<void> grad) {
         nb::gil_scoped_release release;
-        loss_backward(kernels, {pairs, elements, interleaved}, pred, target, {draws, pairs}, coefficients, grad_loss,
-                      grad_loss_stride, grad, threads);
+        const void* draws = batch.drawn ? target.address : nullptr;
+        loss_backward(kernels, batch.pairs, batch.rows(batch.samples, pred),
+                      batch.rows(batch.target, batch.drawn ? nullptr : target.address),
+                      {static_cast<const int64_t*>(draws), batch.pairs.pairs}, coefficients, grad_loss,
+                      grad_loss_stride, batch.rows(batch.out, grad), threads);
       },
-      nb::kw_only(), "kernels"_a, "threads"_a, "pairs"_a, "elements"_a, "interleaved"_a, "pred"_a, "target"_a,
-      "draws"_a, "coefficients"_a, "grad_loss"_a, "grad_loss_stride"_a, "grad"_a);
+      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "pred"_a, "target"_a, "coefficients"_a, "grad_loss"_a,
+      "grad_loss_stride"_a, "grad"_a);
 
   m.def(
       "add_noise",
-      [](const Kernels& kernels, int threads, int64_t pairs, int64_t elements, bool interleaved,
-         At<const int64_t> draws, const Rows& latents, At<const float> signal, At<const float> sigma,
-         int64_t num_timesteps, const Rows& noisy, At<int64_t> timesteps) {
+      [](const Kernels& kernels, int threads, const Batch& batch, At<const int64_t> draws, At<const void> latents,
+         At<const float> signal, At<const float> sigma, int64_t num_timesteps, At<void> noisy, At<int64_t> timesteps) {
         nb::gil_scoped_release release;
-        add_noise(kernels, {pairs, elements, interleaved}, {draws, pairs}, latents, signal, sigma, num_timesteps, noisy,
-                  timesteps, threads);
+        add_noise(kernels, batch.pairs, {draws, batch.pairs.pairs}, batch.rows(batch.samples, latents), signal, sigma,
+                  num_timesteps, batch.rows(batch.out, noisy), timesteps, threads);
       },
-      nb::kw_only(), "kernels"_a, "threads"_a, "pairs"_a, "elements"_a, "interleaved"_a, "draws"_a, "latents"_a,
-      "signal"_a, "sigma"_a, "num_timesteps"_a, "noisy"_a, "timesteps"_a);
+      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "draws"_a, "latents"_a, "signal"_a, "sigma"_a,
+      "num_timesteps"_a, "noisy"_a, "timesteps"_a);
 
   m.def(
       "normals",

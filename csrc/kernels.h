@@ -9,14 +9,17 @@
 
 namespace fdpo {
 
-// Rows of n elements each, which lie `strides` apart over `sizes` (outer to inner) within a row.
-struct Rows {
-  void* data = nullptr;
+// How rows of n elements each lie in memory: `strides` apart over `sizes` (outer to inner) within a row.
+struct Layout {
   Dtype dtype = Dtype::float32;
   int64_t row_stride = 0;
   int64_t sizes[3] = {1, 1, 1}, strides[3] = {0, 0, 1};
 
   bool dense() const { return sizes[0] == 1 && sizes[1] == 1 && strides[2] == 1; }
+};
+
+struct Rows : Layout {
+  void* data = nullptr;
 };
 
 // What the noise of each pair is a function of: seeds, pair ids and visits, [3, pairs]; see fdpo_fast/noise.py.

@@ -50,7 +50,8 @@ Value loss(const LossType& type, double gap, double beta) {
 
 // From the sums over both samples of a pair to its loss, statistics and coefficients of the gradient.
 void finish(const Problem& p, int64_t pair, const Sums sums[2], float* losses) {
-  const double n = double(p.pairs.n);
+  const Objective& to = p.objective;
+  const double n = double(p.pairs.n), share = p.share();
   float u[2];
   Value h[2];
   for (int side = 0; side < 2; ++side) {
@@ -61,22 +62,22 @@ void finish(const Problem& p, int64_t pair, const Sums sums[2], float* losses) {
       ref_error = p.ref_errors[row];
       delta = error - ref_error;
     }
-    u[side] = float(-p.ratio_scale * delta);
-    h[side] = link(p.link, u[side]);
+    u[side] = float(-to.ratio_scale * delta);
+    h[side] = link(to.link, u[side]);
     p.stat(Stat::error_w, side, pair) = float(error);
     p.stat(Stat::ref_error_w, side, pair) = float(ref_error);
     p.stat(Stat::log_ratio_w, side, pair) = u[side];
   }
   const double gap = h[0].value - h[1].value;
-  const Value out = loss(p.type, gap, p.beta);
+  const Value out = loss(to.type, gap, to.beta);
   const double weight = p.weight ? p.weight[pair] : 1;
   losses[pair] = float(weight * out.value);
-  p.stat(Stat::margin, 0, pair) = float(p.beta * gap);
+  p.stat(Stat::margin, 0, pair) = float(to.beta * gap);
   p.stat(Stat::clipped, 0, pair) =
-      p.link.scale != 0 ? float((p.link.rate * u[0] > kExpCap) + (p.link.rate * u[1] > kExpCap)) : 0.0f;
+      to.link.scale != 0 ? float((to.link.rate * u[0] > kExpCap) + (to.link.rate * u[1] > kExpCap)) : 0.0f;
   for (int side = 0; side < 2; ++side) {
-    const double inner = (side ? 1 : -1) * h[side].slope * p.ratio_scale * 2 / n;
-    p.stat(Stat::coefficient_w, side, pair) = float(p.share * weight * out.slope * inner);
+    const double inner = (side ? 1 : -1) * h[side].slope * to.ratio_scale * 2 / n;
+    p.stat(Stat::coefficient_w, side, pair) = float(share * weight * out.slope * inner);
   }
 }
 
@@ -216,8 +217,9 @@ int64_t timestep(const Kernels& kernels, const Draws& draws, int64_t pair, int64
 
 void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
   const int64_t pairs = p.pairs.pairs;
-  std::unique_ptr<float[]> room(p.reduce ? new float[pairs] : nullptr);
-  float* losses = p.reduce ? room.get() : p.loss;
+  const bool reduce = p.objective.reduce;
+  std::unique_ptr<float[]> room(reduce ? new float[pairs] : nullptr);
+  float* losses = reduce ? room.get() : p.loss;
   all_pairs(kernels, p, losses, worth(threads, p.pairs));
   double total = 0, right = 0;
   for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -225,8 +227,8 @@ void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
     total += losses[pair];
     right += margin > 0 ? 1 : margin == 0 ? 0.5 : 0;
   }
-  if (p.reduce) *p.loss = float(p.share * total);
-  *p.accuracy = float(right / double(std::max<int64_t>(pairs, 1)));
+  if (reduce) *p.loss = float(p.share() * total);
+  p.stats[std::size(kStats) * size_t(pairs)] = float(right / double(std::max<int64_t>(pairs, 1)));
 }
 
 void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Rows& target, const Draws& draws,

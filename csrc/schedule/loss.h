@@ -15,21 +15,27 @@ struct LossType {
   double kept, flipped, hinge, square;
 };
 
+// What is the same for all calls with the same options.
+struct Objective {
+  Link link;
+  LossType type;
+  double beta, ratio_scale;
+  bool reduce, mean;
+};
+
 struct Problem {
   Pairs pairs;
   Rows pred, ref, target, grad;  // no ref.data: ref_errors; no target.data: draws; no grad.data: no gradient wanted
   const double* ref_errors;      // [2B]
   Draws draws;
   const float* weight;  // [B], or nullptr for ones
-  Link link;
-  LossType type;
-  double beta, ratio_scale;
-  double share;    // of a pair in the loss: 1 / B for a mean
+  const Objective& objective;
   float upstream;  // of each loss, in grad
-  bool reduce;
-  float* loss;      // [B], weighted; or, reduced, their sum times share
-  float* accuracy;  // share of positive margins, a tie counting one half
-  float* stats;     // [10, B], rows of Stat
+  float* loss;     // [B], weighted; or, reduced, their sum times the share of a pair
+  float* stats;    // [10, B], rows of Stat, then the share of positive margins, a tie counting one half
+
+  // Of a pair in the loss.
+  double share() const { return objective.mean ? 1 / double(pairs.pairs > 0 ? pairs.pairs : 1) : 1; }
 
   // Of the preferred sample (side 0) the row that is named, of the dispreferred one (side 1) the next.
   float& stat(Stat row, int side, int64_t pair) const { return stats[(int(row) + side) * pairs.pairs + pair]; }

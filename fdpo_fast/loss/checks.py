@@ -5,10 +5,51 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fdpo_fast.ops.library import chosen
 from fdpo_fast.ops.results import is_draws
 
+_known: dict[tuple, str] = {}
+_MOST_KNOWN = 1024
 
-def check_tensors(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None) -> None:
+
+def backend_for(
+    named: str | None, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, *, remember: bool
+) -> str:
+    """Check the tensors of a call, and return the backend to run it with, `named` or the best.
+
+    With `remember`, tensors that agree in all that is looked at with those of an earlier call are not checked again.
+
+    Raises what `fdpo_loss` does, on the first tensor that cannot be used.
+    """
+    if not remember:
+        return _found(named, pred, ref, target, weight)
+    key = (
+        named,
+        *(pred.dtype, pred.shape, pred.device, pred.layout),
+        *(ref.dtype, ref.shape, ref.device, ref.layout),
+        *(target.dtype, target.shape, target.device, target.layout),
+        None if weight is None else (weight.dtype, weight.shape, weight.device, weight.layout),
+    )
+    backend = _known.get(key)
+    if backend is None:
+        backend = _found(named, pred, ref, target, weight)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = backend
+    return backend
+
+
+def _found(named: str | None, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None) -> str:
+    _check(pred, ref, target, weight)
+    dtypes = [pred.dtype]
+    if ref.shape == pred.shape:
+        dtypes.append(ref.dtype)
+    if not is_draws(target):
+        dtypes.append(target.dtype)
+    return chosen(named, pred.device, *dtypes)
+
+
+def _check(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None) -> None:
     """Raise on the first tensor that cannot be used: the errors of `fdpo_loss`."""
     for name, value in (("pred", pred), ("ref", ref), ("target", target), ("weight", weight)):
         if value is None and name == "weight":

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
 from fdpo_fast import noise
-from fdpo_fast.loss.checks import check_tensors
+from fdpo_fast.loss.checks import backend_for
 from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.eager import denoising_errors
 from fdpo_fast.loss.options import REDUCTIONS, LossOptions, PairOptions, spelled_out
 from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss
 from fdpo_fast.ops.constants import Stat
-from fdpo_fast.ops.library import chosen, traced
+from fdpo_fast.ops.library import loss_forward, traced, transformed
 from fdpo_fast.ops.pairs import LAYOUTS
-from fdpo_fast.ops.results import elements, is_draws
+from fdpo_fast.ops.results import elements, is_draws, rows_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,12 +37,58 @@ class LossStats(dict[str, Tensor]):
     Scalar: accuracy, the share of pairs with a positive margin, a tie counting one half.
     """
 
+    _packed: Tensor | None = None
+    """The `Results.stats` that the items are made of once somebody asks for them: most calls are not asked."""
+
+    @classmethod
+    def of(cls, packed: Tensor) -> LossStats:
+        """Return the statistics of a fused operator's `Results.stats`."""
+        stats = cls()
+        stats._packed = packed
+        return stats
+
+    def _unpack(self) -> None:
+        packed, self._packed = self._packed, None
+        if packed is not None:
+            dict.update(self, _named(rows_of(packed).unbind(), packed[-1]))
+
     def __getattr__(self, key: str) -> Tensor:
         try:
             return self[key]
         except KeyError:
             raise AttributeError(key) from None
 
+    def __missing__(self, key: str) -> Tensor:
+        if self._packed is None:
+            raise KeyError(key)
+        self._unpack()
+        return self[key]
+
+    def __reduce__(self) -> tuple[type[LossStats], tuple[dict[str, Tensor]]]:
+        return LossStats, (dict(self),)
+
+
+_NAMES = tuple(stat.name.lower() for stat in Stat if stat < Stat.COEFFICIENT_W)
+
+
+def _unpacked_first(name: str) -> Callable[..., Any]:
+    """Return a method of dict that sees all items."""
+    method = getattr(dict, name)
+
+    @wraps(method)
+    def of_all(self: LossStats, *arguments: Any, **options: Any) -> Any:
+        self._unpack()
+        return method(self, *arguments, **options)
+
+    return of_all
+
+
+for _name in (
+    *("__contains__", "__delitem__", "__eq__", "__ior__", "__iter__", "__len__", "__ne__", "__or__", "__repr__"),
+    *("__reversed__", "__ror__", "__setitem__", "clear", "copy", "get", "items", "keys", "pop", "popitem"),
+    *("setdefault", "update", "values"),
+):
+    setattr(LossStats, _name, _unpacked_first(_name))
 
 register_pytree_node(
     LossStats,
@@ -92,7 +140,18 @@ def fdpo_loss(
         RuntimeError: from a backward with create_graph=True, but for the eager backend: the fused ones have no second
             derivatives.
     """
-    return evaluate(LossOptions(divergence=divergence, **options), pred, ref, target, weight)
+    return evaluate(_checked(divergence, options), pred, ref, target, weight)
+
+
+_kept = lru_cache(maxsize=128, typed=True)(LossOptions)
+
+
+def _checked(divergence: Link, options: LossArguments) -> LossOptions:
+    """Return the options of a call; those of an earlier one that gave the same."""
+    if isinstance(divergence, (str, Divergence)) and not torch.compiler.is_compiling():
+        with suppress(TypeError):  # of what cannot be a key, and is refused with a reason below
+            return _kept(divergence=divergence, **options)
+    return LossOptions(divergence=divergence, **options)  # a callable may be made anew for every call: it is not kept
 
 
 class FDPOLoss(nn.Module):
@@ -105,11 +164,13 @@ class FDPOLoss(nn.Module):
     def __init__(self, divergence: Link = "jensen_shannon", **options: Unpack[LossArguments]) -> None:
         super().__init__()
         self._options = LossOptions(divergence=divergence, **options)
+        if isinstance(divergence, nn.Module):  # its parameters are this module's
+            self.link = divergence
 
     @property
     def options(self) -> dict[str, object]:
         """The options by name, defaults included."""
-        return {field.name: getattr(self._options, field.name) for field in fields(self._options)}
+        return {field.name: getattr(self._options, field.name) for field in fields(self._options) if field.init}
 
     def forward(
         self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None = None
@@ -153,18 +214,33 @@ def evaluate(
     options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     """Return what `fdpo_loss` returns, for options that were checked before."""
-    check_tensors(pred, ref, target, weight)
-    ref, target = (x.detach() if x.requires_grad else x for x in (ref, target))
-    weight = weight.detach() if weight is not None and weight.requires_grad else weight
-    dtypes = [pred.dtype]
-    if ref.shape == pred.shape:
-        dtypes.append(ref.dtype)
-    if not is_draws(target):
-        dtypes.append(target.dtype)
-    backend = chosen(options.backend, pred.device, *dtypes)
+    seen = traced(pred, ref, target, weight)
+    backend = backend_for(options.backend, pred, ref, target, weight, remember=not (seen or transformed()))
+    saved = not seen and pred.requires_grad and torch.is_grad_enabled()
+    ref, target = _constant(ref, saved), _constant(target, saved)
+    weight = None if weight is None else _constant(weight, saved)
     if backend == "eager":
         return _eager(options, pred, ref, target, weight)
-    return _fused(options, backend, pred, ref, target, weight)
+    if not seen:
+        # what a kernel finds at an address lacks the lazy sign of a complex number's conjugate
+        pred = pred.resolve_neg() if pred.is_neg() else pred
+        ref = ref.resolve_neg() if ref.is_neg() else ref
+        target = target.resolve_neg() if target.is_neg() else target
+    if not isinstance(options.link, Divergence):
+        return _fused_log_ratio(options, backend, pred, ref, target, weight)
+    weight = None if weight is None else weight.resolve_neg().float().contiguous()
+    if not (seen or saved):
+        loss, stats, _ = loss_forward(backend, pred, ref, target, weight, options.call, None)
+        return loss, LossStats.of(stats)
+    upstream = FusedLoss.upstream[options.reduction] if saved and backend == "cpp" else None
+    loss, stats = FusedLoss.apply(pred, ref, target, weight, backend, options.call, upstream)
+    return loss, _named(rows_of(stats).unbind(), stats[-1]) if seen else LossStats.of(stats)
+
+
+def _constant(value: Tensor, saved: bool) -> Tensor:
+    """Return a tensor without a graph, and one that autograd can save where it has to be."""
+    value = value.detach() if value.requires_grad else value
+    return value.clone() if saved and value.is_inference() and not torch.is_inference_mode_enabled() else value
 
 
 def _eager(
@@ -186,27 +262,15 @@ def _eager(
     return REDUCTIONS[options.reduction](losses), stats
 
 
-def _fused(
+def _fused_log_ratio(
     options: LossOptions, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
-    """Evaluate by one operator forward and one backward; a link that is no row of numbers by plain torch behind u."""
-    seen = traced(pred)
-    if not seen:
-        # what a kernel finds at an address lacks the lazy sign of a complex number's conjugate
-        pred, ref, target = (x.resolve_neg() if x.is_neg() else x for x in (pred, ref, target))
-        if target.is_inference() and pred.requires_grad and not torch.is_inference_mode_enabled():
-            target = target.clone()  # autograd keeps no tensor of torch.inference_mode
-    if isinstance(options.link, Divergence):
-        ahead = backend == "cpp" and pred.requires_grad and torch.is_grad_enabled() and not seen
-        call = options.call(FusedLoss.upstream[options.reduction] if ahead else None)
-        weight = None if weight is None else weight.resolve_neg().float().contiguous()
-        loss, stats, accuracy = FusedLoss.apply(pred, ref, target, weight, backend, call)
-        return loss, LossStats(_named(stats.unbind()), accuracy=accuracy)
-    log_ratio, stats = FusedLogRatio.apply(pred, ref, target, backend, options.call())
+    """Evaluate a link that is no row of numbers: one operator each way up to u, plain torch behind it."""
+    log_ratio, packed = FusedLogRatio.apply(pred, ref, target, backend, options.call)
     result = options.losses(*log_ratio.unbind())
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
-        stats = _stats(options, stats.unbind()[: Stat.MARGIN], result.margin)
+        stats = _stats(options, rows_of(packed).unbind()[: Stat.MARGIN], result.margin)
     return REDUCTIONS[options.reduction](losses), stats
 
 
@@ -218,12 +282,10 @@ def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor) -
     log_ratio_w, log_ratio_l = per_sample[Stat.LOG_RATIO_W : Stat.MARGIN]
     past = clipped(log_ratio_w).float() + clipped(log_ratio_l).float()
     accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
-    return LossStats(_named((*per_sample, margin.float(), past)), accuracy=accuracy)
+    return _named((*per_sample, margin.float(), past), accuracy)
 
 
-_NAMES = tuple(stat.name.lower() for stat in Stat if stat < Stat.COEFFICIENT_W)
-
-
-def _named(values: Sequence[Tensor]) -> dict[str, Tensor]:
+def _named(rows: Sequence[Tensor], accuracy: Tensor) -> LossStats:
     """Name the rows of `Stat` that users see."""
-    return {name: values[row] for row, name in enumerate(_NAMES)}  # older torch.compile trips over zip(strict=...)
+    named = {name: rows[row] for row, name in enumerate(_NAMES)}  # older torch.compile trips over zip(strict=...)
+    return LossStats(named, accuracy=accuracy)

@@ -9,7 +9,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,6 +72,9 @@ class PairOptions:
     reduction: str = "mean"
     """Of the losses [B]: "mean", "sum" or "none"."""
 
+    link: Callable[[Tensor], Tensor] = field(init=False, repr=False, compare=False)
+    """The function h of the log-ratio that the divergence stands for."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.divergence, Divergence):
             _check_divergence(self.divergence)
@@ -89,15 +92,12 @@ class PairOptions:
                 f"label_smoothing has no meaning for loss_type '{self.loss_type}': use 'sigmoid' or 'robust'"
             )
         one_of("reduction", self.reduction, REDUCTIONS)
+        link = divergence(self.divergence) if isinstance(self.divergence, str) else self.divergence
+        object.__setattr__(self, "link", link)  # of a frozen instance
 
     def _check_numbers(self) -> None:
         _check_positive("beta", self.beta)
         _check_number("label_smoothing", self.label_smoothing)
-
-    @property
-    def link(self) -> Callable[[Tensor], Tensor]:
-        """Return the function h of the log-ratio."""
-        return divergence(self.divergence) if isinstance(self.divergence, str) else self.divergence
 
     @property
     def of_pair(self) -> LossType:
@@ -120,22 +120,22 @@ class LossOptions(PairOptions):
     backend: str | None = None
     """"triton", "cpp", "eager", or None for the first of them that takes the tensors."""
 
+    call: Call = field(init=False, repr=False, compare=False)
+    """What a fused operator is told; of a link that is no row of numbers only its log-ratios are of use."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("layout", self.layout, LAYOUTS)
         if self.backend is not None:
             one_of("backend", self.backend, BACKENDS)
+        row = self.link.row if isinstance(self.link, Divergence) else DIVERGENCES["reverse_kl"].row
+        beta, ratio_scale = float(self.beta), float(self.ratio_scale)
+        call = Call(row, self.of_pair, beta, ratio_scale, self.layout == "interleaved", self.reduction)
+        object.__setattr__(self, "call", call)
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
         _check_positive("ratio_scale", self.ratio_scale)
-
-    def call(self, upstream: float | None = None) -> Call:
-        """Return what a fused operator is told; of a link that is no row of numbers only its log-ratios are of use."""
-        link = self.link
-        row = link.row if isinstance(link, Divergence) else DIVERGENCES["reverse_kl"].row
-        beta, ratio_scale = float(self.beta), float(self.ratio_scale)
-        return Call(row, self.of_pair, beta, ratio_scale, self.layout == "interleaved", self.reduction, upstream)
 
 
 # Python names the function that users call where a keyword is wrong or missing.

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import Stat
-from fdpo_fast.ops.library import loss_backward, loss_forward
-from fdpo_fast.ops.results import elements
+from fdpo_fast.ops.library import loss_backward, loss_forward, normals, transformed
+from fdpo_fast.ops.results import coefficients_of, elements, is_draws, rows_of
 
 
 class FusedLoss(torch.autograd.Function):
-    """(pred, ref, target, weight, backend, call) -> (loss, stats, accuracy) of `Results`.
+    """(pred, ref, target, weight, backend, call, upstream) -> (loss, stats) of `Results`.
 
-    With an upstream gradient in the call the gradient is formed in the forward pass, while the tensors are cached.
+    With an upstream gradient the gradient is formed in the forward pass, while the tensors are cached.
     `FusedLoss.upstream` has the one that the last call with this reduction saw: one, or what a trainer's mean or
     accumulation makes of it. A wrong guess costs a pass over memory; the bits are the same.
     """
@@ -26,32 +26,53 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, backend: str, call: Call
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any,
+        pred: Tensor,
+        ref: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        backend: str,
+        call: Call,
+        upstream: float | None,
+    ) -> tuple[Tensor, Tensor]:
         """Run the forward operator and keep what the gradient needs."""
-        loss, accuracy, stats, grad = loss_forward(backend, pred, ref, target, weight, call)
+        loss, stats, grad = loss_forward(backend, pred, ref, target, weight, call, upstream)
         ctx.save_for_backward(stats, pred, target)
-        ctx.backend, ctx.call, ctx.grad = backend, call, grad if call.upstream is not None else None
-        ctx.mark_non_differentiable(stats, accuracy)
+        ctx.call, ctx.grad = (backend, call, upstream), None if upstream is None else grad
+        ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
-        return loss, stats, accuracy
+        return loss, stats
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
         """Hand over the gradient that is formed already, or form it now."""
         _refuse_second_derivatives()
         # handed over once: whoever gets it may write into it
         grad, ctx.grad = ctx.grad, None
-        if grad is not None:
+        backend, call, guess = ctx.call
+        if grad is not None and not transformed():
             upstream = _common(grad_loss)
-            if upstream == ctx.call.upstream:
-                return grad, None, None, None, None, None
+            if upstream == guess:
+                return grad, None, None, None, None, None, None
             if upstream is not None:
-                FusedLoss.upstream[ctx.call.reduction] = upstream
+                FusedLoss.upstream[call.reduction] = upstream
             del grad  # its memory serves the next one
         stats, pred, target = ctx.saved_tensors
-        grad = loss_backward(ctx.backend, grad_loss.resolve_neg(), stats, pred, target, ctx.call.interleaved)
-        return grad, None, None, None, None, None
+        grad = _gradient(backend, grad_loss.resolve_neg(), coefficients_of(stats), pred, target, call.interleaved)
+        return grad, None, None, None, None, None, None
+
+
+def _gradient(
+    backend: str, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+) -> Tensor:
+    """Run the backward operator; where several gradients come at once (is_grads_batched), what it says in torch."""
+    if not transformed():
+        return loss_backward(backend, grad_loss, coefficients, pred, target, interleaved)
+    if is_draws(target):
+        noise = normals(backend, target, elements(pred)).view(-1, *pred.shape[1:])
+        target = torch.stack((noise, noise), int(interleaved)).flatten(0, 1)
+    of_rows = (grad_loss * coefficients).transpose(0, int(interleaved)).flatten()
+    return (of_rows.view(-1, *[1] * (pred.ndim - 1)) * (pred.float() - target.float())).to(pred.dtype)
 
 
 def _refuse_second_derivatives() -> None:
@@ -62,11 +83,12 @@ def _refuse_second_derivatives() -> None:
 
 def _common(grad_loss: Tensor) -> float | None:
     """Return the upstream gradient, on the CPU, if it is finite and the same for all pairs."""
-    if grad_loss.numel() == 0:
-        return None
-    first = grad_loss.reshape(-1)[0]
-    value = float(first)
-    return value if math.isfinite(value) and torch.equal(grad_loss, first.expand_as(grad_loss)) else None
+    if grad_loss.numel() != 1:
+        if grad_loss.numel() == 0 or not torch.equal(grad_loss, grad_loss.reshape(-1)[0].expand_as(grad_loss)):
+            return None
+        grad_loss = grad_loss.reshape(-1)[0]
+    value: float = grad_loss.item()  # on the CPU: nothing is waited for
+    return value if math.isfinite(value) else None
 
 
 class FusedLogRatio(torch.autograd.Function):
@@ -75,10 +97,10 @@ class FusedLogRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, backend: str, call: Call) -> tuple[Tensor, Tensor]:
         """Run the forward operator for its log-ratios."""
-        _, _, stats, _ = loss_forward(backend, pred, ref, target, None, call)
-        ctx.save_for_backward(stats, pred, target)
-        ctx.backend, ctx.call = backend, call
-        log_ratio = stats[Stat.LOG_RATIO_W : Stat.MARGIN].clone()
+        _, stats, _ = loss_forward(backend, pred, ref, target, None, call, None)
+        ctx.save_for_backward(pred, target)
+        ctx.call = backend, call
+        log_ratio = rows_of(stats)[Stat.LOG_RATIO_W : Stat.MARGIN].clone()
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return log_ratio, stats
@@ -87,9 +109,10 @@ class FusedLogRatio(torch.autograd.Function):
     def backward(ctx: Any, grad_log_ratio: Tensor, _: None) -> tuple[Tensor | None, ...]:
         """Form the gradient for given gradients of the log-ratios."""
         _refuse_second_derivatives()
-        stats, pred, target = ctx.saved_tensors
+        backend, call = ctx.call
+        pred, target = ctx.saved_tensors
         # d u / d pred = -ratio_scale * 2 / N * (pred - target)
-        scale = -2 * ctx.call.ratio_scale / max(elements(pred), 1)
-        stats = torch.cat([stats[: Stat.COEFFICIENT_W], grad_log_ratio * scale])
-        grad = loss_backward(ctx.backend, stats.new_ones(()), stats, pred, target, ctx.call.interleaved)
+        coefficients = grad_log_ratio * (-2 * call.ratio_scale / max(elements(pred), 1))
+        one = torch.ones((), dtype=torch.float32, device=coefficients.device)
+        grad = _gradient(backend, one, coefficients, pred, target, call.interleaved)
         return grad, None, None, None, None

@@ -16,5 +16,3 @@ class Call(NamedTuple):
     ratio_scale: float
     interleaved: bool
     reduction: str
-    upstream: float | None
-    """The gradient of each loss for which the gradient of pred is formed in the same pass; None to form none."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -38,7 +40,6 @@ if find_spec("fdpo_fast._native"):
     KERNELS = {kernels.name: kernels for kernels in _native.kernels()}
     """Those that this processor runs, the widest first. All give the same bits."""
     active = next(iter(KERNELS.values()))
-    _NOTHING = _native.Rows(data=0, dtype=0, row_stride=0)
 else:
     missing = "its compiled part (`pip install .` in the source folder builds it with a C++20 compiler)"
 
@@ -48,77 +49,59 @@ def devices() -> tuple[str, ...]:
     return (DEVICE,)
 
 
-def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
+def loss_forward(
+    pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+) -> Results:
     """Run `ops.library.loss_forward` in C++."""
-    form_grad, predicted, drawn = call.upstream is not None, ref.shape == pred.shape, is_draws(target)
+    predicted, drawn = ref.shape == pred.shape, is_draws(target)
     out = Results.empty(pred, call.reduction, False)
-    if form_grad:
-        out = out._replace(grad=_gradient_like(pred))
-    rows_of = [pred]
-    if predicted:
-        rows_of.append(ref)
-    else:
-        ref = ref.double().contiguous()
-    if drawn:
-        target = target.contiguous()
-    else:
-        rows_of.append(target)
-    if form_grad:
-        rows_of.append(out.grad)
-    tensors, strides = arrange(rows_of, logical=drawn)
-    rows = iter(_rows(tensors, strides))
-    pairs = len(pred) // 2
+    grad = None
+    if upstream is not None:
+        grad = _gradient_like(pred)
+        out = Results(out.loss, out.stats, grad)
+    batch, (p, r, t, g) = _arranged(pred, ref if predicted else None, None if drawn else target, grad, call.interleaved)
+    if r is None:
+        r = ref.double().contiguous()
+    if t is None:
+        t = target.contiguous()
     _native.loss_forward(
         kernels=active,
         threads=torch.get_num_threads(),
-        pairs=pairs,
-        elements=elements(pred),
-        interleaved=call.interleaved,
-        pred=next(rows),
-        ref=next(rows) if predicted else _NOTHING,
-        ref_errors=0 if predicted else ref.data_ptr(),
-        target=_NOTHING if drawn else next(rows),
-        draws=target.data_ptr() if drawn else 0,
+        batch=batch,
+        objective=_objective(call),
+        pred=p.data_ptr(),
+        ref=r.data_ptr(),
+        target=t.data_ptr(),
         weight=0 if weight is None else weight.data_ptr(),
-        link=call.link,
-        loss_type=call.loss_type,
-        beta=call.beta,
-        ratio_scale=call.ratio_scale,
-        share=1 / max(pairs, 1) if call.reduction == "mean" else 1.0,
-        reduce=call.reduction != "none",
-        upstream=call.upstream if form_grad else 0.0,
+        upstream=0.0 if upstream is None else upstream,
         loss=out.loss.data_ptr(),
-        accuracy=out.accuracy.data_ptr(),
         stats=out.stats.data_ptr(),
-        grad=next(rows) if form_grad else _NOTHING,
+        grad=0 if g is None else g.data_ptr(),
     )
-    if form_grad and tensors[-1] is not out.grad:
-        out.grad.copy_(tensors[-1])
+    if grad is not None and g is not None and g is not grad:
+        grad.copy_(g)
     return out
 
 
-def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
+def loss_backward(grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
     """Run `ops.library.loss_backward` in C++."""
-    grad, drawn, pairs = _gradient_like(pred), is_draws(target), len(pred) // 2
-    target = target.contiguous() if drawn else target
-    grad_loss = grad_loss.float().expand(pairs)
-    tensors, strides = arrange([pred, grad] if drawn else [pred, grad, target], logical=drawn)
-    pred_rows, grad_rows, *target_rows = _rows(tensors, strides)
+    grad, drawn = _gradient_like(pred), is_draws(target)
+    batch, (p, _, t, g) = _arranged(pred, None, None if drawn else target, grad, interleaved)
+    if t is None:
+        t = target.contiguous()
+    grad_loss, coefficients = grad_loss.float().expand(len(pred) // 2), coefficients.contiguous()
     _native.loss_backward(
         kernels=active,
         threads=torch.get_num_threads(),
-        pairs=pairs,
-        elements=elements(pred),
-        interleaved=interleaved,
-        pred=pred_rows,
-        target=_NOTHING if drawn else target_rows[0],
-        draws=target.data_ptr() if drawn else 0,
-        coefficients=stats[Stat.COEFFICIENT_W :].data_ptr(),
+        batch=batch,
+        pred=p.data_ptr(),
+        target=t.data_ptr(),
+        coefficients=coefficients.data_ptr(),
         grad_loss=grad_loss.data_ptr(),
         grad_loss_stride=grad_loss.stride(0),
-        grad=grad_rows,
+        grad=g.data_ptr(),
     )
-    return grad if tensors[1] is grad else grad.copy_(tensors[1])
+    return grad if g is grad else grad.copy_(g)
 
 
 def add_noise(
@@ -126,23 +109,20 @@ def add_noise(
 ) -> tuple[Tensor, Tensor]:
     """Run `ops.library.add_noise` in C++."""
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
-    tensors, strides = arrange([latents, out], logical=True)
-    latent_rows, noisy_rows = _rows(tensors, strides)
+    batch, (x, _, _, noisy) = _arranged(latents, None, None, out, interleaved)
     _native.add_noise(
         kernels=active,
         threads=torch.get_num_threads(),
-        pairs=len(latents) // 2,
-        elements=elements(latents),
-        interleaved=interleaved,
+        batch=batch,
         draws=draws.data_ptr(),
-        latents=latent_rows,
+        latents=x.data_ptr(),
         signal=signal.data_ptr(),
         sigma=sigma.data_ptr(),
         num_timesteps=len(signal),
-        noisy=noisy_rows,
+        noisy=noisy.data_ptr(),
         timesteps=timesteps.data_ptr(),
     )
-    return out if tensors[1] is out else out.copy_(tensors[1]), timesteps
+    return out if noisy is out else out.copy_(noisy), timesteps
 
 
 def normals(draws: Tensor, count: int) -> Tensor:
@@ -159,16 +139,56 @@ def normals(draws: Tensor, count: int) -> Tensor:
     return out
 
 
-def _rows(tensors: Sequence[Tensor], strides: Strides | None) -> list[Any]:
-    """Return the native view of each tensor [rows, ...]."""
+@lru_cache(maxsize=1024)
+def _objective(call: Call) -> Any:
+    """Return the native form of a call's numbers."""
+    return _native.Objective(
+        link=call.link,
+        loss_type=call.loss_type,
+        beta=call.beta,
+        ratio_scale=call.ratio_scale,
+        reduce=call.reduction != "none",
+        mean=call.reduction == "mean",
+    )
+
+
+def _arranged(
+    samples: Tensor, ref: Tensor | None, target: Tensor | None, out: Tensor | None, interleaved: bool
+) -> tuple[Any, Sequence[Any]]:
+    """Return the native view of a batch, and its four tensors as they are to be read; None where there is none.
+
+    Without a target its noise is drawn by the index of an element.
+    """
+    given = (samples, ref, target, out)
+    there = [tensor for tensor in given if tensor is not None]
+    pairs, n = samples.shape[0] // 2, elements(samples)
+    taken, strides = arrange(there, logical=target is None)
+    if strides is None and all(map(Tensor.is_contiguous, there)):
+        return _dense(pairs, n, interleaved, *[None if tensor is None else tensor.dtype for tensor in given]), given
+    own: Iterable[tuple[int, ...] | None] = repeat(None) if strides is None else strides.of
+    layouts = iter([_layout(t.dtype, t.stride(0), strides, of) for t, of in zip(taken, own, strict=False)])
+    lying = iter(taken)
+    batch = _batch(pairs, n, interleaved, *[None if tensor is None else next(layouts) for tensor in given])
+    return batch, [None if tensor is None else next(lying) for tensor in given]
+
+
+@lru_cache(maxsize=1024)
+def _dense(pairs: int, n: int, interleaved: bool, *dtypes: torch.dtype | None) -> Any:
+    """Return the native view of a batch in which the elements of every tensor lie behind one another."""
+    layouts = [None if dtype is None else _layout(dtype, n, None, None) for dtype in dtypes]
+    return _batch(pairs, n, interleaved, *layouts)
+
+
+def _layout(dtype: torch.dtype, row_stride: int, strides: Strides | None, own: tuple[int, ...] | None) -> Any:
     if strides is None:
-        return [_native.Rows(data=t.data_ptr(), dtype=NUMBERS[t.dtype], row_stride=t.stride(0)) for t in tensors]
-    return [
-        _native.Rows(
-            data=t.data_ptr(), dtype=NUMBERS[t.dtype], row_stride=t.stride(0), sizes=strides.sizes, strides=own
-        )
-        for t, own in zip(tensors, strides.of, strict=True)
-    ]
+        return _native.Layout(dtype=NUMBERS[dtype], row_stride=row_stride)
+    return _native.Layout(dtype=NUMBERS[dtype], row_stride=row_stride, sizes=strides.sizes, strides=own)
+
+
+def _batch(pairs: int, n: int, interleaved: bool, samples: Any, ref: Any, target: Any, out: Any) -> Any:
+    return _native.Batch(
+        pairs=pairs, elements=n, interleaved=interleaved, samples=samples, ref=ref, target=target, out=out or samples
+    )
 
 
 def _gradient_like(pred: Tensor) -> Tensor:
@@ -184,7 +204,7 @@ def _gradient_like(pred: Tensor) -> Tensor:
         grad = torch.empty_like(pred)
         _kept.room = grad.untyped_storage()
         return grad
-    return torch.empty(0, dtype=pred.dtype).set_(_kept.room, 0, pred.shape, pred.stride())
+    return torch.empty(0, dtype=pred.dtype, device=DEVICE).set_(_kept.room, 0, pred.shape, pred.stride())
 
 
 class _Kept(threading.local):

@@ -39,11 +39,13 @@ class Backend(Protocol):
     def devices(self) -> tuple[str, ...]:
         """Return the types of device whose tensors it takes."""
 
-    def loss_forward(self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
+    def loss_forward(
+        self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+    ) -> Results:
         """Run this module's `loss_forward`."""
 
     def loss_backward(
-        self, grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+        self, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool
     ) -> Tensor:
         """Run this module's `loss_backward`."""
 
@@ -115,12 +117,19 @@ def transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def traced(tensor: Tensor) -> bool:
-    """Say whether operators are seen and values are not: by torch.compile, of fake tensors and the meta device.
+def traced(*tensors: Any) -> bool:
+    """Say whether an operation on these tensors has to be seen, or is not torch's own to run.
 
-    Everybody else is spared the dispatcher, which costs 10 us: a tenth of a call on small latents.
+    So it is under torch.compile and any mode of the dispatcher (fake tensors, make_fx, counters of operations), of
+    tensors of another type (DTensor, fake tensors, a user's own) and of the meta device. Everybody else is spared the
+    dispatcher, which costs 10 us: a fifth of a call on small latents.
     """
-    return torch.compiler.is_compiling() or type(tensor) not in (Tensor, Parameter) or tensor.is_meta
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    return not _PLAIN.issuperset(map(type, tensors)) or tensors[0].is_meta  # as all are then
+
+
+_PLAIN = {Tensor, Parameter, type(None)}
 
 
 class _Operators:
@@ -157,43 +166,46 @@ def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> N
         operators.define(schema, run, fake)
 
 
-def loss_forward(backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
+def loss_forward(
+    backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+) -> Results:
     """Return the losses of B pairs and what their gradient needs, in one pass.
 
     pred: [2B, ...]. ref: predictions like pred, or errors [2B]. target: like pred, or the draws [3, B] int64 of its
-    noise. weight: [B] float32, or None for ones.
+    noise. weight: [B] float32, or None for ones. upstream: the gradient of each loss for which that of pred is formed
+    in the same pass; None to form none.
     """
-    if traced(pred):
-        return Results(*_operators(backend, pred).loss_forward(pred, ref, target, weight, *call))
-    return BACKENDS[backend].loss_forward(pred, ref, target, weight, call)
+    if traced(pred, ref, target, weight):
+        return Results(*_operators(backend, pred).loss_forward(pred, ref, target, weight, *call, upstream))
+    return BACKENDS[backend].loss_forward(pred, ref, target, weight, call, upstream)
 
 
 _define(
     "loss_forward(Tensor pred, Tensor ref, Tensor target, Tensor? weight, float[] link, float[] loss_type, float beta, "
-    "float ratio_scale, bool interleaved, str reduction, float? upstream) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda on, pred, ref, target, weight, *numbers: on.loss_forward(pred, ref, target, weight, Call(*numbers)),
-    lambda pred, ref, target, weight, *numbers: Results.empty(
-        pred, Call(*numbers).reduction, Call(*numbers).upstream is not None
+    "float ratio_scale, bool interleaved, str reduction, float? upstream) -> (Tensor, Tensor, Tensor)",
+    lambda on, pred, ref, target, weight, link, loss_type, *numbers: on.loss_forward(
+        pred, ref, target, weight, Call(tuple(link), tuple(loss_type), *numbers[:-1]), numbers[-1]
     ),
+    lambda pred, ref, target, weight, *numbers: Results.empty(pred, numbers[-2], numbers[-1] is not None),
 )
 
 
 def loss_backward(
-    backend: str, grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+    backend: str, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool
 ) -> Tensor:
     """Return the gradient grad_loss * c * (pred - target), like pred.
 
-    grad_loss: [B], or [] for all pairs. stats: of `Results`, of which the coefficients c are read.
+    grad_loss: [B], or [] for all pairs. coefficients: c [2, B] float32, of the preferred and the dispreferred samples.
     """
-    if traced(grad_loss):
-        return _operators(backend, pred).loss_backward(grad_loss, stats, pred, target, interleaved)
-    return BACKENDS[backend].loss_backward(grad_loss, stats, pred, target, interleaved)
+    if traced(grad_loss, coefficients, pred, target):
+        return _operators(backend, pred).loss_backward(grad_loss, coefficients, pred, target, interleaved)
+    return BACKENDS[backend].loss_backward(grad_loss, coefficients, pred, target, interleaved)
 
 
 _define(
-    "loss_backward(Tensor grad_loss, Tensor stats, Tensor pred, Tensor target, bool interleaved) -> Tensor",
+    "loss_backward(Tensor grad_loss, Tensor coefficients, Tensor pred, Tensor target, bool interleaved) -> Tensor",
     lambda on, *arguments: on.loss_backward(*arguments),
-    lambda grad_loss, stats, pred, target, interleaved: torch.empty_like(pred),
+    lambda grad_loss, coefficients, pred, target, interleaved: torch.empty_like(pred),
 )
 
 
@@ -210,7 +222,7 @@ def add_noise(
 
     draws: [3, B] int64. signal, sigma: [T] float32, by timestep.
     """
-    if traced(latents):
+    if traced(latents, draws, signal, sigma):
         return _operators(backend, latents).add_noise(latents, draws, signal, sigma, interleaved, dtype)
     return BACKENDS[backend].add_noise(latents, draws, signal, sigma, interleaved, dtype)
 

@@ -14,8 +14,7 @@ class Results(NamedTuple):
     """What the forward operator returns, all float32 but the gradient."""
 
     loss: Tensor  # [], or [B] for reduction "none"
-    accuracy: Tensor  # [], share of positive margins, a tie counting one half
-    stats: Tensor  # [10, B], rows of `Stat`
+    stats: Tensor  # [10 B + 1]: the rows of `Stat`, then the share of positive margins, a tie counting one half
     grad: Tensor  # like pred, for the upstream gradient that was named; or [0]
 
     @classmethod
@@ -24,10 +23,19 @@ class Results(NamedTuple):
         pairs, device = pred.shape[0] // 2, pred.device
         return cls(
             torch.empty(pairs if reduction == "none" else (), dtype=torch.float32, device=device),
-            torch.empty((), dtype=torch.float32, device=device),
-            torch.empty((len(Stat), pairs), dtype=torch.float32, device=device),
+            torch.empty(len(Stat) * pairs + 1, dtype=torch.float32, device=device),
             torch.empty_like(pred) if with_grad else torch.empty(0, dtype=pred.dtype, device=device),
         )
+
+
+def rows_of(stats: Tensor) -> Tensor:
+    """Return the rows of `Stat`, [10, B], of `Results.stats`; a view."""
+    return stats[:-1].view(len(Stat), -1) if len(stats) > 1 else stats.new_empty((len(Stat), 0))
+
+
+def coefficients_of(stats: Tensor) -> Tensor:
+    """Return the coefficients of the gradient, [2, B], of `Results.stats`; a view."""
+    return rows_of(stats)[Stat.COEFFICIENT_W :]
 
 
 def is_draws(target: Tensor) -> bool:

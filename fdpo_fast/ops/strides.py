@@ -16,7 +16,7 @@ class Strides(NamedTuple):
 
     sizes: tuple[int, ...]
     """The elements along each of `MAX_DIMS` dimensions."""
-    of: list[tuple[int, ...]]
+    of: tuple[tuple[int, ...], ...]
     """The strides of each tensor."""
 
 
@@ -42,7 +42,7 @@ def merged(tensors: Sequence[Tensor], *, logical: bool) -> Strides | None:
         dimensions.append((1, (1,) * len(tensors)))
     dimensions = [(1, (0,) * len(tensors))] * (MAX_DIMS - len(dimensions)) + dimensions
     sizes = tuple(size for size, _ in dimensions)
-    return Strides(sizes, [tuple(strides[i] for _, strides in dimensions) for i in range(len(tensors))])
+    return Strides(sizes, tuple(tuple(strides[i] for _, strides in dimensions) for i in range(len(tensors))))
 
 
 def arrange(tensors: Sequence[Tensor], *, logical: bool) -> tuple[Sequence[Tensor], Strides | None]:

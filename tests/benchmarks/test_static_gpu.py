@@ -61,7 +61,7 @@ def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
         "                                    ('alpha', 'ipo', 2500.0, 16)):\n"
         "        x = pred[: 2 * pairs]\n"
         "        options = LossOptions(divergence=name, loss_type=kind, beta=beta, ratio_scale=1.0)\n"
-        "        launch.loss_forward(x, x, x, None, options.call())\n"
+        "        launch.loss_forward(x, x, x, None, options.call, None)\n"
         "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
     )
     done = run("-c", script)

@@ -100,10 +100,11 @@ def test_compile_runs_the_fused_operators():
 
 def test_compile_does_not_depend_on_the_batch():
     compiled = torch.compile(FDPOLoss(**KNOBS), fullgraph=True, dynamic=True)
-    compiled(*tensors(3))  # 2 pairs are as many samples as channels, which torch would take for one size
+    shape = (4, 5, 7)  # sizes that no number of samples below has too, which torch would take for one size
+    compiled(*tensors(3, shape))
     with torch.compiler.set_stance("fail_on_recompile"):
-        for pairs in (2, 5):
-            arguments = tensors(pairs)
+        for pairs in (4, 5):
+            arguments = tensors(pairs, shape)
             torch.testing.assert_close(compiled(*arguments)[0], fdpo_loss(*arguments, **KNOBS)[0])
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from fdpo_fast.ops.call import Call
-from fdpo_fast.ops.constants import BLOCK, Stat
-from fdpo_fast.ops.results import Results, elements, is_draws
+from fdpo_fast.ops.constants import BLOCK
+from fdpo_fast.ops.results import Results, coefficients_of, elements, is_draws
 from fdpo_fast.ops.strides import arrange
 
 
@@ -78,7 +78,7 @@ class _Grid(NamedTuple):
     chunks: int
     programs: tuple[int]
     sizes: tuple[int, ...]
-    strides: list[tuple[int, ...]]  # within a row, of each tensor
+    strides: Sequence[tuple[int, ...]]  # within a row, of each tensor
     options: dict[str, Any]
     """Of the launch, switches among them."""
 
@@ -140,13 +140,15 @@ def counters(device: torch.device, count: int) -> Tensor:
     return _kept_counters(device, stream_of(device), max(1024, 1 << count.bit_length()))
 
 
-def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call) -> Results:
+def loss_forward(
+    pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+) -> Results:
     """Run `ops.library.loss_forward` in Triton. A gradient asked for takes a launch of its own."""
     out, predicted, drawn = Results.empty(pred, call.reduction, False), ref.shape == pred.shape, is_draws(target)
     if pred.shape[0] == 0:
         out.loss.zero_()
-        out.accuracy.zero_()
-        return out._replace(grad=torch.empty_like(pred)) if call.upstream is not None else out
+        out.stats.zero_()
+        return out._replace(grad=torch.empty_like(pred)) if upstream is not None else out
     rows, grid = _grid([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
     p, r, t = rows[0], rows[1] if predicted else ref.contiguous(), target.contiguous() if drawn else rows[-1]
     strides, device, pairs = grid.strides, pred.device, grid.pairs
@@ -155,7 +157,7 @@ def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | Non
     losses = out.loss if call.reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
     with on(device):
         _loss.loss_forward_kernel[grid.programs](
-            p, r, t, weight, out.loss, losses, out.accuracy, out.stats, room, counters(device, pairs + 1),
+            p, r, t, weight, out.loss, losses, out.stats[-1:], out.stats, room, counters(device, pairs + 1),
             pairs, grid.n, grid.chunks, p.stride(0), r.stride(0) if predicted else 0, 0 if drawn else t.stride(0),
             *grid.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(_NOWHERE if drawn else strides[-1]),
             *map(float, call.link), *map(float, call.loss_type),  # an integer would be compiled in
@@ -163,13 +165,14 @@ def loss_forward(pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | Non
             INTERLEAVED=call.interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
             REDUCE=call.reduction != "none", **grid.options,
         )  # fmt: skip
-    if call.upstream is not None:
-        upstream = torch.full_like(out.loss, call.upstream)
-        return out._replace(grad=loss_backward(upstream, out.stats, pred, target, call.interleaved))
+    if upstream is not None:
+        grad_loss = torch.full_like(out.loss, upstream)
+        grad = loss_backward(grad_loss, coefficients_of(out.stats), pred, target, call.interleaved)
+        return out._replace(grad=grad)
     return out
 
 
-def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
+def loss_backward(grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
     """Run `ops.library.loss_backward` in Triton."""
     grad, drawn = torch.empty_like(pred), is_draws(target)
     if pred.shape[0] == 0:
@@ -178,9 +181,11 @@ def loss_backward(grad_loss: Tensor, stats: Tensor, pred: Tensor, target: Tensor
     t, strides = target.contiguous() if drawn else rows[0], grid.strides
     if grad_loss.dtype != torch.float32:
         grad_loss = grad_loss.float()
+    if not coefficients.is_contiguous():
+        coefficients = coefficients.contiguous()
     with on(pred.device):
         _loss.loss_backward_kernel[grid.programs](
-            grad_loss, stats.narrow(0, Stat.COEFFICIENT_W, 2), p, t, g, grid.pairs, grid.n, grid.chunks,
+            grad_loss, coefficients, p, t, g, grid.pairs, grid.n, grid.chunks,
             grad_loss.stride(0) if grad_loss.ndim else 0, p.stride(0), 0 if drawn else t.stride(0), g.stride(0),
             *grid.sizes, *strides[0], *(_NOWHERE if drawn else strides[2]), *strides[1],
             INTERLEAVED=interleaved, DRAWN=drawn, **grid.options,
