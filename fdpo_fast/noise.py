@@ -114,7 +114,7 @@ def words(draws: Tensor, stream: Stream, blocks: int, first: int = 0) -> Tensor:
     """Return the raw stream [B, 4 * blocks] of `draws` [3, B] from block `first` on, uint32 values as int64."""
     seed, pair_id, visit = draws[:, :, None]
     counter = (
-        (torch.arange(blocks, device=draws.device)[None, :] + first) & _MASK,
+        (torch.arange(blocks, dtype=torch.int64, device=draws.device)[None, :] + first) & _MASK,
         visit & _MASK,
         pair_id & _MASK,
         (pair_id >> 32 << 8 | stream) & _MASK,
@@ -139,7 +139,7 @@ def normals(draws: Tensor, count: int, backend: str | None = None) -> Tensor:
 
 def uniforms(draws: Tensor, stream: Stream) -> Tensor:
     """Make one number in [0, 1) per draw, [B], float64."""
-    return words(draws, stream, 1)[:, 0] * 2.0**-32
+    return words(draws, stream, 1)[:, 0].double() * 2.0**-32
 
 
 def timesteps(draws: Tensor, num_train_timesteps: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from fdpo_fast.loss.checks import backend_for
 from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.eager import denoising_errors
 from fdpo_fast.loss.options import REDUCTIONS, LossOptions, PairOptions, spelled_out
-from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss
+from fdpo_fast.ops.autograd import FormedLoss, FusedLogRatio, FusedLoss
 from fdpo_fast.ops.constants import Stat
-from fdpo_fast.ops.library import loss_forward, traced, transformed
+from fdpo_fast.ops.library import BACKENDS, traced, transformed
 from fdpo_fast.ops.pairs import LAYOUTS
 from fdpo_fast.ops.results import elements, is_draws, rows_of
 
@@ -217,8 +217,7 @@ def evaluate(
     seen = traced(pred, ref, target, weight)
     backend = backend_for(options.backend, pred, ref, target, weight, remember=not (seen or transformed()))
     saved = not seen and pred.requires_grad and torch.is_grad_enabled()
-    ref, target = _constant(ref, saved), _constant(target, saved)
-    weight = None if weight is None else _constant(weight, saved)
+    ref, target, weight = _constant(ref, saved), _constant(target, saved), _constant(weight, saved)
     if backend == "eager":
         return _eager(options, pred, ref, target, weight)
     if not seen:
@@ -229,16 +228,22 @@ def evaluate(
     if not isinstance(options.link, Divergence):
         return _fused_log_ratio(options, backend, pred, ref, target, weight)
     weight = None if weight is None else weight.resolve_neg().float().contiguous()
-    if not (seen or saved):
-        loss, stats, _ = loss_forward(backend, pred, ref, target, weight, options.call, None)
-        return loss, LossStats.of(stats)
-    upstream = FusedLoss.upstream[options.reduction] if saved and backend == "cpp" else None
-    loss, stats = FusedLoss.apply(pred, ref, target, weight, backend, options.call, upstream)
-    return loss, _named(rows_of(stats).unbind(), stats[-1]) if seen else LossStats.of(stats)
+    if seen:
+        loss, stats = FusedLoss.apply(pred, ref, target, weight, backend, options.call)
+        return loss, _named(rows_of(stats).unbind(), stats[-1])
+    upstream = FormedLoss.upstream[options.reduction] if saved and backend == "cpp" else None
+    results = BACKENDS[backend].loss_forward(pred, ref, target, weight, options.call, upstream)
+    loss = FormedLoss.apply(pred, (target, results, backend, options.call, upstream)) if saved else results.loss
+    return loss, LossStats.of(results.stats)
 
 
-def _constant(value: Tensor, saved: bool) -> Tensor:
-    """Return a tensor without a graph, and one that autograd can save where it has to be."""
+Constant = TypeVar("Constant", Tensor, Tensor | None)
+
+
+def _constant(value: Constant, saved: bool) -> Constant:
+    """Return a tensor without a graph, and one that autograd can save where it has to."""
+    if value is None:
+        return value
     value = value.detach() if value.requires_grad else value
     return value.clone() if saved and value.is_inference() and not torch.is_inference_mode_enabled() else value
 

@@ -11,40 +11,55 @@ from torch import Tensor
 from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import Stat
 from fdpo_fast.ops.library import loss_backward, loss_forward, normals, transformed
-from fdpo_fast.ops.results import coefficients_of, elements, is_draws, rows_of
+from fdpo_fast.ops.results import Results, coefficients_of, elements, is_draws, rows_of
 
 
 class FusedLoss(torch.autograd.Function):
-    """(pred, ref, target, weight, backend, call, upstream) -> (loss, stats) of `Results`.
-
-    With an upstream gradient the gradient is formed in the forward pass, while the tensors are cached.
-    `FusedLoss.upstream` has the one that the last call with this reduction saw: one, or what a trainer's mean or
-    accumulation makes of it. A wrong guess costs a pass over memory; the bits are the same.
-    """
-
-    upstream: ClassVar[dict[str, float]] = dict.fromkeys(("mean", "sum", "none"), 1.0)
+    """(pred, ref, target, weight, backend, call) -> (loss, stats) of `Results`, as tracers see them."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        pred: Tensor,
-        ref: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        backend: str,
-        call: Call,
-        upstream: float | None,
+        ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, backend: str, call: Call
     ) -> tuple[Tensor, Tensor]:
         """Run the forward operator and keep what the gradient needs."""
-        loss, stats, grad = loss_forward(backend, pred, ref, target, weight, call, upstream)
+        loss, stats, _ = loss_forward(backend, pred, ref, target, weight, call, None)
         ctx.save_for_backward(stats, pred, target)
-        ctx.call, ctx.grad = (backend, call, upstream), None if upstream is None else grad
+        ctx.call = backend, call
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return loss, stats
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        """Run the backward operator."""
+        _refuse_second_derivatives()
+        stats, pred, target = ctx.saved_tensors
+        backend, call = ctx.call
+        grad = _gradient(backend, call, grad_loss, coefficients_of(stats), pred, target)
+        return grad, None, None, None, None, None
+
+
+class FormedLoss(torch.autograd.Function):
+    """(pred, (target, results, backend, call, upstream)) -> the loss of results that were formed before.
+
+    With an upstream gradient, that of pred was formed in the same pass, while the tensors were cached.
+    `FormedLoss.upstream` has the one that the last call with this reduction saw: one, or what a trainer's mean or
+    accumulation makes of it. A wrong guess costs a pass over memory; the bits are the same. Half of a call's time on
+    small latents is autograd's, which takes as long again for every argument and every result.
+    """
+
+    upstream: ClassVar[dict[str, float]] = dict.fromkeys(("mean", "sum", "none"), 1.0)
+
+    @staticmethod
+    def forward(ctx: Any, pred: Tensor, formed: tuple[Tensor, Results, str, Call, float | None]) -> Tensor:
+        """Hand the loss over and keep what the gradient needs."""
+        target, (loss, stats, grad), *call = formed
+        ctx.save_for_backward(pred, target)
+        ctx.call, ctx.stats, ctx.grad = call, stats, grad  # of stats, users see other rows than the gradient needs
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:
         """Hand over the gradient that is formed already, or form it now."""
         _refuse_second_derivatives()
         # handed over once: whoever gets it may write into it
@@ -53,19 +68,19 @@ class FusedLoss(torch.autograd.Function):
         if grad is not None and not transformed():
             upstream = _common(grad_loss)
             if upstream == guess:
-                return grad, None, None, None, None, None, None
+                return grad, None
             if upstream is not None:
-                FusedLoss.upstream[call.reduction] = upstream
+                FormedLoss.upstream[call.reduction] = upstream
             del grad  # its memory serves the next one
-        stats, pred, target = ctx.saved_tensors
-        grad = _gradient(backend, grad_loss.resolve_neg(), coefficients_of(stats), pred, target, call.interleaved)
-        return grad, None, None, None, None, None, None
+        pred, target = ctx.saved_tensors
+        return _gradient(backend, call, grad_loss.resolve_neg(), coefficients_of(ctx.stats), pred, target), None
 
 
 def _gradient(
-    backend: str, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+    backend: str, call: Call, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor
 ) -> Tensor:
     """Run the backward operator; where several gradients come at once (is_grads_batched), what it says in torch."""
+    interleaved = call.interleaved
     if not transformed():
         return loss_backward(backend, grad_loss, coefficients, pred, target, interleaved)
     if is_draws(target):
@@ -114,5 +129,5 @@ class FusedLogRatio(torch.autograd.Function):
         # d u / d pred = -ratio_scale * 2 / N * (pred - target)
         coefficients = grad_log_ratio * (-2 * call.ratio_scale / max(elements(pred), 1))
         one = torch.ones((), dtype=torch.float32, device=coefficients.device)
-        grad = _gradient(backend, one, coefficients, pred, target, call.interleaved)
+        grad = _gradient(backend, call, one, coefficients, pred, target)
         return grad, None, None, None, None

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import EXP_CAP, STATE_BLOCK, Stat, Stream
-from fdpo_fast.ops.results import Results, elements, is_draws
+from fdpo_fast.ops.once import once
+from fdpo_fast.ops.results import Results, is_draws
 from fdpo_fast.ops.strides import Strides, arrange
 
 DEVICE = "cpu"
@@ -54,11 +55,10 @@ def loss_forward(
 ) -> Results:
     """Run `ops.library.loss_forward` in C++."""
     predicted, drawn = ref.shape == pred.shape, is_draws(target)
-    out = Results.empty(pred, call.reduction, False)
-    grad = None
-    if upstream is not None:
-        grad = _gradient_like(pred)
-        out = Results(out.loss, out.stats, grad)
+    grad = None if upstream is None else _gradient_like(pred)
+    pairs, scalar = pred.shape[0] // 2, _scalar()
+    loss = torch.empty_like(scalar) if call.reduction != "none" else scalar.new_empty(pairs)
+    out = Results(loss, scalar.new_empty(len(Stat) * pairs + 1), grad)
     batch, (p, r, t, g) = _arranged(pred, ref if predicted else None, None if drawn else target, grad, call.interleaved)
     if r is None:
         r = ref.double().contiguous()
@@ -139,6 +139,12 @@ def normals(draws: Tensor, count: int) -> Tensor:
     return out
 
 
+@once
+def _scalar() -> Tensor:
+    """Return a tensor to make others like: quicker than by dtype and device."""
+    return torch.empty((), dtype=torch.float32, device=DEVICE)
+
+
 @lru_cache(maxsize=1024)
 def _objective(call: Call) -> Any:
     """Return the native form of a call's numbers."""
@@ -160,23 +166,30 @@ def _arranged(
     Without a target its noise is drawn by the index of an element.
     """
     given = (samples, ref, target, out)
-    there = [tensor for tensor in given if tensor is not None]
-    pairs, n = samples.shape[0] // 2, elements(samples)
-    taken, strides = arrange(there, logical=target is None)
-    if strides is None and all(map(Tensor.is_contiguous, there)):
-        return _dense(pairs, n, interleaved, *[None if tensor is None else tensor.dtype for tensor in given]), given
+    for tensor in given:
+        if tensor is not None and not tensor.is_contiguous():
+            break
+    else:
+        dtypes = (
+            samples.dtype,
+            None if ref is None else ref.dtype,
+            None if target is None else target.dtype,
+            None if out is None else out.dtype,
+        )
+        return _dense(samples.shape, interleaved, dtypes), given
+    taken, strides = arrange([tensor for tensor in given if tensor is not None], logical=target is None)
     own: Iterable[tuple[int, ...] | None] = repeat(None) if strides is None else strides.of
     layouts = iter([_layout(t.dtype, t.stride(0), strides, of) for t, of in zip(taken, own, strict=False)])
     lying = iter(taken)
-    batch = _batch(pairs, n, interleaved, *[None if tensor is None else next(layouts) for tensor in given])
+    batch = _batch(samples.shape, interleaved, [None if tensor is None else next(layouts) for tensor in given])
     return batch, [None if tensor is None else next(lying) for tensor in given]
 
 
 @lru_cache(maxsize=1024)
-def _dense(pairs: int, n: int, interleaved: bool, *dtypes: torch.dtype | None) -> Any:
+def _dense(shape: torch.Size, interleaved: bool, dtypes: tuple[torch.dtype | None, ...]) -> Any:
     """Return the native view of a batch in which the elements of every tensor lie behind one another."""
-    layouts = [None if dtype is None else _layout(dtype, n, None, None) for dtype in dtypes]
-    return _batch(pairs, n, interleaved, *layouts)
+    n = shape[1:].numel()
+    return _batch(shape, interleaved, [None if dtype is None else _layout(dtype, n, None, None) for dtype in dtypes])
 
 
 def _layout(dtype: torch.dtype, row_stride: int, strides: Strides | None, own: tuple[int, ...] | None) -> Any:
@@ -185,9 +198,16 @@ def _layout(dtype: torch.dtype, row_stride: int, strides: Strides | None, own: t
     return _native.Layout(dtype=NUMBERS[dtype], row_stride=row_stride, sizes=strides.sizes, strides=own)
 
 
-def _batch(pairs: int, n: int, interleaved: bool, samples: Any, ref: Any, target: Any, out: Any) -> Any:
+def _batch(shape: torch.Size, interleaved: bool, layouts: Sequence[Any]) -> Any:
+    samples, ref, target, out = layouts
     return _native.Batch(
-        pairs=pairs, elements=n, interleaved=interleaved, samples=samples, ref=ref, target=target, out=out or samples
+        pairs=shape[0] // 2,
+        elements=shape[1:].numel(),
+        interleaved=interleaved,
+        samples=samples,
+        ref=ref,
+        target=target,
+        out=out or samples,
     )
 
 

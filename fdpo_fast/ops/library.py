@@ -126,10 +126,10 @@ def traced(*tensors: Any) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
-    return not _PLAIN.issuperset(map(type, tensors)) or tensors[0].is_meta  # as all are then
-
-
-_PLAIN = {Tensor, Parameter, type(None)}
+    for tensor in tensors:
+        if type(tensor) is not Tensor and tensor is not None and type(tensor) is not Parameter:
+            return True
+    return tensors[0].is_meta  # as all are then
 
 
 class _Operators:
@@ -180,13 +180,23 @@ def loss_forward(
     return BACKENDS[backend].loss_forward(pred, ref, target, weight, call, upstream)
 
 
+def _tensors(pred: Tensor, results: Results) -> Results:
+    """Return the results as an operator has to: it cannot leave out the gradient."""
+    return results if results.grad is not None else results._replace(grad=pred.new_empty(0))
+
+
 _define(
     "loss_forward(Tensor pred, Tensor ref, Tensor target, Tensor? weight, float[] link, float[] loss_type, float beta, "
     "float ratio_scale, bool interleaved, str reduction, float? upstream) -> (Tensor, Tensor, Tensor)",
-    lambda on, pred, ref, target, weight, link, loss_type, *numbers: on.loss_forward(
-        pred, ref, target, weight, Call(tuple(link), tuple(loss_type), *numbers[:-1]), numbers[-1]
+    lambda on, pred, ref, target, weight, link, of_pair, beta, scale, interleaved, reduction, upstream: _tensors(
+        pred,
+        on.loss_forward(
+            pred, ref, target, weight, Call(tuple(link), tuple(of_pair), beta, scale, interleaved, reduction), upstream
+        ),
     ),
-    lambda pred, ref, target, weight, *numbers: Results.empty(pred, numbers[-2], numbers[-1] is not None),
+    lambda pred, ref, target, weight, *numbers: _tensors(
+        pred, Results.empty(pred, numbers[-2], None if numbers[-1] is None else torch.empty_like(pred))
+    ),
 )
 
 

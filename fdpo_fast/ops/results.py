@@ -15,16 +15,16 @@ class Results(NamedTuple):
 
     loss: Tensor  # [], or [B] for reduction "none"
     stats: Tensor  # [10 B + 1]: the rows of `Stat`, then the share of positive margins, a tie counting one half
-    grad: Tensor  # like pred, for the upstream gradient that was named; or [0]
+    grad: Tensor | None  # like pred, for the upstream gradient that was named
 
     @classmethod
-    def empty(cls, pred: Tensor, reduction: str, with_grad: bool) -> Results:
-        """Make room for the results; the kernels write every element."""
+    def empty(cls, pred: Tensor, reduction: str, grad: Tensor | None) -> Results:
+        """Make room for the results beside the gradient; the kernels write every element."""
         pairs, device = pred.shape[0] // 2, pred.device
         return cls(
             torch.empty(pairs if reduction == "none" else (), dtype=torch.float32, device=device),
             torch.empty(len(Stat) * pairs + 1, dtype=torch.float32, device=device),
-            torch.empty_like(pred) if with_grad else torch.empty(0, dtype=pred.dtype, device=device),
+            grad,
         )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -11,12 +14,13 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from fdpo_fast.ops import library
-from fdpo_fast.ops.constants import STATE_BLOCK
-from fdpo_fast.optim import cpp, eager, triton
-from fdpo_fast.optim.checks import check_copy
+from fdpo_fast.optim import cpp, eager, sharded, triton
+from fdpo_fast.optim.checks import blocks_of, check_copy, check_dtype
 from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.gather import Gatherer, Places
-from fdpo_fast.optim.update import ROUNDINGS, Clip, Updates
+from fdpo_fast.optim.options import check_options, options_of
+from fdpo_fast.optim.tracing import untraced
+from fdpo_fast.optim.update import Clip, Updates
 
 Step = Callable[[Updates, Clip | None], None]
 BACKENDS: dict[str, Callable[[], Step]] = {
@@ -27,7 +31,6 @@ BACKENDS: dict[str, Callable[[], Step]] = {
 """What makes the function that steps parameters of one kind, by backend; it may remember what it was told."""
 
 _WRAPPED = "__bnb_optimizer_quant_state__"  # bitsandbytes hides its states there from FSDP
-_TENSORS = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
 
 
 class AdamW8bit(Optimizer):
@@ -57,6 +60,7 @@ class AdamW8bit(Optimizer):
         ValueError: a number out of range, an unknown rounding or backend; states that do not fit, in `load_state_dict`.
     """
 
+    _options: list[tuple[Any, ...]]
     _places: dict[Tensor, tuple[int, int]] | None
     _whole: _Memory
     _parts: dict[Tensor, _Memory]
@@ -93,24 +97,13 @@ class AdamW8bit(Optimizer):
             raise
 
     def _check(self, group: dict[str, Any]) -> None:
-        if ignored := group.keys() & {"backend", "min_8bit_size"}:
-            raise ValueError(f"{ignored.pop()} is an option of the optimizer, not of a group: it would be ignored")
         if len(set(group["params"])) < len(group["params"]):
             raise ValueError("a parameter is twice in one group: it would be stepped twice")
-        for name in ("lr", "eps", "weight_decay"):
-            if not group[name] >= 0:
-                raise ValueError(f"{name} must not be negative, got {group[name]}")
-        if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
-        if group["rounding"] not in ROUNDINGS:
-            raise ValueError(f"unknown rounding {group['rounding']!r}: use one of {', '.join(ROUNDINGS)}")
-        if not 0 <= group["seed"] < 2**64:
-            raise ValueError(f"seed must lie in [0, 2^64), got {group['seed']}")
-        if group["first_element"] % 8 or group["first_element"] < 0:
-            raise ValueError(f"first_element must be a multiple of 8, got {group['first_element']}")
+        check_options(group)
         for parameter in group["params"]:
-            if parameter.dtype not in eager.DTYPES:
-                raise TypeError(f"parameters must be float32, bfloat16 or float16, got {parameter.dtype}")
+            if parameter.requires_grad:  # a frozen one, of quantised weights perhaps, is never stepped
+                check_dtype(parameter)
+                sharded.check_placements(parameter)
 
     def keep_copy(self, parameter: Tensor, copy: Tensor) -> None:
         """Write a float32 parameter's values, rounded to nearest, into the bfloat16 tensor `copy` at every step.
@@ -124,6 +117,7 @@ class AdamW8bit(Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Step every parameter that has a gradient; a closure is called before, and its loss returned."""
@@ -135,6 +129,7 @@ class AdamW8bit(Optimizer):
         self._step(places, [p.grad for p in places.parameters], self._whole)
         return loss
 
+    @untraced
     @torch.no_grad()
     def step_by(self, grads: Mapping[Tensor, Tensor | None], clip: Clip | None = None) -> None:
         """Step some parameters by gradients that are handed over; to be called from inside backward.
@@ -154,6 +149,11 @@ class AdamW8bit(Optimizer):
         self.step_by({parameter: parameter.grad})
 
     def _step(self, places: Places, grads: list[Tensor | None], memory: _Memory, clip: Clip | None = None) -> None:
+        options = [options_of(group) for group in self.param_groups]
+        if options != self._options:  # a scheduler, or a slip of somebody's
+            for group in self.param_groups:
+                check_options(group)
+            self._options = options
         updates, replaced, moved = memory.gather(places, grads, self.param_groups, self.state, self._copies)
         for of_kind in updates:
             kind = of_kind.kind
@@ -167,11 +167,15 @@ class AdamW8bit(Optimizer):
         coded = parameter.numel() >= self.min_8bit_size
         dtype, shape, device = torch.uint8 if coded else torch.float32, parameter.shape, parameter.device
         state["step"] = 0
+        if sharded.is_sharded(parameter):
+            sharded.start(state, parameter, dtype)
+            return
         for number in ("1", "2"):
             state["state" + number] = torch.zeros(shape, dtype=dtype, device=device)
             if coded:
                 state["qmap" + number] = dynamic_map(number == "1").values.to(device, copy=True)
-                state["absmax" + number] = torch.zeros(-(-parameter.numel() // STATE_BLOCK), device=device)
+                blocks = blocks_of(parameter.numel())
+                state["absmax" + number] = torch.zeros(blocks, dtype=torch.float32, device=device)
 
     def load_state_dict(self, state_dict: dict[str, Any], *, copy: bool = True) -> None:
         """Load what `state_dict()` gave, here or in bitsandbytes.
@@ -179,33 +183,26 @@ class AdamW8bit(Optimizer):
         The moments keep their dtypes; options that the saved groups lack keep their values. `copy=False` takes tensors
         that are on the parameter's device as they are, and writes into them from then on: for states just read.
         """
-        saved = [
-            {**group, **{name: value for name, value in ours.items() if name not in group and name != "params"}}
-            for group, ours in zip(state_dict["param_groups"], self.param_groups, strict=False)
-        ]
-        saved += state_dict["param_groups"][len(saved) :]  # a wrong number of groups is torch's to refuse
-        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
-        placed = {}
-        for number, parameter in zip(numbers, Places.of(self.param_groups).parameters, strict=False):
-            if state := state_dict["state"].get(number):
-                flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
-                placed[parameter] = _placed(flat, parameter, number, copy)
-        # without the states, which torch would cast to the parameters' dtypes
-        super().load_state_dict({"state": {}, "param_groups": saved})
-        self.state.update(placed)
+        # behind all hooks of users, which may change what is loaded
+        handle = self.register_load_state_dict_pre_hook(partial(_shielded, copy=copy))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        of = state.get("state", {})
+        placed = {p: own.placed(p) if isinstance(own, _Saved) else own for p, own in of.items()}
+        super().__setstate__(state | {"state": defaultdict(dict, placed)})
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_backend", "min_8bit_size", "_copies")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._forget()
-
     def _forget(self) -> None:
         """Forget what is remembered of parameters and their states."""
-        self._places, self._whole, self._parts = None, _Memory(self._start), {}
+        self._places, self._whole, self._parts, self._options = None, _Memory(self._start), {}, []
 
 
 class _Memory:
@@ -216,22 +213,57 @@ class _Memory:
         self.steps = {name: make() for name, make in BACKENDS.items()}
 
 
-def _placed(state: dict[str, Any], parameter: Tensor, number: int, copy: bool) -> dict[str, Any]:
-    """Return a saved state's tensors on the parameter's device; ValueError where they do not fit it."""
-    coded = "state1" in state and state["state1"].dtype == torch.uint8
-    blocks = ("absmax1", "absmax2") if coded else ()
-    for name in ("state1", "state2", *blocks):
-        expected = -(-parameter.numel() // STATE_BLOCK) if name in blocks else parameter.numel()
-        dtype = torch.uint8 if coded and name not in blocks else torch.float32
-        if "step" not in state or name not in state or state[name].numel() != expected or state[name].dtype != dtype:
-            raise ValueError(
-                f"the saved {name} of parameter {number} does not fit a tensor of shape {tuple(parameter.shape)}: "
-                "load the states of AdamW8bit, here or in bitsandbytes, for the same model"
-            )
-    placed: dict[str, Any] = {"step": int(state["step"])}
-    for name in _TENSORS if coded else ("state1", "state2"):
-        if name in state:
-            placed[name] = state[name].detach().to(parameter.device, copy=copy).contiguous()
-    for name in ("state1", "state2"):
-        placed[name] = placed[name].reshape(parameter.shape)
-    return placed
+@dataclass
+class _Saved:
+    """A parameter's saved state, which torch would cast to the parameter's dtype if it saw its tensors."""
+
+    state: dict[str, Any]
+    number: int
+    copy: bool
+
+    def placed(self, parameter: Tensor) -> dict[str, Any]:
+        """Return the state's tensors on the parameter's device; ValueError where they do not fit it."""
+        state = self.state
+        coded = "state1" in state and state["state1"].dtype == torch.uint8
+        moments, absmax = ("state1", "state2"), ("absmax1", "absmax2") if coded else ()
+        self._check(parameter, moments, torch.uint8 if coded else torch.float32, parameter.numel())
+        self._check(parameter, absmax, torch.float32, sharded.saved_blocks(parameter))
+        placed: dict[str, Any] = {"step": int(state["step"])}
+        if sharded.is_sharded(parameter):
+            return placed | sharded.placed(state, parameter, (*moments, *absmax), self.number)
+        for signed, name in ((True, "qmap1"), (False, "qmap2")):
+            if coded and name in state:
+                ours = dynamic_map(signed).values
+                if state[name].shape != ours.shape or not torch.allclose(state[name].float().cpu(), ours, atol=1e-6):
+                    raise ValueError(f"the saved {name} of parameter {self.number} is not bitsandbytes' dynamic map")
+                placed[name] = state[name].detach().to(parameter.device, copy=self.copy)
+        for name in (*moments, *absmax):
+            placed[name] = state[name].detach().to(parameter.device, copy=self.copy).contiguous()
+        return placed | {name: placed[name].reshape(parameter.shape) for name in moments}
+
+    def _check(self, parameter: Tensor, names: Iterable[str], dtype: torch.dtype, count: int) -> None:
+        for name in names:
+            saved = self.state.get(name)
+            if "step" not in self.state or saved is None or saved.numel() != count or saved.dtype != dtype:
+                raise ValueError(
+                    f"the saved {name} of parameter {self.number} does not fit a tensor of shape "
+                    f"{tuple(parameter.shape)}: load the states of AdamW8bit, here or in bitsandbytes, for the same "
+                    "model"
+                )
+
+
+def _shielded(optimizer: AdamW8bit, state_dict: dict[str, Any], copy: bool) -> dict[str, Any]:
+    """Return a state dict whose options are complete and checked, and whose tensors torch does not see."""
+    saved = [
+        {**group, **{name: value for name, value in ours.items() if name not in group and name != "params"}}
+        for group, ours in zip(state_dict["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    saved += state_dict["param_groups"][len(saved) :]  # a wrong number of groups is torch's to refuse
+    for group in saved:
+        check_options(group)
+    states = {}
+    for number, state in state_dict["state"].items():
+        flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
+        if flat:
+            states[number] = _Saved(flat, number, copy)
+    return {**state_dict, "state": states, "param_groups": saved}

@@ -30,11 +30,12 @@ for an m of exactly 0, which stays 0 here and becomes 2e-5 of the largest there.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fdpo_fast.ops.once import once
 
 LEAST_M, LEAST_V = 2, 7
 """The least ranks of an m that is not 0, and of any v."""
@@ -65,19 +66,21 @@ class DynamicMap(NamedTuple):
         return torch.stack(self[2:])
 
 
-@cache
+@once
 def dynamic_map(signed: bool) -> DynamicMap:
     """Compute the map of m (signed) or of v (unsigned)."""
     counts = [2 ** (i if signed else i + 1) for i in range(7)]
     tens = [10.0 ** (i - 6) for i in range(7)]
-    edges = [torch.linspace(0.1, 1, n + 1) for n in counts]  # in float32, as the format has them
-    positive = [float(ten * x) for ten, at in zip(tens, edges, strict=True) for x in (at[1:] + at[:-1]) / 2]
+    single = [
+        torch.linspace(0.1, 1, n + 1, dtype=torch.float32, device="cpu") for n in counts
+    ]  # as the format has them
+    positive = [float(ten * x) for ten, at in zip(tens, single, strict=True) for x in (at[1:] + at[:-1]) / 2]
     negative = [-value for value in reversed(positive)] if signed else []
-    values = torch.tensor([*negative, 0.0, *positive, 1.0], dtype=torch.float64)
+    values = _doubles([*negative, 0.0, *positive, 1.0])
 
     # Rank k of the decade's first value is n - k_0 with K = k + half; its exponent is i or i + 1.
     k_0, shift, half = (0, 0, 0.5) if signed else (1, 1, 1.0)
-    offset, slope = torch.zeros(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    offset, slope = _doubles([0.0] * 8), _doubles([0.0] * 8)
     for i, (ten, n) in enumerate(zip(tens, counts, strict=True)):
         e = (127 + i + shift) % 8
         slope[e] = 0.9 * ten / n
@@ -87,15 +90,18 @@ def dynamic_map(signed: bool) -> DynamicMap:
     slope[e], offset[e] = 1.0 / ranks, -half / ranks
 
     # Cells: decade i from 10^(i-6) 0.1 on, each 0.9 10^(i-6) / n wide; its last one reaches one width into the next.
-    threshold = torch.tensor([ten * (1 + 0.9 / n) for ten, n in zip(tens, counts, strict=True)] + [float("inf")])
-    threshold = threshold.double()
+    threshold = _doubles([ten * (1 + 0.9 / n) for ten, n in zip(tens, counts, strict=True)] + [float("inf")])
     threshold[6] = (1 + positive[-1]) / 2
-    rise = torch.tensor([n / (0.9 * ten) for ten, n in zip(tens, counts, strict=True)] + [0.0]).double()
-    start = torch.tensor([n - k_0 - n / 9 for n in counts] + [float(ranks)]).double()
-    last = torch.tensor([2.0 * n - k_0 - 1 for n in counts] + [float(ranks)]).double()
+    rise = _doubles([n / (0.9 * ten) for ten, n in zip(tens, counts, strict=True)] + [0.0])
+    start = _doubles([n - k_0 - n / 9 for n in counts] + [float(ranks)])
+    last = _doubles([2.0 * n - k_0 - 1 for n in counts] + [float(ranks)])
     # The ends of the map, see above: 0 stays 0, anything else is at least LEAST_M; v is LEAST_V from 0 on.
     if signed:
         start[0], rise[0], last[0] = 0.0, 1e30, LEAST_M
     else:
         start[:2], rise[:2], last[:2] = LEAST_V, 0.0, LEAST_V
     return DynamicMap(signed, *(table.float() for table in (values, offset, slope, threshold, start, rise, last)))
+
+
+def _doubles(numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")

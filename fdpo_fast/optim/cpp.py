@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
 from fdpo_fast.ops import cpp
+from fdpo_fast.ops.once import once
 from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.update import Clip, Updates
 
 
-@cache
+@once
 def _maps() -> Any:
     """Return the native copy of both dynamic maps."""
     m, v = (dynamic_map(signed).table.contiguous() for signed in (True, False))

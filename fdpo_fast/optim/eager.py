@@ -11,8 +11,6 @@ from fdpo_fast.ops.constants import STATE_BLOCK, Stream
 from fdpo_fast.optim.codebook import LEAST_M, LEAST_V, dynamic_map
 from fdpo_fast.optim.update import Clip, Updates
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 _ZERO = 127  # the code of m = 0
 
 

@@ -38,7 +38,7 @@ class SkipNonFinite:
     def _hide(self, optimizer: Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters:
-            self.note(torch.zeros(()))
+            self.note(torch.zeros((), dtype=torch.float32, device="cpu"))
             return
         grads = [p.grad for p in parameters]
         # Only float16 has norms that do not fit it; for a host tensor another dtype makes a whole copy.

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import compress
-from operator import is_, itemgetter
+from itertools import compress, repeat
+from operator import is_, itemgetter, not_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fdpo_fast.optim.checks import check_states, copy_at
-from fdpo_fast.optim.eager import DTYPES
+from fdpo_fast.optim import sharded
+from fdpo_fast.optim.checks import (
+    blocks_of,
+    check_addresses,
+    check_gradients,
+    check_parameters,
+    check_states,
+    copy_at,
+    plain,
+)
 from fdpo_fast.optim.update import Columns, Kind, Rule, Updates
 
 State = dict[str, Any]
@@ -55,8 +63,11 @@ class _Known(NamedTuple):
 
     def of(self, tensors: list[Tensor], addresses: array[int], besides: tuple) -> bool:
         """Say whether this was found of these tensors at these addresses."""
-        same = addresses == self.addresses and besides == self.besides and len(tensors) == len(self.tensors)
-        return same and all(map(is_, tensors, self.tensors))
+        return addresses == self.addresses and besides == self.besides and self.same(tensors)
+
+    def same(self, tensors: list[Tensor]) -> bool:
+        """Say whether this was found of these tensors, wherever they are now."""
+        return len(tensors) == len(self.tensors) and all(map(is_, tensors, self.tensors))
 
 
 _NOTHING = _Known([], array("q"), (), None)
@@ -97,73 +108,97 @@ class Gatherer:
 
         Also the parameters that do not lie as they read, each with the copy that is stepped in its place; and all.
         """
-        counts = array("q", map(Tensor.numel, places.parameters))
         given = [grad for grad in grads if grad is not None]
-        if len(given) < len(grads) or 0 in counts:
-            live = [grad is not None and count > 0 for grad, count in zip(grads, counts, strict=True)]
-            given = [grad for grad in compress(grads, live) if grad is not None]
-            places, counts = places.where(live), array("q", compress(counts, live))
+        if len(given) < len(grads):
+            places = places.where([grad is not None for grad in grads])
+        whole = places.parameters
+        parts, given, firsts = _on_this_rank(places, given)
+        counts = array("q", map(Tensor.numel, parts))
+        if 0 in counts:  # nothing to step, but a step all the same
+            live = list(map(bool, counts))
+            for parameter in compress(whole, map(not_, live)):
+                self._states_of([parameter], state)[0]["step"] += 1
+            places, parts, given = places.where(live), list(compress(parts, live)), list(compress(given, live))
+            firsts = None if firsts is None else list(compress(firsts, live))
+            whole, counts = places.parameters, array("q", filter(None, counts))
         if not given:
             return [], [], []
-        parameters = places.parameters
-        data, data_at, devices, odd = self._of_weights(places)
-        dtypes = [p.dtype for p in parameters]
-        given, given_at, grad_dtypes = _of_gradients(given, counts, devices, places.numbers)
-        states = list(map(state.__getitem__, parameters))
-        if not all(states):
-            for parameter, own in zip(parameters, states, strict=True):
-                if not own:
-                    self._start(own, parameter)
-        moments = self._of_states(states, counts, devices, places.numbers)
-        mirrors = list(map(copies.get, parameters)) if copies else []
-        mirrors_at = array("q", map(copy_at, parameters, mirrors)) if copies else array("q")
+        data, data_at, devices, odd = self._of_weights(parts, places.numbers)
+        dtypes = [part.dtype for part in parts]
+        grad_dtypes = check_gradients(given, parts, devices, places.numbers)
+        grads_at = array("q", map(Tensor.data_ptr, given))
+        check_addresses(grads_at, "the gradient of parameter", places.numbers)
+        given, grads_at = _plain(given, grads_at, _odd(given))
+        states = self._states_of(whole, state)
+        blocks = None if firsts is None else [sharded.blocks(*row) for row in zip(whole, counts, strict=True)]
+        moments = self._of_states(states, counts, blocks, devices, places.numbers)
+        mirrors = list(map(copies.get, whole)) if copies else []
+        mirrors_at = array("q", map(copy_at, parts, mirrors)) if copies else array("q")
         rounding = [group["rounding"] == "stochastic" for group in param_groups]
-        besides = (devices, dtypes, grad_dtypes, mirrors_at, places.groups, places.numbers, rounding)
+        besides = (devices, dtypes, grad_dtypes, mirrors_at, places.groups, places.numbers, rounding, counts)
         if odd or moments is not self._moments or not self._groups.of(data, data_at, besides):
             kinds = _by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, places.groups, rounding)
             m, v, absmax_m, absmax_v = moments.tensors
             columns: Columns[Sequence] = Columns(data, given, m, v, absmax_m, absmax_v, mirrors)
             m_at, v_at, absmax_m_at, absmax_v_at = moments.addresses
-            at = Columns(data_at, given_at, m_at, v_at, absmax_m_at, absmax_v_at, mirrors_at)
+            at = Columns(data_at, grads_at, m_at, v_at, absmax_m_at, absmax_v_at, mirrors_at)
             made = [_grouped(kind, positions, columns, at, counts, places.numbers) for kind, positions in kinds]
             self._groups, self._moments = _Known(data, data_at, besides, made), moments
 
-        steps = [own["step"] + 1 for own in states]
-        together = len(set(steps)) == 1
-        keys: list[Any] = places.groups if together else list(zip(places.groups, steps, strict=True))
-        order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        of_step: list[tuple[int, int]] = [(key, steps[0]) if together else key for key in order]
-        rules = [Rule.of(param_groups[group], step) for group, step in of_step]
-        rule_of = list(map(order.__getitem__, keys))
-        updates = [_now(group, given, given_at, rule_of, rules) for group in self._groups.result]
-        for own, step in zip(states, steps, strict=True):
-            own["step"] = step
-        return updates, [(parameters[at], data[at]) for at in odd], parameters
+        rule_of, rules = _rules(states, places.groups, firsts, param_groups)
+        updates = [_now(group, given, grads_at, rule_of, rules) for group in self._groups.result]
+        for own in states:
+            own["step"] += 1
+        return updates, [(parts[at], data[at]) for at in odd], parts
 
-    def _of_weights(self, places: Places) -> tuple[list[Tensor], array[int], list[torch.device], list[int]]:
+    def _states_of(self, parameters: list[Tensor], state: dict[Tensor, State]) -> list[State]:
+        """Return the states of parameters, made where there are none yet."""
+        states = list(map(state.__getitem__, parameters))
+        if not all(states):
+            for parameter, own in zip(parameters, states, strict=True):
+                if not own:
+                    self._start(own, parameter)
+        return states
+
+    def _of_weights(
+        self, parameters: list[Tensor], numbers: Sequence[int]
+    ) -> tuple[list[Tensor], array[int], list[torch.device], list[int]]:
         """Return the parameters as they will be stepped, their addresses and devices, and which are copies."""
-        parameters = places.parameters
+        if not self._weights.same(parameters):
+            check_parameters(parameters)
         addresses = array("q", map(Tensor.data_ptr, parameters))
-        if 0 in addresses:
-            kind = type(parameters[addresses.index(0)]).__name__
-            raise TypeError(f"a parameter of type {kind} holds no memory of its own: step its local tensor")
         if not self._weights.of(parameters, addresses, ()):
-            result = [p.device for p in parameters], _odd(parameters)
-            self._weights = _Known(parameters, addresses, (), result)
-        devices, odd = self._weights.result
+            check_addresses(addresses, "parameter", numbers)
+            self._weights = _Known(parameters, addresses, (), [p.device for p in parameters])
+        devices, odd = self._weights.result, _odd(parameters)
         return *_plain(parameters, addresses, odd), devices, odd
 
     def _of_states(
-        self, states: list[State], counts: array[int], devices: list[torch.device], numbers: Sequence[int]
+        self,
+        states: list[State],
+        counts: array[int],
+        blocks: list[int] | None,
+        devices: list[torch.device],
+        numbers: Sequence[int],
     ) -> _Moments:
-        """Return both moments and the absmax of both, after checks where they are others than before."""
+        """Return both moments and the absmax of both, after checks where they are others than before.
+
+        blocks: of the parameters' 8-bit states, where these are split over ranks.
+        """
         tensors = [t for own in states for t in (_coded(own) if "absmax1" in own else _single(own))]
-        addresses = array("q", map(Tensor.data_ptr, tensors))
-        if not self._states.of(tensors, addresses, (counts, devices)):
-            columns = [[own.get(name) for own in states] for name in ("state1", "state2", "absmax1", "absmax2")]
-            dtypes = [check_states(*row) for row in zip(*columns, counts, devices, numbers, strict=True)]
+        if blocks is not None:
+            tensors = list(map(sharded.part, tensors))
+        besides = counts, devices
+        known = self._states.same(tensors)
+        if not known or not self._states.of(tensors, array("q", map(Tensor.data_ptr, tensors)), besides):
+            columns = [[sharded.part(own.get(name)) for own in states] for name in STATES]
+            rows = zip(*columns, counts, blocks or map(blocks_of, counts), devices, numbers, strict=True)
+            dtypes = [check_states(*row) for row in rows]
             at = [array("q", [0 if t is None else t.data_ptr() for t in column]) for column in columns]
-            self._states = _Known(tensors, addresses, (counts, devices), _Moments(columns, at, dtypes))
+            for column in at[:2]:
+                check_addresses(column, "the state of parameter", numbers)
+            addresses = array("q", map(Tensor.data_ptr, tensors))
+            self._states = _Known(tensors, addresses, besides, _Moments(columns, at, dtypes))
         return self._states.result
 
 
@@ -175,7 +210,30 @@ class _Moments(NamedTuple):
     dtypes: list[torch.dtype]
 
 
-_coded, _single = itemgetter("state1", "state2", "absmax1", "absmax2"), itemgetter("state1", "state2")
+STATES = ("state1", "state2", "absmax1", "absmax2")
+_coded, _single = itemgetter(*STATES), itemgetter("state1", "state2")
+
+
+def _on_this_rank(places: Places, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[int] | None]:
+    """Return what is stepped of parameters, by which gradients; where some are split, the first element of each."""
+    parameters = places.parameters
+    if plain(parameters) or not any(map(sharded.is_sharded, parameters)):
+        return parameters, grads, None
+    sharded.check_gradients(parameters, grads, places.numbers)
+    firsts = list(map(sharded.first_element, parameters))
+    return list(map(sharded.part, parameters)), list(map(sharded.part, grads)), firsts
+
+
+def _rules(
+    states: list[State], groups: list[int], firsts: list[int] | None, param_groups: list[dict[str, Any]]
+) -> tuple[list[int], list[Rule]]:
+    """Return the number of each parameter's rule, and the rules."""
+    steps = [own["step"] + 1 for own in states]
+    together = firsts is None and len(set(steps)) == 1
+    keys: list[Any] = groups if together else list(zip(groups, steps, firsts or repeat(0), strict=False))
+    order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    of: list[tuple[int, int, int]] = [(key, steps[0], 0) if together else key for key in order]
+    return list(map(order.__getitem__, keys)), [Rule.of(param_groups[group], step, first) for group, step, first in of]
 
 
 def _by_kind(
@@ -243,34 +301,3 @@ def _plain(tensors: list[Tensor], addresses: array[int], odd: list[int]) -> tupl
             tensors[at] = tensors[at].detach().resolve_neg().contiguous()
             addresses[at] = tensors[at].data_ptr()
     return tensors, addresses
-
-
-def _of_gradients(
-    grads: list[Tensor], counts: array[int], devices: list[torch.device], numbers: Sequence[int]
-) -> tuple[list[Tensor], array[int], list[torch.dtype]]:
-    """Return the gradients as they will be read, their addresses and dtypes."""
-    dtypes = [grad.dtype for grad in grads]
-    if not set(dtypes).issubset(DTYPES) or {grad.layout for grad in grads} != {torch.strided}:
-        for grad in grads:
-            if grad.layout != torch.strided or grad.dtype not in DTYPES:
-                raise TypeError(
-                    f"gradients must be dense float32, bfloat16 or float16, got {grad.dtype}, {grad.layout}"
-                )
-    addresses = array("q", map(Tensor.data_ptr, grads))
-    if array("q", map(Tensor.numel, grads)) != counts or 0 in addresses:
-        for grad, count, address, number in zip(grads, counts, addresses, numbers, strict=True):
-            if grad.numel() != count or not address:
-                raise ValueError(
-                    f"the gradient of parameter {number} has {grad.numel() if address else 0} elements in memory for "
-                    f"its {count}: clear gradients before parameters change their size"
-                )
-    if len({*map(Tensor.get_device, grads), *map(_index, set(devices))}) > 1:
-        for grad, device, number in zip(grads, devices, numbers, strict=True):
-            if grad.device != device:
-                raise ValueError(f"the gradient of parameter {number} is on {grad.device}, the parameter on {device}")
-    return *_plain(grads, addresses, _odd(grads)), dtypes
-
-
-def _index(device: torch.device) -> int:
-    """Return the number of a device as `Tensor.get_device` has it."""
-    return -1 if device.index is None else device.index

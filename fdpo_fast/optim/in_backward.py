@@ -94,11 +94,12 @@ class StepInBackward:
         device = next(iter(grads)).device
         bad = self._bad.get(device)
         if bad is None:
-            bad = self._bad[device] = torch.zeros((), device=device)
+            bad = self._bad[device] = torch.zeros((), dtype=torch.float32, device=device)
         self._optimizer.step_by(grads, Clip(self._max_norm, bad))
 
     def bad(self) -> Tensor:
         """Return 1.0 if a gradient of this backward was not finite, else 0.0, and forget it."""
         self._step_all()
         flags, self._bad = list(self._bad.values()), {}
-        return torch.stack([bad.to(flags[0].device) for bad in flags]).amax() if flags else torch.zeros(())
+        flags = flags or [torch.zeros((), dtype=torch.float32, device="cpu")]
+        return torch.stack([bad.to(flags[0].device) for bad in flags]).amax()

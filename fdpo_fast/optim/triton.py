@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import cache, reduce
+from functools import reduce
 from itertools import accumulate, compress
 from operator import not_, or_
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.ops.constants import STATE_BLOCK
+from fdpo_fast.ops.once import once
 from fdpo_fast.ops.triton.launch import OPTIONS, Lazy, counters, on, stream_of
 from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.update import Clip, Columns, Kind, Rule, Updates
@@ -30,13 +31,13 @@ CHUNK = 16 * ROWS * STATE_BLOCK
 _OPTIONS = OPTIONS | ({"maxnreg": 160} if "maxnreg" in OPTIONS else {})  # with fewer it spills on sm_100
 
 
-@cache
+@once
 def _lines(device: torch.device) -> Tensor:
     """Return both maps' tables [2, 6, 8] on a device."""
     return torch.stack([dynamic_map(signed).table for signed in (True, False)]).to(device)
 
 
-@cache
+@once
 def _like(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return an empty tensor that tells a kernel the type behind an address."""
     return torch.empty(0, dtype=dtype, device=device)
@@ -195,7 +196,7 @@ class Stepper:
 def _factors(kind: Kind, launch: _Launch, clip: Clip) -> Tensor:
     """Return what each gradient is multiplied with, 0 for one that is not finite, [tensors]."""
     device, tensors = kind.device, launch.tensors
-    room = torch.empty(tensors + launch.norm_programs, device=device)
+    room = torch.empty(tensors + launch.norm_programs, dtype=torch.float32, device=device)
     _kernels.norm_kernel[(launch.norm_programs,)](
         launch.table,
         room,

@@ -54,10 +54,10 @@ class Rule(NamedTuple):
     first: int
 
     @classmethod
-    def of(cls, group: dict[str, Any], step: int) -> Rule:
-        """Return the rule of a parameter group at `step`, which counts from 1."""
+    def of(cls, group: dict[str, Any], step: int, first: int = 0) -> Rule:
+        """Return the rule of a group's parameters at `step`, which counts from 1; `first` comes to the group's own."""
         stochastic = group["rounding"] == "stochastic"
-        return cls(Rates.of(group, step), stochastic, group["seed"], step, group["first_element"])
+        return cls(Rates.of(group, step), stochastic, group["seed"], step, group["first_element"] + first)
 
 
 class Update(NamedTuple):

@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_before_anything_moves():
     def smaller(run):
         run.parameters[2].grad.resize_(7)
 
-    with pytest.raises(ValueError, match="the gradient of parameter 2 has 7 elements in memory for its 512"):
+    with pytest.raises(ValueError, match=r"the gradient of parameter 2 has shape \(7,\), the parameter \(512,\)"):
         run.step(smaller)
     run.state(1)["state2"] = torch.zeros(39)
     with pytest.raises(ValueError, match="the states of parameter 1 are not those of AdamW8bit"):

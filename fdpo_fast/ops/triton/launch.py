@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from torch.torch_version import TorchVersion
 
 from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import BLOCK
+from fdpo_fast.ops.once import once
 from fdpo_fast.ops.results import Results, coefficients_of, elements, is_draws
 from fdpo_fast.ops.strides import arrange
 
@@ -120,7 +120,7 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device)
 
 
-@cache
+@once
 def _kept_counters(device: torch.device, stream: int, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.int32, device=device)
 
@@ -144,7 +144,7 @@ def loss_forward(
     pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
 ) -> Results:
     """Run `ops.library.loss_forward` in Triton. A gradient asked for takes a launch of its own."""
-    out, predicted, drawn = Results.empty(pred, call.reduction, False), ref.shape == pred.shape, is_draws(target)
+    out, predicted, drawn = Results.empty(pred, call.reduction, None), ref.shape == pred.shape, is_draws(target)
     if pred.shape[0] == 0:
         out.loss.zero_()
         out.stats.zero_()
