@@ -96,7 +96,7 @@ def check_shared(rank: Rank, key: str, folder: Path) -> None:
     if ranks_here() == rank.count:
         return
     writes = rank.index == 0 and os.access(folder, os.W_OK)
-    number = torch.tensor(secrets.randbits(62) if writes else 0)
+    number = torch.tensor(secrets.randbits(62) if writes else 0, dtype=torch.int64, device="cpu")
     largest_over_ranks(number)  # known to all once all are here
     if not number:  # complete caches may lie in a folder that is read-only
         return
@@ -104,7 +104,7 @@ def check_shared(rank: Rank, key: str, folder: Path) -> None:
     if writes:
         token.touch()
     rank.barrier()
-    missing = torch.tensor(float(not _appears(token)))
+    missing = torch.tensor(float(not _appears(token)), dtype=torch.float32, device="cpu")
     largest_over_ranks(missing)
     if writes:
         token.unlink()
@@ -117,7 +117,7 @@ def check_equal(rank: Rank, text: str, sentence: str) -> None:
     if ranks_here() == rank.count:
         return
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-    ends = torch.tensor([number, -number])
+    ends = torch.tensor([number, -number], dtype=torch.int64, device="cpu")
     largest_over_ranks(ends)
     if ends.sum():
         raise UserError(sentence)
@@ -167,6 +167,6 @@ class StopSignal:
 
     def requested(self) -> bool:
         """Say whether any rank was asked to stop. Collective."""
-        flag = torch.tensor(float(self.asked), device=self.device)
+        flag = torch.tensor(float(self.asked), device=self.device, dtype=torch.float32)
         largest_over_ranks(flag)
         return bool(flag)

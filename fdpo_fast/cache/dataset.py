@@ -59,7 +59,9 @@ class TrainingSet:
         self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
         self.stores = [self.latents, self.text]
         self.captions = self.latents.list("captions")
-        self.caption = torch.tensor([self.entries[caption] for caption in self.captions])
+        self.caption = torch.tensor(
+            [self.entries[caption] for caption in self.captions], dtype=torch.int64, device="cpu"
+        )
         self.id, self.weight, self.images, self.sizes = (
             self.latents.column(name) for name in ("id", "weight", "images", "sizes")
         )
@@ -128,7 +130,7 @@ class TrainingSet:
 
         def make(shard: int, advance: Callable[[int], Any]) -> Shard:
             start, stop = self.latents.starts[shard : shard + 2]
-            found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64)
+            found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64, device="cpu")
             for positions in self._of_one_shape(start, stop):
                 for visit in range(visits):
                     found[positions - start, visit] = self.reference_errors(
@@ -164,7 +166,9 @@ class TrainingSet:
         shape, so a live reference in the training step rounds alike.
         """
         count = len(positions)
-        filled = torch.arange(-(-count // self.micro) * self.micro).clamp(max=count - 1)
+        filled = torch.arange(-(-count // self.micro) * self.micro, dtype=torch.int64, device="cpu").clamp(
+            max=count - 1
+        )
         found = []
         for part in filled.split(self.micro):
             with prediction.as_in_training():

@@ -113,12 +113,14 @@ def _latent_shard(
             flush(group)
     return Shard(
         columns={
-            "id": torch.tensor([pair.id for pair, _ in pairs], dtype=torch.int64),
-            "weight": torch.tensor([pair.weight for pair, _ in pairs], dtype=torch.float32),
-            "images": torch.tensor([[index[s.key] for s in sides] for _, sides in pairs], dtype=torch.int64).view(
-                -1, 2
-            ),
-            "sizes": torch.tensor([[s.size for s in sides] for _, sides in pairs], dtype=torch.int64).view(-1, 2, 6),
+            "id": torch.tensor([pair.id for pair, _ in pairs], dtype=torch.int64, device="cpu"),
+            "weight": torch.tensor([pair.weight for pair, _ in pairs], dtype=torch.float32, device="cpu"),
+            "images": torch.tensor(
+                [[index[s.key] for s in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"
+            ).view(-1, 2),
+            "sizes": torch.tensor(
+                [[s.size for s in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"
+            ).view(-1, 2, 6),
         },
         items={"image": [latents[number] for number in range(len(index))]},
         lists={"captions": [pair.caption for pair, _ in pairs], "rejected": rejected},
@@ -138,7 +140,7 @@ def kept(mean: Tensor, std: Tensor, keys: list[bytes], latents: str) -> Tensor:
         return torch.stack([mean, std], dim=1)
     if latents == "mode":
         return mean
-    ids = torch.tensor([int.from_bytes(key[:7], "little") for key in keys])
+    ids = torch.tensor([int.from_bytes(key[:7], "little") for key in keys], dtype=torch.int64, device="cpu")
     eps = noise.normals(noise.draws(_POSTERIOR[0], ids, 0), mean[0].numel())
     return mean + std * eps.reshape(mean.shape).to(mean.device)
 

@@ -64,8 +64,8 @@ class Shard:
                 at.append((list(groups).index(value.shape), len(group)))
                 group.append(value.contiguous().cpu())
             tensors |= {f"{name}.{number}": torch.stack(group) for number, group in enumerate(groups.values())}
-            columns[f"{name}#at"] = torch.tensor(at, dtype=torch.int64).view(-1, 2)
-            columns[f"{name}#crc"] = torch.tensor([crc(value) for value in values], dtype=torch.int64)
+            columns[f"{name}#at"] = torch.tensor(at, dtype=torch.int64, device="cpu").view(-1, 2)
+            columns[f"{name}#crc"] = torch.tensor([crc(value) for value in values], dtype=torch.int64, device="cpu")
         sums = {name: crc(tensor) for name, tensor in columns.items()}
         # one key: safetensors writes several in any order
         header = {"fdpo_fast": json.dumps({"crc": sums, "lists": self.lists}, sort_keys=True)}
@@ -105,7 +105,7 @@ class _Mapped:
             first += row * math.prod(shape) * dtype.itemsize
         size = math.prod(shape) * dtype.itemsize
         if not size:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         content = bytearray(self.map[first : first + size])
         self.map.madvise(mmap.MADV_DONTNEED)  # out of our resident memory; the page cache may keep it
         return torch.frombuffer(content, dtype=dtype).reshape(shape)

@@ -54,7 +54,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
     config, family, data = prepared.config, prepared.family, prepared.data
     rank.say(f"{sum(store.check_all() for store in data.stores)} checksums match")
     generator = torch.Generator().manual_seed(seed)
-    positions = torch.randperm(len(data), generator=generator)[:pairs].sort().values
+    positions = torch.randperm(len(data), generator=generator, dtype=torch.int64, device="cpu")[:pairs].sort().values
     found: dict[str, tuple[float, float]] = {}
     if (latents := _latents(prepared, rank, positions)) is not None:
         found["latents"] = latents
@@ -68,7 +68,9 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         denoiser = reference_model(config, family, rank.device)
         pieces = []
         for position in positions:
-            visit = torch.randint(config.reference.stored_visits(), (1,), generator=generator)
+            visit = torch.randint(
+                config.reference.stored_visits(), (1,), generator=generator, dtype=torch.int64, device="cpu"
+            )
             fresh = data.reference_errors(denoiser, position[None], visit)
             pieces.append((data.reference[position, visit], fresh))
         found["reference"] = _worst(pieces)

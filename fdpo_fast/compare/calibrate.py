@@ -101,7 +101,9 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
     data = TrainingSet(config, family, source, Builder(root, rank))
     if len(data) < 4:
         raise UserError(f"data.source gives {len(data)} pairs: calibration takes at least 4")
-    positions = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.train.seed))
+    positions = torch.randperm(
+        len(data), generator=torch.Generator().manual_seed(config.train.seed), dtype=torch.int64, device="cpu"
+    )
     measured = positions[: min(pairs, len(data) - len(data) // 4)]
     delta = _delta(config, family, data, measured, positions[len(measured) :], steps, policy)
     if not delta.any():
@@ -153,7 +155,7 @@ def move(
     loss, micro = config.loss.options(), config.train.pairs_per_micro_batch
     walk = PairOrder(data.shapes[pairs], micro, config.train.seed)
     chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
-    visits = torch.zeros(micro, dtype=torch.int64)
+    visits = torch.zeros(micro, dtype=torch.int64, device="cpu")
     ref_errors = [to_rows(data.reference_errors(denoiser, at, visits)).to(data.device) for at in chosen]
     for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
         batch = data.batch(at, visits)
@@ -179,7 +181,7 @@ def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict
     margin = link(u[:, 0]) - link(u[:, 1])
     typical = margin.abs().median().item()
     beta = math.log((1 - weight) / weight) / typical
-    slope = link.slope(torch.zeros(1, dtype=torch.float64)).item()
+    slope = link.slope(torch.zeros(1, dtype=torch.float64, device="cpu")).item()
     return {
         "ratio_scale": ratio_scale,
         "beta": beta,
@@ -199,7 +201,7 @@ def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list
     for low, high in pairwise(edges):
         part = delta[(timesteps >= low) & (timesteps < high)].abs().flatten()
         if len(part):
-            quantiles = part.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=part.dtype)).tolist()
+            quantiles = part.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=part.dtype, device="cpu")).tolist()
             rows.append({"timesteps": [low, high], "pairs": len(part) // 2, "q10_50_90": quantiles})
     return rows
 

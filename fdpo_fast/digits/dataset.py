@@ -56,9 +56,9 @@ def scans() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
+    images = torch.tensor(raw.images, dtype=torch.float32, device="cpu")[:, None] / 16
     images = interpolate(images, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
-    return images, torch.tensor(raw.target)
+    return images, torch.tensor(raw.target, dtype=torch.int64, device="cpu")
 
 
 @cache
@@ -111,7 +111,7 @@ def unseen(images: list[Image.Image], prompts: list[str]) -> Tensor:
 
 def preference(images: list[Image.Image], prompts: list[str], **recipe: float) -> Tensor:
     """Return the rule's score without its noise, [n]; `recipe` are its weights where they are not the defaults."""
-    labels = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts])
+    labels = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts], dtype=torch.int64, device="cpu")
     return score(from_pil(images), labels, DigitsRecipe.model_validate(recipe))
 
 
@@ -131,7 +131,7 @@ def draw(pipeline: DiffusionPipeline, labels: Tensor, seed: int, *, steps: int, 
     A seed gives any model the same start latents.
     """
     shape = (len(labels), pipeline.unet.config.in_channels, SIZE // 4, SIZE // 4)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         [CAPTIONS[label] for label in labels.tolist()],
@@ -149,7 +149,7 @@ def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
     from safetensors.torch import load_file, save_file
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
-    labels = torch.arange(recipe.pairs) % len(CAPTIONS)
+    labels = torch.arange(recipe.pairs, dtype=torch.int64, device="cpu") % len(CAPTIONS)
     sides: list[list[Tensor]] = [[], []]
     work = [(side, part) for part in range(-(-recipe.pairs // batch)) for side in (0, 1)]
     for side, part in tqdm(work, desc="base pipeline: pairs"):
@@ -162,7 +162,9 @@ def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
                 save_file({"images": images}, partial)
         sides[side].append(load_file(saved)["images"])
     images_0, images_1 = (torch.cat(side) for side in sides)
-    noise = torch.randn(recipe.pairs, generator=torch.Generator().manual_seed(recipe.seed))
+    noise = torch.randn(
+        recipe.pairs, generator=torch.Generator().manual_seed(recipe.seed), dtype=torch.float32, device="cpu"
+    )
     gap = score(images_0, labels, recipe) - score(images_1, labels, recipe) + recipe.noise * noise
     write_pairs(
         folder / "pairs.parquet",

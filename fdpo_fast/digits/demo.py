@@ -33,7 +33,7 @@ def demo(config: Config, images_per_caption: int) -> None:
     quiet_libraries()
     recipe = config.data.digits
     base = embedded(recipe, config.data.cache_dir) / "pipeline"
-    labels = torch.arange(len(CAPTIONS)).repeat_interleave(images_per_caption)
+    labels = torch.arange(len(CAPTIONS), dtype=torch.int64, device="cpu").repeat_interleave(images_per_caption)
     before = sample(base, labels, recipe, "drawing with the base")
     after = sample(folder / "export", labels, recipe, "drawing with the policy")
 

@@ -40,7 +40,9 @@ def build_pipeline(
     images = images.expand(-1, 3, -1, -1) * 2 - 1
 
     def vae_loss(generator: torch.Generator) -> Tensor:
-        batch = images[torch.randint(len(images), (recipe.batch,), generator=generator)]
+        batch = images[
+            torch.randint(len(images), (recipe.batch,), generator=generator, dtype=torch.int64, device="cpu")
+        ]
         posterior = vae.encode(batch).latent_dist
         return mse_loss(vae.decode(posterior.sample(generator)).sample, batch) + 1e-4 * posterior.kl().mean() / 256
 
@@ -54,10 +56,11 @@ def build_pipeline(
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
 
     def unet_loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (recipe.batch,), generator=generator)
-        noise = torch.randn(latents[rows].shape, generator=generator)
-        steps = torch.randint(1000, (recipe.batch,), generator=generator)
-        dropped = torch.rand(recipe.batch, generator=generator) < 0.1  # for classifier-free guidance
+        rows = torch.randint(len(latents), (recipe.batch,), generator=generator, dtype=torch.int64, device="cpu")
+        noise = torch.randn(latents[rows].shape, generator=generator, dtype=torch.float32, device="cpu")
+        steps = torch.randint(1000, (recipe.batch,), generator=generator, dtype=torch.int64, device="cpu")
+        # for classifier-free guidance
+        dropped = torch.rand(recipe.batch, generator=generator, dtype=torch.float32, device="cpu") < 0.1
         context = text_encoder(tokens).last_hidden_state[labels[rows].masked_fill(dropped, len(captions))]
         noisy = scheduler.add_noise(latents[rows], noise, steps)
         return mse_loss(unet(noisy, steps, context).sample, noise)

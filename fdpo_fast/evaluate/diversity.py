@@ -45,7 +45,7 @@ def entropy(features: Tensor) -> float:
     points = features.double()
     n, d = points.shape
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
-    log_ball = d / 2 * np.log(np.pi) - torch.lgamma(torch.tensor(d / 2 + 1, dtype=torch.float64)).item()
+    log_ball = d / 2 * np.log(np.pi) - torch.lgamma(torch.tensor(d / 2 + 1, dtype=torch.float64, device="cpu")).item()
     constant = log_ball + np.log(n - 1) + np.euler_gamma
     return (distances.min(dim=1).values.log().mean() + constant / d).item()
 
@@ -70,7 +70,7 @@ class Lpips:
     def __call__(self, images: Images) -> float:
         """Return the mean distance over all pairs of the images."""
         layers = self.distance.features(images)
-        pairs = torch.tensor(list(combinations(range(len(images)), 2)))
+        pairs = torch.tensor(list(combinations(range(len(images)), 2)), dtype=torch.int64, device="cpu")
         return self.distance.between(layers, *pairs.T).mean().item()
 
 

@@ -56,7 +56,9 @@ class Distance:
         """Return every layer's features of the images, each position's channels of unit length: [n, c, h, w]."""
         size = images[0].size
         hidden = pixels(images).float().unflatten(1, (size[1], size[0], 3)).permute(0, 3, 1, 2).to(self.device)
-        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, STD))
+        mean, std = (
+            torch.tensor(values, device=self.device, dtype=torch.float32)[:, None, None] for values in (MEAN, STD)
+        )
         hidden, layers = (hidden * 2 - 1 - mean) / std, []
         for pooled, layer in self.layers:
             if pooled:

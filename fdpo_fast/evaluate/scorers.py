@@ -38,7 +38,7 @@ def prepared(
         left, top = ((length - side) // 2 for length in size)
         cut = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
         squares.append(torch.from_numpy(np.array(cut.convert("RGB"))).permute(2, 0, 1))
-    centre, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    centre, spread = (torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None] for values in (mean, std))
     return (torch.stack(squares).float() / 255 - centre) / spread
 
 

@@ -53,7 +53,7 @@ def assign(module: Module, state: dict[str, Tensor], prefix: str = "") -> Module
         raise UserError(f"the weights lack {prefix}{missing[0]}")
     for owner in module.modules():
         if (numbers := owner._buffers.get("position_ids")) is not None:  # not saved
-            owner.position_ids = torch.arange(numbers.shape[-1])[None]
+            owner.position_ids = torch.arange(numbers.shape[-1], dtype=torch.int64, device="cpu")[None]
     return module
 
 

@@ -67,12 +67,14 @@ class _Rehearsal:
         self.mode = HostAttention()
         self.denoiser = denoiser
         self.trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
-        with torch.device("meta"):
-            self.noisy = torch.zeros(2 * pairs, architecture.denoiser_config["in_channels"], side, side, dtype=dtype)
-            self.draws, self.weight = torch.zeros(3, pairs, dtype=torch.int64), torch.ones(pairs)
-            self.timesteps = torch.zeros(2 * pairs, dtype=torch.int64)
-            text = {key: torch.zeros(2 * pairs, *shape) for key, shape in shapes.items()}
-            self.condition = self.family.condition(text, torch.zeros(2 * pairs, 6, dtype=torch.int64))
+        channels = architecture.denoiser_config["in_channels"]
+        self.noisy = torch.zeros(2 * pairs, channels, side, side, dtype=dtype, device="meta")
+        self.draws = torch.zeros(3, pairs, dtype=torch.int64, device="meta")
+        self.weight = torch.ones(pairs, dtype=torch.float32, device="meta")
+        self.timesteps = torch.zeros(2 * pairs, dtype=torch.int64, device="meta")
+        sizes = torch.zeros(2 * pairs, 6, dtype=torch.int64, device="meta")
+        text = {k: torch.zeros(2 * pairs, *shape, dtype=torch.float32, device="meta") for k, shape in shapes.items()}
+        self.condition = self.family.condition(text, sizes)
 
     @contextmanager
     def tracked(self) -> Iterator[Tracker]:
@@ -157,7 +159,7 @@ def _vae_passes(architecture: Architecture, side: int, batch: int, dtype: torch.
     with HostAttention(), torch.no_grad():
         vae = architecture.vae(torch.float32).eval()
         encode.ignore(vae)
-        images = torch.zeros(batch, 3, side, side, device="meta")
+        images = torch.zeros(batch, 3, side, side, device="meta", dtype=torch.float32)
         with encode:
             posterior = vae.encode(images).latent_dist
             posterior.mean, posterior.std  # noqa: B018  # as `Family.image_encoder` takes them

@@ -100,7 +100,7 @@ def gradient_fields(comparison: Comparison) -> bytes:
     columns = min(4, len(losses))
     rows = -(-len(losses) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.1 * rows), layout="constrained", squeeze=False)
-    line = torch.linspace(-PLANE, PLANE, 81, dtype=torch.float64)
+    line = torch.linspace(-PLANE, PLANE, 81, dtype=torch.float64, device="cpu")
     u_l, u_w = torch.meshgrid(line, line, indexing="ij")
     image, longest = None, 0.0
     arrows = []

@@ -53,8 +53,10 @@ class Metrics:
 
     def end_step(self, step: int, lr: float, grad_norm: Tensor | float | None) -> None:
         """Close the optimizer step `step` (counted from 0)."""
-        norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm, device=self.device)
-        self.steps.append((step, lr, self.current, norm.double()))
+        norm = torch.as_tensor(
+            float("nan") if grad_norm is None else grad_norm, dtype=torch.float64, device=self.device
+        )
+        self.steps.append((step, lr, self.current, norm))
         self.current = self._empty()
 
     def flush(self) -> list[dict]:

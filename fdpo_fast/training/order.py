@@ -43,11 +43,15 @@ class PairOrder:
         number, turn = self._turn(step)
         group, first = self.groups[number], turn * self.pairs_per_step
         draws = [divmod(draw, len(group)) for draw in range(first, first + self.pairs_per_step)]
-        at = torch.tensor([int(_shuffled(len(group), self.seed, number, epoch)[place]) for epoch, place in draws])
-        return group[at], torch.tensor([epoch for epoch, _ in draws])
+        at = torch.tensor(
+            [int(_shuffled(len(group), self.seed, number, epoch)[place]) for epoch, place in draws],
+            dtype=torch.int64,
+            device="cpu",
+        )
+        return group[at], torch.tensor([epoch for epoch, _ in draws], dtype=torch.int64, device="cpu")
 
 
 @lru_cache(maxsize=64)
 def _shuffled(count: int, seed: int, group: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_009 + group)
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")

@@ -43,7 +43,13 @@ class SampleGrids:
         drawn = []
         for prompt in settings.prompts:
             latents = torch.randn(
-                settings.images_per_prompt, denoiser.config.in_channels, size, size, generator=generator
+                settings.images_per_prompt,
+                denoiser.config.in_channels,
+                size,
+                size,
+                generator=generator,
+                dtype=torch.float32,
+                device="cpu",
             )
             drawn.append(
                 pipeline(
