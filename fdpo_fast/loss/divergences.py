@@ -63,39 +63,23 @@ class Divergence:
         return (self.linear, self.scale, self.rate, self.logistic)
 
     def __call__(self, u: Tensor) -> Tensor:
-        """Return h(u) - h(0), since a constant cancels in a pair; any shape, float32 or float64, differentiable.
+        """Return h(u) - h(0), since a constant cancels in a pair; shape and dtype of `u`, float32 or float64.
 
-        Every term is formed without the constant: with exp for expm1, or log sigmoid(u) for log(2 sigmoid(u)), the
-        digits of a small u would be lost, and with them the sign of a margin near the reference.
+        It has the first two derivatives, exact to the last digit but one in float32.
         """
-        # A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
-        terms = []
-        if self.linear:
-            terms.append(self.linear * u)
-        if self.scale and self.rate:
-            x = self.rate * u
-            tangent = math.expm1(EXP_CAP) + math.exp(EXP_CAP) * (x - EXP_CAP)
-            # A selection, not a sum: two slopes of size e^cap that cancel would leave no digits of e^x.
-            terms.append(self.scale * tangent.where(x > EXP_CAP, x.clamp(max=EXP_CAP).expm1()))
-        if self.logistic:
-            terms.append(self.logistic * _log_2_sigmoid(u))
-        return sum(terms[1:], terms[0])
+        from fdpo_fast.loss.link import link  # which needs torch
+
+        return link(u, self, 0)
 
     def slope(self, u: Tensor) -> Tensor:
-        """Return h'(u) >= 0, the weight that the divergence gives to a sample's gradient; same shape as `u`."""
-        exponential = (self.rate * u).clamp(max=EXP_CAP).exp()
-        return self.linear + self.scale * self.rate * exponential + self.logistic * (-u).sigmoid()
+        """Return h'(u) >= 0, the weight that the divergence gives to a sample's gradient; shape and dtype of `u`."""
+        from fdpo_fast.loss.link import link
+
+        return link(u, self, 1)
 
     def clipped(self, u: Tensor) -> Tensor:
         """Mark samples past the cap, where h goes on as a tangent: boolean, shape of `u`."""
         return self.rate * u > EXP_CAP
-
-
-def _log_2_sigmoid(u: Tensor) -> Tensor:
-    """Return log sigmoid(u) + log 2; clamps keep the branch that is not taken from overflowing into the gradient."""
-    above = -((-u.clamp(min=0)).expm1() / 2).log1p()
-    below = u - (u.clamp(max=0).expm1() / 2).log1p()
-    return above.where(u >= 0, below)
 
 
 def alpha(a: float) -> Divergence:

@@ -105,8 +105,15 @@ class PairOptions:
         return LOSS_TYPES[self.loss_type](self.label_smoothing)
 
     def losses(self, log_ratio_w: Tensor, log_ratio_l: Tensor) -> PairLosses:
-        """Form margins and losses of pairs from their log-ratios [B], by torch's own operations."""
-        return pair_losses(log_ratio_w, log_ratio_l, self.link, self.of_pair, float(self.beta))
+        """Form margins and losses of pairs from their log-ratios [B], by torch's own operations, in their dtype.
+
+        Under a row of numbers the difference of two links is one of float64, as in the kernels.
+        """
+        dtype, sides = log_ratio_w.dtype, [log_ratio_w, log_ratio_l]
+        if isinstance(self.link, Divergence) and log_ratio_w.device.type != "mps":  # which has no float64
+            sides = [side.double() for side in sides]
+        margin, loss = pair_losses(*sides, self.link, self.of_pair, float(self.beta))
+        return PairLosses(margin.to(dtype), loss.to(dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from fdpo_fast.ops import library
 from fdpo_fast.optim import cpp, eager, sharded, triton
 from fdpo_fast.optim.checks import blocks_of, check_copy, check_dtype
 from fdpo_fast.optim.codebook import dynamic_map
-from fdpo_fast.optim.gather import Gatherer, Places
+from fdpo_fast.optim.gather import Gatherer
 from fdpo_fast.optim.options import check_options, options_of
+from fdpo_fast.optim.places import Places
 from fdpo_fast.optim.tracing import untraced
 from fdpo_fast.optim.update import Clip, Updates
 

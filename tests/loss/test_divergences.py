@@ -2,12 +2,13 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdpo_fast import DIVERGENCES, Divergence, alpha, divergence
+from fdpo_fast import DIVERGENCES, Divergence, alpha, divergence, log_ratio_loss
 from fdpo_fast.ops.constants import EXP_CAP
 
 
@@ -54,13 +55,62 @@ def test_alpha_link_is_f_prime(a):
     assert_link(alpha(a), f_alpha(a))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def exactly(row, order, u):
+    """h, h' or h'' of a float at fifty digits, from the formula in the module's head; a line behind the cap."""
+    with mpmath.workdps(50):
+        u, cap = mpmath.mpf(u), mpmath.mpf(EXP_CAP)
+        rate, x = mpmath.mpf(row.rate), mpmath.mpf(row.rate) * u
+        e = mpmath.exp(min(x, cap))
+        power = [mpmath.expm1(x) if x <= cap else mpmath.expm1(cap) + e * (x - cap), rate * e, rate**2 * e * (x <= cap)]
+        s = 1 / (1 + mpmath.exp(u))
+        logistic = [mpmath.log(2 / (1 + mpmath.exp(-u))), s, -s * (1 - s)]
+        linear = [u, 1, 0]
+        return row.linear * linear[order] + row.scale * power[order] + row.logistic * logistic[order]
+
+
+def off_by(got, want):
+    """The largest distance of float32 values from exact ones, in units of the last place."""
+    places = [2.0 ** (max(math.frexp(float(w))[1], -125) - 24) for w in want]
+    return max(float(abs(mpmath.mpf(g) - w) / place) for g, w, place in zip(got.tolist(), want, places, strict=True))
+
+
+@pytest.mark.parametrize("row", [*DIVERGENCES.values(), alpha(0.3), Divergence("mine", 0.3, -1.7, -0.37, 0.9)], ids=str)
+def test_the_links_derivatives_are_exact_in_float32(row):
+    u = torch.cat([torch.linspace(-88, 88, 353), torch.tensor([1e-30, -1e-12, 1e-6, 20.1, -19.9])]).float()
+    u.requires_grad_()
+    link = row(u)
+    (slope,) = torch.autograd.grad(link.sum(), u, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), u)
+    for order, got in enumerate((link, slope, curvature)):
+        assert off_by(got, [exactly(row, order, x) for x in u.tolist()]) <= 1, order
+    assert torch.equal(row.slope(u), slope)
+
+
+@pytest.mark.parametrize("row", [*DIVERGENCES.values(), alpha(0.3)], ids=lambda row: row.name)
+def test_the_link_differentiates_in_every_way(row):
+    u = torch.tensor([-30.0, -3.0, -0.1, 0.0, 0.2, 4.0, 25.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(row, u, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(row, u)
+    slope = row.slope(u.detach())
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(row))(u.detach()), slope)
+    torch.testing.assert_close(torch.func.jvp(row, (u.detach(),), (torch.ones(7, dtype=torch.float64),))[1], slope)
+    compiled = torch.compile(row, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(u).sum(), u)[0], slope)
+
+
 @pytest.mark.parametrize("name", F)
-def test_slope_is_derivative_of_link(name, dtype):
-    u = torch.linspace(-40, 40, 801, dtype=dtype, requires_grad=True)
-    want, eps = DIVERGENCES[name].slope(u.detach().double()), torch.finfo(dtype).eps
-    for got in (torch.autograd.grad(DIVERGENCES[name](u).sum(), u)[0], DIVERGENCES[name].slope(u.detach())):
-        torch.testing.assert_close(got.double(), want, rtol=50 * eps, atol=2 * eps)
+def test_the_loss_behind_the_log_ratios_is_that_of_float64(name):
+    # near one another far out, where the difference of two links rounded to float32 would have no digits
+    w = torch.tensor([30.0, 12.0, -40.0, 5.0, 0.0])
+    pairs = [w, w - torch.tensor([1e-3, 0.5, 1e-4, 1e-5, 1e-7])]
+    losses = []
+    for dtype in (torch.float32, torch.float64):
+        sides = [u.to(dtype).requires_grad_() for u in pairs]
+        loss, margin = log_ratio_loss(*sides, divergence=name, beta=3.0, reduction="none")
+        losses.append((loss, margin, *torch.autograd.grad(loss.sum(), sides)))
+        assert {value.dtype for value in losses[-1]} == {dtype}
+    for got, want in zip(*losses, strict=True):
+        torch.testing.assert_close(got, want.float(), rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", F)
