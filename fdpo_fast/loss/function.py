@@ -17,7 +17,7 @@ from fdpo_fast.loss.checks import backend_for
 from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.eager import denoising_errors
 from fdpo_fast.loss.options import REDUCTIONS, LossOptions, PairOptions, spelled_out
-from fdpo_fast.ops.autograd import FormedLoss, FusedLogRatio, FusedLoss
+from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss, TracedLoss
 from fdpo_fast.ops.constants import Stat
 from fdpo_fast.ops.library import BACKENDS, traced, transformed
 from fdpo_fast.ops.pairs import LAYOUTS
@@ -229,11 +229,11 @@ def evaluate(
         return _fused_log_ratio(options, backend, pred, ref, target, weight)
     weight = None if weight is None else weight.resolve_neg().float().contiguous()
     if seen:
-        loss, stats = FusedLoss.apply(pred, ref, target, weight, backend, options.call)
+        loss, stats = TracedLoss.apply(pred, ref, target, weight, backend, options.call)
         return loss, _named(rows_of(stats).unbind(), stats[-1])
-    upstream = FormedLoss.upstream[options.reduction] if saved and backend == "cpp" else None
+    upstream = FusedLoss.upstream[options.reduction] if saved and backend == "cpp" else None
     results = BACKENDS[backend].loss_forward(pred, ref, target, weight, options.call, upstream)
-    loss = FormedLoss.apply(pred, (target, results, backend, options.call, upstream)) if saved else results.loss
+    loss = FusedLoss.apply(pred, (target, results, backend, options.call, upstream)) if saved else results.loss
     return loss, LossStats.of(results.stats)
 
 

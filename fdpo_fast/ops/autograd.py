@@ -14,7 +14,7 @@ from fdpo_fast.ops.library import loss_backward, loss_forward, normals, transfor
 from fdpo_fast.ops.results import Results, coefficients_of, elements, is_draws, rows_of
 
 
-class FusedLoss(torch.autograd.Function):
+class TracedLoss(torch.autograd.Function):
     """(pred, ref, target, weight, backend, call) -> (loss, stats) of `Results`, as tracers see them."""
 
     @staticmethod
@@ -39,11 +39,11 @@ class FusedLoss(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-class FormedLoss(torch.autograd.Function):
+class FusedLoss(torch.autograd.Function):
     """(pred, (target, results, backend, call, upstream)) -> the loss of results that were formed before.
 
     With an upstream gradient, that of pred was formed in the same pass, while the tensors were cached.
-    `FormedLoss.upstream` has the one that the last call with this reduction saw: one, or what a trainer's mean or
+    `FusedLoss.upstream` has the one that the last call with this reduction saw: one, or what a trainer's mean or
     accumulation makes of it. A wrong guess costs a pass over memory; the bits are the same. Half of a call's time on
     small latents is autograd's, which takes as long again for every argument and every result.
     """
@@ -70,7 +70,7 @@ class FormedLoss(torch.autograd.Function):
             if upstream == guess:
                 return grad, None
             if upstream is not None:
-                FormedLoss.upstream[call.reduction] = upstream
+                FusedLoss.upstream[call.reduction] = upstream
             del grad  # its memory serves the next one
         pred, target = ctx.saved_tensors
         return _gradient(backend, call, grad_loss.resolve_neg(), coefficients_of(ctx.stats), pred, target), None
