@@ -42,8 +42,9 @@ def published_margins(
 ) -> Tensor:
     """Return the argument of the last log sigmoid, [B].
 
-    pred, target: [2B, ...], the preferred first. ref: predictions of the same shape, or errors [2B]. divergence: of `DIVERGENCES`; beta and
-    ratio_scale are those of `fdpo_loss`. casts: as diffusers' scripts, to float32; float64 stays.
+    pred, target: [2B, ...], the preferred first. ref: predictions of the same shape, or errors [2B]. divergence: of
+    `DIVERGENCES`; beta and ratio_scale are those of `fdpo_loss`. casts: as diffusers' scripts, to float32; float64
+    stays.
     """
     (model_w, model_l), (ref_w, ref_l) = (
         (x if x.ndim == 1 else _errors(x, target, casts)).chunk(2) for x in (pred, ref)
