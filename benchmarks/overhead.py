@@ -4,7 +4,7 @@ One pair of SD1.5 latents in float32, forward and backward, two threads, on the 
 which waits for no other program. Parts are measured in turns, blocks of calls of each, and what counts is the median
 over the rounds. The kernel alone is the calls of the compiled part that one loss makes, repeated on the same memory;
 torch's smallest autograd.Function gives a number forward and a tensor that is there already backward, so nothing that
-torch differentiates costs less. The rest is what our Python, allocations and statistics come to. Beside it the
+Python differentiates costs less. The rest is what our Python, allocations and statistics come to. Beside it the
 published expression and our own eager backend, which compute the same. Writes results/overhead.csv.
 """
 
