@@ -34,11 +34,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, mse_loss
 
 from benchmarks import full_sdxl
 from benchmarks.common.device import CUDA, DEVICE, held_gib, machine, peak_gib, synchronize
 from benchmarks.common.tables import write_csv
+from benchmarks.published import published_loss
 from fdpo_fast import FDPOLoss, noise
 from fdpo_fast.cache.dataset import Batch
 from fdpo_fast.config.schema import Model
@@ -194,7 +194,8 @@ class DiffusersStep(Step):
             if "loss" in self.ours:
                 return self.fused(pred, ref, eps)[0]
             # the float32 means of the script move a logit by some 1e-4, about as much as the check allows
-            return published_loss(*(x.double() if check else x.float() for x in (pred, ref, eps)))
+            pred, ref, eps = (x.double() if check else x for x in (pred, ref, eps))
+            return published_loss(pred, ref, eps, ratio_scale=BETA_DPO / 2)[0]
 
     def draw(self, latents: Tensor, check: bool) -> tuple[Tensor, Tensor]:
         """Noise and timesteps, the same for both sides; stored reference errors belong to the stored draws."""
@@ -205,13 +206,6 @@ class DiffusersStep(Step):
         return torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1), torch.randint(
             0, steps, (PAIRS,), device=DEVICE
         ).repeat(2)
-
-
-def published_loss(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
-    """Diffusion-DPO in the script's operations; `ref` are predictions, or their errors [2b]."""
-    losses = [x if x.ndim == 1 else mse_loss(x, target, reduction="none").mean(dim=(1, 2, 3)) for x in (pred, ref)]
-    (model_w, model_l), (ref_w, ref_l) = (x.chunk(2) for x in losses)
-    return -logsigmoid(-0.5 * BETA_DPO * ((model_w - model_l) - (ref_w - ref_l))).mean()
 
 
 def serve(pipe: Connection, name: str, preset: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The problems that are timed: latents of which size, how many pairs, in which dtype, given in which form."""
+"""The problems that are timed: latents of which size, how many pairs, in which dtype and form, which divergence."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Case(NamedTuple):
     dtype: str
     form: str
     passes: str
+    divergence: str = "jensen_shannon"
 
     def __str__(self) -> str:
         return "-".join(map(str, self))
@@ -74,7 +75,7 @@ class Inputs(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Predictions in every pass; the other forms where it matters, forward and backward together."""
+    """Predictions in every pass; forward and backward together, which matters, the other forms and divergence too."""
     problems = list(product(SIZES, PAIRS, DTYPES))
     for form, passes in (
         *product(("predictions",), PASSES[:3]),
@@ -82,6 +83,8 @@ def cases() -> Iterator[Case]:
     ):
         for problem in problems:
             yield Case(*problem, form, passes)
+    for problem in problems:
+        yield Case(*problem, "predictions", "fwd+bwd", "reverse_kl")
     for size, dtype in product(SIZES, DTYPES):
         yield Case(size, 4, dtype, "predictions", "fwd+bwd/2")
 

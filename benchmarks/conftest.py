@@ -19,6 +19,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("fdpo_fast benchmarks")
     group.addoption("--quick", action="store_true", help="three rounds a case: a look, not a measurement")
     group.addoption("--sizes", default=",".join(SIZES), help="latents to run, of %(default)s")
+    group.addoption("--threads", type=int, default=2, help="of torch and of ours, on the host; default: %(default)s")
     group.addoption("--pairs", default="", help="numbers of pairs to run, such as 1,4; default: all")
 
 
@@ -43,6 +44,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_sessionstart(session):
     session.config.stash[SESSION] = session
+    torch.set_num_threads(session.config.getoption("--threads"))
 
 
 def pytest_benchmark_update_machine_info(machine_info):

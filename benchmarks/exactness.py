@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.common.arguments import help_if_asked
 from benchmarks.common.tables import write_csv
+from benchmarks.published import published_margins
 from fdpo_fast import fdpo_loss
 from fdpo_fast.evaluate import tables
 from fdpo_fast.ops import cpp
@@ -34,9 +35,7 @@ BACKEND = "eager" if cpp.missing else "cpp"
 
 def published(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
     """The logits of Diffusion-DPO's training script, in whatever dtype the inputs bring along."""
-    model_w, model_l = (pred - target).pow(2).mean(dim=(1, 2, 3)).chunk(2)
-    ref_w, ref_l = (ref - target).pow(2).mean(dim=(1, 2, 3)).chunk(2)
-    return -0.5 * BETA_DPO * ((model_w - model_l) - (ref_w - ref_l))
+    return published_margins(pred, ref, target, ratio_scale=BETA_DPO / 2, casts=False)
 
 
 def published_pred_cast(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def published_pred_cast(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
 
 def published_all_cast(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:
     """With the casts of the diffusers scripts."""
-    return published(pred.float(), ref.float(), target.float())
+    return published_margins(pred, ref, target, ratio_scale=BETA_DPO / 2)
 
 
 def ours(pred: Tensor, ref: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loss beside eager torch and torch.compile, and the report on it: `python -m benchmarks.loss [OPTIONS OF PYTEST]`.
+"""The loss beside the published expression, and the report on it: `python -m benchmarks.loss [OPTIONS OF PYTEST]`.
 
 Runs `benchmarks/test_loss.py` under pytest-benchmark, then `benchmarks.report` on results/loss.json.
 """

@@ -6,7 +6,7 @@ cache, and tells time only. Without CUDA graphs (on the host) the calls themselv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 import torch
 
@@ -14,10 +14,13 @@ from benchmarks.cases import DTYPES, READS, Case, make_inputs
 from benchmarks.common.device import CUDA, DEVICE
 from benchmarks.gpu.lab import Lab, Work, reported, seconds
 from benchmarks.providers import make_providers, prepare_copy, prepare_pass
+from benchmarks.published import DIVERGENCES
 
 SIZES = (("SDXL", 1), ("SDXL", 16), ("SD3", 64))
 REHEARSED = (("SD1.5", 1),)
 FORMS = tuple(READS)
+EAGER = {"ours", "published", "uncast", "eager"}
+"""Providers that have nothing to compile; the published ones where a case has them."""
 CALLS = 10
 """In a graph: what it takes to start one is spread over them."""
 
@@ -27,27 +30,36 @@ def ready(lab: Lab) -> Work:
 
 
 def measure(lab: Lab) -> None:
-    """A line for each size, dtype and form of input; then the first form again beside what has to compile for each."""
+    """A line for each size, dtype and form of input; then the first form again beside what has to compile for each.
+
+    Predictions under both divergences, stored errors and regenerated noise under Jensen-Shannon alone.
+    """
     for form in FORMS:
         for case in cases(lab, form):
-            one(lab, case, ("ours",) if form == "draws" else ("ours", "eager"))
+            one(lab, case, {"ours"} if form == "draws" else EAGER)
     if not lab.rehearse:  # compiles for the host, for longer than a rehearsal may take
         for case in cases(lab, FORMS[0]):
-            one(lab, case, ("ours", "eager", "compile"))
+            one(lab, case, {*EAGER, "published_compiled", "uncast_compiled"})
 
 
 def cases(lab: Lab, form: str) -> Iterator[Case]:
-    for size, pairs in REHEARSED if lab.rehearse else SIZES:
-        for dtype in DTYPES:
-            yield Case(size, pairs, dtype, form, "fwd+bwd")
+    """Jensen-Shannon first: if time runs out, it is the default that has been measured."""
+    divergences = sorted(DIVERGENCES) if form == FORMS[0] else ("jensen_shannon",)
+    for divergence in divergences:
+        for size, pairs in REHEARSED if lab.rehearse else SIZES:
+            for dtype in DTYPES:
+                yield Case(size, pairs, dtype, form, "fwd+bwd", divergence)
 
 
-def one(lab: Lab, case: Case, names: Iterable[str]) -> None:
-    """Microseconds of some providers and of the copy; GB/s of ours by the bytes that must be moved."""
+def one(lab: Lab, case: Case, names: Set[str]) -> None:
+    """Microseconds of the copy, and of these providers as far as the case has them; GB/s of ours.
+
+    GB/s are those of the bytes that must be moved.
+    """
     inputs, providers, needed = make_inputs(case, DEVICE), make_providers(case), case.minimal_bytes(DEVICE)
     about = case._asdict() | {"elements": case.elements, "minimal_mb": needed / 1e6, "graphs": CUDA}
     took = {"copy": kernels(prepare_copy(needed, DEVICE)())}
-    for name in names:
+    for name in sorted(providers.keys() & names):
         with reported(lab, what="loss", **about, provider=name):
             took[name] = kernels(prepare_pass(providers[name], case, inputs)())
     ours = {}

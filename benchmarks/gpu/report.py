@@ -45,7 +45,7 @@ def read(file: Path) -> list[Line]:
     return lines
 
 
-MEASURED = ("stage", "what", "optimizer", "layout", "size", "pairs", "dtype", "form", "provider", "test")
+MEASURED = ("stage", "what", "optimizer", "layout", "size", "pairs", "dtype", "form", "divergence", "provider", "test")
 """What tells the lines of one thing measured from those of another."""
 
 
@@ -147,9 +147,13 @@ def losses(lines: list[Line]) -> Iterator[str]:
         "latents": lambda line: line["size"],
         "dtype": lambda line: line["dtype"],
         "input": lambda line: line["form"],
+        "divergence": lambda line: line["divergence"],
         "pairs": lambda line: line["pairs"],
-        "eager, us": figure("eager_us", ",.1f"),
-        "torch.compile": figure("compile_us", ",.1f"),
+        "published, us": figure("published_us", ",.1f"),
+        "compiled": figure("published_compiled_us", ",.1f"),
+        "without casts": figure("uncast_us", ",.1f"),
+        "compiled, without casts": figure("uncast_compiled_us", ",.1f"),
+        "our own eager backend": figure("eager_us", ",.1f"),
         "ours": figure("ours_us", ",.1f"),
         "GB/s": figure("gb_per_s", ",.0f"),
         "share of a copy": figure("share_of_copy", ".0%"),
@@ -157,7 +161,7 @@ def losses(lines: list[Line]) -> Iterator[str]:
     rows = of(lines, "loss", "copy_us")
     if rows and not rows[0]["graphs"]:
         yield "The loss, forward and backward, without CUDA graphs:\n"
-    yield from table(columns, rows, 3)
+    yield from table(columns, rows, 4)
 
 
 def optimizers(lines: list[Line]) -> Iterator[str]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from benchmarks.bench_step import encode_text, published_loss
+from benchmarks.bench_step import BETA_DPO, encode_text
 from benchmarks.common.device import CUDA, DEVICE, forget_peaks, gpu_memory
 from benchmarks.gpu.lab import Lab, Timer, Work
+from benchmarks.published import published_loss
 from fdpo_fast.models import presets
 
 TOKENS = 77
@@ -55,7 +56,7 @@ def measure(lab: Lab, kind: str) -> None:
 
 
 class Step(ABC):
-    """An optimizer step of one pair with a live reference and eager loss."""
+    """An optimizer step of one pair with a live reference and the published loss."""
 
     dtype: torch.dtype
 
@@ -104,7 +105,7 @@ class Step(ABC):
         with torch.no_grad(), self.autocast():
             ref = self.reference(noisy.bfloat16(), timesteps, text, added_cond_kwargs=added).sample
         timer.mark()
-        loss = published_loss(pred.float(), ref.float(), eps.float())
+        loss, _ = published_loss(pred, ref, eps, ratio_scale=BETA_DPO / 2)
         timer.mark()
         loss.backward()
         timer.mark()

@@ -53,7 +53,7 @@ STAGES = (
     Stage("optimizers", "AdamW8bit and others on SDXL's tensors", "optimizers", 75, needs=("diffusers",)),
     _train("B", "rung B", rung="B"),
     _rival("lean", "a step by the leanest means that libraries offer", 60, ("bitsandbytes",)),
-    Stage("loss", "the loss by CUDA graphs beside eager, torch.compile and a copy", "loss", 90),
+    Stage("loss", "the loss by CUDA graphs beside the published expression, its torch.compile and a copy", "loss", 90),
     _train("A-off", "rung A without checkpointing", rung="A", checkpointing="off"),
     _train("C", "rung C", rung="C"),
     _rival("published", "a step as the published scripts take it", 75),
