@@ -4,8 +4,8 @@
 // until the block's largest magnitudes are known; then they are coded.
 #include "loops/loops.h"
 #include "parameter.h"
+#include "simd/convert.h"
 #include "simd/half.h"
-#include "simd/lanes.h"
 #include "simd/random_bits.h"
 
 namespace fdpo::FDPO_ISA {

@@ -18,9 +18,9 @@ struct Lanes3 {
         for (int k = 0; k < kParts; ++k) {
           const int64_t j = i + k * kFloats;
           const F32 pj = p.at(j), rj = r.at(j), tj = t.at(j), miss = pj - tj, ref_miss = rj - tj;
-          delta_lanes[k] += (pj - rj) * (miss + ref_miss);
-          error_lanes[k] += miss * miss;
-          ref_lanes[k] += ref_miss * ref_miss;
+          delta_lanes[k] = multiply_add(pj - rj, miss + ref_miss, delta_lanes[k]);
+          error_lanes[k] = multiply_add(miss, miss, error_lanes[k]);
+          ref_lanes[k] = multiply_add(ref_miss, ref_miss, ref_lanes[k]);
         }
       }
       for (int k = 0; k < kParts; ++k) {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "kernels.h"
+#include "simd/convert.h"
 #include "simd/half.h"
-#include "simd/lanes.h"
 
 namespace fdpo::FDPO_ISA {
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "constants.h"
-#include "simd/lanes.h"
+#include "simd/convert.h"
 #include "simd/philox.h"
 
 namespace fdpo::FDPO_ISA {
@@ -20,7 +20,7 @@ inline F64 polynomial(F64 x, F64 sum, double next, Rest... rest) {
 // log of (x + 1) / 2^32 by its exponent and 2 artanh of what remains, |s| <= 0.172
 inline F64 log_uniform(HalfU32 x) {
   // AVX2 converts only signed words
-  const F64 u = (__builtin_convertvector((HalfI32)(x ^ 0x80000000u), F64) + (0x1p31 + 1)) * 0x1p-32;
+  const F64 u = (to_double((HalfI32)(x ^ 0x80000000u)) + (0x1p31 + 1)) * 0x1p-32;
   I64 mantissa = ((I64)u & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000;
   const I64 high = (F64)mantissa > 1.4142135623730951;  // -1 or 0
   const I64 exponent = ((I64)u >> 52) - 1023 - high;    // the shift is of positive numbers
@@ -43,20 +43,20 @@ inline void box_muller_from(HalfU32 x, HalfU32 y, float* cosine_out, float* sine
   const F64 radius = square_root(-2.0 * log_uniform(x));
   // y is an angle in units of 2^-32 turns: the nearest quarter turn and a remainder within an eighth
   const HalfU32 quarter = (y + 0x20000000u) >> 30;
-  const F64 angle = __builtin_convertvector((HalfI32)(y - (quarter << 30)), F64) * (2 * 3.141592653589793 * 0x1p-32);
+  const F64 angle = to_double((HalfI32)(y - (quarter << 30))) * (2 * 3.141592653589793 * 0x1p-32);
   const F64 z = angle * angle;
   const F64 sine = angle * polynomial(z, F64{} + 1.0 / 6227020800, -1.0 / 39916800, 1.0 / 362880, -1.0 / 5040,
                                       1.0 / 120, -1.0 / 6, 1.0);
   const F64 cosine = polynomial(z, F64{} - 1.0 / 87178291200, 1.0 / 479001600, -1.0 / 3628800, 1.0 / 40320, -1.0 / 720,
                                 1.0 / 24, -0.5, 1.0);
-  const I64 turned = __builtin_convertvector((HalfI32)quarter, I64);
+  const I64 turned = to_long((HalfI32)quarter);
   const I64 odd = (turned & 1) != 0;
   const F64 c = odd ? sine : cosine, s = odd ? cosine : sine;
   // the sign bits: negative in quarters 1 and 2, and 2 and 3
   const F64 c_out = radius * (F64)((I64)c ^ ((turned + 1) & 2) << 62),
             s_out = radius * (F64)((I64)s ^ (turned & 2) << 62);
-  store(cosine_out, __builtin_convertvector(c_out, HalfF32));
-  store(sine_out, __builtin_convertvector(s_out, HalfF32));
+  store(cosine_out, to_float(c_out));
+  store(sine_out, to_float(s_out));
 }
 
 // The normals of the counters block, block + 1, ...; four to each. The layout is that of fdpo_fast/noise.py.

@@ -1,26 +1,16 @@
 // Floats to and from 16 bits.
 #pragma once
 
-#include "simd/lanes.h"
+#include "simd/convert.h"
 
 namespace fdpo::FDPO_ISA {
-
-inline U32 widen(U16 h) { return __builtin_convertvector(h, U32); }
-// Words below 2^16.
-inline U16 narrow(U32 u) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  return (U16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)u, (__m256i)u), 0b1000));
-#else
-  return __builtin_convertvector(u, U16);
-#endif
-}
 
 inline F32 from_bfloat16(U16 h) { return (F32)(widen(h) << 16); }
 
 inline U16 to_bfloat16(F32 f) {
   const U32 u = (U32)f;
   const U32 nearest_even = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
-  return narrow((u & 0x7FFFFFFF) > 0x7F800000 ? U32{} + 0x7FC0 : nearest_even);
+  return narrow(f != f ? U32{} + 0x7FC0 : nearest_even);
 }
 
 // To one of the two neighbours, with the probability of being nearer; `random` are 16 bits each.

@@ -94,6 +94,19 @@ inline F32 smaller(F32 a, F32 b) {
 #endif
 }
 
+// a * b + c, rounded once; without an instruction for it a call of the C library's, which gives the same bits.
+inline F32 multiply_add(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  F32 out;
+  for (int i = 0; i < kFloats; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return out;
+#endif
+}
+
 inline F32 square_root(F32 x) {
   F32 root;
   for (int i = 0; i < kFloats; ++i) root[i] = __builtin_sqrtf(x[i]);
@@ -245,24 +258,5 @@ inline void prefetch(const char* from, int64_t bytes) {
 #endif
   }
 }
-
-// Sums over sixteen lanes, in double.
-struct Totals {
-  F64 part[kWidth / kDoubles]{};
-
-  // Adds lanes [kFloats * k, kFloats * (k + 1)).
-  void add(int k, F32 f) {
-    HalfF32 half[2];
-    std::memcpy(half, &f, sizeof f);
-    part[2 * k] += __builtin_convertvector(half[0], F64);
-    part[2 * k + 1] += __builtin_convertvector(half[1], F64);
-  }
-
-  double sum() const {
-    double sum = 0;
-    for (int i = 0; i < kWidth; ++i) sum += part[i / kDoubles][i % kDoubles];
-    return sum;
-  }
-};
 
 }  // namespace fdpo::FDPO_ISA

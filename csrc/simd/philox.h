@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "simd/lanes.h"
+#include "simd/convert.h"
 
 namespace fdpo::FDPO_ISA {
 
@@ -43,9 +43,9 @@ using Lanes = uint32_t[kLanes];
 inline void philox(Lanes c[4], uint32_t k0, uint32_t k1) {
   for (int i = 0; i < kLanes; i += kDoubles) {
     U64 words[1][4];
-    for (int j = 0; j < 4; ++j) words[0][j] = __builtin_convertvector(load<HalfU32>(c[j] + i), U64);
+    for (int j = 0; j < 4; ++j) words[0][j] = to_long(load<HalfU32>(c[j] + i));
     philox(words, k0, k1);
-    for (int j = 0; j < 4; ++j) store(c[j] + i, __builtin_convertvector(words[0][j], HalfU32));
+    for (int j = 0; j < 4; ++j) store(c[j] + i, lower(words[0][j]));
   }
 }
 
