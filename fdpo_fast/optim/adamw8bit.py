@@ -228,9 +228,10 @@ class _Saved:
         moments, absmax = ("state1", "state2"), ("absmax1", "absmax2") if coded else ()
         self._check(parameter, moments, torch.uint8 if coded else torch.float32, parameter.numel())
         self._check(parameter, absmax, torch.float32, sharded.saved_blocks(parameter))
+        sharded.check_saved(state, parameter, (*moments, *absmax), self.number)
         placed: dict[str, Any] = {"step": int(state["step"])}
         if sharded.is_sharded(parameter):
-            return placed | sharded.placed(state, parameter, (*moments, *absmax), self.number)
+            return placed | sharded.placed(state, parameter, (*moments, *absmax))
         for signed, name in ((True, "qmap1"), (False, "qmap2")):
             if coded and name in state:
                 ours = dynamic_map(signed).values
