@@ -43,7 +43,12 @@ class AdamW8bit(Optimizer):
     float32, bfloat16 and float16 parameters, with gradients of any of these. Half-precision parameters are rounded
     stochastically: to nearest, a weight takes no update below 2^-9 of itself, and those of fine-tuning are smaller.
     The random bits are a pure function of (seed, step, parameter's number, element), so that a run repeats bit for bit,
-    resumed or not, on any number of threads.
+    resumed or not, on any number of threads. Parameters are numbered within their optimizer: several optimizers, such
+    as one for each parameter, need a seed each, or they share their bits.
+
+    DTensors, as `torch.distributed.fsdp.fully_shard` makes them, are stepped by their parts; their states go through
+    torch.distributed.checkpoint, to as many ranks. FSDP1 works too, with another seed on each rank, but its
+    `optim_state_dict` cannot take blockwise states apart: save each rank's own `optimizer.state_dict()`.
 
     Args:
         params: parameters or groups. A group may set lr, betas, eps, weight_decay, rounding and seed for itself, and

@@ -179,7 +179,7 @@ def refuses():
             distribute_tensor(torch.ones(shape), ranks, [Shard(1)]),
             DTensor.from_local(torch.ones(shape), ranks, [Partial()]),
         ):
-            with pytest.raises(ValueError, match="the gradient of parameter 0 lies as .*, the parameter as"):
+            with pytest.raises(ValueError, match=r"the gradient of parameter 0 lies as .*, the parameter as"):
                 optimizer.step_by({weight: grad})
         assert torch.equal(whole(weight), before)
         assert not optimizer.state[weight]
@@ -272,7 +272,7 @@ def gathered():
         stepped(model, optimizer, shapes, torch.float32, range(2))
         weights, states = get_state_dict(model, optimizer, options=whole_states)
         assert not isinstance(states["state"]["weights.0"]["state1"], DTensor)
-        alone, reference = made(shapes, torch.float32, split=False)
+        _, reference = made(shapes, torch.float32, split=False)
         with pytest.raises(ValueError, match="were split as '0:2', it is split as 'a whole'"):
             reference.load_state_dict(
                 {"state": {0: states["state"]["weights.0"]}, "param_groups": reference.state_dict()["param_groups"]}
