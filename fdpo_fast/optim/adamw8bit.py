@@ -159,13 +159,16 @@ class AdamW8bit(Optimizer):
             for group in self.param_groups:
                 check_options(group)
             self._options = options
-        updates, replaced, moved = memory.gather(places, grads, self.param_groups, self.state, self._copies)
-        for of_kind in updates:
-            kind = of_kind.kind
-            memory.steps[library.chosen(self._backend, kind.device, kind.data, kind.grad)](of_kind, clip)
-        for parameter, stepped in replaced:
+        gathered = memory.gather(places, grads, self.param_groups, self.state, self._copies)
+        kinds = [updates.kind for updates in gathered.updates]
+        backends = [library.chosen(self._backend, kind.device, kind.data, kind.grad) for kind in kinds]
+        for own in gathered.states:
+            own["step"] += 1
+        for backend, updates in zip(backends, gathered.updates, strict=True):
+            memory.steps[backend](updates, clip)
+        for parameter, stepped in gathered.replaced:
             parameter.copy_(stepped)
-        increment_version(moved)  # autograd refuses a backward through weights that have moved since
+        increment_version(gathered.stepped)  # autograd refuses a backward through weights that have moved since
 
     def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
         """Give a parameter the states of nothing seen yet, as bitsandbytes has them."""
