@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,11 +45,13 @@ class LossStats(dict[str, Tensor]):
         """Return the statistics of a fused operator's `Results.stats`."""
         stats = cls()
         stats._packed = packed
+        dict.__setitem__(stats, "", packed)  # the encoder of json asks no method of a dict that has no item
         return stats
 
     def _unpack(self) -> None:
         packed, self._packed = self._packed, None
         if packed is not None:
+            dict.clear(self)
             dict.update(self, _named(rows_of(packed).unbind(), packed[-1]))
 
     def __getattr__(self, key: str) -> Tensor:
@@ -166,6 +168,11 @@ class FDPOLoss(nn.Module):
         self._options = LossOptions(divergence=divergence, **options)
         if isinstance(divergence, nn.Module):  # its parameters are this module's
             self.link = divergence
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "link":  # what wraps modules puts another in its place
+            self._options = replace(self._options, divergence=value)
 
     @property
     def options(self) -> dict[str, object]:

@@ -65,7 +65,7 @@ class FusedLoss(torch.autograd.Function):
         # handed over once: whoever gets it may write into it
         grad, ctx.grad = ctx.grad, None
         backend, call, guess = ctx.call
-        if grad is not None and not transformed():
+        if grad is not None and not _batched(grad_loss):
             upstream = _common(grad_loss)
             if upstream == guess:
                 return grad, None
@@ -81,13 +81,18 @@ def _gradient(
 ) -> Tensor:
     """Run the backward operator; where several gradients come at once (is_grads_batched), what it says in torch."""
     interleaved = call.interleaved
-    if not transformed():
+    if not _batched(grad_loss, coefficients):
         return loss_backward(backend, grad_loss, coefficients, pred, target, interleaved)
     if is_draws(target):
         noise = normals(backend, target, elements(pred)).view(-1, *pred.shape[1:])
         target = torch.stack((noise, noise), int(interleaved)).flatten(0, 1)
-    of_rows = (grad_loss * coefficients).transpose(0, int(interleaved)).flatten()
-    return (of_rows.view(-1, *[1] * (pred.ndim - 1)) * (pred.float() - target.float())).to(pred.dtype)
+    of_rows = (grad_loss * coefficients).transpose(0, int(interleaved))
+    return (of_rows.reshape(-1, *[1] * (pred.ndim - 1)) * (pred.float() - target.float())).to(pred.dtype)
+
+
+def _batched(*grads: Tensor) -> bool:
+    """Say whether a gradient stands for several, of torch.func.vmap or of the older one behind is_grads_batched."""
+    return transformed() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
 
 
 def _refuse_second_derivatives() -> None:

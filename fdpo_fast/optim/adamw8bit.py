@@ -44,7 +44,12 @@ class AdamW8bit(Optimizer):
     float32, bfloat16 and float16 parameters, with gradients of any of these. Half-precision parameters are rounded
     stochastically: to nearest, a weight takes no update below 2^-9 of itself, and those of fine-tuning are smaller.
     The random bits are a pure function of (seed, step, parameter's number, element), so that a run repeats bit for bit,
-    resumed or not, on any number of threads.
+    resumed or not, on any number of threads. Parameters are numbered within their optimizer: several optimizers, such
+    as one for each parameter, need a seed each, or they share their bits.
+
+    DTensors, as `torch.distributed.fsdp.fully_shard` makes them, are stepped by their parts; their states go through
+    torch.distributed.checkpoint, to as many ranks. FSDP1 works too, with another seed on each rank, but its
+    `optim_state_dict` cannot take blockwise states apart: save each rank's own `optimizer.state_dict()`.
 
     Args:
         params: parameters or groups. A group may set lr, betas, eps, weight_decay, rounding and seed for itself, and
@@ -155,13 +160,16 @@ class AdamW8bit(Optimizer):
             for group in self.param_groups:
                 check_options(group)
             self._options = options
-        updates, replaced, moved = memory.gather(places, grads, self.param_groups, self.state, self._copies)
-        for of_kind in updates:
-            kind = of_kind.kind
-            memory.steps[library.chosen(self._backend, kind.device, kind.data, kind.grad)](of_kind, clip)
-        for parameter, stepped in replaced:
+        gathered = memory.gather(places, grads, self.param_groups, self.state, self._copies)
+        kinds = [updates.kind for updates in gathered.updates]
+        backends = [library.chosen(self._backend, kind.device, kind.data, kind.grad) for kind in kinds]
+        for own in gathered.states:
+            own["step"] += 1
+        for backend, updates in zip(backends, gathered.updates, strict=True):
+            memory.steps[backend](updates, clip)
+        for parameter, stepped in gathered.replaced:
             parameter.copy_(stepped)
-        increment_version(moved)  # autograd refuses a backward through weights that have moved since
+        increment_version(gathered.stepped)  # autograd refuses a backward through weights that have moved since
 
     def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
         """Give a parameter the states of nothing seen yet, as bitsandbytes has them."""
@@ -229,9 +237,10 @@ class _Saved:
         moments, absmax = ("state1", "state2"), ("absmax1", "absmax2") if coded else ()
         self._check(parameter, moments, torch.uint8 if coded else torch.float32, parameter.numel())
         self._check(parameter, absmax, torch.float32, sharded.saved_blocks(parameter))
+        sharded.check_saved(state, parameter, (*moments, *absmax), self.number)
         placed: dict[str, Any] = {"step": int(state["step"])}
         if sharded.is_sharded(parameter):
-            return placed | sharded.placed(state, parameter, (*moments, *absmax), self.number)
+            return placed | sharded.placed(state, parameter, (*moments, *absmax))
         for signed, name in ((True, "qmap1"), (False, "qmap2")):
             if coded and name in state:
                 ours = dynamic_map(signed).values

@@ -26,8 +26,9 @@ from fdpo_fast.optim.checks import (
     copy_at,
     plain,
 )
+from fdpo_fast.optim.kinds import by_kind, grouped, now
 from fdpo_fast.optim.places import Places
-from fdpo_fast.optim.update import Columns, Kind, Rule, Updates
+from fdpo_fast.optim.update import Columns, Rule, Updates
 
 State = dict[str, Any]
 
@@ -52,15 +53,13 @@ class _Known(NamedTuple):
 _NOTHING = _Known([], array("q"), (), None)
 
 
-class _Group(NamedTuple):
-    """The parameters of one kind, with what is the same at every step as long as nothing has moved."""
+class Gathered(NamedTuple):
+    """What a step does, after all checks, and what is left to do behind it."""
 
-    kind: Kind
-    pick: Callable[[Sequence], Sequence]  # its own out of a column
-    tensors: Columns[Sequence[Tensor]]  # those of `Updates`; nothing in place of gradients, which each step has anew
-    addresses: Columns[array[int]]
-    counts: array[int]
-    indices: array[int]
+    updates: list[Updates]  # one for each kind
+    replaced: list[tuple[Tensor, Tensor]]  # parameters that do not lie as they read, with the copies that are stepped
+    stepped: list[Tensor]
+    states: list[State]  # whose steps are to be counted
 
 
 class Gatherer:
@@ -82,26 +81,22 @@ class Gatherer:
         param_groups: list[dict[str, Any]],
         state: dict[Tensor, State],
         copies: dict[Tensor, Tensor],
-    ) -> tuple[list[Updates], list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Return the updates of the parameters that have a gradient, after all checks; their steps are counted.
-
-        Also the parameters that do not lie as they read, each with the copy that is stepped in its place; and all.
-        """
+    ) -> Gathered:
+        """Return the updates of the parameters that have a gradient; nothing but new states has changed until then."""
         given = [grad for grad in grads if grad is not None]
         if len(given) < len(grads):
             places = places.where([grad is not None for grad in grads])
         whole = places.parameters
         parts, given, firsts = _on_this_rank(places, given)
-        counts = array("q", map(Tensor.numel, parts))
+        counts, idle = array("q", map(Tensor.numel, parts)), list[Tensor]()
         if 0 in counts:  # nothing to step, but a step all the same
             live = list(map(bool, counts))
-            for parameter in compress(whole, map(not_, live)):
-                self._states_of([parameter], state)[0]["step"] += 1
+            idle = list(compress(whole, map(not_, live)))
             places, parts, given = places.where(live), list(compress(parts, live)), list(compress(given, live))
             firsts = None if firsts is None else list(compress(firsts, live))
             whole, counts = places.parameters, array("q", filter(None, counts))
         if not given:
-            return [], [], []
+            return Gathered([], [], [], self._states_of(idle, state))
         data, data_at, devices, odd = self._of_weights(parts, places.numbers)
         dtypes = [part.dtype for part in parts]
         grad_dtypes = check_gradients(given, parts, devices, places.numbers)
@@ -116,19 +111,19 @@ class Gatherer:
         rounding = [group["rounding"] == "stochastic" for group in param_groups]
         besides = (devices, dtypes, grad_dtypes, mirrors_at, places.groups, places.numbers, rounding, counts)
         if odd or moments is not self._moments or not self._groups.of(data, data_at, besides):
-            kinds = _by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, places.groups, rounding)
+            kinds = by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, places.groups, rounding)
             m, v, absmax_m, absmax_v = moments.tensors
             columns: Columns[Sequence] = Columns(data, given, m, v, absmax_m, absmax_v, mirrors)
             m_at, v_at, absmax_m_at, absmax_v_at = moments.addresses
             at = Columns(data_at, grads_at, m_at, v_at, absmax_m_at, absmax_v_at, mirrors_at)
-            made = [_grouped(kind, positions, columns, at, counts, places.numbers) for kind, positions in kinds]
+            made = [grouped(kind, positions, columns, at, counts, places.numbers) for kind, positions in kinds]
             self._groups, self._moments = _Known(data, data_at, besides, made), moments
 
+        uncounted = states + self._states_of(idle, state)
+        _check_steps(uncounted)
         rule_of, rules = _rules(states, places.groups, firsts, param_groups)
-        updates = [_now(group, given, grads_at, rule_of, rules) for group in self._groups.result]
-        for own in states:
-            own["step"] += 1
-        return updates, [(parts[at], data[at]) for at in odd], parts
+        updates = [now(group, given, grads_at, rule_of, rules) for group in self._groups.result]
+        return Gathered(updates, [(parts[at], data[at]) for at in odd], parts, uncounted)
 
     def _states_of(self, parameters: list[Tensor], state: dict[Tensor, State]) -> list[State]:
         """Return the states of parameters, made where there are none yet."""
@@ -147,6 +142,7 @@ class Gatherer:
             check_parameters(parameters)
         addresses = array("q", map(Tensor.data_ptr, parameters))
         if not self._weights.of(parameters, addresses, ()):
+            check_parameters(parameters)  # their dtypes may be others too
             check_addresses(addresses, "parameter", numbers)
             self._weights = _Known(parameters, addresses, (), [p.device for p in parameters])
         devices, odd = self._weights.result, _odd(parameters)
@@ -164,7 +160,10 @@ class Gatherer:
 
         blocks: of the parameters' 8-bit states, where these are split over ranks.
         """
-        tensors = [t for own in states for t in (_coded(own) if "absmax1" in own else _single(own))]
+        try:
+            tensors = [t for own in states for t in (_coded(own) if "absmax1" in own else _single(own))]
+        except KeyError as error:
+            raise ValueError(f"a parameter's states lack {error}: load them by load_state_dict") from None
         if blocks is not None:
             tensors = list(map(sharded.part, tensors))
         besides = counts, devices
@@ -174,9 +173,11 @@ class Gatherer:
             rows = zip(*columns, counts, blocks or map(blocks_of, counts), devices, numbers, strict=True)
             dtypes = [check_states(*row) for row in rows]
             at = [array("q", [0 if t is None else t.data_ptr() for t in column]) for column in columns]
-            for column in at[:2]:
-                check_addresses(column, "the state of parameter", numbers)
             addresses = array("q", map(Tensor.data_ptr, tensors))
+            if 0 in addresses:  # one without memory; those that are not there have none in their column
+                for column, ats in zip(columns, at, strict=True):
+                    there = [1 if t is None else address for t, address in zip(column, ats, strict=True)]
+                    check_addresses(there, "the state of parameter", numbers)
             self._states = _Known(tensors, addresses, besides, _Moments(columns, at, dtypes))
         return self._states.result
 
@@ -203,6 +204,14 @@ def _on_this_rank(places: Places, grads: list[Tensor]) -> tuple[list[Tensor], li
     return list(map(sharded.part, parameters)), list(map(sharded.part, grads)), firsts
 
 
+def _check_steps(states: list[State]) -> None:
+    """Raise ValueError for a count of steps that is none."""
+    counts = [own.get("step") for own in states]
+    if set(map(type, counts)) != {int}:
+        wrong = next(type(count).__name__ for count in counts if type(count) is not int)
+        raise ValueError(f"a parameter's state counts its steps by {wrong}, not int: load states by load_state_dict")
+
+
 def _rules(
     states: list[State], groups: list[int], firsts: list[int] | None, param_groups: list[dict[str, Any]]
 ) -> tuple[list[int], list[Rule]]:
@@ -213,56 +222,6 @@ def _rules(
     order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     of: list[tuple[int, int, int]] = [(key, steps[0], 0) if together else key for key in order]
     return list(map(order.__getitem__, keys)), [Rule.of(param_groups[group], step, first) for group, step, first in of]
-
-
-def _by_kind(
-    devices: list[torch.device],
-    dtypes: list[torch.dtype],
-    grad_dtypes: list[torch.dtype],
-    state_dtypes: list[torch.dtype],
-    mirrors: list[Tensor | None],
-    groups: list[int],
-    rounding: list[bool],
-) -> list[tuple[Kind, list[int]]]:
-    """List the kinds that there are, with the positions of each."""
-    positions: dict[Kind, list[int]] = {}
-    rows = zip(devices, dtypes, grad_dtypes, state_dtypes, mirrors or [None] * len(dtypes), groups, strict=True)
-    for at, (device, dtype, grad_dtype, state_dtype, copy, group) in enumerate(rows):
-        rounds = rounding[group] and dtype != torch.float32
-        positions.setdefault(Kind(device, dtype, grad_dtype, state_dtype, copy is not None, rounds), []).append(at)
-    return list(positions.items())
-
-
-def _grouped(
-    kind: Kind,
-    positions: list[int],
-    columns: Columns[Sequence],
-    addresses: Columns[array[int]],
-    counts: array[int],
-    numbers: Sequence[int],
-) -> _Group:
-    def pick(column: Sequence) -> Sequence:
-        return chosen(column) if len(positions) > 1 else (chosen(column),)
-
-    def pick_numbers(column: Sequence[int]) -> array[int]:
-        return array("q", pick(column))
-
-    chosen = itemgetter(*positions)
-    return _Group(
-        kind,
-        pick,
-        columns.of(kind).map(pick)._replace(grad=()),
-        addresses.of(kind).map(pick_numbers)._replace(grad=array("q")),
-        pick_numbers(counts),
-        pick_numbers(numbers),
-    )
-
-
-def _now(group: _Group, grads: list[Tensor], grads_at: array[int], rule_of: list[int], rules: list[Rule]) -> Updates:
-    """Return what a kind's parameters are told at this step."""
-    kind, pick, tensors, addresses, counts, indices = group
-    tensors, addresses = tensors._replace(grad=pick(grads)), addresses._replace(grad=array("q", pick(grads_at)))
-    return Updates(kind, tensors, addresses, counts, indices, array("q", pick(rule_of)), rules)
 
 
 def _odd(tensors: list[Tensor]) -> list[int]:

@@ -30,7 +30,7 @@ _ELSEWHERE: dict[str, Any] = {
 
 def options_of(group: dict[str, Any]) -> tuple[Any, ...]:
     """Return what tells whether a group's options have to be looked at again."""
-    return len(group), group["rounding"], group["seed"], group["first_element"], *map(group.get, _ELSEWHERE)
+    return *group, group["betas"], group["rounding"], group["seed"], group["first_element"], *map(group.get, _ELSEWHERE)
 
 
 def check_options(group: dict[str, Any]) -> None:
@@ -61,4 +61,4 @@ def _meant(name: str) -> str | None:
     """Return the option that a key is a slip of; None for one of ours and for what users may note in a group."""
     if name in _OWN or name in _ELSEWHERE:
         return None
-    return next(iter(get_close_matches(name, _OWN, n=1, cutoff=0.8)), None)
+    return next(iter(get_close_matches(name, (*_OWN, *_ELSEWHERE), n=1, cutoff=0.8)), None)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LAYOUT = "shards"
 """The name of the state that says how a parameter was split, in words."""
+_WHOLE, _REPEATED = "a whole", "repeated"
 
 
 def is_sharded(tensor: object) -> TypeGuard[DTensor]:
@@ -64,7 +65,7 @@ def first_element(parameter: Tensor) -> int:
         return 0
     place, mesh = 0, parameter.device_mesh
     for axis, placement in enumerate(parameter.placements):
-        if placement.is_shard():
+        if _is_split(placement):
             place = place * mesh.size(axis) + mesh.get_local_rank(axis)
     return place * (-(-largest_part(parameter) // 8) * 8)
 
@@ -81,7 +82,7 @@ def start(state: dict[str, Any], parameter: DTensor, dtype: torch.dtype) -> None
     own, mesh = parameter.to_local(), parameter.device_mesh
     state[LAYOUT] = layout(parameter)
     per_rank = blocks_of(largest_part(parameter))
-    split = [Shard(0) if placement.is_shard() else placement for placement in parameter.placements]
+    split = [Shard(0) if _is_split(placement) else placement for placement in parameter.placements]
     for number in ("1", "2"):
         zeros = torch.zeros(own.shape, dtype=dtype, device=own.device)
         state["state" + number] = DTensor.from_local(
@@ -101,26 +102,40 @@ def saved_blocks(parameter: Tensor) -> int:
     return _ranks(parameter) * blocks_of(largest_part(parameter))
 
 
-def placed(state: dict[str, Any], parameter: DTensor, names: Sequence[str], number: int) -> dict[str, Any]:
-    """Return the saved tensors of a parameter's state; ValueError where they are not split as it is."""
-    if state.get(LAYOUT) != layout(parameter) or not all(is_sharded(state[name]) for name in names):
+def check_saved(state: dict[str, Any], parameter: Tensor, names: Sequence[str], number: int) -> None:
+    """Raise ValueError where the saved tensors of a state are not split as a parameter is."""
+    was, split = state.get(LAYOUT, _WHOLE), [is_sharded(state[name]) for name in names]
+    if is_sharded(parameter):
+        now, fits = layout(parameter), was == layout(parameter) and all(split)
+    else:  # blocks of a part are those of the whole only by chance
+        now, fits = _WHOLE, was in (_WHOLE, _REPEATED) and not any(split)
+    if not fits:
         raise ValueError(
-            f"the saved states of parameter {number} were split as '{state.get(LAYOUT, 'a whole')}', it is split as "
-            f"'{layout(parameter)}': their blocks are those of a rank's part, so resume on as many ranks"
+            f"the saved states of parameter {number} were split as '{was}', it is split as '{now}': their blocks are "
+            "those of a rank's part, so resume on as many ranks"
         )
+
+
+def placed(state: dict[str, Any], parameter: DTensor, names: Sequence[str]) -> dict[str, Any]:
+    """Return the saved tensors of a parameter's state, which are split as it is."""
     device = parameter.to_local().device
     return {LAYOUT: state[LAYOUT]} | {name: state[name].detach().to(device) for name in names}
 
 
 def layout(parameter: DTensor) -> str:
     """Say how a parameter is split, as in "0:4" for its rows over four ranks."""
-    return " ".join(f"{dimension}:{ranks}" for dimension, ranks in _splits(parameter))
+    return " ".join(f"{dimension}:{ranks}" for dimension, ranks in _splits(parameter)) or _REPEATED
 
 
 def _splits(parameter: DTensor) -> list[tuple[int, int]]:
     """List the dimensions that are split, each with the number of ranks."""
     placements: Sequence[Any] = parameter.placements
-    return [(at.dim, parameter.device_mesh.size(axis)) for axis, at in enumerate(placements) if at.is_shard()]
+    return [(at.dim, parameter.device_mesh.size(axis)) for axis, at in enumerate(placements) if _is_split(at)]
+
+
+def _is_split(placement: Any) -> bool:
+    """Say whether a placement splits a dimension; that of fully_shard around tensor parallelism is no Shard."""
+    return hasattr(placement, "dim")
 
 
 def _ranks(parameter: DTensor) -> int:

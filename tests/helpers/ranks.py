@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import launcher
@@ -13,27 +14,38 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fdpo_fast.training.trainer", "tests.helpers.training"])
 
 
-def _rank(index, count, port, arguments, folder):
+def _rank(index, count, port, run, arguments, folder):
     """Be a rank as a launcher starts it; what it says goes to files."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / f"{name}{index}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     import torch
 
-    from fdpo_fast.train import main
-
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "RANK": index}
     here |= {"LOCAL_RANK": index, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in here.items()})
     torch.set_num_threads(1)
+    run(*arguments)
+
+
+def _train(arguments):
+    from fdpo_fast.train import main
+
     main(arguments)
 
 
 def forked(count: int, arguments: list[str], folder: Path, patience: float = 300) -> subprocess.CompletedProcess:
     """Run the trainer on `count` ranks and return what a launcher would: code and output of all."""
+    return together(count, _train, (arguments,), folder, patience)
+
+
+def together(
+    count: int, run: Callable, arguments: tuple, folder: Path, patience: float = 300
+) -> subprocess.CompletedProcess:
+    """Call a function of a module on `count` ranks and return what a launcher would: code and output of all."""
     folder.mkdir(exist_ok=True)
     port, end = launcher.free_port(), time.monotonic() + patience
-    ranks = [CONTEXT.Process(target=_rank, args=(i, count, port, arguments, folder)) for i in range(count)]
+    ranks = [CONTEXT.Process(target=_rank, args=(i, count, port, run, arguments, folder)) for i in range(count)]
     for rank in ranks:
         rank.start()
     try:

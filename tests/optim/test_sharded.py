@@ -1,0 +1,71 @@
+"""AdamW8bit on parameters that are split over ranks, as fully_shard and tensor parallelism do."""
+
+import pytest
+import torch
+
+from tests.helpers import shards
+from tests.helpers.ranks import together
+
+
+@pytest.fixture
+def on_ranks(tmp_path):
+    """Call a function of `tests.helpers.shards` on a number of ranks, which all must come to their end."""
+
+    def call(count, run, *arguments):
+        done = together(count, run, arguments, tmp_path / f"said{count}", patience=120)
+        assert done.returncode == 0, done.stderr
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "backend"),
+    [(2, torch.float32, "cpp"), (2, torch.bfloat16, "cpp"), (3, torch.bfloat16, "cpp"), (2, torch.bfloat16, "eager")],
+)
+def test_parts_of_whole_blocks_are_stepped_as_the_whole(on_ranks, ranks, dtype, backend):
+    on_ranks(ranks, shards.steps_as_whole, dtype, backend)
+
+
+def test_a_model_under_fully_shard_trains_as_on_one_rank(on_ranks):
+    on_ranks(2, shards.trains)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_uneven_and_empty_parts(on_ranks, dtype):
+    on_ranks(3, shards.uneven, dtype)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shapes", "dtype"), [(2, shards.EVEN, torch.bfloat16), (3, shards.UNEVEN, torch.float32)]
+)
+def test_a_run_resumes_from_a_distributed_checkpoint(on_ranks, tmp_path, ranks, shapes, dtype):
+    on_ranks(ranks, shards.resumes, str(tmp_path / "saved"), shapes, dtype)
+
+
+def test_a_rank_resumes_from_its_own_state_dict(on_ranks):
+    on_ranks(3, shards.own_state_dict)
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_refused(on_ranks, tmp_path):
+    folder = str(tmp_path / "saved")
+    on_ranks(2, shards.saves, folder, [(7, 9)])
+    on_ranks(3, shards.refuses_other_ranks, folder, [(7, 9)], "were split as '0:2', it is split as '0:3'")
+    on_ranks(2, shards.saves, folder + "8", [(4, 2000)])
+    on_ranks(3, shards.refuses_other_ranks, folder + "8", [(4, 2000)], "ize mismatch|were split as")
+
+
+def test_what_lies_otherwise_over_the_ranks_is_refused(on_ranks):
+    on_ranks(2, shards.refuses)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_columns_and_repeated_parameters(on_ranks, backend):
+    on_ranks(2, shards.columns, backend)
+
+
+def test_fully_shard_around_tensor_parallelism(on_ranks, tmp_path):
+    on_ranks(4, shards.both_ways, str(tmp_path / "saved"))
+
+
+def test_gathered_states_go_back_to_as_many_ranks(on_ranks):
+    on_ranks(2, shards.gathered)
