@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fdpo_fast.ops.library import chosen
+from fdpo_fast.ops.library import best, chosen
 from fdpo_fast.ops.results import is_draws
 
 _known: dict[tuple, str] = {}
@@ -21,10 +21,11 @@ def backend_for(
 
     Raises what `fdpo_loss` does, on the first tensor that cannot be used.
     """
-    if not remember:
+    if not remember or pred is None or ref is None or target is None:
         return _found(named, pred, ref, target, weight)
     key = (
         named,
+        best(pred.device.type),
         *(pred.dtype, pred.shape, pred.device, pred.layout),
         *(ref.dtype, ref.shape, ref.device, ref.layout),
         *(target.dtype, target.shape, target.device, target.layout),

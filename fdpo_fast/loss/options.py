@@ -109,10 +109,10 @@ class PairOptions:
 
         Under a row of numbers the difference of two links is one of float64, as in the kernels.
         """
-        dtype, sides = log_ratio_w.dtype, [log_ratio_w, log_ratio_l]
+        dtype = log_ratio_w.dtype
         if isinstance(self.link, Divergence) and log_ratio_w.device.type != "mps":  # which has no float64
-            sides = [side.double() for side in sides]
-        margin, loss = pair_losses(*sides, self.link, self.of_pair, float(self.beta))
+            log_ratio_w, log_ratio_l = log_ratio_w.double(), log_ratio_l.double()
+        margin, loss = pair_losses(log_ratio_w, log_ratio_l, self.link, self.of_pair, float(self.beta))
         return PairLosses(margin.to(dtype), loss.to(dtype))
 
 

@@ -81,7 +81,7 @@ def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> s
     Raises ValueError for one that is unknown, is not there, or does not take them.
     """
     if backend is None:
-        name = "eager" if transformed() else _BEST.get(device.type, "eager")
+        name = "eager" if transformed() else best(device.type)
         return name if name == "eager" or _refused(name, dtypes) is None else "eager"
     one_of("backend", backend, NAMES)
     if backend == "eager":
@@ -98,6 +98,11 @@ def chosen(backend: str | None, device: torch.device, *dtypes: torch.dtype) -> s
     if reason:
         raise ValueError(f"backend '{backend}' {reason}: use another, or None for the best there is")
     return backend
+
+
+def best(device: str) -> str:
+    """Return the backend that is there for a type of device."""
+    return _BEST.get(device, "eager")
 
 
 def _refused(backend: str, dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
@@ -129,7 +134,7 @@ def traced(*tensors: Any) -> bool:
     for tensor in tensors:
         if type(tensor) is not Tensor and tensor is not None and type(tensor) is not Parameter:
             return True
-    return tensors[0].is_meta  # as all are then
+    return tensors[0] is None or tensors[0].is_meta  # as all are then
 
 
 class _Operators:

@@ -22,6 +22,7 @@ GOOD = {"pred": torch.zeros(4, 3), "ref": torch.zeros(4, 3), "target": torch.zer
         ({"pred": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "floating-point"),
         ({"pred": torch.zeros(4, 3, dtype=torch.complex64)}, TypeError, "floating-point"),
         ({"target": [1.0]}, TypeError, "must be a tensor"),
+        *[({k: None}, TypeError, f"{k} must be a tensor") for k in ("pred", "ref", "target")],
         ({"pred": torch.tensor(0.0)}, ValueError, "pairs"),
         ({k: torch.zeros(4, 0) for k in ("pred", "ref", "target")}, ValueError, "without elements"),
         ({"target": torch.zeros(4, 3, device="meta")}, ValueError, "is on meta"),
@@ -58,3 +59,10 @@ def test_refusals(change, error, says):
 def test_module_refuses_before_the_first_batch():
     with pytest.raises(ValueError, match="beta must be positive"):
         FDPOLoss(beta=-1.0, ratio_scale=1.0)
+
+
+def test_a_backend_that_is_named_is_not_the_best_one_of_an_earlier_call():
+    x = torch.zeros(4, 3, dtype=torch.float64)
+    fdpo_loss(x, x, x, beta=1.0, ratio_scale=1.0)
+    with pytest.raises(ValueError, match="backend 'cpp' takes float32"):
+        fdpo_loss(x, x, x, beta=1.0, ratio_scale=1.0, backend="cpp")
