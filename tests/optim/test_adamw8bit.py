@@ -30,8 +30,10 @@ def test_the_map_is_that_of_bitsandbytes():
 @pytest.mark.parametrize("signed", [True, False])
 def test_reference_codes_are_the_nearest_values(signed):
     values = dynamic_map(signed).values.double()
-    x = torch.cat([10.0 ** -(torch.rand(20_000) * 8), torch.rand(20_000)])[: 156 * STATE_BLOCK]
-    x = x * torch.where(torch.rand(x.shape) < 0.5, -1, 1) if signed else x
+    x = torch.cat([10.0 ** -(torch.rand(20_000, dtype=torch.float32) * 8), torch.rand(20_000, dtype=torch.float32)])[
+        : 156 * STATE_BLOCK
+    ]
+    x = x * torch.where(torch.rand(x.shape, dtype=torch.float32) < 0.5, -1, 1) if signed else x
     x[::STATE_BLOCK] = 1.0
     codes, absmax = eager.encode(x, signed)
     assert torch.equal(absmax, torch.ones_like(absmax))
@@ -41,7 +43,7 @@ def test_reference_codes_are_the_nearest_values(signed):
     assert torch.allclose(apart[above_the_end], nearest[above_the_end], rtol=0, atol=1e-7)
     at_the_end = codes[~above_the_end].int()
     assert set(at_the_end.tolist()) == ({127 - LEAST_M, 127 + LEAST_M} if signed else {LEAST_V})
-    assert eager.encode(torch.tensor([0.0, 1.0]), signed)[0][0] == (127 if signed else LEAST_V)
+    assert eager.encode(torch.tensor([0.0, 1.0], dtype=torch.float32), signed)[0][0] == (127 if signed else LEAST_V)
 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
@@ -176,7 +178,10 @@ def test_a_resumed_run_is_the_same_run(backend, device):
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_a_copy_is_written_beside_the_master(backend, device):
     torch.manual_seed(0)
-    p, small = parameter(torch.randn(5003, device=device)), parameter(torch.randn(17, device=device))
+    p, small = (
+        parameter(torch.randn(5003, device=device, dtype=torch.float32)),
+        parameter(torch.randn(17, device=device, dtype=torch.float32)),
+    )
     optimizer = AdamW8bit([p, small], backend=backend)
     copies = [torch.empty_like(x, dtype=torch.bfloat16) for x in (p, small)]
     for x, mirrored in zip((p, small), copies, strict=True):
@@ -186,7 +191,7 @@ def test_a_copy_is_written_beside_the_master(backend, device):
     assert torch.equal(copies[0], p.bfloat16())
     assert torch.equal(copies[1], small.bfloat16())
     with pytest.raises(ValueError, match="a copy must be bfloat16"):
-        optimizer.keep_copy(p, torch.empty(5003))
+        optimizer.keep_copy(p, torch.empty(5003, dtype=torch.float32))
 
 
 def test_channels_last_parameters_keep_their_layout():
@@ -240,11 +245,11 @@ def test_odd_values_stay_in_their_block(backend, device, n, specials, dtype, lr)
 
 def test_least_squares_ends_where_adamw_ends():
     torch.manual_seed(0)
-    a = torch.randn(3000, 1024) / 32
-    b = a @ torch.randn(1024) + 0.5 * torch.randn(3000)
+    a = torch.randn(3000, 1024, dtype=torch.float32) / 32
+    b = a @ torch.randn(1024, dtype=torch.float32) + 0.5 * torch.randn(3000, dtype=torch.float32)
     ends = []
     for make in (torch.optim.AdamW, partial(AdamW8bit, min_8bit_size=0)):
-        x = parameter(torch.zeros(1024))
+        x = parameter(torch.zeros(1024, dtype=torch.float32))
         optimizer = make([x], lr=1e-2, weight_decay=0.0)
         for _ in range(1000):
             residual = a @ x.detach() - b

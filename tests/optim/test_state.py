@@ -75,7 +75,7 @@ def test_a_backward_through_moved_weights_is_refused():
 def test_small_rates_still_decay():
     """A decay of lr * weight_decay = 1e-8 is nothing as a factor 1 - 1e-8 in float32; it counts within the update."""
     torch.manual_seed(0)
-    values, grads = torch.rand(8192) / 2 + 0.5, torch.randn(100, 8192)
+    values, grads = torch.rand(8192, dtype=torch.float32) / 2 + 0.5, torch.randn(100, 8192, dtype=torch.float32)
     ends = []
     for weight_decay in (0.0, 1e-2):
         p = parameter(values)
