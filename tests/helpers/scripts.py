@@ -104,7 +104,12 @@ class Pairs(list):
 def models(name, dtype):
     """Policy and reference of a script, near one another: LoRA on frozen weights of `dtype`, or two whole UNets."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**unet_config(SCRIPTS[name])).float()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # so that they are drawn in it
+    try:
+        unet = UNet2DConditionModel(**unet_config(SCRIPTS[name]))
+    finally:
+        torch.set_default_dtype(usual)
     reference = copy.deepcopy(unet).requires_grad_(False) if name == "diffusion_dpo" else None
     if not reference:
         unet.requires_grad_(False).to(dtype)

@@ -119,7 +119,7 @@ def test_compile_does_not_depend_on_the_batch():
 def test_autocast():
     # the policy's predictions come out in bfloat16 beside noise in float32; the loss is formed in float32 all the same
     pred, ref, target = tensors()
-    model = torch.nn.Conv2d(4, 4, 1)
+    model = torch.nn.Conv2d(4, 4, 1, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(pred)
         assert out.dtype == torch.bfloat16
@@ -149,7 +149,7 @@ def test_func_grad_on_the_eager_backend():
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(reentrant):
     pred, ref, target = tensors()
-    model = torch.nn.Conv2d(4, 4, 3, padding=1)
+    model = torch.nn.Conv2d(4, 4, 3, padding=1, dtype=torch.float32)
     want = step(model, FDPOLoss(**KNOBS), pred, ref, target)
     loss = checkpoint(
         lambda x: fdpo_loss(model(x), ref, target, **KNOBS)[0], pred.requires_grad_(), use_reentrant=reentrant

@@ -51,16 +51,16 @@ def test_reference_codes_are_the_nearest_values(signed):
 def test_lines_give_the_maps_values(backend, device, signed):
     """A step that keeps the states as they are (beta = 1 would be refused, so a gradient of 0 and beta near 1)."""
     codes = torch.arange(256, dtype=torch.uint8).repeat(16)
-    p = parameter(torch.zeros(4096, device=device))
+    p = parameter(torch.zeros(4096, device=device, dtype=torch.float32))
     optimizer = AdamW8bit([p], backend=backend, betas=(1 - 1e-7, 1 - 1e-7))
-    stepped(optimizer, p, torch.zeros(4096))
+    stepped(optimizer, p, torch.zeros(4096, dtype=torch.float32))
     state = optimizer.state[p]
     name, other = ("state1", "state2") if signed else ("state2", "state1")
     state[name].copy_(codes)
     state[other].fill_(0)
     for which in ("absmax1", "absmax2"):
         state[which].fill_(1.0)
-    stepped(optimizer, p, torch.zeros(4096))
+    stepped(optimizer, p, torch.zeros(4096, dtype=torch.float32))
     least = {126: 127 - LEAST_M, 128: 127 + LEAST_M} if signed else dict.fromkeys(range(LEAST_V), LEAST_V)
     assert state[name].tolist() == [least.get(code, code) for code in codes.tolist()]
 
@@ -196,7 +196,7 @@ def test_a_copy_is_written_beside_the_master(backend, device):
 
 def test_channels_last_parameters_keep_their_layout():
     torch.manual_seed(0)
-    values, grad = torch.randn(16, 32, 3, 3), torch.randn(16, 32, 3, 3)
+    values, grad = torch.randn(16, 32, 3, 3, dtype=torch.float32), torch.randn(16, 32, 3, 3, dtype=torch.float32)
     plain = parameter(values)
     strided = parameter(values.to(memory_format=torch.channels_last))
     stepped(AdamW8bit([plain]), plain, grad)
@@ -259,9 +259,9 @@ def test_least_squares_ends_where_adamw_ends():
 
 
 def test_state_is_two_bytes_and_a_bit():
-    p = parameter(torch.zeros(1 << 20))
+    p = parameter(torch.zeros(1 << 20, dtype=torch.float32))
     optimizer = AdamW8bit([p])
-    stepped(optimizer, p, torch.ones(1 << 20))
+    stepped(optimizer, p, torch.ones(1 << 20, dtype=torch.float32))
     tensors = [value for value in optimizer.state[p].values() if isinstance(value, torch.Tensor)]
     assert sum(t.numel() * t.element_size() for t in tensors) <= 2.04 * p.numel()
 
@@ -285,6 +285,6 @@ def test_refused_tensors_and_states():
     with pytest.raises(TypeError, match="parameters must be float32, bfloat16 or float16"):
         AdamW8bit([parameter(torch.zeros(3, dtype=torch.float64))])
     _, states, _ = start(5000)
-    other = AdamW8bit([parameter(torch.zeros(6000))])
+    other = AdamW8bit([parameter(torch.zeros(6000, dtype=torch.float32))])
     with pytest.raises(ValueError, match="does not fit a tensor of shape"):
         other.load_state_dict(states)

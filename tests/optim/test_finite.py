@@ -18,11 +18,11 @@ class Agree:
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, AdamW8bit])
 def test_the_guard_skips_and_counts(make):
-    p = torch.nn.Parameter(torch.ones(5000))
+    p = torch.nn.Parameter(torch.ones(5000, dtype=torch.float32))
     optimizer = make([p], lr=0.1)
     guard = SkipNonFinite(optimizer, Agree())
     for bad in (False, True, True, False, True):
-        p.grad = torch.full((5000,), 1.0)
+        p.grad = torch.full((5000,), 1.0, dtype=torch.float32)
         if bad:
             p.grad[17] = math.nan
         before, grad = p.detach().clone(), p.grad

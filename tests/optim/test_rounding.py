@@ -15,13 +15,17 @@ from tests.helpers.optimizers import BACKENDS, DTYPES, parameter, resumed, start
 def test_rounding_is_that_of_the_reference(backend, device, dtype):
     """Exact inputs, so that all backends have the same numbers to round: eager's random bits, element by element."""
     torch.manual_seed(0)
-    values = torch.cat([torch.randn(3000), torch.randn(3000) * 1e-5]).to(dtype)
+    values = torch.cat([torch.randn(3000, dtype=torch.float32), torch.randn(3000, dtype=torch.float32) * 1e-5]).to(
+        dtype
+    )
     ends = []
     for name, where in ((backend, device), ("eager", "cpu")):
         p = parameter(values.to(where))
         options = {"lr": 2.0**-12, "betas": (0.0, 0.0), "eps": 1.0, "weight_decay": 0.0, "seed": 2**63 + 5}
-        optimizer = AdamW8bit([parameter(torch.zeros(8, device=where)), p], **options, backend=name)
-        ends.append(stepped(optimizer, p, torch.ones(6000)).detach().cpu())
+        optimizer = AdamW8bit(
+            [parameter(torch.zeros(8, device=where, dtype=torch.float32)), p], **options, backend=name
+        )
+        ends.append(stepped(optimizer, p, torch.ones(6000, dtype=torch.float32)).detach().cpu())
     assert torch.equal(*ends)
 
 

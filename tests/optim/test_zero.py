@@ -34,4 +34,4 @@ def test_a_deepspeed_with_other_names_is_left_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.float32))
-        zero.share(AdamW8bit([torch.nn.Parameter(torch.ones(1))]))
+        zero.share(AdamW8bit([torch.nn.Parameter(torch.ones(1, dtype=torch.float32))]))
