@@ -22,6 +22,12 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="record the golden curves of this machine")
+    parser.addoption("--default-dtype", metavar="NAME", help="torch's default dtype in all tests, such as bfloat16")
+
+
+def pytest_configure(config):
+    if name := config.getoption("--default-dtype"):
+        torch.set_default_dtype(getattr(torch, name))
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

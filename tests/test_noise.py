@@ -179,7 +179,7 @@ def test_normals_are_normal():
     between = (x[:-1] * x[1:]).mean().item()
     assert abs(between) < 5 / n**0.5  # neighbouring pairs are independent
     below = torch.special.ndtr(x).flatten().sort().values
-    steps = (torch.arange(n) + 0.5) / n
+    steps = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     assert (below - steps).abs().max().item() < 1.95 / n**0.5  # Kolmogorov-Smirnov, p = 0.001
 
 
@@ -227,7 +227,7 @@ def test_out_of_range(seed, pair, visit):
     ("change", "says"),
     [
         ({"pair_id": 0.5}, "pair_id must be an integer, got float"),
-        ({"visit": torch.ones(2)}, "visit must be an integer, got torch.float32"),
+        ({"visit": torch.ones(2, dtype=torch.float32)}, "visit must be an integer, got torch.float32"),
         ({"pair_id": torch.ones(2, dtype=torch.bool)}, "pair_id must be an integer, got torch.bool"),
         ({"seed": torch.tensor(3)}, "seed must be one integer for all pairs"),
         ({"pair_id": torch.zeros(2, 2, dtype=torch.int64)}, "must be \\[B\\] both"),

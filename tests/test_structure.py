@@ -56,6 +56,41 @@ def test_nothing_is_imported_from_a_test_file():
         assert not [name for name in imports(path) if name and ("conftest" in name or ".test_" in f".{name}")], path
 
 
+STRICT = ("loss", "ops", "optim", "noise.py", "scales.py")
+"""The rooms in which every tensor is made by dtype and device, and by no default of torch's."""
+
+CREATE = {
+    *("zeros", "ones", "empty", "full", "tensor", "arange", "linspace", "logspace", "eye", "scalar_tensor", "range"),
+    *("rand", "randn", "randint", "randperm", "empty_strided", "empty_permuted", "hann_window", "tril_indices"),
+    *("triu_indices", "Tensor", "FloatTensor", "normal"),
+}
+
+
+def unspoken(source):
+    """Calls that make a tensor by a default of torch's, as (line, text)."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CREATE:
+            of_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+            if of_torch and not {"dtype", "device"} <= {keyword.arg for keyword in node.keywords}:
+                found.append((node.lineno, ast.unparse(node)))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(STRICT)])
+def test_tensors_are_made_by_dtype_and_device(name):
+    assert unspoken(FILES[name].read_text()) == []
+
+
+def test_what_is_made_by_default_is_found():
+    assert [
+        line for line, _ in unspoken("torch.zeros(3)\ntorch.empty(3, dtype=a, device=b)\ntorch.arange(3, dtype=a)")
+    ] == [
+        1,
+        3,
+    ]
+
+
 def test_importing_the_package_needs_torch_alone():
     blocked = ["deepspeed", "diffusers", "transformers", "numpy", "triton", "xformers", "bitsandbytes", "pydantic"]
     script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import fdpo_fast; fdpo_fast.FDPOLoss"

@@ -92,6 +92,8 @@ def _gradient(
 
 def _batched(*grads: Tensor) -> bool:
     """Say whether a gradient stands for several, of torch.func.vmap or of the older one behind is_grads_batched."""
+    if torch.compiler.is_compiling():
+        return False
     return transformed() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
 
 

@@ -11,7 +11,7 @@ HALVES = [torch.bfloat16, torch.float16]
 def tensors(pairs, shape, dtypes=(torch.float32,) * 3, seed=0, spread=0.1):
     """(pred, ref, target), near one another as a policy and its reference are."""
     generator = torch.Generator().manual_seed(seed)
-    target, p, r = (torch.randn(2 * pairs, *shape, generator=generator) for _ in range(3))
+    target, p, r = (torch.randn(2 * pairs, *shape, generator=generator, dtype=torch.float32) for _ in range(3))
     return tuple(
         x.to(dtype) for x, dtype in zip((target + spread * p, target + spread * r, target), dtypes, strict=True)
     )

@@ -32,11 +32,11 @@ def stepped(optimizer, p, *grads):
 def start(n, dtype=torch.float32, device="cpu", seed=0):
     """A parameter behind three steps of eager AdamW8bit, its state_dict, and a fresh gradient."""
     torch.manual_seed(seed)
-    p = parameter(torch.randn(n).to(dtype))
+    p = parameter(torch.randn(n, dtype=torch.float32).to(dtype))
     optimizer = AdamW8bit([p], **OPTIONS, backend="eager")
-    scales = 10.0 ** torch.empty(n).uniform_(-1, 0)
-    stepped(optimizer, p, *(torch.randn(n) * scales for _ in range(3)))
-    return p.detach().to(device), optimizer.state_dict(), torch.randn(n) * scales
+    scales = 10.0 ** torch.empty(n, dtype=torch.float32).uniform_(-1, 0)
+    stepped(optimizer, p, *(torch.randn(n, dtype=torch.float32) * scales for _ in range(3)))
+    return p.detach().to(device), optimizer.state_dict(), torch.randn(n, dtype=torch.float32) * scales
 
 
 def resumed(state_dict, p, **options):

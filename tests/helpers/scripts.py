@@ -92,7 +92,7 @@ class Pairs(list):
         generator = torch.Generator().manual_seed(1)
         shapes = {"latents": (8, 8, 8), "prompt_embeds": (5, width), "pooled_prompt_embeds": (32,)}
         super().__init__(
-            {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+            {name: torch.randn(shape, generator=generator, dtype=torch.float32) for name, shape in shapes.items()}
             for _ in range(PAIRS * ACCUMULATION * STEPS)
         )
 
@@ -104,7 +104,12 @@ class Pairs(list):
 def models(name, dtype):
     """Policy and reference of a script, near one another: LoRA on frozen weights of `dtype`, or two whole UNets."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**unet_config(SCRIPTS[name]))
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # so that they are drawn in it
+    try:
+        unet = UNet2DConditionModel(**unet_config(SCRIPTS[name]))
+    finally:
+        torch.set_default_dtype(usual)
     reference = copy.deepcopy(unet).requires_grad_(False) if name == "diffusion_dpo" else None
     if not reference:
         unet.requires_grad_(False).to(dtype)
@@ -113,6 +118,7 @@ def models(name, dtype):
     with torch.no_grad():
         for weight in unet.parameters():
             if weight.requires_grad:
+                weight.data = weight.data.float()
                 weight.add_(torch.randn_like(weight), alpha=0.01 if reference else 0.3)
     unet.enable_gradient_checkpointing()
     return unet, reference

@@ -37,7 +37,7 @@ def box_muller_kernel(x, y, cosine, sine, n, SIZE: tl.constexpr):
 
 def box_muller(x, y):
     """The two normals [2, n] of words x and y [n]."""
-    out = torch.empty(2, len(x), device=x.device)
+    out = torch.empty(2, len(x), device=x.device, dtype=torch.float32)
     size = triton.next_power_of_2(len(x))
     box_muller_kernel[(1,)](x, y, out[0], out[1], len(x), SIZE=size, **OPTIONS)
     return out

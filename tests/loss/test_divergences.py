@@ -122,7 +122,7 @@ def test_second_derivative_at_one(name):
 
 def test_small_alpha_keeps_the_digits_of_u():
     # the limit a -> 0 is reverse KL; exp in place of expm1 would lose u below 1e-7 / a
-    u = torch.tensor([1e-4, -3e-5, 2e-6])
+    u = torch.tensor([1e-4, -3e-5, 2e-6], dtype=torch.float32)
     torch.testing.assert_close(alpha(1e-4)(u), u, rtol=1e-5, atol=0)
 
 

@@ -75,7 +75,7 @@ def test_equal_predictions_give_log_2_and_opposite_gradients(backend, device, na
     pred, _, target = tensors(1, (4, 16, 16), (dtype,) * 3)
     pred[1], target[1] = pred[0], target[0]
     loss, grad, stats = evaluate(pred, pred, target, backend, device, divergence=name, beta=5000.0, ratio_scale=1.0)
-    assert loss.item() == torch.tensor(math.log(2)).item()
+    assert loss.item() == torch.tensor(math.log(2), dtype=torch.float32).item()
     assert stats["margin"].eq(0).all()
     assert stats["accuracy"].item() == 0.5
     assert torch.equal(grad[0], -grad[1])
@@ -86,9 +86,9 @@ def test_equal_predictions_give_log_2_and_opposite_gradients(backend, device, na
 @pytest.mark.parametrize(("name", "loss_type"), COMBINATIONS)
 def test_extremes_stay_finite_with_the_right_sign(backend, device, name, loss_type):
     extremes = [-1e6, -1e3, -30.0, 0.0, 30.0, 1e3, 1e6]
-    grid = torch.tensor([(preferred, other) for preferred in extremes for other in extremes])
+    grid = torch.tensor([(a, b) for a in extremes for b in extremes], dtype=torch.float32)
     errors = 1 + torch.cat([grid[:, 0], grid[:, 1]])
-    pred, target = torch.ones(len(errors), 1), torch.zeros(len(errors), 1)
+    pred, target = torch.ones(len(errors), 1, dtype=torch.float32), torch.zeros(len(errors), 1, dtype=torch.float32)
     options = {"divergence": name, "loss_type": loss_type, "beta": 1e4, "ratio_scale": 1.0, "reduction": "none"}
     loss, grad, stats = evaluate(pred, errors, target, backend, device, **options)
     assert loss.isfinite().all()
@@ -159,12 +159,16 @@ def test_conversions_of_every_half(isa, dtype, monkeypatch):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     x = every.reshape(-1, 1)
     pred = x.clone().requires_grad_()
-    loss, stats = fdpo_loss(pred, torch.zeros(len(x)), torch.zeros_like(x), backend="cpp", reduction="none", **KNOBS)
+    loss, stats = fdpo_loss(
+        pred, torch.zeros(len(x), dtype=torch.float32), torch.zeros_like(x), backend="cpp", reduction="none", **KNOBS
+    )
     errors = torch.cat([stats.error_w, stats.error_l])
     torch.testing.assert_close(errors, x.flatten().float().square(), rtol=0, atol=0, equal_nan=True)
     # c * pred rounded to the dtype, for c from the stats
     (grad,) = torch.autograd.grad(loss, pred, torch.full_like(loss, 1.0))
-    scaled = fdpo_loss(pred, torch.zeros(len(x)), torch.zeros_like(x), backend="eager", reduction="none", **KNOBS)[0]
+    scaled = fdpo_loss(
+        pred, torch.zeros(len(x), dtype=torch.float32), torch.zeros_like(x), backend="eager", reduction="none", **KNOBS
+    )[0]
     (want,) = torch.autograd.grad(scaled, pred, torch.full_like(loss, 1.0))
     finite = want.isfinite().flatten() & (errors < 1e30)
     assert finite.float().mean() > 0.6

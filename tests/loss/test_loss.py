@@ -91,7 +91,7 @@ def test_float64_reference_errors_are_not_rounded():
     pred, _, target = tensors(dtype=torch.float32)
     errors = (pred.detach() - target).square().mean(dim=(1, 2, 3), dtype=torch.float64)
     _, stats = fdpo_loss(pred, errors + 1e-12, target, divergence="reverse_kl", beta=1.0, ratio_scale=1e12)
-    torch.testing.assert_close(stats.log_ratio_w, torch.ones(3), rtol=1e-3, atol=0)
+    torch.testing.assert_close(stats.log_ratio_w, torch.ones(3, dtype=torch.float32), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "ipo", "robust"])
@@ -130,8 +130,8 @@ def test_loss_types_on_a_known_margin():
 def test_extremes_stay_finite_with_the_right_sign(name, loss_type):
     # u_w, u_l through every pair of extremes; target 0 and one element make delta = p^2 - error
     extremes = [-1e6, -1e3, -30.0, 0.0, 30.0, 1e3, 1e6]
-    grid = torch.tensor([(preferred, other) for preferred in extremes for other in extremes])
-    pred = torch.ones(2 * len(grid), 1, requires_grad=True)
+    grid = torch.tensor([(a, b) for a in extremes for b in extremes], dtype=torch.float32)
+    pred = torch.ones(2 * len(grid), 1, requires_grad=True, dtype=torch.float32)
     errors = 1 + torch.cat([grid[:, 0], grid[:, 1]])
     loss, stats = fdpo_loss(pred, errors, torch.zeros_like(pred), divergence=name, loss_type=loss_type,
                             beta=1e4, ratio_scale=1.0, reduction="none")  # fmt: skip
@@ -147,9 +147,9 @@ def test_extremes_stay_finite_with_the_right_sign(name, loss_type):
 
 
 def test_a_hard_clamp_would_have_no_gradient_here():
-    pred = torch.ones(2, 1, requires_grad=True)
-    loss, stats = fdpo_loss(pred, torch.tensor([-99.0, 1.0]), torch.zeros(2, 1), divergence="forward_kl",
-                            beta=1e-3, ratio_scale=1.0)  # fmt: skip
+    pred = torch.ones(2, 1, requires_grad=True, dtype=torch.float32)
+    errors = torch.tensor([-99.0, 1.0], dtype=torch.float32)
+    loss, stats = fdpo_loss(pred, errors, torch.zeros_like(pred), divergence="forward_kl", beta=1e-3, ratio_scale=1.0)
     loss.backward()
     assert pred.grad[0].item() > 0
     assert stats.clipped.tolist() == [1.0]

@@ -15,7 +15,7 @@ from fdpo_fast.loss.options import LossArguments, LossOptions, PairArguments, Pa
 from fdpo_fast.ops import library
 
 GENERATOR = torch.Generator().manual_seed(0)
-TENSORS = [torch.randn(4, 3, generator=GENERATOR) for _ in range(3)]
+TENSORS = [torch.randn(4, 3, generator=GENERATOR, dtype=torch.float32) for _ in range(3)]
 
 
 @pytest.mark.parametrize(("arguments", "options"), [(PairArguments, PairOptions), (LossArguments, LossOptions)])

@@ -20,7 +20,7 @@ def operators(backend, device):
 
 def tensors(pairs=2, shape=(4, 6, 6), device="cpu"):
     generator = torch.Generator().manual_seed(0)
-    target, p, r = (torch.randn(2 * pairs, *shape, generator=generator) for _ in range(3))
+    target, p, r = (torch.randn(2 * pairs, *shape, generator=generator, dtype=torch.float32) for _ in range(3))
     return [x.to(device) for x in (target + 0.1 * p, target + 0.1 * r, target)]
 
 
@@ -42,10 +42,16 @@ def test_opcheck_of_the_loss(backend, device, reduction, upstream):
 def test_opcheck_of_the_others(backend, device):
     pred, _, target = tensors(device=device)
     drawn = draws(0, torch.arange(2), 0, device=device)
-    stats, table = torch.rand(10, 2, device=device), torch.rand(100, device=device)
+    stats, table = (
+        torch.rand(10, 2, device=device, dtype=torch.float32),
+        torch.rand(100, device=device, dtype=torch.float32),
+    )
     ops = operators(backend, device)
     for of in (target, drawn):
-        for grad_loss in (torch.ones((), device=device), torch.ones(2, device=device)):
+        for grad_loss in (
+            torch.ones((), device=device, dtype=torch.float32),
+            torch.ones(2, device=device, dtype=torch.float32),
+        ):
             torch.library.opcheck(ops.loss_backward.default, (grad_loss, stats, pred, of, False))
     torch.library.opcheck(ops.add_noise.default, (pred, drawn, table, table, False, torch.bfloat16))
     torch.library.opcheck(ops.normals.default, (drawn, 37))
@@ -63,7 +69,9 @@ def step(model, loss, x, ref, target):
 def test_compile_fullgraph_of_model_and_loss(divergence):
     pred, ref, target = tensors()
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, padding=1)
+        torch.nn.Conv2d(4, 8, 3, padding=1, dtype=torch.float32),
+        torch.nn.SiLU(),
+        torch.nn.Conv2d(8, 4, 3, padding=1, dtype=torch.float32),
     )
     loss = FDPOLoss(**KNOBS | {"divergence": divergence})
     want = step(model, loss, pred, ref, target)
@@ -111,7 +119,7 @@ def test_compile_does_not_depend_on_the_batch():
 def test_autocast():
     # the policy's predictions come out in bfloat16 beside noise in float32; the loss is formed in float32 all the same
     pred, ref, target = tensors()
-    model = torch.nn.Conv2d(4, 4, 1)
+    model = torch.nn.Conv2d(4, 4, 1, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(pred)
         assert out.dtype == torch.bfloat16
@@ -141,7 +149,7 @@ def test_func_grad_on_the_eager_backend():
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(reentrant):
     pred, ref, target = tensors()
-    model = torch.nn.Conv2d(4, 4, 3, padding=1)
+    model = torch.nn.Conv2d(4, 4, 3, padding=1, dtype=torch.float32)
     want = step(model, FDPOLoss(**KNOBS), pred, ref, target)
     loss = checkpoint(
         lambda x: fdpo_loss(model(x), ref, target, **KNOBS)[0], pred.requires_grad_(), use_reentrant=reentrant
@@ -169,7 +177,7 @@ def test_compile_traces_triton(what):
     # the operators are opaque to the tracer: what runs behind them is not compiled here
     pred, ref, target = tensors()
     options = KNOBS | ({"divergence": lambda u: u + u.tanh()} if what == "callable" else {})
-    weight = torch.rand(2) if "weighted" in what else None
+    weight = torch.rand(2, dtype=torch.float32) if "weighted" in what else None
     loss = FDPOLoss(backend="triton", reduction="none" if "none" in what else "mean", **options)
     target = draws(0, torch.arange(2), 0) if what == "draws" else target
     pred.requires_grad_()

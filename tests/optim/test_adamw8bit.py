@@ -30,8 +30,10 @@ def test_the_map_is_that_of_bitsandbytes():
 @pytest.mark.parametrize("signed", [True, False])
 def test_reference_codes_are_the_nearest_values(signed):
     values = dynamic_map(signed).values.double()
-    x = torch.cat([10.0 ** -(torch.rand(20_000) * 8), torch.rand(20_000)])[: 156 * STATE_BLOCK]
-    x = x * torch.where(torch.rand(x.shape) < 0.5, -1, 1) if signed else x
+    x = torch.cat([10.0 ** -(torch.rand(20_000, dtype=torch.float32) * 8), torch.rand(20_000, dtype=torch.float32)])[
+        : 156 * STATE_BLOCK
+    ]
+    x = x * torch.where(torch.rand(x.shape, dtype=torch.float32) < 0.5, -1, 1) if signed else x
     x[::STATE_BLOCK] = 1.0
     codes, absmax = eager.encode(x, signed)
     assert torch.equal(absmax, torch.ones_like(absmax))
@@ -41,7 +43,7 @@ def test_reference_codes_are_the_nearest_values(signed):
     assert torch.allclose(apart[above_the_end], nearest[above_the_end], rtol=0, atol=1e-7)
     at_the_end = codes[~above_the_end].int()
     assert set(at_the_end.tolist()) == ({127 - LEAST_M, 127 + LEAST_M} if signed else {LEAST_V})
-    assert eager.encode(torch.tensor([0.0, 1.0]), signed)[0][0] == (127 if signed else LEAST_V)
+    assert eager.encode(torch.tensor([0.0, 1.0], dtype=torch.float32), signed)[0][0] == (127 if signed else LEAST_V)
 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
@@ -49,16 +51,16 @@ def test_reference_codes_are_the_nearest_values(signed):
 def test_lines_give_the_maps_values(backend, device, signed):
     """A step that keeps the states as they are (beta = 1 would be refused, so a gradient of 0 and beta near 1)."""
     codes = torch.arange(256, dtype=torch.uint8).repeat(16)
-    p = parameter(torch.zeros(4096, device=device))
+    p = parameter(torch.zeros(4096, device=device, dtype=torch.float32))
     optimizer = AdamW8bit([p], backend=backend, betas=(1 - 1e-7, 1 - 1e-7))
-    stepped(optimizer, p, torch.zeros(4096))
+    stepped(optimizer, p, torch.zeros(4096, dtype=torch.float32))
     state = optimizer.state[p]
     name, other = ("state1", "state2") if signed else ("state2", "state1")
     state[name].copy_(codes)
     state[other].fill_(0)
     for which in ("absmax1", "absmax2"):
         state[which].fill_(1.0)
-    stepped(optimizer, p, torch.zeros(4096))
+    stepped(optimizer, p, torch.zeros(4096, dtype=torch.float32))
     least = {126: 127 - LEAST_M, 128: 127 + LEAST_M} if signed else dict.fromkeys(range(LEAST_V), LEAST_V)
     assert state[name].tolist() == [least.get(code, code) for code in codes.tolist()]
 
@@ -176,7 +178,10 @@ def test_a_resumed_run_is_the_same_run(backend, device):
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 def test_a_copy_is_written_beside_the_master(backend, device):
     torch.manual_seed(0)
-    p, small = parameter(torch.randn(5003, device=device)), parameter(torch.randn(17, device=device))
+    p, small = (
+        parameter(torch.randn(5003, device=device, dtype=torch.float32)),
+        parameter(torch.randn(17, device=device, dtype=torch.float32)),
+    )
     optimizer = AdamW8bit([p, small], backend=backend)
     copies = [torch.empty_like(x, dtype=torch.bfloat16) for x in (p, small)]
     for x, mirrored in zip((p, small), copies, strict=True):
@@ -186,12 +191,12 @@ def test_a_copy_is_written_beside_the_master(backend, device):
     assert torch.equal(copies[0], p.bfloat16())
     assert torch.equal(copies[1], small.bfloat16())
     with pytest.raises(ValueError, match="a copy must be bfloat16"):
-        optimizer.keep_copy(p, torch.empty(5003))
+        optimizer.keep_copy(p, torch.empty(5003, dtype=torch.float32))
 
 
 def test_channels_last_parameters_keep_their_layout():
     torch.manual_seed(0)
-    values, grad = torch.randn(16, 32, 3, 3), torch.randn(16, 32, 3, 3)
+    values, grad = torch.randn(16, 32, 3, 3, dtype=torch.float32), torch.randn(16, 32, 3, 3, dtype=torch.float32)
     plain = parameter(values)
     strided = parameter(values.to(memory_format=torch.channels_last))
     stepped(AdamW8bit([plain]), plain, grad)
@@ -240,11 +245,11 @@ def test_odd_values_stay_in_their_block(backend, device, n, specials, dtype, lr)
 
 def test_least_squares_ends_where_adamw_ends():
     torch.manual_seed(0)
-    a = torch.randn(3000, 1024) / 32
-    b = a @ torch.randn(1024) + 0.5 * torch.randn(3000)
+    a = torch.randn(3000, 1024, dtype=torch.float32) / 32
+    b = a @ torch.randn(1024, dtype=torch.float32) + 0.5 * torch.randn(3000, dtype=torch.float32)
     ends = []
     for make in (torch.optim.AdamW, partial(AdamW8bit, min_8bit_size=0)):
-        x = parameter(torch.zeros(1024))
+        x = parameter(torch.zeros(1024, dtype=torch.float32))
         optimizer = make([x], lr=1e-2, weight_decay=0.0)
         for _ in range(1000):
             residual = a @ x.detach() - b
@@ -254,9 +259,9 @@ def test_least_squares_ends_where_adamw_ends():
 
 
 def test_state_is_two_bytes_and_a_bit():
-    p = parameter(torch.zeros(1 << 20))
+    p = parameter(torch.zeros(1 << 20, dtype=torch.float32))
     optimizer = AdamW8bit([p])
-    stepped(optimizer, p, torch.ones(1 << 20))
+    stepped(optimizer, p, torch.ones(1 << 20, dtype=torch.float32))
     tensors = [value for value in optimizer.state[p].values() if isinstance(value, torch.Tensor)]
     assert sum(t.numel() * t.element_size() for t in tensors) <= 2.04 * p.numel()
 
@@ -280,6 +285,6 @@ def test_refused_tensors_and_states():
     with pytest.raises(TypeError, match="parameters must be float32, bfloat16 or float16"):
         AdamW8bit([parameter(torch.zeros(3, dtype=torch.float64))])
     _, states, _ = start(5000)
-    other = AdamW8bit([parameter(torch.zeros(6000))])
+    other = AdamW8bit([parameter(torch.zeros(6000, dtype=torch.float32))])
     with pytest.raises(ValueError, match="does not fit a tensor of shape"):
         other.load_state_dict(states)

@@ -18,11 +18,11 @@ class Agree:
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, AdamW8bit])
 def test_the_guard_skips_and_counts(make):
-    p = torch.nn.Parameter(torch.ones(5000))
+    p = torch.nn.Parameter(torch.ones(5000, dtype=torch.float32))
     optimizer = make([p], lr=0.1)
     guard = SkipNonFinite(optimizer, Agree())
     for bad in (False, True, True, False, True):
-        p.grad = torch.full((5000,), 1.0)
+        p.grad = torch.full((5000,), 1.0, dtype=torch.float32)
         if bad:
             p.grad[17] = math.nan
         before, grad = p.detach().clone(), p.grad
@@ -70,7 +70,7 @@ def test_the_guard_clips_the_global_norm(dtype, max_norm):
 
 def test_inside_backward_a_gradient_lives_for_its_turn_only():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(4)))
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False, dtype=torch.float32) for _ in range(4)))
     plain = copy.deepcopy(model)
     alive = []
     inside = StepInBackward(AdamW8bit(model.parameters(), lr=1e-2), model.parameters(), 0.5, Agree())
@@ -78,7 +78,7 @@ def test_inside_backward_a_gradient_lives_for_its_turn_only():
         p.register_post_accumulate_grad_hook(
             lambda _: alive.append(sum(q.grad is not None for q in model.parameters()))
         )
-    optimizer, x = AdamW8bit(plain.parameters(), lr=1e-2), torch.randn(8, 64)
+    optimizer, x = AdamW8bit(plain.parameters(), lr=1e-2), torch.randn(8, 64, dtype=torch.float32)
     for _ in range(3):
         model(x).square().sum().backward()
         plain(x).square().sum().backward()

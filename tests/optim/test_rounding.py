@@ -15,13 +15,17 @@ from tests.helpers.optimizers import BACKENDS, DTYPES, parameter, resumed, start
 def test_rounding_is_that_of_the_reference(backend, device, dtype):
     """Exact inputs, so that all backends have the same numbers to round: eager's random bits, element by element."""
     torch.manual_seed(0)
-    values = torch.cat([torch.randn(3000), torch.randn(3000) * 1e-5]).to(dtype)
+    values = torch.cat([torch.randn(3000, dtype=torch.float32), torch.randn(3000, dtype=torch.float32) * 1e-5]).to(
+        dtype
+    )
     ends = []
     for name, where in ((backend, device), ("eager", "cpu")):
         p = parameter(values.to(where))
         options = {"lr": 2.0**-12, "betas": (0.0, 0.0), "eps": 1.0, "weight_decay": 0.0, "seed": 2**63 + 5}
-        optimizer = AdamW8bit([parameter(torch.zeros(8, device=where)), p], **options, backend=name)
-        ends.append(stepped(optimizer, p, torch.ones(6000)).detach().cpu())
+        optimizer = AdamW8bit(
+            [parameter(torch.zeros(8, device=where, dtype=torch.float32)), p], **options, backend=name
+        )
+        ends.append(stepped(optimizer, p, torch.ones(6000, dtype=torch.float32)).detach().cpu())
     assert torch.equal(*ends)
 
 
@@ -29,11 +33,11 @@ def test_rounding_is_that_of_the_reference(backend, device, dtype):
 @pytest.mark.parametrize(("dtype", "at"), [(torch.bfloat16, 1.0), (torch.float16, -0.75), (torch.float16, 3e-5)])
 def test_stochastic_rounding_is_unbiased(backend, device, dtype, at):
     n, step = 40_000, {torch.bfloat16: 2**-7, torch.float16: 2**-10 if abs(at) > 0.01 else 2**-24}[dtype]
-    start_at = torch.full((n,), at).to(dtype).to(device)
+    start_at = torch.full((n,), at, dtype=dtype, device=device)
     lr = 0.3 * step * (1 if at > 0 else 0.5)
     p = parameter(start_at)
     optimizer = AdamW8bit([p], lr=lr, betas=(0.0, 0.0), eps=1e-30, weight_decay=0.0, backend=backend)
-    stepped(optimizer, p, torch.full((n,), -1.0))
+    stepped(optimizer, p, torch.full((n,), -1.0, dtype=torch.float32))
     moved = (p.detach().double() - start_at.double()).cpu()
     assert len(moved.unique()) == 2  # the two neighbours
     jump = moved.abs().max()
@@ -43,7 +47,7 @@ def test_stochastic_rounding_is_unbiased(backend, device, dtype, at):
     assert abs(moved[::8].mean() - lr) < 5 * sigma * math.sqrt(8)
     still = parameter(start_at)
     options = {"lr": lr, "betas": (0.0, 0.0), "eps": 1e-30, "weight_decay": 0.0, "rounding": "nearest"}
-    stepped(AdamW8bit([still], **options, backend=backend), still, torch.full((n,), -1.0))
+    stepped(AdamW8bit([still], **options, backend=backend), still, torch.full((n,), -1.0, dtype=torch.float32))
     assert torch.equal(still, start_at)
 
 

@@ -42,19 +42,19 @@ def test_refused_states_leave_everything_as_it_was():
 
 
 def test_states_that_no_longer_fit_are_refused_before_memory_is_touched():
-    p = parameter(torch.zeros(5000))
+    p = parameter(torch.zeros(5000, dtype=torch.float32))
     optimizer = AdamW8bit([p])
-    stepped(optimizer, p, torch.ones(5000))
-    p.data = torch.zeros(6000)
-    p.grad = torch.ones(6000)
+    stepped(optimizer, p, torch.ones(5000, dtype=torch.float32))
+    p.data = torch.zeros(6000, dtype=torch.float32)
+    p.grad = torch.ones(6000, dtype=torch.float32)
     with pytest.raises(ValueError, match="parameter 0 has 6000 elements on cpu, its states 5000 on cpu"):
         optimizer.step()
 
 
 def test_a_step_inside_backward_sees_new_options():
-    p = parameter(torch.zeros(100))
+    p = parameter(torch.zeros(100, dtype=torch.float32))
     optimizer = AdamW8bit([p], lr=1.0)
-    p.grad = torch.ones(100)
+    p.grad = torch.ones(100, dtype=torch.float32)
     optimizer.step_parameter(p)
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.param_groups[0]["lr"] = 0.0
@@ -64,7 +64,7 @@ def test_a_step_inside_backward_sees_new_options():
 
 
 def test_a_backward_through_moved_weights_is_refused():
-    p = parameter(torch.ones(100))
+    p = parameter(torch.ones(100, dtype=torch.float32))
     loss = p.square().sum()
     loss.backward(retain_graph=True)
     AdamW8bit([p]).step()
@@ -75,7 +75,7 @@ def test_a_backward_through_moved_weights_is_refused():
 def test_small_rates_still_decay():
     """A decay of lr * weight_decay = 1e-8 is nothing as a factor 1 - 1e-8 in float32; it counts within the update."""
     torch.manual_seed(0)
-    values, grads = torch.rand(8192) / 2 + 0.5, torch.randn(100, 8192)
+    values, grads = torch.rand(8192, dtype=torch.float32) / 2 + 0.5, torch.randn(100, 8192, dtype=torch.float32)
     ends = []
     for weight_decay in (0.0, 1e-2):
         p = parameter(values)
@@ -85,34 +85,37 @@ def test_small_rates_still_decay():
 
 
 def test_groups_and_lazy_conjugation():
-    small, large, frozen = (parameter(torch.ones(n)) for n in (10, 5000, 7))
+    small, large, frozen = (parameter(torch.ones(n, dtype=torch.float32)) for n in (10, 5000, 7))
     groups = [{"params": [small], "lr": 0.0}, {"params": [large, frozen]}]
     optimizer = AdamW8bit(groups, lr=0.1, betas=[0.9, 0.99])
-    small.grad, large.grad = torch.ones(10), torch._neg_view(torch.ones(5000))
+    small.grad, large.grad = torch.ones(10, dtype=torch.float32), torch._neg_view(torch.ones(5000, dtype=torch.float32))
     optimizer.step()
-    assert torch.equal(small, torch.ones(10))
+    assert torch.equal(small, torch.ones(10, dtype=torch.float32))
     assert (large > 1).all()
-    assert torch.equal(frozen, torch.ones(7))
-    added = parameter(torch.ones(5))
+    assert torch.equal(frozen, torch.ones(7, dtype=torch.float32))
+    added = parameter(torch.ones(5, dtype=torch.float32))
     optimizer.add_param_group({"params": [added]})
-    added.grad = torch.ones(5)
+    added.grad = torch.ones(5, dtype=torch.float32)
     optimizer.step()
     assert (added < 1).all()
     with pytest.raises(ValueError, match="min_8bit_size is an option of the optimizer"):
-        optimizer.add_param_group({"params": [parameter(torch.ones(3))], "min_8bit_size": 1})
+        optimizer.add_param_group({"params": [parameter(torch.ones(3, dtype=torch.float32))], "min_8bit_size": 1})
     with pytest.raises(ValueError, match="first_element must be a multiple of 8"):
-        optimizer.add_param_group({"params": [parameter(torch.ones(3))], "first_element": -8})
+        optimizer.add_param_group({"params": [parameter(torch.ones(3, dtype=torch.float32))], "first_element": -8})
     assert len(optimizer.param_groups) == 3
 
 
 def test_a_wrong_gradient_is_refused_before_anything_moves():
-    good, bad = parameter(torch.ones(5)), parameter(torch.ones(5), torch.float64)
+    good, bad = (
+        parameter(torch.ones(5, dtype=torch.float32)),
+        parameter(torch.ones(5, dtype=torch.float32), torch.float64),
+    )
     optimizer = AdamW8bit([good, bad])
-    good.grad, bad.grad = torch.ones(5), torch.ones(5, dtype=torch.float64)
+    good.grad, bad.grad = torch.ones(5, dtype=torch.float32), torch.ones(5, dtype=torch.float64)
     with pytest.raises(TypeError, match="gradients must be dense"):
         optimizer.step()
     assert not optimizer.state
-    assert torch.equal(good, torch.ones(5))
+    assert torch.equal(good, torch.ones(5, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("copied", [True, False])

@@ -15,7 +15,7 @@ def test_each_master_has_its_own_random_bits():
     ends = []
     for rank in (0, 1):
         torch.manual_seed(0)
-        start = torch.randn(5003)
+        start = torch.randn(5003, dtype=torch.float32)
         masters = [torch.nn.Parameter(start.bfloat16()) for _ in range(2)]
         optimizer = AdamW8bit(masters[:1], lr=1e-4)
         with patch.object(zero.dist, "get_rank", return_value=rank):
@@ -34,4 +34,4 @@ def test_a_deepspeed_with_other_names_is_left_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         zero.share(SimpleNamespace(master_weights_and_grads_dtype=torch.float32))
-        zero.share(AdamW8bit([torch.nn.Parameter(torch.ones(1))]))
+        zero.share(AdamW8bit([torch.nn.Parameter(torch.ones(1, dtype=torch.float32))]))
