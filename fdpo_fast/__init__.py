@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fdpo_fast import scales
     from fdpo_fast.loss.divergences import DIVERGENCES, Divergence, alpha, divergence
-    from fdpo_fast.loss.function import FDPOLoss, LossStats, fdpo_loss, log_ratio_loss
+    from fdpo_fast.loss.function import FDPOLoss, fdpo_loss, log_ratio_loss
+    from fdpo_fast.loss.stats import LossStats
     from fdpo_fast.noise import add_noise, draws, pair_draw
     from fdpo_fast.optim import AdamW8bit
 
@@ -18,7 +19,7 @@ _HOMES = {
     "AdamW8bit": "optim",
     "Divergence": "loss.divergences",
     "FDPOLoss": "loss.function",
-    "LossStats": "loss.function",
+    "LossStats": "loss.stats",
     "add_noise": "noise",
     "alpha": "loss.divergences",
     "divergence": "loss.divergences",

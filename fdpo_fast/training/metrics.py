@@ -17,7 +17,7 @@ from torch import Tensor
 from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
 from fdpo_fast.files import replacing
-from fdpo_fast.loss.function import LossStats
+from fdpo_fast.loss.stats import LossStats
 from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.

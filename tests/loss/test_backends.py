@@ -192,7 +192,7 @@ def test_a_backend_that_cannot_says_why():
 
 def test_best_available():
     pred, ref, target = tensors(1, (4,))
-    assert fdpo_loss(pred.requires_grad_(), ref, target, **KNOBS)[0].grad_fn.name() == "FormedLossBackward"
+    assert fdpo_loss(pred.requires_grad_(), ref, target, **KNOBS)[0].grad_fn.name() == "FusedLossBackward"
     double, _ = fdpo_loss(pred.double(), ref, target, **KNOBS)
     assert double.dtype == torch.float64
 

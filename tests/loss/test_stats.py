@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 
 from fdpo_fast import fdpo_loss
-from fdpo_fast.loss.function import LossStats
+from fdpo_fast.loss.stats import LossStats
 
 NAMES = [
     *("error_w", "error_l", "ref_error_w", "ref_error_l", "log_ratio_w", "log_ratio_l", "margin", "clipped"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fdpo_fast.config.run import Config
-from fdpo_fast.loss.function import LossStats
+from fdpo_fast.loss.stats import LossStats
 from fdpo_fast.memory.ladder import on_rung
 from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels

@@ -157,7 +157,7 @@ def loss_forward(
     losses = out.loss if call.reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
     with on(device):
         _loss.loss_forward_kernel[grid.programs](
-            p, r, t, weight, out.loss, losses, out.stats[-1:], out.stats, room, counters(device, pairs + 1),
+            p, r, t, weight, out.loss, losses, out.stats, room, counters(device, pairs + 1),
             pairs, grid.n, grid.chunks, p.stride(0), r.stride(0) if predicted else 0, 0 if drawn else t.stride(0),
             *grid.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(_NOWHERE if drawn else strides[-1]),
             *map(float, call.link), *map(float, call.loss_type),  # an integer would be compiled in

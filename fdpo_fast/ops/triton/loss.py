@@ -20,6 +20,7 @@ _REF_ERROR_W, _REF_ERROR_L = tl.constexpr(Stat.REF_ERROR_W.value), tl.constexpr(
 _LOG_RATIO_W, _LOG_RATIO_L = tl.constexpr(Stat.LOG_RATIO_W.value), tl.constexpr(Stat.LOG_RATIO_L.value)
 _MARGIN, _CLIPPED = tl.constexpr(Stat.MARGIN.value), tl.constexpr(Stat.CLIPPED.value)
 _COEFFICIENT_W, _COEFFICIENT_L = tl.constexpr(Stat.COEFFICIENT_W.value), tl.constexpr(Stat.COEFFICIENT_L.value)
+_ROWS = tl.constexpr(len(Stat))
 _LANES = tl.constexpr(128)  # partial sums, or pairs, read at once
 
 
@@ -82,7 +83,7 @@ def _store_sums(start, error, ref_error, delta, chunks, REF_ERRORS: tl.constexpr
 
 
 @triton.jit
-def _reduce_batch(losses, stats, loss, accuracy, pairs, share, REDUCE: tl.constexpr):
+def _reduce_batch(losses, stats, loss, pairs, share, REDUCE: tl.constexpr):
     """Store the share of positive margins, and the losses' sum times `share` if it is asked for."""
     lanes = tl.arange(0, _LANES)
     total, right = tl.zeros([_LANES], tl.float64), tl.zeros([_LANES], tl.float32)
@@ -92,7 +93,7 @@ def _reduce_batch(losses, stats, loss, accuracy, pairs, share, REDUCE: tl.conste
         total += tl.load(losses + those, mask=known, other=0.0, cache_modifier=".cg").to(tl.float64)
         margins = tl.load(stats + _MARGIN * pairs + those, mask=known, other=-1.0, cache_modifier=".cg")
         right += (margins > 0).to(tl.float32) + 0.5 * (margins == 0).to(tl.float32)
-    tl.store(accuracy, tl.div_rn(tl.sum(right), pairs.to(tl.float32)))
+    tl.store(stats + _ROWS * pairs, tl.div_rn(tl.sum(right), pairs.to(tl.float32)))
     if REDUCE:
         tl.store(loss, (tl.sum(total) * share).to(tl.float32))
 
@@ -106,8 +107,7 @@ def loss_forward_kernel(
     weight,  # [B]
     loss,  # [], or [B] if not REDUCE
     losses,  # [B]: room, or `loss` itself
-    accuracy,  # []
-    stats,  # [10, B], rows of Stat
+    stats,  # [10 B + 1], rows of Stat and the accuracy
     partials,  # [B, 2, 3 or 1 if REF_ERRORS, chunks] float64: room
     counters,  # [1 + B] int32: of finished pairs, and of each pair's programs
     pairs,
@@ -199,7 +199,7 @@ def loss_forward_kernel(
 
         if _arrive(counters) == pairs - 1:
             tl.store(counters, 0)
-            _reduce_batch(losses, stats, loss, accuracy, pairs, share, REDUCE)
+            _reduce_batch(losses, stats, loss, pairs, share, REDUCE)
 
 
 @triton.jit(do_not_specialize=["pairs", "chunks", "grad_loss_stride"])
