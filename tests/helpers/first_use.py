@@ -46,9 +46,17 @@ def used(backend, **where):
 
 def tables():
     """Ask for all that is kept for the process."""
-    dynamic_map(True), dynamic_map(False), cpp._scalar(), of_cpp._maps(), of_triton._lines(torch.device("cpu"))
+    host = torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8):
-        of_triton._like(dtype, torch.device("cpu"))
+        of_triton._like(dtype, host)
+    cpp._scalar()
+    for make in (
+        partial(dynamic_map, True),
+        partial(dynamic_map, False),
+        of_cpp._maps,
+        partial(of_triton._lines, host),
+    ):
+        make()
 
 
 def first(mode, backend):
