@@ -4,6 +4,7 @@ import copy
 import re
 from argparse import Namespace
 from contextlib import contextmanager
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -101,15 +102,26 @@ class Pairs(list):
         return super().__getitem__(row)
 
 
+def in_float32(make):
+    """Decorate what makes weights, which are drawn in torch's default dtype."""
+
+    @wraps(make)
+    def made(*arguments):
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            return make(*arguments)
+        finally:
+            torch.set_default_dtype(usual)
+
+    return made
+
+
+@in_float32
 def models(name, dtype):
     """Policy and reference of a script, near one another: LoRA on frozen weights of `dtype`, or two whole UNets."""
     torch.manual_seed(0)
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)  # so that they are drawn in it
-    try:
-        unet = UNet2DConditionModel(**unet_config(SCRIPTS[name]))
-    finally:
-        torch.set_default_dtype(usual)
+    unet = UNet2DConditionModel(**unet_config(SCRIPTS[name]))
     reference = copy.deepcopy(unet).requires_grad_(False) if name == "diffusion_dpo" else None
     if not reference:
         unet.requires_grad_(False).to(dtype)
@@ -118,7 +130,6 @@ def models(name, dtype):
     with torch.no_grad():
         for weight in unet.parameters():
             if weight.requires_grad:
-                weight.data = weight.data.float()
                 weight.add_(torch.randn_like(weight), alpha=0.01 if reference else 0.3)
     unet.enable_gradient_checkpointing()
     return unet, reference
