@@ -50,13 +50,9 @@ def tables():
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8):
         of_triton._like(dtype, host)
     cpp._scalar()
-    for make in (
-        partial(dynamic_map, True),
-        partial(dynamic_map, False),
-        of_cpp._maps,
-        partial(of_triton._lines, host),
-    ):
-        make()
+    dynamic_map(True)
+    of_cpp._maps()
+    of_triton._lines(host)
 
 
 def first(mode, backend):
