@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <initializer_list>
 #include <stdexcept>
 
 #include "schedule/adamw8bit.h"
@@ -26,6 +27,12 @@ struct At {
   T* address;
   operator T*() const { return address; }
 };
+
+// Of pairs there are, every tensor has memory: one whose storage was freed, or a wrapper without, has not.
+void check_memory(const Pairs& pairs, std::initializer_list<const void*> tensors) {
+  for (const void* address : tensors)
+    if (!address && pairs.pairs) throw nb::value_error("a tensor of the loss has no memory: it was freed");
+}
 
 std::vector<std::string> names(const auto& table) { return {std::begin(table), std::end(table)}; }
 
@@ -130,6 +137,7 @@ NB_MODULE(_native, m) {
       [](const Kernels& kernels, int threads, const Batch& batch, const Objective& objective, At<const void> pred,
          At<const void> ref, At<const void> target, At<const float> weight, float upstream, At<float> loss,
          At<float> stats, At<void> grad) {
+        check_memory(batch.pairs, {pred.address, ref.address, target.address});
         nb::gil_scoped_release release;
         const void* ref_errors = batch.predicted ? nullptr : ref.address;
         const void* draws = batch.drawn ? target.address : nullptr;
@@ -155,6 +163,7 @@ NB_MODULE(_native, m) {
       "loss_backward",
       [](const Kernels& kernels, int threads, const Batch& batch, At<const void> pred, At<const void> target,
          At<const float> coefficients, At<const float> grad_loss, int64_t grad_loss_stride, At<void> grad) {
+        check_memory(batch.pairs, {pred.address, target.address});
         nb::gil_scoped_release release;
         const void* draws = batch.drawn ? target.address : nullptr;
         loss_backward(kernels, batch.pairs, batch.rows(batch.samples, pred),
@@ -169,6 +178,7 @@ NB_MODULE(_native, m) {
       "add_noise",
       [](const Kernels& kernels, int threads, const Batch& batch, At<const int64_t> draws, At<const void> latents,
          At<const float> signal, At<const float> sigma, int64_t num_timesteps, At<void> noisy, At<int64_t> timesteps) {
+        check_memory(batch.pairs, {draws.address, latents.address, signal.address, sigma.address});
         nb::gil_scoped_release release;
         add_noise(kernels, batch.pairs, {draws, batch.pairs.pairs}, batch.rows(batch.samples, latents), signal, sigma,
                   num_timesteps, batch.rows(batch.out, noisy), timesteps, threads);

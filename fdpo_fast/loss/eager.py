@@ -126,4 +126,9 @@ def pair_losses(
 ) -> PairLosses:
     """Go from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair."""
     gap = link(log_ratio_w) - link(log_ratio_l)
+    if gap.shape != log_ratio_w.shape:  # which would broadcast against the weights of the pairs
+        raise ValueError(
+            f"the divergence must give one number for each log-ratio, {tuple(log_ratio_w.shape)}, "
+            f"got {tuple(gap.shape)}"
+        )
     return PairLosses(beta * gap, LossType.__call__(of_pair, gap, beta))  # older torch.compile calls no tuple

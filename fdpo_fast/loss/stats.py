@@ -33,10 +33,11 @@ class LossStats(dict[str, Tensor]):
         return stats
 
     def _unpack(self) -> None:
-        packed, self._packed = self._packed, None
-        if packed is not None:
-            dict.clear(self)
+        packed = self._packed
+        if packed is not None:  # in an order in which other threads find all items at any time
             dict.update(self, named(rows_of(packed).unbind(), packed[-1]))
+            dict.pop(self, "", None)
+            self._packed = None
 
     def __getattr__(self, key: str) -> Tensor:
         try:
@@ -45,10 +46,10 @@ class LossStats(dict[str, Tensor]):
             raise AttributeError(key) from None
 
     def __missing__(self, key: str) -> Tensor:
-        if self._packed is None:
-            raise KeyError(key)
         self._unpack()
-        return self[key]
+        if not dict.__contains__(self, key):
+            raise KeyError(key)
+        return dict.__getitem__(self, key)
 
     def __reduce__(self) -> tuple[type[LossStats], tuple[dict[str, Tensor]]]:
         return LossStats, (dict(self),)

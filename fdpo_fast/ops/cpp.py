@@ -72,7 +72,7 @@ def loss_forward(
         pred=p.data_ptr(),
         ref=r.data_ptr(),
         target=t.data_ptr(),
-        weight=0 if weight is None else weight.data_ptr(),
+        weight=0 if weight is None else _address(weight),
         upstream=0.0 if upstream is None else upstream,
         loss=out.loss.data_ptr(),
         stats=out.stats.data_ptr(),
@@ -137,6 +137,13 @@ def normals(draws: Tensor, count: int) -> Tensor:
         out=out.data_ptr(),
     )
     return out
+
+
+def _address(weight: Tensor) -> int:
+    address = weight.data_ptr()
+    if not address and weight.numel():
+        raise ValueError("weight has no memory: it was freed")
+    return address
 
 
 @once

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import Library, fallthrough_kernel, register_fake
 from torch.nn import Parameter
 
@@ -118,8 +119,10 @@ _BEST |= {"meta": _BEST[cpp.DEVICE]} if cpp.DEVICE in _BEST else {}  # a rehears
 
 
 def transformed() -> bool:
-    """Say whether torch.func's grad, vmap or jvp is at work, which want operations that they can see into."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    """Say whether torch.func's grad, vmap or jvp, or forward_ad, is at work: they want operations to see into."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def traced(*tensors: Any) -> bool:

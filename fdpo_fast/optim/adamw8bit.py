@@ -175,16 +175,17 @@ class AdamW8bit(Optimizer):
         """Give a parameter the states of nothing seen yet, as bitsandbytes has them."""
         coded = parameter.numel() >= self.min_8bit_size
         dtype, shape, device = torch.uint8 if coded else torch.float32, parameter.shape, parameter.device
-        state["step"] = 0
+        made: dict[str, Any] = {"step": 0}
         if sharded.is_sharded(parameter):
-            sharded.start(state, parameter, dtype)
-            return
-        for number in ("1", "2"):
-            state["state" + number] = torch.zeros(shape, dtype=dtype, device=device)
-            if coded:
-                state["qmap" + number] = dynamic_map(number == "1").values.to(device, copy=True)
-                blocks = blocks_of(parameter.numel())
-                state["absmax" + number] = torch.zeros(blocks, dtype=torch.float32, device=device)
+            sharded.start(made, parameter, dtype)
+        else:
+            for number in ("1", "2"):
+                made["state" + number] = torch.zeros(shape, dtype=dtype, device=device)
+                if coded:
+                    made["qmap" + number] = dynamic_map(number == "1").values.to(device, copy=True)
+                    blocks = blocks_of(parameter.numel())
+                    made["absmax" + number] = torch.zeros(blocks, dtype=torch.float32, device=device)
+        state.update(made)  # all at once: there may not be memory for all
 
     def load_state_dict(self, state_dict: dict[str, Any], *, copy: bool = True) -> None:
         """Load what `state_dict()` gave, here or in bitsandbytes.

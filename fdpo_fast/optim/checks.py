@@ -38,6 +38,8 @@ def check_parameters(parameters: Sequence[Tensor]) -> None:
                 "step: give the optimizer tensors with values, or DTensors"
             )
         check_dtype(parameter)
+        if any(stride == 0 and size > 1 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise TypeError("a parameter is an expanded view, whose elements share memory: step the tensor behind it")
 
 
 def check_dtype(parameter: Tensor) -> None:
@@ -70,7 +72,9 @@ def check_gradients(
                 f"{tuple(parameter.shape)}: clear gradients before parameters change their shape"
             )
         if not own_memory(grad):
-            raise TypeError(f"the gradient of parameter {number} is a {type(grad).__name__}, the parameter is none")
+            raise TypeError(
+                f"the gradient of parameter {number} is a {type(grad).__name__}, which wraps others: give a plain one"
+            )
     return dtypes
 
 
@@ -126,7 +130,7 @@ def check_copy(parameter: Tensor, copy: Tensor) -> None:
     """Raise ValueError for a tensor that a parameter's rounded values cannot be written into."""
     fits = own_memory(copy) and copy.dtype == torch.bfloat16
     fits = fits and copy.shape == parameter.shape and copy.device == parameter.device
-    if parameter.dtype != torch.float32 or not fits or not copy.is_contiguous():
+    if parameter.dtype != torch.float32 or not fits or not copy.is_contiguous() or copy.is_neg():
         raise ValueError(
             f"a copy must be bfloat16, contiguous and shaped like its float32 parameter, got {copy.dtype} "
             f"{tuple(copy.shape)} on {copy.device} for {parameter.dtype} {tuple(parameter.shape)} on "
@@ -139,4 +143,6 @@ def copy_at(parameter: Tensor, copy: Tensor | None) -> int:
     if copy is None:
         return 0
     check_copy(parameter, copy)
+    if not copy.data_ptr() and copy.numel():
+        raise ValueError("the memory of a parameter's copy was freed")
     return copy.data_ptr()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fdpo_fast.optim import sharded
 from fdpo_fast.optim.checks import (
+    DTYPES,
     blocks_of,
     check_addresses,
     check_gradients,
@@ -99,6 +100,8 @@ class Gatherer:
             return Gathered([], [], [], self._states_of(idle, state))
         data, data_at, devices, odd = self._of_weights(parts, places.numbers)
         dtypes = [part.dtype for part in parts]
+        if not set(dtypes).issubset(DTYPES):
+            check_parameters(parts)
         grad_dtypes = check_gradients(given, parts, devices, places.numbers)
         grads_at = array("q", map(Tensor.data_ptr, given))
         check_addresses(grads_at, "the gradient of parameter", places.numbers)

@@ -50,6 +50,9 @@ def check_options(group: dict[str, Any]) -> None:
         raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
     if group["rounding"] not in ROUNDINGS:
         raise ValueError(f"unknown rounding {group['rounding']!r}: use one of {', '.join(ROUNDINGS)}")
+    for name in ("seed", "first_element"):
+        if isinstance(group[name], bool) or not isinstance(group[name], int):
+            raise TypeError(f"{name} must be an integer, got {group[name]!r}")
     if not 0 <= group["seed"] < 2**64:
         raise ValueError(f"seed must lie in [0, 2^64), got {group['seed']}")
     if group["first_element"] % 8 or group["first_element"] < 0:

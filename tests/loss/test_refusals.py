@@ -66,3 +66,9 @@ def test_a_backend_that_is_named_is_not_the_best_one_of_an_earlier_call():
     fdpo_loss(x, x, x, beta=1.0, ratio_scale=1.0)
     with pytest.raises(ValueError, match="backend 'cpp' takes float32"):
         fdpo_loss(x, x, x, beta=1.0, ratio_scale=1.0, backend="cpp")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_a_link_of_another_shape_is_refused(backend):
+    with pytest.raises(ValueError, match="one number for each log-ratio"):
+        fdpo_loss(**GOOD | {"divergence": lambda u: u[:, None], "backend": backend})

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 from collections import ChainMap, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from operator import eq, ne
 
 import pytest
@@ -126,3 +127,11 @@ def test_it_can_be_changed():
         _ = stats.margin
     with pytest.raises(KeyError, match="nothing"):
         made()["nothing"]
+
+
+def test_threads_that_read_at_once_find_all_items():
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(300):
+            _, stats = fdpo_loss(*[torch.zeros(4, 3, dtype=torch.float32)] * 3, beta=1.0, ratio_scale=1.0)
+            readings = [threads.submit(lambda stats=stats: (stats.margin.shape, len(stats))) for _ in range(4)]
+            assert {reading.result() for reading in readings} == {((2,), 9)}

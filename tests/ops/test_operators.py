@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from fdpo_fast import DIVERGENCES, FDPOLoss, add_noise, draws, fdpo_loss
@@ -186,6 +187,26 @@ def test_compile_traces_triton(what):
     torch.testing.assert_close(compiled, want)
     got, exact = (torch.autograd.grad(value.sum(), pred)[0] for value in (compiled, want))
     torch.testing.assert_close(got, exact)
+
+
+def test_forward_mode_takes_the_eager_backend_or_says_so():
+    pred, ref, target = tensors()
+    tangent = target + 0.5
+    (want,) = torch.autograd.grad(fdpo_loss(pred.requires_grad_(), ref, target, **KNOBS)[0], pred)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(pred.detach(), tangent)
+        got = forward_ad.unpack_dual(fdpo_loss(dual, ref, target, **KNOBS)[0]).tangent
+        with pytest.raises(ValueError, match="backend 'cpp' is not differentiable"):
+            fdpo_loss(dual, ref, target, backend="cpp", **KNOBS)
+    torch.testing.assert_close(got, (want * tangent).sum(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_freed_memory_is_refused(which):
+    arguments = [*tensors(), torch.ones(2, dtype=torch.float32)]
+    arguments[which].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory"):
+        fdpo_loss(*arguments[:3], weight=arguments[3], backend="cpp", **KNOBS)
 
 
 def test_func_takes_the_eager_backend_or_says_so():
