@@ -119,8 +119,8 @@ GRADIENTS = {
     "sparse": (torch.Tensor.to_sparse, TypeError, "gradients must be dense"),
     "compressed": (lambda g: g.reshape(50, 100).to_sparse_csr(), TypeError, "gradients must be dense"),
     "meta": (lambda g: g.to("meta"), ValueError, "gradient of parameter 1"),
-    "fake": (fake, TypeError, "is a FakeTensor, the parameter is none"),
-    "wrapper": (Wrapper, TypeError, "is a Wrapper, the parameter is none"),
+    "fake": (fake, TypeError, "is a FakeTensor, which wraps others"),
+    "wrapper": (Wrapper, TypeError, "is a Wrapper, which wraps others"),
     "freed": (freed, ValueError, "the gradient of parameter 1 has no memory"),
 }
 
