@@ -179,5 +179,9 @@ def _check_number(name: str, value: object) -> None:
 
 def _check_positive(name: str, value: float) -> None:
     _check_number(name, value)
-    if not (0 < value <= sys.float_info.max and math.isfinite(value)):  # numpy compares in its own precision
+    try:
+        number = float(value)  # numpy compares in its own precision
+    except OverflowError:
+        number = math.inf
+    if not 0 < number <= sys.float_info.max:
         raise ValueError(f"{name} must be positive and finite, got {value}")

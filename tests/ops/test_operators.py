@@ -225,3 +225,12 @@ def test_second_derivatives_are_refused():
         loss, _ = fdpo_loss(pred, ref, target, **KNOBS | {"divergence": divergence})
         with pytest.raises(RuntimeError, match="first derivatives only"):
             torch.autograd.grad(loss, pred, create_graph=True)
+
+
+def test_numbers_may_be_symbols_of_the_compiler():
+    pred, ref, target = tensors()
+    loss = torch.compile(
+        lambda beta: fdpo_loss(pred, ref, target, **KNOBS | {"beta": beta})[0], fullgraph=True, backend="aot_eager"
+    )
+    for beta in (1.0, 2.0, 3.5):
+        torch.testing.assert_close(loss(beta), fdpo_loss(pred, ref, target, **KNOBS | {"beta": beta})[0])

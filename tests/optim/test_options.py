@@ -126,3 +126,9 @@ def test_named_parameters_are_taken():
 def test_rates_that_are_none_are_refused_at_construction(lr):
     with pytest.raises(ValueError, match="lr must not be negative"):
         made(lr=lr)
+
+
+@pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": True}, {"first_element": 8.0}])
+def test_numbers_of_the_random_bits_are_integers(options):
+    with pytest.raises(TypeError, match="must be an integer"):
+        AdamW8bit([{"params": [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))], **options}])

@@ -128,3 +128,43 @@ def test_loaded_states_are_copied_unless_told_otherwise(copied):
     for name in ("state1", "absmax1"):
         assert torch.equal(saved["state"][0][name], before[name]) == copied
         assert torch.equal(saved["state"][0][name], optimizer.state[p][name]) != copied
+
+
+def test_a_parameter_whose_elements_share_memory_is_refused_before_anything_moves():
+    expanded = torch.nn.Parameter(torch.zeros(1, dtype=torch.float32).expand(5000))
+    optimizer = AdamW8bit([expanded])
+    expanded.grad = torch.ones(5000, dtype=torch.float32)
+    with pytest.raises(TypeError, match="an expanded view"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def test_a_copy_without_memory_or_with_a_lazy_sign_is_refused():
+    master = parameter(torch.ones(8, dtype=torch.float32))
+    optimizer = AdamW8bit([master])
+    with pytest.raises(ValueError, match="a copy must be bfloat16, contiguous"):
+        optimizer.keep_copy(master, torch._neg_view(torch.zeros(8, dtype=torch.bfloat16)))
+    copy = torch.zeros(8, dtype=torch.bfloat16)
+    optimizer.keep_copy(master, copy)
+    copy.untyped_storage().resize_(0)
+    master.grad = torch.ones(8, dtype=torch.float32)
+    with pytest.raises(ValueError, match="copy was freed"):
+        optimizer.step()
+
+
+def test_a_step_that_ran_out_of_memory_can_be_tried_again(monkeypatch):
+    weight = parameter(torch.ones(8, dtype=torch.float32))
+    optimizer, zeros, calls = AdamW8bit([weight]), torch.zeros, []
+
+    def scarce(*sizes, **options):
+        calls.append(sizes)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return zeros(*sizes, **options)
+
+    weight.grad = torch.ones(8, dtype=torch.float32)
+    monkeypatch.setattr(torch, "zeros", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.step()
+    optimizer.step()
+    assert optimizer.state[weight]["step"] == 1
