@@ -101,8 +101,8 @@ def test_the_link_differentiates_in_every_way(row):
 @pytest.mark.parametrize("name", F)
 def test_the_loss_behind_the_log_ratios_is_that_of_float64(name):
     # near one another far out, where the difference of two links rounded to float32 would have no digits
-    w = torch.tensor([30.0, 12.0, -40.0, 5.0, 0.0])
-    pairs = [w, w - torch.tensor([1e-3, 0.5, 1e-4, 1e-5, 1e-7])]
+    w, apart = torch.tensor([[30.0, 12.0, -40.0, 5.0, 0.0], [1e-3, 0.5, 1e-4, 1e-5, 1e-7]], dtype=torch.float32)
+    pairs = [w, w - apart]
     losses = []
     for dtype in (torch.float32, torch.float64):
         sides = [u.to(dtype).requires_grad_() for u in pairs]

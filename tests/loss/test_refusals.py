@@ -70,5 +70,6 @@ def test_a_backend_that_is_named_is_not_the_best_one_of_an_earlier_call():
 
 @pytest.mark.parametrize("backend", ["cpp", "eager"])
 def test_a_link_of_another_shape_is_refused(backend):
+    x = torch.zeros(4, 3, dtype=torch.float32)
     with pytest.raises(ValueError, match="one number for each log-ratio"):
-        fdpo_loss(**GOOD | {"divergence": lambda u: u[:, None], "backend": backend})
+        fdpo_loss(x, x, x, divergence=lambda u: u[:, None], beta=1.0, ratio_scale=1.0, backend=backend)
