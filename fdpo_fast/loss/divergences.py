@@ -69,13 +69,13 @@ class Divergence:
         """
         from fdpo_fast.loss.link import link  # which needs torch
 
-        return link(u, self, 0)
+        return link(u, self.row, 0)
 
     def slope(self, u: Tensor) -> Tensor:
         """Return h'(u) >= 0, the weight that the divergence gives to a sample's gradient; shape and dtype of `u`."""
         from fdpo_fast.loss.link import link
 
-        return link(u, self, 1)
+        return link(u, self.row, 1)
 
     def clipped(self, u: Tensor) -> Tensor:
         """Mark samples past the cap, where h goes on as a tangent: boolean, shape of `u`."""

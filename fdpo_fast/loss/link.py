@@ -7,24 +7,24 @@ that of a Jensen-Shannon link is off by 4e-4 at u = 10, and lost from u = 18 on.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fdpo_fast.ops.constants import EXP_CAP
 
-if TYPE_CHECKING:
-    from fdpo_fast.loss.divergences import Divergence
+Row = tuple[float, float, float, float]
+"""linear, scale, rate and logistic of a divergence, see `loss.divergences`."""
 
 
-def link(u: Tensor, divergence: Divergence, order: int) -> Tensor:
+def link(u: Tensor, row: Row, order: int) -> Tensor:
     """Return h(u) - h(0) for order 0, h'(u) for order 1, h''(u) for order 2; each is the derivative of the one before.
 
     In the dtype of u, formed in float64 where the device has it: the tensors hold one number per sample.
     """
     # torch.compile takes no function that has a forward mode
-    value: Tensor = (_Link if torch.compiler.is_compiling() else _ForwardLink).apply(u, divergence, order)
+    value: Tensor = (_Link if torch.compiler.is_compiling() else _ForwardLink).apply(u, *row, order)
     return value
 
 
@@ -32,21 +32,23 @@ class _Link(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(u: Tensor, divergence: Divergence, order: int) -> Tensor:
+    def forward(u: Tensor, linear: float, scale: float, rate: float, logistic: float, order: int) -> Tensor:
         """Evaluate the derivative of that order."""
-        return _FORMS[order](u if u.device.type == "mps" else u.double(), divergence).to(u.dtype)
+        row = linear, scale, rate, logistic
+        return _FORMS[order](u if u.device.type == "mps" else u.double(), row).to(u.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Divergence, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what the next derivative is a function of."""
-        u, ctx.divergence, ctx.order = inputs
+        u, *row, ctx.order = inputs
+        ctx.row = tuple(row)
         ctx.save_for_backward(u)
         ctx.save_for_forward(u)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Multiply with the next derivative."""
-        return _next(ctx, grad), None, None
+        return _next(ctx, grad), None, None, None, None, None
 
 
 class _ForwardLink(_Link):
@@ -60,41 +62,44 @@ def _next(ctx: Any, factor: Tensor) -> Tensor:
     if ctx.order == 2:
         raise RuntimeError("the link of a divergence has two derivatives")
     (u,) = ctx.saved_tensors
-    return factor * link(u, ctx.divergence, ctx.order + 1)
+    return factor * link(u, ctx.row, ctx.order + 1)
 
 
-def _value(u: Tensor, h: Divergence) -> Tensor:
+def _value(u: Tensor, row: Row) -> Tensor:
+    linear, scale, rate, logistic = row
     # Every term is formed without its constant: with exp for expm1, or log sigmoid(u) for log(2 sigmoid(u)), the digits
     # of a small u would be lost, and with them the sign of a margin near the reference.
     # A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
     terms = []
-    if h.linear:
-        terms.append(h.linear * u)
-    if h.scale and h.rate:
-        x = h.rate * u
+    if linear:
+        terms.append(linear * u)
+    if scale and rate:
+        x = rate * u
         tangent = math.expm1(EXP_CAP) + math.exp(EXP_CAP) * (x - EXP_CAP)
-        terms.append(h.scale * tangent.where(x > EXP_CAP, x.clamp(max=EXP_CAP).expm1()))
-    if h.logistic:
-        terms.append(h.logistic * (u.clamp(max=0) - ((-u.abs()).expm1() / 2).log1p()))
+        terms.append(scale * tangent.where(x > EXP_CAP, x.clamp(max=EXP_CAP).expm1()))
+    if logistic:
+        terms.append(logistic * (u.clamp(max=0) - ((-u.abs()).expm1() / 2).log1p()))
     return sum(terms[1:], terms[0])
 
 
-def _slope(u: Tensor, h: Divergence) -> Tensor:
-    terms = [torch.full_like(u, h.linear)]
-    if h.scale and h.rate:
-        terms.append(h.scale * h.rate * (h.rate * u).clamp(max=EXP_CAP).exp())
-    if h.logistic:
-        terms.append(h.logistic * (-u).sigmoid())
+def _slope(u: Tensor, row: Row) -> Tensor:
+    linear, scale, rate, logistic = row
+    terms = [torch.full_like(u, linear)]
+    if scale and rate:
+        terms.append(scale * rate * (rate * u).clamp(max=EXP_CAP).exp())
+    if logistic:
+        terms.append(logistic * (-u).sigmoid())
     return sum(terms[1:], terms[0])
 
 
-def _curvature(u: Tensor, h: Divergence) -> Tensor:
+def _curvature(u: Tensor, row: Row) -> Tensor:
+    _, scale, rate, logistic = row
     terms = [torch.zeros_like(u)]
-    if h.scale and h.rate:
-        x = h.rate * u
-        terms.append(h.scale * h.rate**2 * x.clamp(max=EXP_CAP).exp().where(x <= EXP_CAP, torch.zeros_like(x)))
-    if h.logistic:
-        terms.append(-h.logistic * u.sigmoid() * (-u).sigmoid())
+    if scale and rate:
+        x = rate * u
+        terms.append(scale * rate**2 * x.clamp(max=EXP_CAP).exp().where(x <= EXP_CAP, torch.zeros_like(x)))
+    if logistic:
+        terms.append(-logistic * u.sigmoid() * (-u).sigmoid())
     return sum(terms[1:], terms[0])
 
 

@@ -94,6 +94,7 @@ def test_the_link_differentiates_in_every_way(row):
     slope = row.slope(u.detach())
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(row))(u.detach()), slope)
     torch.testing.assert_close(torch.func.jvp(row, (u.detach(),), (torch.ones(7, dtype=torch.float64),))[1], slope)
+    torch._dynamo.reset()  # torch 2.7 compiles one function for eight objects at most
     compiled = torch.compile(row, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(torch.autograd.grad(compiled(u).sum(), u)[0], slope)
 
