@@ -203,6 +203,9 @@ def _eager(
     return REDUCTIONS[options.reduction](losses), stats
 
 
+_LOG_RATIO_W, _MARGIN = Stat.LOG_RATIO_W.value, Stat.MARGIN.value  # older torch.compile slices by no enumeration
+
+
 def _fused_log_ratio(
     options: LossOptions, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
@@ -211,7 +214,7 @@ def _fused_log_ratio(
     result = options.losses(*log_ratio.unbind())
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
-        stats = _stats(options, rows_of(packed).unbind()[: Stat.MARGIN], result.margin)
+        stats = _stats(options, rows_of(packed).unbind()[:_MARGIN], result.margin)
     return REDUCTIONS[options.reduction](losses), stats
 
 
@@ -220,7 +223,7 @@ def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor) -
     margin = margin.detach()
     # a callable of the user's has no cap that we could count
     clipped = getattr(options.link, "clipped", torch.zeros_like)
-    log_ratio_w, log_ratio_l = per_sample[Stat.LOG_RATIO_W : Stat.MARGIN]
+    log_ratio_w, log_ratio_l = per_sample[_LOG_RATIO_W:_MARGIN]
     past = clipped(log_ratio_w).float() + clipped(log_ratio_l).float()
     accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
     return named((*per_sample, margin.float(), past), accuracy)

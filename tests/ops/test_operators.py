@@ -227,6 +227,7 @@ def test_second_derivatives_are_refused():
             torch.autograd.grad(loss, pred, create_graph=True)
 
 
+@pytest.mark.skipif(torch.torch_version.TorchVersion(torch.__version__) < (2, 8), reason="2.7 checks no symbols")
 def test_numbers_may_be_symbols_of_the_compiler():
     pred, ref, target = tensors()
     loss = torch.compile(
