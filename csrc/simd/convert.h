@@ -1,5 +1,5 @@
 // Conversions between lanes of different widths, each one instruction: GCC lowers __builtin_convertvector of a 512-bit
-// register by quarters and puts them together again, which took half of the time of a bfloat16 loss.
+// register by quarters and puts them together again, a quarter of a bfloat16 loss's time.
 #pragma once
 
 #include "simd/lanes.h"

@@ -44,8 +44,8 @@ class FusedLoss(torch.autograd.Function):
 
     With an upstream gradient, that of pred was formed in the same pass, while the tensors were cached.
     `FusedLoss.upstream` has the one that the last call with this reduction saw: one, or what a trainer's mean or
-    accumulation makes of it. A wrong guess costs a pass over memory; the bits are the same. Half of a call's time on
-    small latents is autograd's, which takes as long again for every argument and every result.
+    accumulation makes of it. A wrong guess costs a pass over memory; the bits are the same. On small latents much of
+    a call's time is autograd's, and every argument and result of a function adds to it: there are two and one.
     """
 
     upstream: ClassVar[dict[str, float]] = dict.fromkeys(("mean", "sum", "none"), 1.0)
