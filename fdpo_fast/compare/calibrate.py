@@ -32,7 +32,7 @@ from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.models import load_family, quiet_libraries, trainable
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.family import Family
+from fdpo_fast.models.family import ADAPTER, Family
 from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import predict
@@ -92,7 +92,7 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
     quiet_libraries()
     config = resolve_embedded(config, rank)
     family, source = load_family(config.model), open_source(config.data)
-    if policy:
+    if policy and not (policy / ADAPTER).is_file():
         pipeline_folder(str(policy), family.pipelines, "--policy")
     needed = 2 * (pairs + (0 if policy else steps * config.train.pairs_per_micro_batch))
     root = cache_root(config)

@@ -193,6 +193,9 @@ class Train(Section):
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints; the last step has one too")
     keep_checkpoints: int = Field(2, ge=1, description="the newest so many stay")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="export a running average of the weights; null: none")
+    export_dtype: Literal["fp32", "fp16", "bf16"] | None = Field(
+        None, description="of all weights of the exported pipeline; null: that of the base's files"
+    )
     step_in_backward: bool = Field(
         False, description="adamw8bit steps each parameter as soon as its gradient is there, and frees it"
     )

@@ -1,4 +1,4 @@
-"""The denoisers that are compared: the base, exported pipelines, checkpoints of a run."""
+"""The denoisers that are compared: the base, exported pipelines, adapters, checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Model
 from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models import load_family, trainable
-from fdpo_fast.models.family import Family, Pipeline
+from fdpo_fast.models.export import trained_on
+from fdpo_fast.models.family import ADAPTER, Family, Pipeline
 from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.precision import DTYPES
 
@@ -28,21 +29,27 @@ class Policy:
 
     name: str
     folder: Path
-    """The folder of a pipeline, or of a checkpoint of a run."""
+    """The folder of a pipeline, of an adapter, or of a checkpoint of a run."""
 
     def digest(self, config: Config, family: Family) -> str:
         """Return a digest of everything that decides about the policy's images."""
+        own = [file_digest(file) for name in (_STATES, _AVERAGE, ADAPTER) if (file := self.folder / name).is_file()]
+        return digest([*own, self.family(config, family).pictures_digest()])
+
+    def family(self, config: Config, family: Family) -> Family:
+        """Return the family of what draws: a pipeline's own components, or those that an adapter is put on.
+
+        `family` is that of the configuration. Raises UserError where what an adapter was trained on is not here.
+        """
         if self._is_checkpoint:
-            return digest([file_digest(self.folder / _STATES), *self._parts(family)])
-        return digest(self._parts(self._family(config)))
-
-    @staticmethod
-    def _parts(family: Family) -> list[str]:
-        return [family.pictures_digest()]
-
-    def _family(self, config: Config) -> Family:
-        """Load the family with the components of the policy's own pipeline."""
-        return load_family(config.model.replace({"base": str(self.folder)}))
+            return family
+        base = trained_on(self.folder) or config.model.base if self._is_adapter else str(self.folder)
+        if base == config.model.base:
+            return family
+        try:
+            return load_family(config.model.replace({"base": base}))
+        except UserError as error:
+            raise UserError(f"{self.folder} was trained on '{base}': {error}") from None
 
     def _trained_as(self, config: Config) -> Model:
         """Return the model section that a checkpoint was trained by, which has its adapter's rank and alpha."""
@@ -53,13 +60,17 @@ class Policy:
     def _is_checkpoint(self) -> bool:
         return (self.folder / _STATES).is_file()
 
+    @property
+    def _is_adapter(self) -> bool:
+        return (self.folder / ADAPTER).is_file()
+
     def sampler(self, config: Config, family: Family, device: torch.device) -> Pipeline:
         """Load a diffusers pipeline ready to draw, in the configuration's dtype.
 
-        A policy that is a pipeline brings all of its own components. Raises UserError for a checkpoint of another
-        model.
+        A policy that is a pipeline brings all of its own components; a run with an adapter is drawn with the adapter
+        itself, as it was trained. Raises UserError for a checkpoint of another model.
         """
-        dtype = DTYPES[config.model.dtype]
+        dtype, family = DTYPES[config.model.dtype], self.family(config, family)
         if self._is_checkpoint:
             denoiser = family.denoiser(dtype)
             trainable.prepare(denoiser, self._trained_as(config))
@@ -73,8 +84,7 @@ class Policy:
                     f"the checkpoint {self.folder} is of another model: {str(error).split(chr(10))[1].strip()}"
                 ) from None
         else:
-            family = self._family(config)
-            denoiser = family.denoiser(dtype)
+            denoiser = family.denoiser(dtype, self.folder)
         return family.sampler(denoiser.eval().to(device), device)
 
 
@@ -91,13 +101,13 @@ def policy(text: str, family: Family) -> Policy:
     folder = Path(path).expanduser()
     if (folder / "export").is_dir():
         folder /= "export"
-    if (folder / _STATES).is_file():
+    if (folder / _STATES).is_file() or (folder / ADAPTER).is_file():
         return Policy(name, folder)
     if any(folder.glob("zero_pp_rank_*_model_states.pt")):
         raise UserError(f"--checkpoint '{path}' is in the parts of ZeRO-3: let the run finish, and give its export")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"--checkpoint '{path}' is no pipeline and no checkpoint: give a run's folder, its export, or one of its "
-            "checkpoints/step-N"
+            f"--checkpoint '{path}' is no pipeline, adapter or checkpoint: give a run's folder, its export, or one of "
+            "its checkpoints/step-N"
         )
     return Policy(name, pipeline_folder(str(folder), family.pipelines, "--checkpoint"))

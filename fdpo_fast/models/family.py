@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from fdpo_fast import noise
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
-from fdpo_fast.files import digest, file_digest, read_json, replacing
+from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
-from fdpo_fast.models.trainable import add_lora
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
@@ -33,6 +29,8 @@ Pipeline: TypeAlias = DiffusionPipeline
 PREDICTIONS = ("epsilon", "v_prediction")
 """The predictions that a denoiser may make, by the scheduler's own names."""
 
+ADAPTER = "pytorch_lora_weights.safetensors"
+"""The name of an adapter's file, as diffusers writes and reads it."""
 
 OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 """The schedulers of diffusers whose noise is not by the generator that they are given: no image is drawn twice."""
@@ -200,11 +198,17 @@ class Family(ABC):
 
     # --- the denoiser ---
 
-    def denoiser(self, dtype: torch.dtype, pipeline: Path | None = None) -> Denoiser:
-        """Load the UNet of the base, or of another pipeline folder, on the CPU in `dtype` and with its attention."""
+    def denoiser(self, dtype: torch.dtype, policy: Path | None = None) -> Denoiser:
+        """Load the UNet of the base, or of a policy, on the CPU in `dtype` and with its attention.
+
+        policy: a pipeline's folder, or one with an adapter, which is put on the base and stays beside the weights.
+        """
+        adapter = policy is not None and (policy / ADAPTER).is_file()
         unet = UNet2DConditionModel.from_pretrained(
-            pipeline or self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+            policy if policy and not adapter else self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
         )
+        if adapter:
+            unet.load_lora_adapter(policy, weight_name=ADAPTER, prefix="unet")
         if self.model.attention == "xformers":
             unet.enable_xformers_memory_efficient_attention()
         return unet
@@ -252,29 +256,3 @@ class Family(ABC):
         if name not in fitting:
             raise UserError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
         return fitting[name].from_config(pipeline.scheduler.config)
-
-    def export(self, state: dict[str, Tensor], unet_config: dict, folder: Path) -> None:
-        """Write a folder that `DiffusionPipeline.from_pretrained` loads.
-
-        `state` is the trained UNet's state dict. An adapter is merged into the weights, and written by itself too
-        (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads).
-        """
-        with torch.device("meta"):  # the state's tensors become the model's: no second UNet in memory
-            unet = UNet2DConditionModel.from_config(unet_config)
-            if self.model.train == "lora":
-                add_lora(unet, self.model.lora)
-                # merging adds to the weights in place, and they are the caller's
-                state = {name: value.clone() if ".base_layer." in name else value for name, value in state.items()}
-        unet.load_state_dict(state, assign=True)
-        with replacing(folder) as partial:
-            # the other components are the base's files, bit for bit
-            parts = read_json(self.base / "model_index.json")
-            for name in (name for name in parts if name != "unet" and (self.base / name).is_dir()):
-                shutil.copytree(self.vae if name == "vae" else self.base / name, partial / name)
-            shutil.copy(self.base / "model_index.json", partial)
-            if self.model.train == "lora":
-                pipeline = getattr(diffusers, self.pipelines[0])
-                pipeline.save_lora_weights(partial, unet_lora_layers=get_peft_model_state_dict(unet))
-                unet.fuse_lora()
-                unet.unload_lora()
-            unet.save_pretrained(partial / "unet")

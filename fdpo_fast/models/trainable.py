@@ -67,8 +67,11 @@ def without_adapter(unet: Denoiser) -> Iterator[None]:
 
 
 def prepare(unet: Denoiser, model: Model) -> list[Parameter]:
-    """Add the adapter and switch checkpointing on as the configuration says; returns what is to be trained."""
-    if model.train == "lora":
+    """Add an adapter, unless it has one, and switch checkpointing on as the configuration says.
+
+    Returns what is to be trained.
+    """
+    if model.train == "lora" and not getattr(unet, "peft_config", None):
         add_lora(unet, model.lora)
     checkpoint(unet, model.gradient_checkpointing)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]

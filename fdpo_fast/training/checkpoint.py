@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,21 +139,21 @@ class EMA:
         for name, parameter in self.live.items():
             self.average[name].lerp_(local(parameter).float(), 1 - self.decay)
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the averages in place of the model's weights within the block."""
-        kept = {name: local(parameter).clone() for name, parameter in self.live.items()}
-        self._set(self.average)
-        try:
-            yield
-        finally:
-            self._set(kept)
-
-    def _set(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self.live.items():
-            if getattr(parameter, "ds_status", None) is ZeroParamStatus.AVAILABLE:
-                parameter.partition()  # ZeRO-3 keeps small parameters whole: that copy would hide the new shard
-            local(parameter).copy_(values[name])
+    def whole(self, name: str) -> Tensor:
+        """Return the average of a parameter, whole, in float32 and on the CPU. Collective."""
+        average, parameter = self.average[name], self.live[name]
+        if not hasattr(parameter, "ds_id"):
+            return average.cpu()
+        if parameter.ds_status is ZeroParamStatus.AVAILABLE:
+            parameter.partition()  # ZeRO-3 keeps small parameters whole: that copy would hide the shard
+        shard, rest, total = local(parameter), average.clone(), torch.zeros((), dtype=torch.float32, device="cpu")
+        kept = shard.clone()
+        for _ in range(3):  # what gathers a parameter does so in its dtype: a float32 is the sum of three bfloat16s
+            shard.copy_(rest)
+            rest -= shard.float()
+            total = total + _gathered(parameter).float()
+        shard.copy_(kept)
+        return total
 
     def _file(self, folder: Path) -> Path:
         return folder / f"ema-rank{dist.get_rank():05d}.safetensors"
@@ -173,17 +172,18 @@ class EMA:
             self.average[name].copy_(value)
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor] | None:
-    """Return the state dict on the CPU, on rank 0 (None elsewhere), gathered by parameter under ZeRO-3. Collective.
+def trained(module: nn.Module, average: EMA | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and values of what is trained, or of its average, whole and on the CPU, one after the other.
 
-    What lies whole on the CPU already is not copied: those are the model's own tensors.
+    The values are for rank 0, and may be the model's own tensors. Collective: every rank reads to the end.
     """
-    state = {}
     for name, parameter in module.named_parameters():
-        sharded = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-            if dist.get_rank() == 0:
-                state[name] = parameter.detach().to("cpu", copy=sharded)
-    if dist.get_rank():
-        return None
-    return state | {name: buffer.detach().cpu() for name, buffer in module.state_dict().items() if name not in state}
+        if parameter.requires_grad:
+            yield name, average.whole(name) if average else _gathered(parameter)
+
+
+def _gathered(parameter: nn.Parameter) -> Tensor:
+    """Return a parameter on the CPU, whole; not copied where it is that already. Collective."""
+    sharded = hasattr(parameter, "ds_id")
+    with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+        return parameter.detach().to("cpu", copy=sharded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import deepspeed
 import torch
@@ -23,8 +23,6 @@ class Policy(NamedTuple):
     """A denoiser in training."""
 
     denoiser: Denoiser
-    architecture: dict[str, Any]
-    """The denoiser's own configuration, for the export."""
     engine: deepspeed.DeepSpeedEngine
     guard: SkipNonFinite
     """Skips steps whose gradients are not finite, and clips the others where DeepSpeed does not."""
@@ -52,7 +50,6 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     settings = config.train
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     denoiser = family.denoiser(DTYPES[config.model.dtype])
-    architecture = dict(denoiser.config)
     trained = trainable.ready(denoiser, config.model)
     optimizer = build.optimizer(config.optimizer, trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
@@ -76,4 +73,4 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False
-    return Policy(denoiser, architecture, engine, guard, inside, clips)
+    return Policy(denoiser, engine, guard, inside, clips)

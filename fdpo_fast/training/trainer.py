@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch.distributed as dist
@@ -21,6 +20,8 @@ from fdpo_fast.files import read_json, replacing
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory import needs
 from fdpo_fast.models import prediction, trainable
+from fdpo_fast.models.export import export
+from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import as_in_training
 from fdpo_fast.optim import build
 from fdpo_fast.training import checkpoint, policy
@@ -217,15 +218,18 @@ class Trainer:
         self.checkpoints.save(self.policy.engine, done, self.config.dumps(), self.average)
 
     def export(self) -> None:
-        """Write the policy, or its average, as a pipeline of diffusers."""
-        with self.average.applied() if self.average else nullcontext():
-            # it may be the model's own tensors, so it is written before the average gives way
-            state = checkpoint.whole_state(self.policy.denoiser)
-            if state is not None:
-                self.family.export(state, self.policy.architecture, self.folder / "export")
-                self.rank.say(f"exported to {self.folder / 'export'}")
-            if self.writer:
-                self.writer.trackers.close()
+        """Write the policy, or its average, as a pipeline of diffusers; say so where that keeps less than it learnt."""
+        trained = checkpoint.trained(self.policy.denoiser, self.average)
+        if self.rank.index == 0:
+            folder, name = self.folder / "export", self.config.train.export_dtype
+            kept = export(self.family, trained, DTYPES[name] if name else None, folder)
+            self.rank.say(f"exported to {folder}")
+            if words := kept.sentence():
+                self.warn(words)
+        for _ in trained:  # the other ranks have their part in each
+            pass
+        if self.writer:
+            self.writer.trackers.close()
         dist.barrier()
 
 

@@ -1,9 +1,8 @@
-"""The families against diffusers itself: embeddings, noise, targets, conditioning, exports."""
+"""The families against diffusers itself: embeddings, noise, targets, conditioning."""
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from peft import LoraConfig
 
 from fdpo_fast import noise
 from fdpo_fast.cache.dataset import Batch
@@ -126,27 +125,6 @@ def test_another_vae(folders, tmp_path):
         assert model.pipeline(model.denoiser(torch.float32)).vae.config.scaling_factor == 0.5
         assert model.digest("vae") != base.digest("vae")
         assert model.digest("unet") == base.digest("unet")
-    model.export(
-        model.denoiser(torch.float32).state_dict(), dict(model.denoiser(torch.float32).config), tmp_path / "out"
-    )
-    assert DiffusionPipeline.from_pretrained(tmp_path / "out").vae.config.scaling_factor == 0.5
-
-
-def test_an_export_leaves_the_trained_weights_as_they_are(folders, tmp_path):
-    """They are written from where they lie, also where an adapter is merged into them."""
-    model = load_family(Model(family="sd", base=str(folders["sd"]), train="lora"))
-    unet = model.denoiser(torch.bfloat16)
-    config = dict(unet.config)
-    lora = model.model.lora
-    unet.add_adapter(
-        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, init_lora_weights=False)
-    )
-    before = {name: value.clone() for name, value in unet.state_dict().items()}
-    model.export(unet.state_dict(), config, tmp_path / "out")
-    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
-    base, out = (model.denoiser(torch.bfloat16, folder).state_dict() for folder in (None, tmp_path / "out"))
-    changed = {name for name in base if not torch.equal(base[name], out[name])}
-    assert changed == {name.replace(".base_layer", "") for name in before if name.endswith("base_layer.weight")}
 
 
 def test_channels_last_reaches_the_layers_and_changes_nothing(folders):

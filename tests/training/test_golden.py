@@ -43,7 +43,7 @@ def raw(tiny_config, tmp_path):
         made = tiny_config(family, source)
         made["model"]["dtype"] = dtype
         made["optimizer"] |= {"type": "adamw8bit", "warmup_steps": 2}
-        made["train"]["pairs_per_micro_batch"] = 2
+        made["train"] |= {"pairs_per_micro_batch": 2, "export_dtype": dtype}
         made["log"]["every"] = 1
         if dtype == "bf16":
             made["deepspeed"] = {"bf16": {"enabled": False}}

@@ -1,0 +1,254 @@
+"""A trained denoiser as a pipeline of diffusers: one dtype throughout, and how much of the training it keeps.
+
+The weights come from the base's own files, tensor by tensor: no second UNet is in memory. An adapter is merged in
+float32, and written by itself too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.files import read_json, replacing
+from fdpo_fast.models.family import ADAPTER, Family
+from fdpo_fast.models.precision import DTYPES
+from fdpo_fast.models.trainable import add_lora
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The name of a denoiser's file, as diffusers writes and reads it."""
+
+
+class Weight(NamedTuple):
+    """A weight of the policy, in float32."""
+
+    value: Tensor
+    start: Tensor
+    """The value from which training started."""
+
+
+class Kept:
+    """How much of what training changed the numbers of a file hold."""
+
+    ENOUGH = 0.99
+
+    def __init__(self, dtype: torch.dtype, adapter: bool) -> None:
+        self.dtype, self.adapter = dtype, adapter
+        self.changed = self.lost = 0.0
+
+    def add(self, weight: Weight) -> None:
+        """Count a weight in."""
+        self.changed += _square(weight.value - weight.start)
+        self.lost += _square(weight.value - weight.value.to(self.dtype).float())
+
+    @property
+    def share(self) -> float:
+        """Return 1 - |stored - trained| / |trained - start| over all weights, at least 0; 1 where nothing has changed.
+
+        For inputs without a direction that is what is kept of the change of a layer's output.
+        """
+        return max(0.0, 1 - math.sqrt(self.lost / self.changed)) if self.changed else 1.0
+
+    def sentence(self) -> str | None:
+        """Return what a user should know of a file that keeps too little; None of one that does not."""
+        if self.share >= self.ENOUGH:
+            return None
+        return (
+            f"in {str(self.dtype).removeprefix('torch.')} the exported weights keep {self.share:.0%} of what training "
+            "changed in them: "
+            + (f"use {ADAPTER}, which keeps all of it, or set " if self.adapter else "set ")
+            + 'train.export_dtype to "fp32"; --resume writes the export anew'
+        )
+
+
+def _square(difference: Tensor) -> float:
+    return difference.double().square().sum().item()
+
+
+def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, folder: Path) -> Kept:
+    """Write a folder that `DiffusionPipeline.from_pretrained` loads; returns how much of the training it keeps.
+
+    trained: the trained parameters with their names in the denoiser, each whole and on the CPU; they are read once.
+    dtype: of all weights in the folder, rounded to nearest; None is that of the base's UNet. With an adapter, its file
+    (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads) lies there too. Raises UserError where a
+    weight does not fit the dtype.
+    """
+    unet, state, adapter = _architecture(family), _stored(family), family.model.train == "lora"
+    kept = Kept(dtype or next(iter(state.values())).dtype, adapter)
+    with replacing(folder) as partial:
+        _copy_others(family, partial, kept.dtype)
+        unet.save_config(partial / "unet")
+        if adapter:
+            _add(unet, family, dict(trained))
+            _save_adapter(unet, family, partial)
+            weights = _merged(unet, state)
+        else:
+            weights = _tuned(trained, state, DTYPES[family.model.dtype])
+        _write(partial / "unet" / WEIGHTS, state, _measured(weights, kept), kept.dtype)
+    return kept
+
+
+# --- the denoiser ---
+
+
+def _architecture(family: Family) -> UNet2DConditionModel:
+    """Make the base's UNet on the meta device."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(family.base, subfolder="unet"))
+
+
+def _stored(family: Family) -> dict[str, Tensor]:
+    """Return the state dict of the base's UNet in the dtype of its files, whose memory it is."""
+    folder = family.base / "unet"
+    index = folder / f"{WEIGHTS}.index.json"
+    names = set(read_json(index)["weight_map"].values()) if index.is_file() else {WEIGHTS}
+    state = {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
+    if state.keys() == _architecture(family).state_dict().keys():
+        return state
+    return family.denoiser(torch.float32).state_dict()  # older names, which diffusers knows
+
+
+def _tuned(
+    trained: Iterable[tuple[str, Tensor]], state: dict[str, Tensor], dtype: torch.dtype
+) -> Iterator[tuple[str, Weight]]:
+    """Yield what was trained; it started from the state in `dtype`."""
+    for name, value in trained:
+        yield name, Weight(value.float(), state[name].to(dtype).float())
+
+
+def _add(unet: UNet2DConditionModel, family: Family, trained: dict[str, Tensor]) -> None:
+    """Give a UNet the trained adapter, in float32."""
+    with torch.device("meta"):
+        add_lora(unet, family.model.lora)
+    unet.load_state_dict({name: value.float() for name, value in trained.items()}, strict=False, assign=True)
+
+
+def _save_adapter(unet: UNet2DConditionModel, family: Family, folder: Path) -> None:
+    """Write the file of a UNet's adapter.
+
+    The factor alpha / rank is drawn into its tensors: readers differ in where they look for it, and take it for 1 where
+    they find none.
+    """
+    lora = family.model.lora
+    layers = {
+        name: value * (lora.alpha / lora.rank) if ".lora_B." in name else value
+        for name, value in get_peft_model_state_dict(unet).items()
+    }
+    about = {
+        "r": lora.rank,
+        "lora_alpha": lora.rank,
+        "target_modules": lora.targets,
+        "base_model_name_or_path": family.model.base,
+    }
+    pipeline = getattr(diffusers, family.pipelines[0])
+    pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=about)
+
+
+def _merged(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> Iterator[tuple[str, Weight]]:
+    """Yield the weights that an adapter changes, with what it adds."""
+    for name, layer in unet.named_modules():
+        if isinstance(layer, LoraLayer):
+            start = state[f"{name}.weight"].float()
+            yield f"{name}.weight", Weight(start + layer.get_delta_weight("default"), start)
+
+
+def _measured(weights: Iterable[tuple[str, Weight]], kept: Kept) -> Iterator[tuple[str, Tensor]]:
+    """Yield the values of weights, and count them in."""
+    for name, weight in weights:
+        kept.add(weight)
+        yield name, weight.value
+
+
+def trained_on(folder: Path) -> str | None:
+    """Return the base that the adapter in a folder was trained on, as its file says."""
+    with safe_open(folder / ADAPTER, "pt") as file:
+        about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return about.get("unet.base_model_name_or_path")
+
+
+# --- the files ---
+
+
+def _copy_others(family: Family, folder: Path, dtype: torch.dtype) -> None:
+    """Copy the pipeline's other components, their weights in this dtype."""
+    parts = read_json(family.base / "model_index.json")
+    for name in (name for name in parts if name != "unet" and (family.base / name).is_dir()):
+        shutil.copytree(family.vae if name == "vae" else family.base / name, folder / name)
+        for file in (folder / name).glob("*.safetensors"):
+            state = load_file(file)
+            if any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in state.values()):
+                with replacing(file) as partial:
+                    _write(partial, state, (), dtype)
+        _load_in_float32(folder / name / "config.json")
+    shutil.copy(family.base / "model_index.json", folder)
+
+
+def _load_in_float32(config: Path) -> None:
+    """Have transformers load a component in float32 where no dtype is asked for, as diffusers loads all others.
+
+    By itself it takes the dtype that its configuration names, and the components would not go together.
+    """
+    content = read_json(config) if config.is_file() else {}
+    if named := content.keys() & {"dtype", "torch_dtype"}:
+        config.write_text(json.dumps(content | dict.fromkeys(named, "float32"), indent=2) + "\n")
+
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+"""The dtypes by the names of safetensors."""
+
+
+def _write(path: Path, state: Mapping[str, Tensor], changed: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    """Write a state dict to a safetensors file, a tensor at a time: what is `changed` by that, the rest as it is.
+
+    Floating-point numbers are in `dtype`. The library's own function wants all tensors at once. Raises UserError where
+    a number does not fit the dtype.
+    """
+    dtypes = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in state.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(state, key=lambda name: (-dtypes[name].itemsize, name)):  # each aligned to its own size
+        begin, end = end, end + state[name].numel() * dtypes[name].itemsize
+        header[name] = {"dtype": _NAMES[dtypes[name]], "shape": [*state[name].shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    rest = dict(state)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in _then(changed, rest):
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.write(_bytes(name, tensor, dtypes[name]))
+
+
+def _then(changed: Iterable[tuple[str, Tensor]], rest: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield what is changed, then the rest without it."""
+    for name, tensor in changed:
+        del rest[name]
+        yield name, tensor
+    yield from rest.items()
+
+
+def _bytes(name: str, tensor: Tensor, dtype: torch.dtype) -> memoryview:
+    stored = tensor.to(dtype).contiguous()
+    if stored.dtype != tensor.dtype and not torch.equal(stored.isfinite(), tensor.isfinite()):
+        raise UserError(f"the weight {name} is too large for {dtype}: set train.export_dtype to 'bf16' or 'fp32'")
+    return stored.reshape(-1).view(torch.uint8).numpy().data
