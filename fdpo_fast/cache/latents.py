@@ -56,7 +56,7 @@ def cache_latents(
 
     def make(shard: int, advance: Callable[[int], Any]) -> Shard:
         rows = source.read(shard * data.shard_rows, (shard + 1) * data.shard_rows)
-        return _latent_shard(rows, geometry, data.workers, data.encode_batch, encode, advance)
+        return _latent_shard(rows, geometry, data.workers, data.encoded_at_once, encode, advance)
 
     numbers = [geometry.sizes()[0][axis] // facts.vae_factor for axis in (0, 1)]
     elements = 4 * numbers[0] * numbers[1] * (2 if data.latents == "moments" else 1)

@@ -60,7 +60,7 @@ def cache_text(
         found = _embeddings(ready, part, rows) if ready else {}
         if ready and "" in part and "" not in rows:
             found[""] = {key: value[0] for key, value in encode([""]).items()}
-        step = config.data.encode_batch
+        step = config.data.encoded_at_once
         for at in range(0, len(part), step):
             chunk = part[at : at + step]
             encoded = {key: [found[c][key] for c in chunk] for key in facts.text_keys} if ready else encode(chunk)

@@ -97,10 +97,20 @@ class Data(Section):
     latents: Literal["mode", "sample", "moments"] = Field(
         "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
     )
-    encode_batch: int = Field(16, ge=1, description="images, or captions, at a time while caching")
+    encode_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images, or captions, at a time while caching",
+        json_schema_extra={"left_out": "of two images of 1024 x 1024 the pixels, at most 16 images"},
+    )
     shard_rows: int = Field(1024, ge=1, description="rows of a cache's file: what a kill loses at most")
     workers: int = Field(4, ge=1, description="threads that decode images")
     digits: DigitsRecipe = DigitsRecipe()
+
+    @property
+    def encoded_at_once(self) -> int:
+        """How many images, or captions, are encoded at a time: what the VAE takes grows with their pixels."""
+        return self.encode_batch or max(1, min(16, 2 * 1024**2 // self.resolution**2))
 
 
 class Reference(Section):

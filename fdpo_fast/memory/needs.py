@@ -112,6 +112,7 @@ def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dic
     image = architecture.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
     optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
     whole = traced.trained_bytes + traced.frozen_bytes
+    exported = whole / DTYPES[config.model.dtype].itemsize + architecture.text_parameters
     average = 4 * traced.trained if config.train.ema_decay else 0
     pairs = rows * (2 if config.data.ties == "half" else 1)
     written = {
@@ -119,7 +120,7 @@ def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dic
         "text embeddings": float(rows * architecture.text_elements() * width),
         "reference errors": 16.0 * pairs * (config.reference.visits or 0),
         "checkpoints": (config.train.keep_checkpoints + 1) * (whole + optimizer + average),
-        "export": float(whole),
+        "export": exported * DTYPES[config.train.export_dtype or "fp32"].itemsize,
     }
     return {name: size for name, size in written.items() if size}, known
 

@@ -150,7 +150,8 @@ def vae_passes(config: Config, architecture: Architecture) -> tuple[int, int]:
     Encoding a batch of images in float32 fills the cache of latents; decoding one in the policy's dtype draws sample
     grids.
     """
-    return _vae_passes(architecture, config.data.resolution, config.data.encode_batch, DTYPES[config.model.dtype])
+    data = config.data
+    return _vae_passes(architecture, data.resolution, data.encoded_at_once, DTYPES[config.model.dtype])
 
 
 @lru_cache(maxsize=8)

@@ -223,11 +223,12 @@ def test_swapped_sides_are_another_identity(tmp_path):
     assert Folders(str(root)).identity() != before
 
 
-def test_two_images_of_one_name_are_refused(tmp_path):
-    root = as_folders(tmp_path, [("a", RED, BLUE, 1.0)])
-    (root / "w/000.png").write_bytes(RED)
-    with pytest.raises(ValueError, match=r"000.jpg and 000.png: remove one of them"):
-        Folders(str(root))
+def test_two_images_of_one_name_cost_only_their_pair(tmp_path):
+    root = as_folders(tmp_path, [("a", RED, BLUE, 1.0), ("b", RED, BLUE, 1.0)])
+    (root / "l/000.png").write_bytes(RED)
+    twice, pair = read(Folders(str(root)))
+    assert (twice.place, twice.reason) == ("pair '000'", "l has 000.jpg and 000.png: remove one of them")
+    assert (pair.id, pair.caption) == (2, "b")
 
 
 def test_odd_values_cost_only_their_row(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,8 @@ SIDES = ("w", "l")
 class Folders:
     """Reader of `<source>/w` and `<source>/l`, with a caption in `NAME.txt` beside either image or in `<source>`.
 
-    The extensions of the two images may differ. There are no ties in this format. Raises UserError when one of the
-    folders is missing or no image is there.
+    The extensions of the two images may differ; a name with two images on one side is refused, and the others are read.
+    There are no ties in this format. Raises UserError when one of the folders is missing or no image is there.
     """
 
     def __init__(self, source: str, ties: str = "drop") -> None:
@@ -38,7 +39,10 @@ class Folders:
         """Return the digests of the captions' content and of the images' names, sizes and times of change."""
         captions = [[name, file_digest(path)] for name in self.names for path in self._captions(name)]
         images = [
-            [side, *stamp(path)] for side, files in zip(SIDES, self.images, strict=True) for path in files.values()
+            [side, *stamp(path)]
+            for side, files in zip(SIDES, self.images, strict=True)
+            for paths in files.values()
+            for path in paths
         ]
         return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(images)}
 
@@ -50,7 +54,13 @@ class Folders:
         """Yield the pairs of the names [start, stop) in their order; ids are 2 * row, since nothing here is a tie."""
         for row, name in enumerate(self.names[start:stop], start):
             place = f"pair '{name}'"
-            without = [side for side, images in zip(SIDES, self.images, strict=True) if name not in images]
+            sides = [images.get(name, []) for images in self.images]
+            without = [side for side, found in zip(SIDES, sides, strict=True) if not found]
+            twice = [
+                f"{side} has {found[0].name} and {found[1].name}: remove one of them"
+                for side, found in zip(SIDES, sides, strict=True)
+                if len(found) > 1
+            ]
             captions: set[str] = set()
             try:
                 captions = {path.read_text(encoding="utf-8-sig").strip() for path in self._captions(name)}
@@ -59,20 +69,20 @@ class Folders:
                 continue
             if without:
                 yield Rejected(place, f"no image in {without[0]}")
+            elif twice:
+                yield Rejected(place, twice[0])
             elif len(captions) != 1:
                 yield Rejected(place, "the captions of its sides differ" if captions else "no caption")
             else:
-                preferred, dispreferred = (images[name] for images in self.images)
+                (preferred,), (dispreferred,) = sides
                 yield Pair(2 * row, place, captions.pop(), preferred, dispreferred)
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    """Find the image files of a folder by their names without extension; UserError where two have the same."""
-    known, files = Image.registered_extensions(), dict[str, Path]()
+def _images(folder: Path) -> dict[str, list[Path]]:
+    """Find the image files of a folder by their names without extension."""
+    known, files = Image.registered_extensions(), defaultdict[str, list[Path]](list)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
             continue
-        if path.stem in files:
-            raise UserError(f"{folder} has {files[path.stem].name} and {path.name}: remove one of them")
-        files[path.stem] = path
-    return files
+        files[path.stem].append(path)
+    return dict(files)
