@@ -19,7 +19,9 @@ def add(commands: Commands) -> None:
     add_config(parser)
     parser.add_argument("--pairs", type=int, default=256, help="pairs to measure on (default 256)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the trial (default 20)")
-    parser.add_argument("--policy", type=Path, metavar="FOLDER", help="an exported pipeline instead of a trial")
+    parser.add_argument(
+        "--policy", type=Path, metavar="FOLDER", help="a finished run, or an exported pipeline, instead of a trial"
+    )
     parser.add_argument("--median-u", type=float, default=1.0, help="asked for: median |u| (default 1)")
     parser.add_argument("--weight", type=float, default=0.4, help="asked for: median gradient weight (default 0.4)")
     parser.add_argument("--json", dest="json_file", type=output_file, metavar="FILE", help="write the figures")

@@ -92,6 +92,8 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
     quiet_libraries()
     config = resolve_embedded(config, rank)
     family, source = load_family(config.model), open_source(config.data)
+    if policy and (policy / "export").is_dir():
+        policy /= "export"
     if policy and not (policy / ADAPTER).is_file():
         pipeline_folder(str(policy), family.pipelines, "--policy")
     needed = 2 * (pairs + (0 if policy else steps * config.train.pairs_per_micro_batch))
@@ -206,19 +208,38 @@ def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list
     return rows
 
 
+def ordered(accuracy: float, pairs: int, aim: Aim) -> str:
+    """Say what the share of the pairs that were ordered right means, beside what chance gives in 95 % of cases."""
+    chance = 1.96 * math.sqrt(0.25 / pairs)
+    if abs(accuracy - 0.5) <= chance:
+        means = "no better than chance" if aim.policy else "to be expected of so few steps; strengths rest on |delta|"
+    elif accuracy > 0.5:
+        means = "it has learnt what is preferred"
+    else:
+        means = "worse than chance: see by `fdpo data check` whether the preferred images are those that you prefer"
+    which = f"{pairs}" if aim.policy else f"{pairs} not trained on"
+    return f"{accuracy:.1%} of {which}; chance gives 50 % +- {chance:.0%}: {means}"
+
+
 def text(config: Config, figures: dict, aim: Aim) -> str:
     """Write the figures as a table, and the lines for the configuration below it."""
     how = f"of {aim.policy}" if aim.policy else f"after {aim.steps} steps at lr {config.optimizer.lr:g}"
-    lines = [f"|delta| = |error - reference error| {how}", "timesteps      pairs       10 %      median       90 %"]
+    lines = [
+        f"|delta| = |error - reference error| {how}: how far that moves the mean squared error of an image",
+        "timesteps      pairs       10 %      median       90 %",
+    ]
     for row in figures["bins"]:
         low, high = row["timesteps"]
         lines.append(f"{low:4d} .. {high:4d} {row['pairs']:9d}" + "".join(f"  {q:10.3e}" for q in row["q10_50_90"]))
     lines += [
         "",
         f"for median |u| {aim.median_u:g} and median gradient weight {aim.weight:g} under {config.loss.link().name}:",
+        "  (u = -ratio_scale * delta, the log-ratio: at 1 the divergences differ;",
+        "  the weight is 0.5 at the reference, and falls to 0 as a pair is learnt)",
         f'  "loss": {{"divergence": "{config.loss.divergence}", "beta": {figures["beta"]:.4g}, '
         f'"ratio_scale": {figures["ratio_scale"]:.4g}}}',
-        f"  past the cap of the exponential: {figures['clipped']:.1%}; pairs ordered right: {figures['accuracy']:.1%}",
+        f"  past the cap of the exponential: {figures['clipped']:.1%}",
+        f"  pairs ordered right: {ordered(figures['accuracy'], sum(row['pairs'] for row in figures['bins']), aim)}",
         f"  now configured: beta {config.loss.beta:g}, ratio_scale {config.loss.ratio_scale:g}, median |u| "
         f"{config.loss.ratio_scale * figures['median_abs_delta']:.3g}",
         "",

@@ -1,11 +1,12 @@
 """Strengths that do what was asked of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from fdpo_fast.compare.calibrate import by_timestep, fit
+from fdpo_fast.compare.calibrate import Aim, by_timestep, fit, ordered
 from fdpo_fast.config.schema import Loss
 from fdpo_fast.loss.divergences import DIVERGENCES
 from tests.helpers.pictures import (
@@ -65,6 +66,28 @@ def test_calibrate_prints_the_lines_of_the_configuration(command, tiny_config, t
         command(raw, "calibrate", "--weight", "0.7")
     with pytest.raises(SystemExit, match=r"--policy .* has no model_index.json"):
         command(raw, "calibrate", "--policy", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "pairs", "policy", "means"),
+    [
+        (0.46, 64, None, "46.0% of 64 not trained on; chance gives 50 % +- 12%: to be expected of so few steps"),
+        (0.46, 64, Path("run"), "46.0% of 64; chance gives 50 % +- 12%: no better than chance"),
+        (0.70, 64, None, "it has learnt what is preferred"),
+        (0.30, 64, None, "worse than chance"),
+        (0.46, 6400, None, "worse than chance"),
+    ],
+)
+def test_what_the_share_ordered_right_means(accuracy, pairs, policy, means):
+    assert means in ordered(accuracy, pairs, Aim(pairs, 20, policy, 1.0, 0.4))
+
+
+def test_calibrate_measures_a_run_with_its_adapter(command, tiny_config, tmp_path):
+    raw = tiny_config("sdxl", as_pickapic(tmp_path, difficult_rows()))
+    raw["model"] |= {"train": "lora"}
+    command(raw, "train")
+    said = command(raw, "calibrate", "--pairs", "4", "--policy", raw["train"]["output_dir"])
+    assert '"ratio_scale"' in said
 
 
 def test_calibrate_looks_at_a_part_of_a_large_source(command, tiny_config, tmp_path):
