@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
 
 
@@ -89,7 +90,7 @@ def on_rung(config: Config, name: str, ranks: int) -> Config:
     raw["data"] |= RUNGS[name].caching or {}
     if raw["train"]["step_in_backward"]:
         raw["train"]["pairs_per_step"] = raw["train"]["pairs_per_micro_batch"] * ranks
-    return Config.model_validate(raw)
+    return checked(Config, raw, f"on rung {name}: ")
 
 
 def current(config: Config) -> str | None:
