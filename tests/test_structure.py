@@ -90,6 +90,18 @@ def test_importing_the_package_needs_torch_alone():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
+def test_public_names_and_the_loss_do_without_the_compiler():
+    """torch's, whose import takes a second: an optimizer of torch's kind alone imports it, as torch's own do."""
+    script = (
+        "import sys, torch, fdpo_fast\n"
+        "for name in fdpo_fast.__all__: getattr(fdpo_fast, name)\n"
+        "x = torch.ones(4, 3, dtype=torch.float32, device='cpu', requires_grad=True)\n"
+        "fdpo_fast.fdpo_loss(x, x, x, beta=1.0, ratio_scale=1.0)[0].backward()\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
 def test_commands_without_their_packages_say_what_to_install():
     script = (
         "import sys; sys.modules['pydantic'] = None; from fdpo_fast.cli import main; main(['train', '--config', 'x'])"
