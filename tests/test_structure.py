@@ -128,23 +128,24 @@ import contextlib, io, json, sys
 import fdpo_fast, fdpo_fast.config
 from fdpo_fast import cli
 
-heavy = ["torch", "numpy", "diffusers", "deepspeed", "transformers", "peft", "pyarrow"]
+heavy, of_schema = ["torch", "numpy", "diffusers", "deepspeed", "transformers", "peft", "pyarrow"], ["pydantic"]
 file, broken = sys.argv[1:]
 names = [module.__name__.rpartition(".")[2] for module in cli.COMMANDS]
-words = [["--help"], *([name, "--help"] for name in names)]
+helps = [["--help"], ["--version"], ["completion", "bash"], ["__complete", "tra"], ["__complete", "train", "--"]]
+helps += [[*name.split(), "--help"] for name in cli._parsers()[1]]
+words = [*helps, ["config", "--explain"], ["__complete", "train", "--set", ""], ["init"]]
 words += [[name, "--config", path] for name in names if name != "report" for path in (file, broken)]
-words += [["data", "check", "--config", file], ["report", "/nowhere"], ["cache", "verify", "--help"]]
+words += [["data", "check", "--config", file], ["report", "/nowhere"]]
 words += [[name, "--config", file, "--set", "train.max_steps=0"] for name in ("plan", "train")]
 for line in words:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             cli.main(line)
-            raise AssertionError(f"{line} went on")
         except SystemExit as end:
             said.write(str(end.code or ""))
-    assert len(said.getvalue()) > 20, line
-    assert not [name for name in heavy if name in sys.modules], line
+    assert len(said.getvalue()) > 10, line
+    assert not [name for name in heavy + of_schema * (line in helps) if name in sys.modules], line
 assert callable(fdpo_fast.divergence) and "torch" not in sys.modules
 fdpo_fast.fdpo_loss
 assert "torch" in sys.modules

@@ -74,7 +74,16 @@ def _default(key: str, found: dict[str, Any], section: dict[str, Any]) -> str:
         return found["left_out"]
     if key in section.get("required", []):
         return "required"
-    default = found.get("default", {})  # a factory's is not in the schema: that of an object
-    if isinstance(default, list):  # sections that a bare name stands for
-        default = [value["name"] if isinstance(value, dict) else value for value in default]
-    return f"`{json.dumps(default)}`"
+    return f"`{shown(found.get('default', {}))}`"  # a factory's is not in the schema: that of an object
+
+
+def shown(value: Any) -> str:
+    """Return a value as JSON, with the bare names that stand for sections which say nothing else."""
+    if isinstance(value, list):
+        value = [
+            item["name"]
+            if isinstance(item, dict) and "name" in item and not any(item[key] for key in item if key != "name")
+            else item
+            for item in value
+        ]
+    return json.dumps(value)

@@ -25,7 +25,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError with one sentence per mistake.
     """
-    raw = _extended(Path(path))
+    raw = extended(Path(path))
     for override in overrides:
         _apply(raw, override)
     if odd := next((text for text in _strings(raw) if not _can_be_named(text)), None):
@@ -33,8 +33,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return checked(Config, raw, f"{path}: ")
 
 
-def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
-    """Return the sections of a file over those of its base; `extending` are the files on the way to it."""
+def extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
+    """Return the sections of a file over those of its base, unchecked; `extending` are the files on the way to it."""
     raw = _read(path, extending)
     if EXTENDS not in raw:
         return raw
@@ -49,7 +49,7 @@ def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
         raise UserError(f"the config {path}: '{EXTENDS}' {json.dumps(str(base))} is no path: {error}") from None
     if known:
         raise UserError(f"the config {way[0]} extends itself: {' extends '.join(map(str, (*way, base)))}")
-    return _merged(_extended(base, way), raw)
+    return merged(extended(base, way), raw)
 
 
 def _read(path: Path, extending: tuple[Path, ...]) -> dict:
@@ -68,7 +68,7 @@ def _read(path: Path, extending: tuple[Path, ...]) -> dict:
     return raw
 
 
-def _merged(base: Any, change: Any) -> Any:
+def merged(base: Any, change: Any) -> Any:
     """Return the base with a change, as RFC 7396 merges them."""
     if not isinstance(change, dict):
         return change
@@ -77,7 +77,7 @@ def _merged(base: Any, change: Any) -> Any:
         if value is None:
             found.pop(key, None)
         else:
-            found[key] = _merged(found.get(key), value)
+            found[key] = merged(found.get(key), value)
     return found
 
 

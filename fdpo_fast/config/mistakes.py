@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.errors import UserError, did_you_mean
 from fdpo_fast.config.keys import Key, keys
 
 if TYPE_CHECKING:
@@ -32,12 +31,6 @@ def checked(section: type[Checked], raw: Any, where: str = "") -> Checked:
         known = {key.name: key for key in keys(section)}
         said = dict.fromkeys(_sentence(each, known) for each in error.errors(include_url=False))
         raise UserError(where + "; ".join(said)) from None
-
-
-def did_you_mean(word: str, known: Iterable[str], before: str = "", cutoff: float = 0.6) -> str:
-    """Return ", did you mean ...?" with the nearest of the known words; nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f", did you mean '{before}{near[0]}'?" if near else ""
 
 
 def _sentence(error: ErrorDetails, known: dict[str, Key]) -> str:
