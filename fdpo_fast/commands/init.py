@@ -7,11 +7,14 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpo_fast.commands.common import Commands, card, count, imports, output_file, size
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.memory.cards import CARDS
+
+if TYPE_CHECKING:
+    from fdpo_fast.memory.recipe import Recipe, Wish
 
 Answer = TypeVar("Answer")
 
@@ -68,18 +71,20 @@ def run(
         raise UserError(f"--family must be {' or '.join(FAMILIES)}: {model} is not here to say so")
     pairs = pairs or _ask("pairs, a file, a folder or a hub data set", str)
     train = train or (_ask("train: lora, or full", _kind, "lora") if missing else "lora")
-    gpu = gpu or CARDS[card].memory * 2.0**30 if card else gpu or _ask("GPU, its memory or its name", _memory)
+    if card:
+        gpu = CARDS[card].memory * 2.0**30
+    gpu = gpu or _ask("GPU, its memory or its name", _memory)
     wish = recipe.Wish(model, family, pairs, train, gpu, gpus, host, f"runs/{file.stem}")
     made = recipe.fitting(wish)
     file.write_text(json.dumps(made.raw, indent=2) + "\n", encoding="utf-8")
     print("\n".join(_report(file, wish, made)))
 
 
-def _report(file: Path, wish: Any, made: Any) -> list[str]:
+def _report(file: Path, wish: Wish, made: Recipe) -> list[str]:
     """Return what was written, why it is so, and how to go on."""
     gib, many = 2.0**30, wish.gpus > 1
     shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    start = f"deepspeed --num_gpus {wish.gpus} --module fdpo_fast.train" if many else "fdpo train"
+    start = f"deepspeed --num_gpus {wish.gpus} --module fdpo_fast.cli train" if many else "fdpo train"
     machine = f"--gpu {wish.gpu / gib:g}GB" + f" --gpus {wish.gpus}" * many
     return [
         f"{shown}: {made.needs.gpu_total / gib:.1f} GiB of {wish.gpu / gib:g} on each GPU, "
@@ -95,10 +100,12 @@ def _report(file: Path, wish: Any, made: Any) -> list[str]:
 def _ask(question: str, read: Callable[[str], Answer], default: str = "") -> Answer:
     """Ask until there is an answer that can be read."""
     while True:
-        answer = input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
         try:
+            answer = input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
             if answer:
                 return read(answer)
+        except EOFError:
+            raise UserError("nothing was written, as there was no answer") from None
         except ArgumentTypeError as error:
             print(error)
 

@@ -66,7 +66,7 @@ def test_every_flag_is_taken(init, pipelines):
     assert config.train.output_dir == "runs/mine"
     assert "of 24 on each GPU" in said
     assert "fdpo plan --config mine.json --gpu 24GB --gpus 3" in said
-    assert "deepspeed --num_gpus 3 --module fdpo_fast.train --config mine.json" in said
+    assert "deepspeed --num_gpus 3 --module fdpo_fast.cli train --config mine.json" in said
     assert config.accumulation(3) * 3 * config.train.pairs_per_micro_batch == config.train.pairs_per_step == 132
     assert config.data.max_rows == 72000  # as published for Pick-a-Pic, and not for a few hundred pairs
     assert "is there already: pass --force" in refusal("mine.json", *words)
@@ -137,3 +137,13 @@ def test_somebody_at_a_terminal_is_asked(pipelines, tmp_path):
         terminal.end()
     config = load(tmp_path / "fdpo.json")
     assert (config.model.base, config.model.family, config.model.train) == ("own/model", "sd", "lora")
+
+
+def test_somebody_who_does_not_answer(tmp_path):
+    terminal = Terminal(["fdpo", "init"], tmp_path)
+    try:
+        terminal.wait("hub name: ")
+        terminal.type("\x04")
+        terminal.wait("fdpo init: nothing was written, as there was no answer")
+    finally:
+        terminal.end()
