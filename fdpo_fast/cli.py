@@ -5,13 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection
+from itertools import takewhile
 from typing import Any
 
-from fdpo_fast.commands import cache, calibrate, compare, data, demo, evaluate, plan, report, sample, train
+import fdpo_fast
+from fdpo_fast.commands import (
+    cache,
+    calibrate,
+    compare,
+    completion,
+    config,
+    data,
+    demo,
+    evaluate,
+    init,
+    plan,
+    report,
+    sample,
+    train,
+)
 from fdpo_fast.commands.common import MissingPackageError
-from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.errors import UserError, did_you_mean
 
-COMMANDS = (train, cache, data, plan, calibrate, sample, evaluate, compare, report, demo)
+COMMANDS = (init, config, data, plan, cache, train, calibrate, sample, evaluate, compare, report, demo, completion)
 """A module each, in the order in which they are used; its `add` makes the parsers and says what they run."""
 
 
@@ -19,20 +35,49 @@ class Parser(argparse.ArgumentParser):
     """A parser that refuses unknown arguments itself, so that the usage shown is the command's and not `fdpo`'s."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but end the process where an argument is left over."""
+        """Parse as argparse does, but end the process where an option is mistyped, or an argument is left over."""
+        self._refuse_mistyped(args)
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
+    def _refuse_mistyped(self, words: list[str]) -> None:
+        """End the process at an option that is nearly one of ours: argparse would first ask for what is missing."""
+        known = self._option_string_actions
+        own = takewhile(lambda word: word.startswith("-"), words) if self._subparsers else words
+        for word in takewhile(lambda word: word != "--", own):
+            name = word.partition("=")[0]
+            unknown = name.startswith("--") and not any(option.startswith(name) for option in known)
+            if unknown and (nearest := did_you_mean(name, known)):
+                self.error(f"unrecognized arguments: {word}{nearest}")
 
-def parse(words: list[str]) -> tuple[str, Callable[..., None], dict[str, Any]]:
-    """Return the command that the words name, what runs it, and the options to run it with."""
+
+class Version(argparse.Action):
+    """The option that prints the version: looked up when it is asked for, as that takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print it, and end the process."""
+        print(f"fdpo_fast {fdpo_fast.__version__}")
+        parser.exit()
+
+
+def _parsers() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of `fdpo`, and the commands' parsers under it."""
     parser = Parser(prog="fdpo", description="Preference alignment of diffusion models under any f-divergence.")
+    parser.add_argument(
+        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="print the version and exit"
+    )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add(commands)
-    options = vars(parser.parse_args(_name_first(words, commands.choices)))
+    return parser, dict(commands.choices)
+
+
+def parse(words: list[str]) -> tuple[str, Callable[..., None], dict[str, Any]]:
+    """Return the command that the words name, what runs it, and the options to run it with."""
+    parser, commands = _parsers()
+    options = vars(parser.parse_args(_name_first(words, commands)))
     options.pop("local_rank", None)  # the environment says so, too
     return options.pop("command"), options.pop("run"), options
 
@@ -42,7 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     A mistake in the input, or a package that is missing, ends the process with one sentence.
     """
-    name, run, options = parse(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == [completion.ASK]:
+        parser, commands = _parsers()
+        for candidate in completion.candidates(parser, commands, words[1:]):
+            print(candidate)
+        return
+    name, run, options = parse(words)
     try:
         run(**options)
     except UserError as error:
@@ -62,6 +113,11 @@ def _name_first(words: list[str], names: Collection[str]) -> list[str]:
         if words[1:2] in (["-h"], ["--help"]):
             return [longer[0], "--help"]
         sys.exit(f"fdpo {words[0]}: the command is `fdpo {longer[0]} --config FILE`")
+    spoken = list(takewhile(lambda word: not word.startswith("-"), words[:2]))
+    if spoken and (spoken[0] not in names or (longer and len(spoken) == 2)):
+        said = " ".join(spoken)
+        if nearest := did_you_mean(said, names) or did_you_mean(spoken[0], names):
+            sys.exit(f"fdpo: there is no command '{said}'{nearest}")
     return words
 
 

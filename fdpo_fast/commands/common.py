@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
+import re
+import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from fdpo_fast.config.errors import near
+from fdpo_fast.memory.cards import CARDS
 
 if TYPE_CHECKING:
     from fdpo_fast.config.run import Config
@@ -36,9 +42,11 @@ def imports() -> Iterator[None]:
         gc.enable()
 
 
-def add_config(parser: ArgumentParser) -> None:
+def add_config(parser: ArgumentParser, required: bool = True) -> None:
     """Give a parser the options that `read_config` takes, and the one that launchers pass."""
-    parser.add_argument("--config", dest="config_file", required=True, metavar="CONFIG", help="JSON file of the run")
+    parser.add_argument(
+        "--config", dest="config_file", required=required, metavar="CONFIG", help="JSON file of the run"
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -57,12 +65,50 @@ def read_config(config_file: str, overrides: list[str]) -> Config:
     return load(config_file, overrides)
 
 
+def warn_of_deepspeed(config: Config) -> None:
+    """Say on stderr, once for all ranks, which keys of the section `deepspeed` are none that it knows."""
+    from fdpo_fast.config.deepspeed_keys import unknown
+
+    if os.environ.get("RANK", "0") == "0":  # set by the launcher
+        for sentence in unknown(config.deepspeed):
+            print(f"warning: {sentence}", file=sys.stderr)
+
+
 def check_model(config: Config) -> None:
     """Raise UserError where the model section of a configuration can name no pipeline."""
     with imports():
         from fdpo_fast import models
 
         models.check(config.model)
+
+
+def card(text: str) -> str:
+    """The name of a card in CARDS, however it is spelled; ArgumentTypeError for another."""
+    names = {_bare(name): name for name in CARDS}
+    if (found := names.get(_bare(text))) is None:
+        nearest = near(_bare(text), names)
+        ask = f"did you mean '{names[nearest]}'?" if nearest else f"use one of {', '.join(CARDS)}, or --gpu"
+        raise ArgumentTypeError(f"'{text}' is no card that we know: {ask}")
+    return found
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())
+
+
+def size(text: str) -> float:
+    """Bytes of "24GB", "24GiB" or "24": makers of memory mean GiB by GB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise ArgumentTypeError(f"'{text}' is not of the form 24GB")
+    return float(match[1]) * 2**30
+
+
+def count(text: str) -> int:
+    """A number of GPUs; ArgumentTypeError where it is not a positive integer."""
+    if not text.isdigit() or not int(text):
+        raise ArgumentTypeError(f"'{text}' is not a positive number")
+    return int(text)
 
 
 def output_file(text: str) -> Path:

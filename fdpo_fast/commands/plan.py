@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Literal
 
-from fdpo_fast.commands.common import Commands, add_config, check_model, imports, output_file, read_config
+from fdpo_fast.commands.common import (
+    Commands,
+    add_config,
+    card,
+    check_model,
+    count,
+    imports,
+    output_file,
+    read_config,
+    size,
+    warn_of_deepspeed,
+)
 from fdpo_fast.memory.cards import CARDS
 
 
@@ -26,7 +36,9 @@ def add(commands: Commands) -> None:
         "--gpus", type=count, default=1, metavar="N", help="GPUs of the machine, a rank each (default 1)"
     )
     parser.add_argument("--tflops", type=rate, metavar="T", help="what your GPU sustains, for seconds per step")
-    parser.add_argument("--card", choices=CARDS, metavar="NAME", help=f"your GPU, one of: {', '.join(CARDS)}")
+    parser.add_argument(
+        "--card", type=card, choices=CARDS, metavar="NAME", help=f"your GPU, one of: {', '.join(CARDS)}"
+    )
     parser.add_argument(
         "--json",
         dest="json_file",
@@ -52,6 +64,7 @@ def run(
     """Draw up the plan of a configuration on a machine."""
     config = read_config(config_file, overrides)
     config.accumulation(gpus)
+    warn_of_deepspeed(config)
     check_model(config)
     with imports():
         from fdpo_fast.memory import plan
@@ -64,14 +77,6 @@ def run(
         plan.show(config, config_file, machine, json_file)
 
 
-def size(text: str) -> float:
-    """Bytes of "24GB", "24GiB" or "24": makers of memory mean GiB by GB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
-    if not match or not float(match[1]):
-        raise ArgumentTypeError(f"'{text}' is not of the form 24GB")
-    return float(match[1]) * 2**30
-
-
 def rate(text: str) -> float:
     """A rate in TFLOP/s; ArgumentTypeError where it is not positive and finite."""
     try:
@@ -81,10 +86,3 @@ def rate(text: str) -> float:
     if not 0 < value < math.inf:
         raise ArgumentTypeError(f"'{text}' is not a positive number")
     return value
-
-
-def count(text: str) -> int:
-    """A number of GPUs; ArgumentTypeError where it is not a positive integer."""
-    if not text.isdigit() or not int(text):
-        raise ArgumentTypeError(f"'{text}' is not a positive number")
-    return int(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdpo_fast.commands.common import Commands, add_config, check_model, imports, read_config
+from fdpo_fast.commands.common import Commands, add_config, check_model, imports, read_config, warn_of_deepspeed
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +21,7 @@ def add(commands: Commands) -> None:
 def run(config_file: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
     """Check the configuration, then train."""
     config = read_config(config_file, overrides)
+    warn_of_deepspeed(config)
     check_model(config)
     with imports():
         from fdpo_fast.train import start

@@ -25,6 +25,7 @@ from fdpo_fast.compare import grid
 from fdpo_fast.compare.analysis import FIGURES, Comparison
 from fdpo_fast.compare.grid import Point
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.diversity import MEASURES
@@ -121,7 +122,7 @@ def claim(folder: Path, config: Config) -> None:
     """Refuse a folder whose runs are of another configuration; measures of them, and their number, may change."""
     file = folder / "comparison.json"
     if file.is_file():
-        before = Config.model_validate_json(file.read_text())
+        before = load(file)
         changes = [change for change in before.differences(config) if not _FREE.match(change)]
         if changes:
             raise UserError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")

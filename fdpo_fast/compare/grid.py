@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from fdpo_fast.compare.calibrate import drift, fit
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.load import sentences
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Kind, Loss
 from fdpo_fast.files import read_json, replacing
@@ -42,8 +40,8 @@ def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
     for kind in kinds:
         try:
             variants.append(config.loss.replace({"divergence": kind.divergence, "alpha": kind.alpha}))
-        except ValidationError as error:
-            raise UserError(f"compare.divergences '{kind.name}': {sentences(error)}") from None
+        except UserError as error:
+            raise UserError(f"compare.divergences '{kind.name}': {error}") from None
     return variants
 
 

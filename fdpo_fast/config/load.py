@@ -7,16 +7,13 @@ whole, and null takes the base's key away, so that its default holds. Whatever r
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from typing import Any
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
 
 EXTENDS = "extends"
@@ -28,17 +25,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError with one sentence per mistake.
     """
-    raw = _extended(Path(path))
+    raw = extended(Path(path))
     for override in overrides:
         _apply(raw, override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {sentences(error)}") from None
+    if odd := next((text for text in _strings(raw) if not _can_be_named(text)), None):
+        raise UserError(f"{path}: {json.dumps(odd)} has a character that no file, caption or name can have")
+    return checked(Config, raw, f"{path}: ")
 
 
-def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
-    """Return the sections of a file over those of its base; `extending` are the files on the way to it."""
+def extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
+    """Return the sections of a file over those of its base, unchecked; `extending` are the files on the way to it."""
     raw = _read(path, extending)
     if EXTENDS not in raw:
         return raw
@@ -53,7 +49,7 @@ def _extended(path: Path, extending: tuple[Path, ...] = ()) -> dict:
         raise UserError(f"the config {path}: '{EXTENDS}' {json.dumps(str(base))} is no path: {error}") from None
     if known:
         raise UserError(f"the config {way[0]} extends itself: {' extends '.join(map(str, (*way, base)))}")
-    return _merged(_extended(base, way), raw)
+    return merged(extended(base, way), raw)
 
 
 def _read(path: Path, extending: tuple[Path, ...]) -> dict:
@@ -65,12 +61,14 @@ def _read(path: Path, extending: tuple[Path, ...]) -> dict:
         raise UserError(f"cannot read the config {name}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"the config {name} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"the config {name} is nested too deeply") from None
     if not isinstance(raw, dict):
         raise UserError(f"the config {name} holds a {type(raw).__name__}, not an object of sections")
     return raw
 
 
-def _merged(base: Any, change: Any) -> Any:
+def merged(base: Any, change: Any) -> Any:
     """Return the base with a change, as RFC 7396 merges them."""
     if not isinstance(change, dict):
         return change
@@ -79,7 +77,7 @@ def _merged(base: Any, change: Any) -> Any:
         if value is None:
             found.pop(key, None)
         else:
-            found[key] = _merged(found.get(key), value)
+            found[key] = merged(found.get(key), value)
     return found
 
 
@@ -100,36 +98,17 @@ def _apply(raw: dict, override: str) -> None:
     node[key] = value
 
 
-def sentences(error: ValidationError) -> str:
-    """Return what is wrong, a sentence for each mistake."""
-    return "; ".join(map(_sentence, error.errors()))
+def _strings(raw: Any) -> Iterator[str]:
+    """Yield all strings in a JSON value, keys included."""
+    if isinstance(raw, str):
+        yield raw
+    elif isinstance(raw, dict):
+        yield from raw
+    if isinstance(raw, dict | list):
+        for value in raw.values() if isinstance(raw, dict) else raw:
+            yield from _strings(value)
 
 
-def _sentence(error: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _keys_beside(error["loc"]), n=1, cutoff=0.3)
-        return f"unknown key '{key}'" + (
-            f", did you mean '{'.'.join(map(str, (*error['loc'][:-1], near[0])))}'?" if near else ""
-        )
-    if error["type"] == "missing":
-        return f"the key '{key}' is missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}, got {json.dumps(error['input'])}"
-
-
-def _keys_beside(location: tuple) -> list[str]:
-    """List the known keys of the section in which the unknown key at `location` stands."""
-    section: type[BaseModel] = Config
-    for part in location[:-1]:  # places in lists, and names of choices, are no keys
-        if part in section.model_fields:
-            section = _section(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a key's annotation holds: itself, or within a list or a choice."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+def _can_be_named(text: str) -> bool:
+    """Say whether a string has neither a zero byte nor half of a character, which JSON can both write."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

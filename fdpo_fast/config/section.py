@@ -8,6 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
 
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.mistakes import checked
+
 
 class Section(BaseModel):
     """Keys that belong together, each with its type, its limits and its default."""
@@ -17,7 +20,7 @@ class Section(BaseModel):
     def replace(self, changes: Mapping[str, Any]) -> Self:
         """Return a copy with other values by key: "beta" of the section of the loss, "loss.beta" of the whole.
 
-        A value may be a section. Raises ValueError where the result is refused, as it would be in a file.
+        A value may be a section. Raises UserError where the result is refused, as it would be in a file.
         """
         raw = self.model_dump(mode="json")
         for path, value in changes.items():
@@ -26,6 +29,6 @@ class Section(BaseModel):
             for section in sections:
                 node = node.get(section) if isinstance(node, dict) else None
             if not isinstance(node, dict):
-                raise ValueError(f"'{path}' is no key of {type(self).__name__}")
+                raise UserError(f"'{path}' is no key of the configuration")
             node[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
-        return self.model_validate(raw)
+        return checked(type(self), raw)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.data.readers.pickapic import write_pairs
 from fdpo_fast.digits.pipeline import build_pipeline
@@ -112,7 +113,8 @@ def unseen(images: list[Image.Image], prompts: list[str]) -> Tensor:
 def preference(images: list[Image.Image], prompts: list[str], **recipe: float) -> Tensor:
     """Return the rule's score without its noise, [n]; `recipe` are its weights where they are not the defaults."""
     labels = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts], dtype=torch.int64, device="cpu")
-    return score(from_pil(images), labels, DigitsRecipe.model_validate(recipe))
+    settings = checked(DigitsRecipe, recipe, "the options of fdpo_fast.digits:preference: ")
+    return score(from_pil(images), labels, settings)
 
 
 def features(images: list[Image.Image]) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Model
-from fdpo_fast.files import digest, file_digest, read_json
+from fdpo_fast.files import digest, file_digest
 from fdpo_fast.models import load_family, trainable
 from fdpo_fast.models.export import trained_on
 from fdpo_fast.models.family import ADAPTER, Family, Pipeline
@@ -54,7 +55,7 @@ class Policy:
     def _trained_as(self, config: Config) -> Model:
         """Return the model section that a checkpoint was trained by, which has its adapter's rank and alpha."""
         file = self.folder / "config.json"
-        return Model.model_validate(read_json(file)["model"]) if file.is_file() else config.model
+        return load(file).model if file.is_file() else config.model
 
     @property
     def _is_checkpoint(self) -> bool:

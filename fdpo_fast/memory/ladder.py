@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
 
 
@@ -79,17 +80,21 @@ RUNGS = {
 
 
 def on_rung(config: Config, name: str, ranks: int) -> Config:
-    """Put the configuration on a rung; everything that is not about memory stays as it is.
+    """Put the configuration on a rung; everything that is not about memory stays as it is."""
+    return checked(Config, settled(json.loads(config.dumps()), name, ranks), f"on rung {name}: ")
+
+
+def settled(raw: dict[str, Any], name: str, ranks: int) -> dict[str, Any]:
+    """Return the sections of a configuration with the settings of a rung.
 
     A rung without accumulation takes as many pairs a step as a micro-batch holds on all ranks.
     """
-    raw = json.loads(config.dumps())
-    for section, values in RUNGS[name].sections.items():
-        raw[section] |= values
-    raw["data"] |= RUNGS[name].caching or {}
+    raw = dict(raw)
+    for section, values in [*RUNGS[name].sections.items(), ("data", RUNGS[name].caching or {})]:
+        raw[section] = raw.get(section, {}) | values
     if raw["train"]["step_in_backward"]:
         raw["train"]["pairs_per_step"] = raw["train"]["pairs_per_micro_batch"] * ranks
-    return Config.model_validate(raw)
+    return raw
 
 
 def current(config: Config) -> str | None:

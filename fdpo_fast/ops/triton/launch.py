@@ -62,12 +62,15 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False} | ({} if torch.version.hip
 registers ptxas takes 48 of them and spills, on sm_120."""
 
 
-@torch.compiler.assume_constant_result
 def devices() -> tuple[str, ...]:
     """Return the types of device whose tensors it takes; the CPU's only by Triton's interpreter, where that is on."""
     from triton import JITFunction
 
     return ("cuda",) if isinstance(_noise.normals_kernel, JITFunction) else ("cuda", "cpu")
+
+
+# as torch.compiler.assume_constant_result marks it, which imports the compiler first and waits a second for that
+devices._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Grid(NamedTuple):

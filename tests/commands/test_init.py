@@ -1,0 +1,149 @@
+"""`fdpo init`: what it writes is a configuration, fits by `fdpo plan`, and has samples and checkpoints."""
+
+import json
+
+import pytest
+
+from fdpo_fast.cli import main
+from fdpo_fast.config.load import load
+from fdpo_fast.memory.recipe import family_of
+from tests.helpers.terminal import Terminal
+
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.fixture
+def init(tmp_path, monkeypatch, capsys):
+    """Run `fdpo init` in an empty folder; returns what it printed, and the configuration."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, file="fdpo.json"):
+        main(["init", *(["mine.json"] if file == "mine.json" else []), *words])
+        return capsys.readouterr().out, load(file)
+
+    return run
+
+
+def refusal(*words):
+    with pytest.raises(SystemExit) as caught:
+        main(["init", *words])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_model_that_is_here_says_its_family_and_its_size(init, plan, pipelines, family, train, capsys):
+    base = str(pipelines[family])
+    said, config = init("--model", base, "--pairs", "my/pairs", "--gpu", "12GB", "--train", train)
+    assert (config.model.family, config.model.base, config.model.vae) == (family, base, None)
+    assert (config.data.source, config.model.train) == ("my/pairs", train)
+    unet = json.loads((pipelines[family] / "unet/config.json").read_text())
+    assert config.data.resolution == unet["sample_size"] * 2  # the tiny VAE halves once
+    assert config.log.samples_every == config.train.checkpoint_every == config.train.max_steps // 10
+    assert config.log.prompts
+    assert "this configuration fits" in plan(json.loads(config.dumps()), "--gpu", "12GB")
+    lines = [line.strip() for line in said.splitlines()]
+    assert lines[-3:] == [
+        "fdpo data check --config fdpo.json",
+        "fdpo plan --config fdpo.json --gpu 12GB",
+        "fdpo train --config fdpo.json",
+    ]
+
+
+def test_every_flag_is_taken(init, pipelines):
+    words = [
+        "--model",
+        str(pipelines["sd"]),
+        "--pairs",
+        "yuvalkirstain/pickapic_v2",
+        "--card",
+        "rtx3090",
+        "--gpus",
+        "3",
+    ]
+    said, config = init(*words, "--train", "full", "--host", "64GB", file="mine.json")
+    assert config.train.output_dir == "runs/mine"
+    assert "of 24 on each GPU" in said
+    assert "fdpo plan --config mine.json --gpu 24GB --gpus 3" in said
+    assert "deepspeed --num_gpus 3 --module fdpo_fast.cli train --config mine.json" in said
+    assert config.accumulation(3) * 3 * config.train.pairs_per_micro_batch == config.train.pairs_per_step == 132
+    assert config.data.max_rows == 72000  # as published for Pick-a-Pic, and not for a few hundred pairs
+    assert "is there already: pass --force" in refusal("mine.json", *words)
+    init(*words, "--force", "--host", "64GB", file="mine.json")
+
+
+def test_what_is_missing_or_wrong_is_one_sentence(init, pipelines, capsys):
+    words = ["--model", "own/model", "--pairs", "p", "--gpu", "12GB"]
+    assert refusal() == "fdpo init: there is nobody to ask: pass --model and --pairs and --gpu or --card"
+    assert refusal(*words) == "fdpo init: --family must be sd or sdxl: own/model is not here to say so"
+    assert "--family must be sd or sdxl" in refusal(*words, "--family", "flux")
+    assert "neither a folder nor a hub name" in refusal("--model", "nowhere", *words[2:], "--family", "sd")
+    assert "pass --gpu or --card" in refusal(*words, "--card", "A100")
+    here = ["--model", str(pipelines["sd"]), "--pairs", "p"]
+    assert "model.family takes StableDiffusionXLPipeline" in refusal(*here, "--gpu", "12GB", "--family", "sdxl")
+    assert "nothing fits: at the least it takes" in refusal(*here, "--gpu", "0.5GB")
+    assert "of the host" in refusal(*here, "--gpu", "12GB", "--host", "1GB")
+    refusal("nowhere/x.json", *words)
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_the_family_of_published_models_is_known():
+    assert (family_of(SDXL), family_of(SD15), family_of("own/model")) == ("sdxl", "sd", None)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "gpu", "rung", "samples"),
+    [
+        (SD15, "lora", 8, None, True),
+        (SD15, "full", 8, None, True),
+        (SD15, "full", 80, None, True),
+        pytest.param(SDXL, "lora", 12, None, True, marks=pytest.mark.slow),
+        pytest.param(SDXL, "lora", 80, None, True, marks=pytest.mark.slow),
+        pytest.param(SDXL, "full", 8, "C", False, marks=pytest.mark.slow),
+        pytest.param(SDXL, "full", 12, "C", True, marks=pytest.mark.slow),
+        pytest.param(SDXL, "full", 16, "B", True, marks=pytest.mark.slow),
+        pytest.param(SDXL, "full", 24, None, True, marks=pytest.mark.slow),
+        pytest.param(SDXL, "full", 80, None, True, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_written_fits_the_card(init, plan, model, train, gpu, rung, samples):
+    said, config = init("--model", model, "--pairs", "pairs", "--gpu", f"{gpu}GB", "--train", train)
+    assert "this configuration fits" in plan(json.loads(config.dumps()), "--gpu", f"{gpu}GB")
+    assert (f"to fit: rung {rung}:" in said) == bool(rung)
+    assert bool(config.log.samples_every) == samples
+    assert config.train.checkpoint_every <= config.train.max_steps // 10
+    if train == "full":  # rates go with the pairs of a step: 1e-8 each, and 7e-8 for one
+        each = {16: 1.6e-7, 1: 7e-8}
+        assert config.optimizer.lr == pytest.approx(each[config.train.pairs_per_step])
+
+
+def test_somebody_at_a_terminal_is_asked(pipelines, tmp_path):
+    terminal = Terminal(["fdpo", "init"], tmp_path)
+    try:
+        for question, answer in [
+            ("hub name: ", "own/model"),
+            ("its family: sd or sdxl: ", "sd"),
+            ("hub data set: ", "pairs"),
+            ("train: lora, or full [lora]: ", "neither"),
+            ("train: lora, or full [lora]: ", ""),
+            ("GPU, its memory or its name: ", "RTX 4091"),
+            ("GPU, its memory or its name: ", "rtx 4090"),
+        ]:
+            terminal.wait(question)
+            terminal.type(f"{answer}\n")
+        terminal.wait("fdpo train --config fdpo.json")
+    finally:
+        terminal.end()
+    config = load(tmp_path / "fdpo.json")
+    assert (config.model.base, config.model.family, config.model.train) == ("own/model", "sd", "lora")
+
+
+def test_somebody_who_does_not_answer(tmp_path):
+    terminal = Terminal(["fdpo", "init"], tmp_path)
+    try:
+        terminal.wait("hub name: ")
+        terminal.type("\x04")
+        terminal.wait("fdpo init: nothing was written, as there was no answer")
+    finally:
+        terminal.end()
