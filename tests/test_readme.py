@@ -2,25 +2,24 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
-from benchmarks import launcher
 from fdpo_fast import fdpo_loss
 from fdpo_fast.cli import COMMANDS, parse
 from fdpo_fast.cli import main as fdpo
 from fdpo_fast.config.load import load
+from fdpo_fast.config.schema import Model
+from fdpo_fast.models import load_family
+from fdpo_fast.models.export import export
+from fdpo_fast.models.trainable import prepare
 from tests.helpers import ROOT
-from tests.helpers.pages import PAGES, blocks
+from tests.helpers.pages import PAGES, README, as_reader, blocks
 
-README = (ROOT / "README.md").read_text()
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -105,24 +104,33 @@ def trainer():
     }  # fmt: skip
 
 
+def test_the_first_snippet_runs_when_pasted():
+    names: dict = {}
+    exec(blocks(README, "python")[0], names)  # noqa: S102
+    assert names["loss"].isfinite()
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch, pipelines):
+    """A working folder with a base, by the name that it has on the hub, and the export of a run with LoRA."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stabilityai").mkdir()
+    (tmp_path / "stabilityai/stable-diffusion-xl-base-1.0").symlink_to(pipelines["sdxl"])
+    model = Model(family="sdxl", base=str(pipelines["sdxl"]), train="lora")
+    family = load_family(model)
+    unet = family.denoiser(torch.float32)
+    prepare(unet, model)
+    export(family, [(name, part) for name, part in unet.named_parameters() if part.requires_grad], None,
+           tmp_path / "runs/my_run/export")  # fmt: skip
+
+
 @page
+@pytest.mark.usefixtures("finished")
 def test_python_runs(path, trainer):
     for code in blocks(path.read_text(), "python"):
         exec(compile(code, str(path), "exec"), trainer)  # noqa: S102
         if "loss" in trainer:
             assert trainer["loss"].isfinite()
-
-
-def as_reader(path, folder):
-    """Put a page's configuration into `folder`, as `my_run.json`, beside what lies beside the page."""
-    code = blocks(path.read_text(), "json") or blocks(README, "json")
-    beside = path.parent if code != blocks(README, "json") else ROOT
-    for item in beside.iterdir():
-        if not item.name.startswith("."):
-            (folder / item.name).symlink_to(item)
-    file = folder / "my_run.json"
-    file.write_text(code[0])
-    return file
 
 
 @page
@@ -172,12 +180,10 @@ def check_launcher(words, run):
 
         found = get_args_parser().parse_args(words)
         script, rest = found.training_script, found.training_script_args
-    assert found.module == (script == "fdpo_fast.cli"), words
-    if script == "fdpo_fast.cli":
-        check_fdpo(rest, run)
-    else:
-        assert (ROOT / script).is_file(), words
-        check_fdpo(["train", *rest], run)
+    modules = {"fdpo_fast.cli": rest, "fdpo_fast.train": ["train", *rest]}
+    assert found.module == (script in modules), words
+    assert found.module or (ROOT / script).is_file(), words
+    check_fdpo(modules.get(script, ["train", *rest]), run)
 
 
 def check_module(words):
@@ -213,50 +219,10 @@ def test_extras_that_are_installed_exist():
         assert not [name for name in extras.split(",") if f"\n{name} = [" not in text]
 
 
-def my_pairs(folder):
-    """The folder of pairs that the README tells of."""
-    for side, color in (("w", "red"), ("l", "blue")):
-        (folder / side).mkdir(parents=True)
-        for row in range(6):
-            Image.new("RGB", (96, 64 + row), color).save(folder / side / f"{row}.jpg")
-            (folder / side / f"{row}.txt").write_text(f"picture {row}")
-
-
-def own_pairs():
-    """The three commands of `Your own pairs`."""
-    code = blocks(README.partition("## Your own pairs")[2], "console")[0]
-    return [shlex.split(line.partition("#")[0]) for line in code.splitlines()]
-
-
-def test_own_pairs_are_checked(tmp_path, monkeypatch, capsys):
-    as_reader(ROOT / "README.md", tmp_path)
-    my_pairs(tmp_path / "my_pairs")
-    monkeypatch.chdir(tmp_path)
-    program, *words = own_pairs()[0]
-    assert program == "fdpo"
-    fdpo(words)
-    assert re.search(r"^pairs +6", capsys.readouterr().out, re.M)
-
-
-@pytest.mark.slow
-def test_own_pairs_are_trained_on(tmp_path, pipelines):
-    """The README's commands as they stand, with a tiny base in place of SDXL."""
-    as_reader(ROOT / "README.md", tmp_path)
-    my_pairs(tmp_path / "my_pairs")
-    tiny = {"model.base": pipelines["sdxl"], "model.vae": "null", "data.resolution": 64, "train.max_steps": 2,
-            "data.cache_dir": tmp_path / "cache", "train.pairs_per_step": 2, "log.samples_every": 0}  # fmt: skip
-    sets = [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
-    for program, *words in own_pairs():
-        start = launcher.deepspeed(1) if program == "deepspeed" else [sys.executable, "-m", "fdpo_fast.cli"]
-        some = ["--pairs", "4", "--steps", "2"] if words[0] == "calibrate" else []
-        subprocess.run([*start, *words, *some, *sets], check=True, cwd=tmp_path, env=launcher.environment(threads=2))
-    assert (tmp_path / "runs/mine/export/model_index.json").is_file()
-
-
 @pytest.mark.slow
 def test_the_plan_is_drawn(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (line,) = re.findall(r"^fdpo (plan [^#]+)", README, re.M)
+    (line,) = re.findall(r"^fdpo (plan --config configs/[^#]+)", README, re.M)
     fdpo(shlex.split(line))
     said = capsys.readouterr().out
     rungs = re.findall(r"^\| ([A-D]): .*?\| ([\d.]+) GiB", README, re.M)

@@ -12,7 +12,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import EXTENDS, extended, merged
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import Model
+from fdpo_fast.config.schema import Data, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.ladder import RUNGS, settled
@@ -203,7 +203,7 @@ class _Relief(NamedTuple):
 
 def _reliefs(raw: Raw) -> Iterator[_Relief]:
     """Yield what can still be made smaller in a draft, what costs least first."""
-    batch, log = raw["data"]["encode_batch"], raw["log"]
+    batch, log = Data(**raw["data"]).encoded_at_once, raw["log"]
     if batch > 1:
         words = f"{batch // 2} images at a time while caching (data.encode_batch)"
         yield _Relief("caching images", {"data": {"encode_batch": batch // 2}}, words)
