@@ -39,3 +39,9 @@ def test_type_checkers_read_the_package():
 def test_the_version_waits_for_nothing_heavy():
     script = "import sys, fdpo_fast; fdpo_fast.__version__; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_a_wheel_has_the_configurations_that_init_starts_from():
+    packages = (ROOT / "pyproject.toml").read_text().partition("[tool.scikit-build.wheel.packages]\n")[2]
+    assert '"fdpo_fast/configs" = "configs"' in packages.partition("\n[")[0]
+    assert (ROOT / "configs/sdxl_lora_js.json").is_file()

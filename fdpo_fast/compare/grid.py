@@ -11,8 +11,9 @@ import torch
 
 from fdpo_fast.compare.calibrate import drift, fit
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.evaluation import Kind
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import Kind, Loss
+from fdpo_fast.config.schema import Loss
 from fdpo_fast.files import read_json, replacing
 
 PAIRS = 256

@@ -1,4 +1,4 @@
-"""Keys of the section `deepspeed` that DeepSpeed does not know: it overlooks some, and ends at others with a traceback.
+"""Mistakes in the section `deepspeed`: keys that DeepSpeed does not know, which it may overlook, and what it refuses.
 
 What it knows stands in the sources that are installed, which are read and not imported: that would take seconds.
 """
@@ -6,14 +6,20 @@ What it knows stands in the sources that are installed, which are read and not i
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdpo_fast.config.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 _NAME = re.compile(r"[a-z]\w+")
 _DEEP = ("zero_optimization",)
@@ -28,6 +34,21 @@ def unknown(section: dict[str, Any]) -> list[str]:
         for path, key in _keys(section)
         if known and key not in known
     ]
+
+
+def refused(section: dict[str, Any], error: ValidationError) -> str:
+    """Return what DeepSpeed refuses of the section, a sentence for each value that its own models do not take."""
+    return "; ".join(_refusal(section, each) for each in error.errors(include_url=False))
+
+
+def _refusal(section: dict[str, Any], error: ErrorDetails) -> str:
+    location = error["loc"]
+    homes = (name for name, value in section.items() if isinstance(value, dict) and location[0] in value)
+    path = ".".join(map(str, ("deepspeed", *islice(homes, 1), *location)))
+    if error["type"] == "extra_forbidden":
+        return f"{path} is no key that DeepSpeed takes{did_you_mean(str(location[-1]), _known(), cutoff=0.7)}"
+    takes = f": it takes {expected}" if (expected := error.get("ctx", {}).get("expected")) else ""
+    return f"DeepSpeed does not take {json.dumps(error['input'], default=str)} for {path}{takes}"
 
 
 def _keys(section: dict[str, Any]) -> Iterator[tuple[str, str]]:

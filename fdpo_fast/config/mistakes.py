@@ -45,7 +45,7 @@ def _sentence(error: ErrorDetails, known: dict[str, Key]) -> str:
         name = deeper
     said = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
-        before, wrong = f"{said}." if said else "", str(error["loc"][-1])
+        before, wrong = f"{said}." if said else "", _on_a_line(str(error["loc"][-1]))
         beside = [key.removeprefix(f"{name}." if name else "") for key in _within(name, known)]
         return f"unknown key '{before}{wrong}'{did_you_mean(wrong, beside, before, cutoff=0.3)}"
     if error["type"] == "missing" and not name.endswith("[]"):
@@ -77,6 +77,11 @@ def _wanted(kind: str) -> str:
     if kind.startswith("`"):
         return f"one of {kind.replace('`', '')}"
     return ("an " if kind[0] in "aeio" else "a ") + kind
+
+
+def _on_a_line(key: str) -> str:
+    """Return a key with what would break the line, or not be seen, as JSON writes it."""
+    return json.dumps(key, ensure_ascii=False)[1:-1]
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.schema import Compare, Data, Evaluate, Log, Loss, Model, Optimizer, Reference, Train
+from fdpo_fast.config.evaluation import Compare, Evaluate
+from fdpo_fast.config.schema import Data, Log, Loss, Model, Optimizer, Reference, Train
 from fdpo_fast.config.section import Section
 
 # DeepSpeed keys that restate one of ours: a second copy could only contradict the first.

@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.evaluation import Measure
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import Measure
 from fdpo_fast.distributed import single_process
 from fdpo_fast.evaluate import gallery, statistics
 from fdpo_fast.evaluate.diversity import MEASURES

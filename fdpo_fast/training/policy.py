@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 import deepspeed
 import torch
+from deepspeed.runtime.config import DeepSpeedConfig
+from pydantic import ValidationError
 from torch import Tensor
 
+from fdpo_fast.config.deepspeed_keys import refused
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, largest_over_ranks, mean_over_ranks
 from fdpo_fast.models import trainable
@@ -47,6 +51,7 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
 
     Raises UserError where DeepSpeed cannot do what is asked for, and for LoRA targets that do not exist.
     """
+    _check(config, rank)
     settings = config.train
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     denoiser = family.denoiser(DTYPES[config.model.dtype])
@@ -74,3 +79,11 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False
     return Policy(denoiser, engine, guard, inside, clips)
+
+
+def _check(config: Config, rank: Rank) -> None:
+    """Raise UserError where DeepSpeed's own models refuse the section `deepspeed`, before any weights are read."""
+    try:
+        DeepSpeedConfig(config.for_deepspeed(rank.count))
+    except ValidationError as error:
+        raise UserError(refused(config.deepspeed, error)) from None

@@ -57,6 +57,6 @@ def test_mistakes(words, says):
 def test_what_a_file_sets_comes_first(capsys):
     main(["config", "--config", str(ROOT / "configs/sd15_js.json"), "--set", "train.seed=3"])
     own, rest = capsys.readouterr().out.split("\nas by default:\n")
-    assert {"train.seed = 3", "data.encode_batch = 8", 'model.family = "sd"'} <= set(own.splitlines())
+    assert {"train.seed = 3", 'data.cache_dtype = "fp16"', 'model.family = "sd"'} <= set(own.splitlines())
     assert {"data.workers = 4", 'evaluate.scorers = ["clip"]', "model.lora.rank = 8"} <= set(rest.splitlines())
     assert "compare" not in own + rest

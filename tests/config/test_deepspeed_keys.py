@@ -66,6 +66,29 @@ def test_train_and_plan_warn_and_go_on(raw_config, write_config, capsys):
     assert capsys.readouterr().err.count("did you mean 'wall_clock_breakdown'?") == 1
 
 
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (
+            {"zero_optimization": {"reduce_bucketsize": 1, "offload_optimizer": {"device": "gpu"}}},
+            'DeepSpeed does not take "gpu" for deepspeed.zero_optimization.offload_optimizer.device: '
+            "it takes 'none', 'cpu' or 'nvme'; "
+            "deepspeed.zero_optimization.reduce_bucketsize is no key that DeepSpeed takes, "
+            "did you mean 'reduce_bucket_size'?",
+        ),
+        (
+            {"zero_optimization": {"reduce_scatter": 7}},
+            "DeepSpeed does not take 7 for deepspeed.zero_optimization.reduce_scatter",
+        ),
+        ({"compile": {"x": 1}}, "deepspeed.compile.x is no key that DeepSpeed takes"),
+    ],
+)
+def test_what_deepspeeds_own_models_refuse_ends_the_trainer_with_a_sentence(launch, raw_config, section, says):
+    done = launch(raw_config | {"deepspeed": section}, check=False)
+    assert done.returncode
+    assert (done.stdout + done.stderr).splitlines()[-1] == f"fdpo train: {says}"
+
+
 def test_other_ranks_say_nothing(raw_config, write_config, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     path = str(write_config(raw_config | {"deepspeed": {"wall_clock_breakdwn": True}}))

@@ -1,0 +1,94 @@
+"""The sections of what follows a run, its evaluation and the comparison of several, one pydantic model each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fdpo_fast.config.section import Section
+
+
+def _named(value: Any) -> Any:
+    """Take a bare name for a tool without settings."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Measure(Section):
+    """A scorer or a measure of diversity, by its name."""
+
+    name: str = Field(description="one of ours, see fdpo_fast/evaluate, or a function of yours: 'module:function'")
+    model: str | None = Field(None, description="folder, file or hub name of its weights; null: the published ones")
+    options: dict[str, Any] = Field({}, description="for a function of yours: its keyword arguments")
+
+
+Named = Annotated[Measure, BeforeValidator(_named)]
+
+
+class Evaluate(Section):
+    """How `fdpo sample` draws images, and `fdpo evaluate` scores them."""
+
+    prompts: str | list[str] = Field([], description="captions, or a file of them: txt, tsv, csv, json, jsonl, parquet")
+    images_per_prompt: int = Field(4, ge=1, description="images of each caption, by each model")
+    sampling_steps: int = Field(50, ge=1, description="of each image")
+    guidance: float = Field(7.5, ge=0, description="classifier-free")
+    scheduler: str | None = Field(None, description="a scheduler class of diffusers; null: the pipeline's own")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the images' own seeds, the same for all models")
+    batch: int = Field(4, ge=1, description="images drawn, or scored, at a time")
+    scorers: list[Named] = Field([Measure(name="clip")], description="of an image and its caption; a bare name will do")
+    diversity: list[Named] = Field([Measure(name="rmse")], description="of a caption's images; a bare name will do")
+
+    @model_validator(mode="after")
+    def _once(self) -> Evaluate:
+        for key in ("scorers", "diversity"):
+            names = [each.name for each in getattr(self, key)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"evaluate.{key} has '{twice[0]}' twice: results go by the name")
+        return self
+
+    resample: Literal["captions", "images"] = Field(
+        "captions", description="what the bootstrap draws anew: captions, or the images of each where captions are all"
+    )
+
+
+class Kind(Section):
+    """A divergence of a comparison."""
+
+    divergence: str = Field(description="a name of `fdpo_fast.DIVERGENCES`")
+    alpha: float | None = Field(None, description="of divergence `alpha`, between 0 and 1")
+
+    @property
+    def name(self) -> str:
+        """Return the name in tables and figures, with its parameter."""
+        return self.divergence if self.alpha is None else f"{self.divergence} {self.alpha:g}"
+
+
+def _kind(value: Any) -> Any:
+    """Take a bare name for a divergence without parameters."""
+    return {"divergence": value} if isinstance(value, str) else value
+
+
+class Compare(Section):
+    """A grid of runs from one cached reference, for `fdpo compare`."""
+
+    divergences: list[Annotated[Kind, BeforeValidator(_kind)]] = Field(
+        min_length=1, description="of the grid; a bare name will do"
+    )
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="of alignment: loss.beta is what `fdpo calibrate` finds, divided by this"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        [0, 1, 2], min_length=1, description="train.seed of the runs; intervals are over these"
+    )
+    trial_steps: int = Field(20, ge=1, description="of the calibration, as --steps of `fdpo calibrate`")
+    median_u: float = Field(1.0, gt=0, description="as `fdpo calibrate` takes it")
+    weight: float = Field(0.4, gt=0, lt=0.5, description="as `fdpo calibrate` takes it")
+    alignment: str = Field(description="the scorer that has no part in the preferences")
+    preference: str = Field(description="the scorer that stands for the preferences; wins are counted by it")
+    diversity: str = Field(description="one of evaluate.diversity")
+    keep_models: bool = Field(False, description="keep the exported pipeline of every run")
+
+    @property
+    def runs(self) -> int:
+        """Count the runs of the whole grid."""
+        return len(self.divergences) * len(self.strengths) * len(self.seeds)
