@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fdpo_fast.compare.analysis import Comparison, hypervolume
-from fdpo_fast.report.pages import sentences, write_comparison
+from fdpo_fast.report.comparison import write_comparison
+from fdpo_fast.report.verdict import sentences
 from tests.helpers.comparison import comparison
 
 

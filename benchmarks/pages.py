@@ -1,0 +1,36 @@
+"""Screenshots of pages, as wide as a phone and a screen, light and dark.
+
+`python -m benchmarks.pages run=RUN_DIR/report.html comparison=DIR/report/index.html` writes
+results/pages/NAME-WIDTH-SCHEME.png, in a browser that is on the PATH.
+"""
+
+from __future__ import annotations
+
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.common.browser import SCHEMES, WIDTHS, browser, opened
+
+RESULTS = Path(__file__).parent / "results/pages"
+COLOURS = 48
+"""Of a picture: few, so that a long page stays small."""
+
+
+def main(pages: list[str]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with browser() as chromium:
+        for name, _, file in (page.partition("=") for page in pages):
+            for width in WIDTHS:
+                for scheme in SCHEMES:
+                    with opened(chromium, Path(file), width, scheme) as (page, _):
+                        shot = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
+                    target = RESULTS / f"{name}-{width}-{scheme}.png"
+                    shot.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+                    print(target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
