@@ -136,6 +136,7 @@ def training(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> Picture
             steps, values = run.series(key)
             axes.plot(steps, smooth(values), markevery=max(1, len(steps) // 5), **styles[kind])
         _level(axes, key)
+        _steps(axes)
 
     panels = tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in ("loss", "accuracy", "delta_w"))
     return Picture(panels, tuple((words.divergence(kind), styles[kind]) for kind, _ in runs))
@@ -153,7 +154,8 @@ def over_timesteps(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> P
             values = [run.bin_series(edge, key)[1] for edge in run.edges]
             ends = [np.mean(those[len(those) // 2 :]) for those in values]
             axes.plot([sum(edge) / 2 for edge in run.edges], ends, **styles[kind])
-        _level(axes, key, "timestep, from little noise to much")
+        _level(axes, key)
+        _steps(axes, "timestep, from little noise to much")
 
     panels = tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in BY_TIMESTEP)
     return Picture(panels, tuple((words.divergence(kind), styles[kind]) for kind, _ in runs))
@@ -167,14 +169,18 @@ def smooth(values: Sequence[float], width: int = SMOOTH) -> list[float]:
     return [float(np.mean(values[max(0, at + 1 - width) : at + 1])) for at in range(len(values))]
 
 
-def _level(axes: Axes, key: str, of: str = "step") -> None:
-    """Draw the value that a figure starts from, with its name where it is no plain number, and name the axis."""
+def _level(axes: Axes, key: str) -> None:
+    """Draw the value that a figure starts from, with its name where it is no plain number."""
     level = words.FIGURES[key].level
     if level is not None:
         axes.axhline(level, color=theme.LIGHT["faint"], linewidth=1, linestyle=(0, (4, 3)))
         if key == "loss":
             right = axes.get_yaxis_transform()
             axes.annotate("log 2", (1, level), (-2, 3), xycoords=right, textcoords="offset points", ha="right")
+
+
+def _steps(axes: Axes, of: str = "step") -> None:
+    """Name the horizontal axis, and give both few ticks."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(of)
@@ -182,10 +188,11 @@ def _level(axes: Axes, key: str, of: str = "step") -> None:
 
 FOUND = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped")
 """What differs from batch to batch, so that a mean says more."""
+STARTS_AT_LOG_2 = ("sigmoid", "robust")
 SET = ("lr", "images_per_second")
 
 
-def curves(run: Run) -> Picture:
+def curves(run: Run, loss_type: str) -> Picture:
     """Draw everything that a run writes at each step; what is drawn from batches as means too."""
 
     def draw(key: str, axes: Axes) -> None:
@@ -196,7 +203,9 @@ def curves(run: Run) -> Picture:
             axes.plot(steps, smooth(values), color=color)
         else:
             axes.plot(steps, values, color=color, marker="." if len(steps) == 1 else "")
-        _level(axes, key)
+        if key != "loss" or loss_type in STARTS_AT_LOG_2:
+            _level(axes, key)
+        _steps(axes)
 
     keys = [key for key in (*FOUND, *SET) if any(run.series(key)[1])]  # caps are seldom reached
     return Picture(tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in keys))
@@ -215,6 +224,7 @@ def timestep_bins(run: Run) -> Picture:
             steps, values = run.bin_series(edge, key)
             axes.plot(steps, smooth(values, 3), markevery=max(1, len(steps) // 4), **style)
         _level(axes, key)
+        _steps(axes)
 
     names = [f"{low} to {high}" for low, high in run.edges]
     return Picture(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from fdpo_fast.report.theme import LIGHT
@@ -37,46 +38,42 @@ def place(axes: Axes, labels: list[Label]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # a layout moves the axes
-    inside, scale = axes.get_window_extent(), figure.dpi / 72
     bars = [part for bars in axes.collections if isinstance(bars, LineCollection) for part in bars.get_segments()]
-    paths = [*(line.get_xydata() for line in axes.lines), *bars]
+    paths = [*(np.asarray(line.get_xydata()) for line in axes.lines), *bars]
     lines = np.concatenate([_dense(axes.transData.transform(path)) for path in paths if len(path)])
-    taken: list[Bbox] = []
+    taken = np.empty((0, 4))
     for label in labels:
-        at = axes.transData.transform((label.x, label.y))
-        size = 7.5 if not label.must else 8.5
-        note = axes.annotate(
-            label.text,
-            (label.x, label.y),
-            (0, 0),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=size,
-            weight=label.weight,
-            color=LIGHT["text"] if label.must else LIGHT["faint"],
-            arrowprops={"arrowstyle": "-", "color": label.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
-            if label.must
-            else None,
-        )
-        width, height = note.get_window_extent().size
-        best, least = None, math.inf
-        for distance in FAR if label.must else NEAR:
-            for turn in TURNS:
-                x, y = math.cos(turn), math.sin(turn)
-                # the box begins where the distance ends
-                shift = (x * (distance * scale + width / 2), y * (distance * scale + height / 2))
-                box = Bbox.from_bounds(at[0] + shift[0] - width / 2, at[1] + shift[1] - height / 2, width, height)
-                cost = _cost(box, inside, taken, lines)
-                if cost < least:
-                    best, least = (box, shift), cost
-            if not least:
-                break
-        if best is None or (least and not label.must):
+        note = _write(axes, label)
+        size, at = np.array(note.get_window_extent().size), axes.transData.transform((label.x, label.y))
+        turns = np.array([(math.cos(turn), math.sin(turn)) for turn in TURNS])
+        distances = np.array(FAR if label.must else NEAR) * figure.dpi / 72
+        # a box begins where its distance ends; the near ones come first
+        shifts = (turns * (distances[:, None, None] + size / 2)).reshape(-1, 2)
+        boxes = np.concatenate([at + shifts - size / 2, at + shifts + size / 2], axis=1)
+        costs = _costs(boxes, axes.get_window_extent(), taken, lines)
+        best = int(costs.argmin())
+        if costs[best] > (math.inf if label.must else 0):
             note.remove()
             continue
-        note.set_position((best[1][0] / scale, best[1][1] / scale))
-        taken.append(best[0])
+        note.set_position(tuple(shifts[best] * 72 / figure.dpi))
+        taken = np.concatenate([taken, boxes[best : best + 1]])
+
+
+def _write(axes: Axes, label: Label) -> Annotation:
+    """Write a label upon its point."""
+    line = {"arrowstyle": "-", "color": label.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+    return axes.annotate(
+        label.text,
+        (label.x, label.y),
+        (0, 0),
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        fontsize=8.5 if label.must else 7.5,
+        weight=label.weight,
+        color=LIGHT["text"] if label.must else LIGHT["faint"],
+        arrowprops=line if label.must else None,
+    )
 
 
 def _dense(points: np.ndarray, per_segment: int = 12) -> np.ndarray:
@@ -85,9 +82,10 @@ def _dense(points: np.ndarray, per_segment: int = 12) -> np.ndarray:
     return np.concatenate([points[-1:], *(a + shares * (b - a) for a, b in pairwise(points))])
 
 
-def _cost(box: Bbox, inside: Bbox, taken: list[Bbox], lines: np.ndarray) -> float:
-    """Return by how much a box covers others and lines; infinite where it leaves the axes."""
-    if box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1:
-        return math.inf
-    covered = sum(float(np.prod(cut.size)) for other in taken if (cut := Bbox.intersection(box, other)))
-    return covered + 3 * float(((lines > box.min) & (lines < box.max)).all(axis=1).sum())
+def _costs(boxes: np.ndarray, inside: Bbox, taken: np.ndarray, lines: np.ndarray) -> np.ndarray:
+    """Return by how much each of boxes [n, 4] covers others [m, 4] and lines [k, 2]; infinite outside the axes."""
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    cut = np.minimum(high, taken[:, 2:]) - np.maximum(low, taken[:, :2])
+    within = ((lines > low) & (lines < high)).all(axis=2).sum(axis=1)
+    outside = ((low < inside.min) | (high > inside.max)).any(axis=(1, 2))
+    return np.where(outside, math.inf, cut.clip(min=0).prod(axis=2).sum(axis=1) + 3.0 * within)

@@ -95,7 +95,7 @@ def write(path: Path, title: str, parts: Iterable[Part]) -> None:
 
 def prose(text: str) -> Markup:
     """Return words as HTML, in which nothing of them is markup but `code`."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))  # noqa: S704
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
 def href(path: str) -> str:
