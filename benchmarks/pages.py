@@ -6,7 +6,7 @@ results/pages/NAME-WIDTH-SCHEME.png, in a browser that is on the PATH.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from io import BytesIO
 from pathlib import Path
 
@@ -19,10 +19,12 @@ COLOURS = 48
 """Of a picture: few, so that a long page stays small."""
 
 
-def main(pages: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="+", metavar="NAME=FILE", help="pages by the name of their pictures")
     RESULTS.mkdir(parents=True, exist_ok=True)
     with browser() as chromium:
-        for name, _, file in (page.partition("=") for page in pages):
+        for name, _, file in (page.partition("=") for page in parser.parse_args().pages):
             for width in WIDTHS:
                 for scheme in SCHEMES:
                     with opened(chromium, Path(file), width, scheme) as (page, _):
@@ -33,4 +35,4 @@ def main(pages: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -193,7 +193,16 @@ def _files() -> Part:
 def _next(comparison: Comparison, folder: Path) -> Part:
     whole = shlex.quote(str(folder / "comparison.json"))
     missing = comparison.config.comparison.runs - len(comparison.points)
-    commands = [(f"Make the {missing} runs that are missing:", f"fdpo compare --config {whole}")] if missing else []
+    commands = (
+        [
+            (
+                f"Make what is missing, {missing} of {comparison.config.comparison.runs} runs:",
+                f"fdpo compare --config {whole}",
+            )
+        ]
+        if missing
+        else []
+    )
     low, high = comparison.overlap
     if low > high:
         reach = _strengths(sorted({*comparison.config.comparison.strengths, *_further(comparison)}))

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fdpo_fast.compare.analysis import COLUMNS
+from fdpo_fast.compare.analysis import COLUMNS, Comparison
 from fdpo_fast.config.load import load
 from fdpo_fast.digits.dataset import from_pil
 from fdpo_fast.report.comparison import write_comparison
+from fdpo_fast.report.pages import prose
+from fdpo_fast.report.pictures import Panel, Picture
 from fdpo_fast.report.run import Run
 from fdpo_fast.report.show import parts, report
 from fdpo_fast.report.words import FIGURES
@@ -103,6 +106,14 @@ def test_nothing_of_a_users_words_runs(tmp_path):
         assert HOSTILE in "".join(Elements(page).letters)  # it is there, as letters
 
 
+def test_words_are_letters():
+    assert prose("<b> `<i>` $x$") == "&lt;b&gt; <code>&lt;i&gt;</code> $x$"
+    panel = Panel(lambda axes: axes.set_title("<b> $x_1$"), "<i>")
+    svg = Picture((panel,)).svgs(panel)["any"]
+    assert "&lt;b&gt; $x_1$" in svg
+    assert not re.search("<[bi]>", svg)
+
+
 def test_long_words_cost_little(tmp_path):
     run = written(tmp_path / "run", captions=("b" * 20_000, "many words " * 2_000))
     report(run)
@@ -160,3 +171,19 @@ def test_a_sheet_gives_its_images_back(tmp_path):
         for row in range(2):
             cut = torch.stack([from_pil([image])[0] for image in layout.images(sheet, column, row, 3)])
             torch.testing.assert_close(cut, (block[row] * 255).round() / 255)
+
+
+def test_a_comparison_leads_on(tmp_path):
+    """Its commands are taken as they stand: by a shell, and by what reads the settings."""
+    found = comparison(tmp_path / "a grid", lambda kind, strength, seed: (strength + 5 * (kind == "reverse_kl"), 0.5))
+    write_comparison(found, tmp_path / "a grid")
+    markdown = (tmp_path / "a grid/report/report.md").read_text()
+    commands = [shlex.split(line) for line in markdown.splitlines() if line.startswith("fdpo ")]
+    assert [words[:2] for words in commands] == [["fdpo", "compare"], ["fdpo", "compare"], ["fdpo", "train"]]
+    further, seeds, train = (load(CONFIG, words[words.index("--set") + 1 :]) for words in commands)
+    assert further.comparison.strengths == [pytest.approx(1 / 3, rel=1e-4), 1, 2, 6]
+    assert seeds.comparison.seeds == [0, 1, 2, 3]
+    assert train.train.output_dir == str(tmp_path / "a grid/runs/reverse_kl-strength2-seed0-kept")
+    part = Comparison(found.config, found.points[:-1], found.report, found.galleries)
+    write_comparison(part, tmp_path / "a grid")
+    assert "Make what is missing, 1 of 12 runs" in (tmp_path / "a grid/report/report.md").read_text()
