@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
@@ -35,8 +36,8 @@ TURNS = tuple(math.tau * n / 16 for n in (0, 1, 15, 2, 14, 8, 7, 9, 3, 13, 4, 12
 
 def place(axes: Axes, labels: list[Label]) -> None:
     """Write labels where they cover neither curves nor one another; without room, some are left out."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # a layout moves the axes
     bars = [part for bars in axes.collections if isinstance(bars, LineCollection) for part in bars.get_segments()]
     paths = [*(np.asarray(line.get_xydata()) for line in axes.lines), *bars]

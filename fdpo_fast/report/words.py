@@ -16,7 +16,7 @@ class Word(NamedTuple):
 
 FIGURES = {
     "loss": Word("Loss", "lower is better; a sigmoid's starts at log 2", math.log(2)),
-    "accuracy": Word("Implicit accuracy", "pairs whose preferred image has gained more; higher is better", 0.5),
+    "accuracy": Word("Implicit accuracy", "share of pairs whose preferred image gains more; higher is better", 0.5),
     "margin": Word("Margin", "beta times how much more it has gained; higher is better", 0.0),
     "delta_w": Word("Error on preferred images", "minus the reference's; lower is better", 0.0),
     "delta_l": Word("Error on dispreferred images", "minus the reference's; rises as they are unlearnt", 0.0),
