@@ -35,7 +35,7 @@ from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.evaluate.score import measure
 from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.files import replacing
-from fdpo_fast.report.pages import write_comparison
+from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import at_work
 from fdpo_fast.training.trackers import Trackers

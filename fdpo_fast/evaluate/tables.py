@@ -14,4 +14,9 @@ def table(columns: Sequence[str], rows: Iterable[Iterable[object]], figures: int
 
 def row(cells: Iterable[object]) -> str:
     """Return a line of a table."""
-    return f"| {' | '.join(map(str, cells))} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(cell: object) -> str:
+    """Return a cell's words so that they stay in it."""
+    return " ".join(str(cell).split()).replace("|", r"\|")

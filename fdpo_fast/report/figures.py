@@ -1,94 +1,96 @@
-"""The pictures of the reports, as PNG bytes by name."""
+"""The pictures of the reports."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
 
 from fdpo_fast.compare.analysis import Comparison
 from fdpo_fast.config.schema import Loss
+from fdpo_fast.report import theme, words
+from fdpo_fast.report.labels import Label, place
+from fdpo_fast.report.pictures import DESK, PHONE, Panel, Picture
 from fdpo_fast.report.run import Run
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt  # after the backend is chosen
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-MARKERS = "os^vDPX*<>"
 PLANE = 6.0
 """The largest |log-ratio| that the gradient fields show."""
+SMOOTH = 10
+"""The number of steps that a curve's full line is the mean of."""
+
+_SIDES = LinearSegmentedColormap.from_list(
+    "sides", [theme.LIGHT["down"], theme.LIGHT["down"] + "00", theme.LIGHT["up"] + "00", theme.LIGHT["up"]]
+)
+"""From blue over nothing to red, so that the middle is whatever the page is."""
 
 
-def png(figure: Figure) -> bytes:
-    """Write a figure as PNG bytes, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png", facecolor="white")
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def _style(comparison: Comparison) -> dict[str, dict]:
+def _styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Return colour and marker of each divergence, the same in every picture."""
-    return {
-        kind: {"color": f"C{n % 10}", "marker": MARKERS[n % len(MARKERS)]} for n, kind in enumerate(comparison.kinds)
-    }
+    return {kind: theme.series(number) for number, kind in enumerate(comparison.kinds)}
 
 
-def trade_off(comparison: Comparison, key: str = "alignment") -> bytes:
+# --- a comparison ---
+
+
+def trade_off(comparison: Comparison, key: str = "alignment") -> Picture:
     """Draw a score against diversity: a curve along the strengths for each divergence, bars of a standard error."""
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    for kind, style in _style(comparison).items():
-        spots = [spot for spot in comparison.spots if spot.kind == kind]
-        axes.errorbar(
-            [spot.mean[key] for spot in spots],
-            [spot.mean["diversity"] for spot in spots],
-            xerr=[np.nan_to_num(spot.error[key]) for spot in spots],
-            yerr=[np.nan_to_num(spot.error["diversity"]) for spot in spots],
-            label=kind,
-            capsize=2,
-            linewidth=1.2,
-            markersize=6,
-            **style,
+    styles, compare = _styles(comparison), comparison.config.comparison
+    curves = [(kind, [spot for spot in comparison.spots if spot.kind == kind]) for kind in comparison.kinds]
+    base = comparison.base[key], comparison.base["diversity"]
+
+    def draw(axes: Axes) -> None:
+        labels = [Label(*base, "base", weight="bold")]
+        strengths = []
+        if key == "alignment":
+            front = [(spot.mean[key], spot.mean["diversity"]) for spot in comparison.front]
+            axes.plot(*np.array(front).reshape(-1, 2).T, color=theme.LIGHT["text"], linewidth=6, alpha=0.13)
+        for kind, spots in curves:
+            x, y = ([spot.mean[name] for spot in spots] for name in (key, "diversity"))
+            errors = ([np.nan_to_num(spot.error[name]) for spot in spots] for name in (key, "diversity"))
+            axes.errorbar(x, y, *reversed(list(errors)), elinewidth=0.7, **styles[kind])
+            labels.append(Label(x[-1], y[-1], words.divergence(kind), color=styles[kind]["color"]))
+            at = zip(x, y, spots, strict=True)
+            strengths += [Label(x, y, f"{spot.strength:g}", must=False) for x, y, spot in at]
+        axes.plot(*base, "+", color=theme.LIGHT["text"], markersize=11, markeredgewidth=2)
+        axes.set(
+            xlabel=f"{key}: {words.measure(getattr(compare, key)).name} (more is better)",
+            ylabel=f"diversity: {words.measure(compare.diversity).name} (more is better)",
         )
-    if key == "alignment":
-        axes.plot(
-            [spot.mean[key] for spot in comparison.front],
-            [spot.mean["diversity"] for spot in comparison.front],
-            color="black",
-            linewidth=4,
-            alpha=0.15,
-            label="Pareto front",
-        )
-    axes.plot(comparison.base[key], comparison.base["diversity"], "k+", markersize=14, markeredgewidth=2, label="base")
-    compare = comparison.config.comparison
-    axes.set(xlabel=f"{key}: {getattr(compare, key)}", ylabel=f"diversity: {compare.diversity}")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    return png(figure)
+        place(axes, [*labels, *strengths])
+
+    key_of_lines = [(words.divergence(kind), style) for kind, style in styles.items()]
+    return Picture((Panel(draw, f"{key} against diversity"),), tuple(key_of_lines), shape=DESK, phone=PHONE)
 
 
-def volumes(comparison: Comparison) -> bytes:
+def volumes(comparison: Comparison) -> Picture:
     """Draw the hypervolume of each divergence with its interval, and that of every seed."""
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(comparison.volumes) + 1.2), layout="constrained")
-    style = _style(comparison)
-    for row, volume in enumerate(reversed(comparison.volumes)):
-        color = style[volume.kind]["color"]
-        axes.barh(row, volume.area.value, color=color, alpha=0.5)
-        axes.plot(list(volume.by_seed.values()), [row] * len(volume.by_seed), "o", color=color, markersize=4)
-        if not math.isnan(volume.area.low):
-            axes.plot([volume.area.low, volume.area.high], [row, row], color="black", linewidth=1)
-    axes.set_yticks(range(len(comparison.volumes)), [volume.kind for volume in reversed(comparison.volumes)])
-    axes.set(xlabel="hypervolume of alignment and diversity, base included (points: seeds; lines: 95 %)")
-    return png(figure)
+    styles, rows = _styles(comparison), comparison.volumes[::-1]
+
+    def draw(axes: Axes) -> None:
+        for row, volume in enumerate(rows):
+            style = styles[volume.kind]
+            if not math.isnan(volume.area.low):
+                axes.plot([volume.area.low, volume.area.high], [row, row], color=style["color"], linewidth=2)
+            axes.plot(volume.area.value, row, markersize=8, **style)
+            seeds = list(volume.by_seed.values())
+            axes.plot(seeds, [row - 0.3] * len(seeds), "|", color=theme.LIGHT["faint"], markersize=5)
+        axes.set_yticks(range(len(rows)), [words.divergence(volume.kind) for volume in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=theme.LIGHT["text"])
+        axes.set_ylim(-0.7, len(rows) - 0.4)
+        axes.set_xlabel("hypervolume (more is better)")
+
+    height = 0.3 * len(rows) + 0.6
+    return Picture((Panel(draw, "Hypervolume"),), shape=(DESK[0], height), phone=(PHONE[0], height))
 
 
-def gradient_fields(comparison: Comparison) -> bytes:
+def gradient_fields(comparison: Comparison) -> Picture:
     """Draw how hard a step of the loss pulls at winner and loser, over the plane of their log-ratios.
 
     With u = log p_theta / p_ref the loss falls along (sigmoid(-z) beta h'(u_w), -sigmoid(-z) beta h'(u_l)): arrows
@@ -97,86 +99,136 @@ def gradient_fields(comparison: Comparison) -> bytes:
     losses: dict[str, Loss] = {}
     for point in sorted(comparison.points, key=lambda point: abs(math.log(point.strength))):
         losses.setdefault(point.kind.name, point.config.loss)
-    columns = min(4, len(losses))
-    rows = -(-len(losses) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.1 * rows), layout="constrained", squeeze=False)
-    line = torch.linspace(-PLANE, PLANE, 81, dtype=torch.float64, device="cpu")
+    line = torch.linspace(-PLANE, PLANE, 61, dtype=torch.float64, device="cpu")
     u_l, u_w = torch.meshgrid(line, line, indexing="ij")
-    image, longest = None, 0.0
-    arrows = []
-    for axes, (kind, loss) in zip(grid.flat, losses.items(), strict=False):
+    fields, longest = [], 0.0
+    for kind, loss in losses.items():
         link = loss.link()
         weight = torch.sigmoid(-loss.beta * (link(u_w) - link(u_l))) * loss.beta
         pull_w, pull_l = weight * link.slope(u_w), weight * link.slope(u_l)
         ratio = (link.slope(u_w) / link.slope(u_l)).log10()  # of the pulls; their common weight may underflow
-        image = axes.pcolormesh(u_w, u_l, ratio, cmap="coolwarm", vmin=-2, vmax=2, rasterized=True)
-        some = slice(None, None, 10)
+        some = slice(3, None, 9)
         size = torch.hypot(pull_w, pull_l).clamp(min=1e-12)
         grown = size.log1p() / size  # arrows by the logarithm of the pull: it spans decades
-        arrows.append((axes, *(x[some, some] for x in (u_w, u_l, pull_w * grown, -pull_l * grown))))
+        arrows = tuple(x[some, some].numpy() for x in (u_w, u_l, pull_w * grown, -pull_l * grown))
         longest = max(longest, size.log1p().max().item())
-        axes.set_title(f"{kind}, beta {loss.beta:.3g}", fontsize=9)
+        fields.append((kind, loss, ratio.numpy(), arrows))
+
+    def draw(ratio: np.ndarray, arrows: tuple[np.ndarray, ...], axes: Axes) -> None:
+        axes.pcolormesh(line.numpy(), line.numpy(), ratio, cmap=_SIDES, vmin=-2, vmax=2, rasterized=True)
+        axes.quiver(*arrows, scale=8 * longest, width=0.008, color=theme.LIGHT["text"])  # one scale for all
         axes.set(xlabel="u of the winner", ylabel="u of the loser")
-    for axes, *arrow in arrows:
-        axes.quiver(*arrow, scale=10 * longest)  # one scale for all
-    for axes in list(grid.flat)[len(losses) :]:
-        axes.axis("off")
-    figure.colorbar(image, ax=grid, label="log10 (pull on the winner / on the loser)", shrink=0.8)
-    return png(figure)
+        axes.grid(visible=False)
+
+    panels = (
+        Panel(partial(draw, ratio, arrows), f"{words.divergence(kind)}, beta {loss.beta:.3g}")
+        for kind, loss, ratio, arrows in fields
+    )
+    return Picture(tuple(panels), shape=(3.5, 2.8))
 
 
-def _smooth(values: list[float], width: int = 10) -> list[float]:
+def training(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> Picture:
+    """Draw loss, implicit accuracy and the error on preferred images of several runs, one line each."""
+    styles = _styles(comparison)
+
+    def draw(key: str, axes: Axes) -> None:
+        for kind, run in runs:
+            steps, values = run.series(key)
+            axes.plot(steps, smooth(values), markevery=max(1, len(steps) // 5), **styles[kind])
+        _level(axes, key)
+        _steps(axes)
+
+    panels = tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in ("loss", "accuracy", "delta_w"))
+    return Picture(panels, tuple((words.divergence(kind), styles[kind]) for kind, _ in runs))
+
+
+BY_TIMESTEP = ("accuracy", "margin", "delta_w", "delta_l")
+
+
+def over_timesteps(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> Picture:
+    """Draw where on the scale of timesteps several runs end: means of the last half of each."""
+    styles = _styles(comparison)
+
+    def draw(key: str, axes: Axes) -> None:
+        for kind, run in runs:
+            values = [run.bin_series(edge, key)[1] for edge in run.edges]
+            ends = [np.mean(those[len(those) // 2 :]) for those in values]
+            axes.plot([sum(edge) / 2 for edge in run.edges], ends, **styles[kind])
+        _level(axes, key)
+        _steps(axes, "timestep, from little noise to much")
+
+    panels = tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in BY_TIMESTEP)
+    return Picture(panels, tuple((words.divergence(kind), styles[kind]) for kind, _ in runs))
+
+
+# --- one run ---
+
+
+def smooth(values: Sequence[float], width: int = SMOOTH) -> list[float]:
+    """Return the mean of the last `width` values at each."""
     return [float(np.mean(values[max(0, at + 1 - width) : at + 1])) for at in range(len(values))]
 
 
-def _curve(axes: Axes, records: list[dict], key: str, **style: Any) -> None:
-    """Draw a key of the records by step: each value faintly, the mean of the last ten in full."""
-    there = [(record["step"], record[key]) for record in records if key in record]
-    if not there:
-        axes.set_visible(False)
-        return
-    steps, values = zip(*there, strict=True)
-    (line,) = axes.plot(steps, _smooth(list(values)), **style)
-    if "label" not in style:
-        axes.plot(steps, values, alpha=0.25, color=line.get_color())
-    axes.set_title(key, fontsize=10)
+def _level(axes: Axes, key: str) -> None:
+    """Draw the value that a figure starts from, with its name where it is no plain number."""
+    level = words.FIGURES[key].level
+    if level is not None:
+        axes.axhline(level, color=theme.LIGHT["faint"], linewidth=1, linestyle=(0, (4, 3)))
+        if key == "loss":
+            right = axes.get_yaxis_transform()
+            axes.annotate("log 2", (1, level), (-2, 3), xycoords=right, textcoords="offset points", ha="right")
 
 
-def training(runs: Iterable[tuple[str, Run]]) -> bytes:
-    """Draw loss and implicit accuracy of several runs, one line each."""
-    figure, grid = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for name, run in runs:
-        for axes, key in zip(grid, ("loss", "accuracy", "delta_w"), strict=True):
-            _curve(axes, run.records, key, label=name)
-    grid[0].legend(fontsize=7)
-    return png(figure)
+def _steps(axes: Axes, of: str = "step") -> None:
+    """Name the horizontal axis, and give both few ticks."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(of)
 
 
-def curves(run: Run) -> bytes:
-    """Draw everything that a run writes at each step."""
-    keys = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "lr", "clipped", "images_per_second")
-    figure, grid = plt.subplots(3, 3, figsize=(11, 7.5), layout="constrained")
-    for axes, key in zip(grid.flat, keys, strict=True):
-        _curve(axes, run.records, key)
-    return png(figure)
+FOUND = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped")
+"""What differs from batch to batch, so that a mean says more."""
+STARTS_AT_LOG_2 = ("sigmoid", "robust")
+SET = ("lr", "images_per_second")
 
 
-def timestep_bins(runs: Iterable[tuple[str, Run]]) -> bytes | None:
-    """Draw accuracy, margin and the change of both errors by bins of timesteps; None where there are none yet."""
-    runs = [(name, run) for name, run in runs if run.bins]
-    if not runs:
-        return None
-    keys = ("accuracy", "margin", "delta_w", "delta_l")
-    figure, grid = plt.subplots(len(runs), 4, figsize=(11, 2.6 * len(runs)), layout="constrained", squeeze=False)
-    for row, (name, run) in zip(grid, runs, strict=True):
-        for axes, key in zip(row, keys, strict=True):
-            for number, (low, high) in enumerate(run.edges):
-                there = [
-                    (step, part[key]) for step, parts in run.bins for part in parts if part["timesteps"] == [low, high]
-                ]
-                steps, values = zip(*there, strict=True)
-                shade = plt.get_cmap("viridis")(number / max(1, len(run.edges) - 1))
-                axes.plot(steps, _smooth(list(values), 3), color=shade, label=f"{low} to {high}")
-            axes.set_title(f"{key}, {name}" if len(runs) > 1 else key, fontsize=8)
-    grid[0][0].legend(fontsize=6, title="timesteps", title_fontsize=6)
-    return png(figure)
+def curves(run: Run, loss_type: str) -> Picture:
+    """Draw everything that a run writes at each step; what is drawn from batches as means too."""
+
+    def draw(key: str, axes: Axes) -> None:
+        steps, values = run.series(key)
+        color = theme.SERIES[0][0]
+        if key in FOUND:
+            axes.plot(steps, values, color=color, alpha=0.35, linewidth=0.8)
+            axes.plot(steps, smooth(values), color=color)
+        else:
+            axes.plot(steps, values, color=color, marker="." if len(steps) == 1 else "")
+        if key != "loss" or loss_type in STARTS_AT_LOG_2:
+            _level(axes, key)
+        _steps(axes)
+
+    keys = [key for key in (*FOUND, *SET) if any(run.series(key)[1])]  # caps are seldom reached
+    return Picture(tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in keys))
+
+
+def timestep_bins(run: Run) -> Picture:
+    """Draw accuracy, margin and the change of both errors along a run, a line for each bin of timesteps."""
+    shares = [number / max(1, len(run.edges) - 1) for number in range(len(run.edges))]
+    styles: list[dict[str, Any]] = [
+        {"color": theme.shade(share), "marker": theme.MARKERS[number % len(theme.MARKERS)], "markersize": 4}
+        for number, share in enumerate(shares)
+    ]
+
+    def draw(key: str, axes: Axes) -> None:
+        for edge, style in zip(run.edges, styles, strict=True):
+            steps, values = run.bin_series(edge, key)
+            axes.plot(steps, smooth(values, 3), markevery=max(1, len(steps) // 4), **style)
+        _level(axes, key)
+        _steps(axes)
+
+    names = [f"{low} to {high}" for low, high in run.edges]
+    return Picture(
+        tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in BY_TIMESTEP),
+        tuple(zip(names, styles, strict=True)),
+        tuple((theme.shade(share), theme.mixed(share)) for share in shares),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,23 @@ class Run:
         return read_records(self.folder)
 
     @property
+    def done(self) -> int:
+        """Count the steps that are on disk."""
+        return self.records[-1]["step"] + 1 if self.records else 0
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Return the steps, counted from 1, and the values of a key of the records."""
+        there = [(record["step"] + 1, record[key]) for record in self.records if key in record]
+        return [step for step, _ in there], [value for _, value in there]
+
+    def bin_series(self, edge: list[int], key: str) -> tuple[list[int], list[float]]:
+        """Return the same of a bin of timesteps."""
+        there = [
+            (step + 1, part[key]) for step, parts in self.bins for part in parts if part["timesteps"] == list(edge)
+        ]
+        return [step for step, _ in there], [value for _, value in there]
+
+    @property
     def bins(self) -> list[tuple[int, list[dict]]]:
         """List (step, bins) of the records that have bins."""
         return [(record["step"], record["bins"]) for record in self.records if "bins" in record]
@@ -33,14 +51,13 @@ class Run:
         return [list(edge) for edge in sorted(edges)]
 
     @property
-    def warnings(self) -> list[str]:
-        """List the warnings of all records."""
-        return [warning for record in self.records for warning in record.get("warnings", [])]
-
-    @property
-    def config(self) -> dict:
-        """Read the run's configuration, as it was resolved."""
-        return read_json(self.folder / "config.json")
+    def warnings(self) -> list[tuple[int, str]]:
+        """List the warnings of all records, each with the number of steps that were done, from 1."""
+        return [
+            (record["step"] + 1, re.sub(r"^step \d+: ", "", warning))  # their own steps count from 0
+            for record in self.records
+            for warning in record.get("warnings", [])
+        ]
 
     @property
     def data(self) -> dict:

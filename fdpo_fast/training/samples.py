@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 _MARGIN = 6
 _TEXT = 16
+_LINE, _LETTERS = 14, 40
+"""The height of a line of a caption in pixels, and the letters it has room for."""
 
 
 class SampleGrids:
@@ -79,24 +84,64 @@ class SampleGrids:
             side_by_side(self.settings.prompts, columns).save(partial, format="PNG")
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies on a sheet: captions at the left, a row each, and a block of images a column."""
+
+    text: int
+    widths: tuple[int, ...]
+    height: int
+    captions: tuple[tuple[str, ...], ...]
+    """The lines of each caption, as many as its row has room for."""
+
+    @classmethod
+    def of(cls, captions: Sequence[str], widths: Sequence[int], height: int) -> Layout:
+        """Lay out blocks of these widths, and rows of this height; what of a caption has no room is left out."""
+        room = max(1, height // _LINE)
+        lines = [tuple(wrap(short, _LETTERS, max_lines=room, placeholder=" …")) for short in map(_bounded, captions)]
+        text = max((8 * len(line) for caption in lines for line in caption), default=0) + _MARGIN
+        return cls(text, tuple(widths), height, tuple(lines))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return width and height of the sheet."""
+        width = self.text + sum(self.widths) + _MARGIN * (len(self.widths) + 1)
+        return width, self.top(len(self.captions))
+
+    def left(self, column: int) -> int:
+        """Return where a column begins."""
+        return self.text + sum(self.widths[:column]) + _MARGIN * column
+
+    def top(self, row: int) -> int:
+        """Return where a row begins."""
+        return _TEXT + _MARGIN + row * (self.height + _MARGIN)
+
+    def images(self, sheet: Image.Image, column: int, row: int, count: int) -> list[Image.Image]:
+        """Cut the images of a block out of a sheet again."""
+        side, left, top = self.widths[column] // count, self.left(column), self.top(row)
+        lefts = (left + side * number for number in range(count))
+        return [sheet.crop((at, top, at + side, top + self.height)) for at in lefts]
+
+
+def _bounded(caption: str) -> str:
+    """Cut a caption to more than any sheet has room for, before it is wrapped."""
+    return caption[: _LETTERS * 200]
+
+
 def side_by_side(captions: list[str], columns: dict[str, Tensor], scale: int = 1) -> Image.Image:
     """Arrange images: one row a caption, one block [captions, k, 3, h, w] a column, each under its name."""
     widths = [block.shape[1] * block.shape[4] * scale for block in columns.values()]
-    height = next(iter(columns.values())).shape[3] * scale
-    text_width = max(8 * len(caption) for caption in captions) + _MARGIN
-    width = text_width + sum(widths) + _MARGIN * (len(widths) + 1)
-    sheet = Image.new("RGB", (width, _TEXT + _MARGIN + (height + _MARGIN) * len(captions)), "white")
+    layout = Layout.of(captions, widths, next(iter(columns.values())).shape[3] * scale)
+    sheet = Image.new("RGB", layout.size, "white")
     pen = ImageDraw.Draw(sheet)
-    left = text_width
-    for (name, block), block_width in zip(columns.items(), widths, strict=True):
-        pen.text((left, _MARGIN // 2), name, fill="black")
+    for column, (name, block) in enumerate(columns.items()):
+        left, size = layout.left(column), (widths[column], layout.height)
+        pen.text((left, _MARGIN // 2), name[: max(1, widths[column] // 6)], fill="black")
         for row, images in enumerate(block):
             strip = torch.cat(list(images), dim=2)
             pixels = (strip.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            picture = Image.fromarray(pixels)
-            picture = picture.resize((block_width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left, _TEXT + _MARGIN + row * (height + _MARGIN)))
-        left += block_width + _MARGIN
-    for row, caption in enumerate(captions):
-        pen.text((_MARGIN, _TEXT + _MARGIN + row * (height + _MARGIN) + height // 2 - 6), caption, fill="black")
+            sheet.paste(Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST), (left, layout.top(row)))
+    for row, lines in enumerate(layout.captions):
+        middle = layout.top(row) + layout.height // 2
+        pen.multiline_text((_MARGIN, middle), "\n".join(lines), fill="black", anchor="lm", spacing=2)
     return sheet

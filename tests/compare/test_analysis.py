@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fdpo_fast.compare.analysis import Comparison, hypervolume
-from fdpo_fast.report.pages import sentences, write_comparison
+from fdpo_fast.report.comparison import write_comparison
+from fdpo_fast.report.verdict import sentences
 from tests.helpers.comparison import comparison
 
 
@@ -27,15 +28,15 @@ def test_the_front_holds_what_nothing_beats(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gain", "noise", "words"),
+    ("gain", "noise", "first", "words"),
     [
-        (0.2, 0.002, "support that Jensen-Shannon"),
-        (-0.2, 0.002, "speak against"),
-        (0.0, 0.1, "do not decide"),
-        (0.001, 0.2, "do not decide"),
+        (0.2, 0.002, "The largest hypervolume has Jensen-Shannon", "support that Jensen-Shannon"),
+        (-0.2, 0.002, "The largest hypervolume has reverse KL", "speak against"),
+        (0.0, 0.1, "No divergence is ahead for sure", "do not decide"),
+        (0.001, 0.2, "No divergence is ahead for sure", "do not decide"),
     ],
 )
-def test_the_sentence_follows_the_data(tmp_path, gain, noise, words):
+def test_the_sentence_follows_the_data(tmp_path, gain, noise, first, words):
     rng = np.random.default_rng(3)
 
     def place(kind, strength, seed):
@@ -43,6 +44,7 @@ def test_the_sentence_follows_the_data(tmp_path, gain, noise, words):
         return (0.5 * strength, height / strength)
 
     text = " ".join(sentences(comparison(tmp_path, place, seeds=(0, 1, 2, 3, 4))))
+    assert first in text
     assert words in text
     assert "Pareto front" in text
 

@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 CONFIG = ROOT / "configs/digits_sweep.json"
 
 
-def comparison(tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0, 1, 2)):
+def comparison(tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0, 1, 2), captions=("a", "b")):
     """Runs whose alignment and diversity are `place(kind, strength, seed)`; the base is at (0, 1)."""
     words = json.dumps(list(kinds)), json.dumps(list(seeds))
     config = load(CONFIG, [f"compare.divergences={words[0]}", f"compare.seeds={words[1]}", "compare.strengths=[1, 2]"])
@@ -36,7 +36,7 @@ def comparison(tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0
         for number in range(4):
             Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
     galleries = [
-        Gallery(model, tmp_path / "images" / model, ["a", "b"],
+        Gallery(model, tmp_path / "images" / model, list(captions),
                 [[tmp_path / "images" / model / f"{2 * c + k}.png" for k in range(2)] for c in range(2)], [[0, 1]] * 2)
         for model in report.scores[wanted.alignment]
     ]  # fmt: skip
