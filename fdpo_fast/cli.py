@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
+from fdpo_fast import signals
 from fdpo_fast.commands import cache, calibrate, compare, data, demo, evaluate, plan, report, sample, train
 from fdpo_fast.commands.common import MissingPackageError
 from fdpo_fast.config.errors import UserError
@@ -40,15 +41,22 @@ def parse(words: list[str]) -> tuple[str, Callable[..., None], dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments name, by default those of the process.
 
-    A mistake in the input, or a package that is missing, ends the process with one sentence.
+    A mistake in the input, a package that is missing, or a signal to stop ends the process with one sentence.
     """
     name, run, options = parse(sys.argv[1:] if arguments is None else arguments)
+    left = options.pop("left")
     try:
-        run(**options)
+        with signals.raised():
+            run(**options)
     except UserError as error:
         sys.exit(f"fdpo {name}: {error}")
     except MissingPackageError as error:
         sys.exit(f"fdpo {name} needs the package '{error}': pip install 'fdpo_fast[train,eval]'")
+    except signals.Stopped as stop:
+        if signals.speaks():
+            print("\n" * sys.stderr.isatty() + f"fdpo {name}: {str(stop) or f'stopped; {left}'}", file=sys.stderr)
+        signals.ignore()
+        sys.exit(stop.status)
 
 
 def _name_first(words: list[str], names: Collection[str]) -> list[str]:
