@@ -76,7 +76,8 @@ class Lines:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Say `text` behind the figures from now on; news, even where nothing is done meanwhile."""
         self.postfix = text
-        self.update(0)
+        if refresh:
+            self.update(0)
 
     def close(self) -> None:
         """Write the last line, unless it is there already."""

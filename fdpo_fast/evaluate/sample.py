@@ -133,6 +133,7 @@ class Studio:
             gallery.write(folder / gallery.NAME, [{**row, **self.settings} for row in rows])
 
     def _draw(self, policy: Policy, batches: list[list[Task]]) -> None:
+        self.rank.say(f"loading {policy.name}")
         pipeline = policy.sampler(self.config, self.family, self.rank.device)
         if name := self.config.evaluate.scheduler:
             pipeline.scheduler = self.family.scheduler(name, pipeline)

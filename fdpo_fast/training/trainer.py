@@ -65,6 +65,7 @@ class Trainer:
             )
 
         forget_caching(rank.device)
+        rank.say("loading the base")
         self.policy = policy.make(config, family, rank)
         self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
         self.average = EMA(self.policy.denoiser, config.train.ema_decay) if config.train.ema_decay else None
