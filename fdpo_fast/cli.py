@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 import fdpo_fast
+from fdpo_fast import signals
 from fdpo_fast.commands import (
     cache,
     calibrate,
@@ -85,7 +86,7 @@ def parse(words: list[str]) -> tuple[str, Callable[..., None], dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments name, by default those of the process.
 
-    A mistake in the input, or a package that is missing, ends the process with one sentence.
+    A mistake in the input, a package that is missing, or a signal to stop ends the process with one sentence.
     """
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == [completion.ASK]:
@@ -94,12 +95,19 @@ def main(arguments: list[str] | None = None) -> None:
             print(candidate)
         return
     name, run, options = parse(words)
+    left = options.pop("left")
     try:
-        run(**options)
+        with signals.raised():
+            run(**options)
     except UserError as error:
         sys.exit(f"fdpo {name}: {error}")
     except MissingPackageError as error:
         sys.exit(f"fdpo {name} needs the package '{error}': pip install 'fdpo_fast[train,eval]'")
+    except signals.Stopped as stop:
+        if signals.speaks():
+            print("\n" * sys.stderr.isatty() + f"fdpo {name}: {str(stop) or f'stopped; {left}'}", file=sys.stderr)
+        signals.ignore()
+        sys.exit(stop.status)
 
 
 def _name_first(words: list[str], names: Collection[str]) -> list[str]:

@@ -6,9 +6,10 @@ import hashlib
 import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock
 
+from fdpo_fast import progress, signals
 from fdpo_fast.config.errors import UserError
 
 
@@ -32,7 +34,7 @@ class Rank:
     def say(self, *words: object) -> None:
         """Print the words, on the first rank only."""
         if self.index == 0:
-            print(*words, flush=True)
+            progress.say(*words)
 
 
 def single_process() -> Rank:
@@ -76,6 +78,8 @@ def _build_collectives(patience: float = 60) -> None:
 
     folder = Path(_get_build_directory("deepspeed_shm_comm", verbose=False))
     guard = folder / "lock"
+    if not list(folder.glob("*.so")) and signals.speaks():
+        progress.say("compiling DeepSpeed's collectives for the host: once per machine, about a minute")
     with FileLock(folder.with_name("fdpo_fast.lock")):
         with suppress(FileNotFoundError):  # it has gone meanwhile
             while guard.exists():
@@ -154,19 +158,75 @@ def largest_over_ranks(tensor: torch.Tensor) -> None:
 
 
 class StopSignal:
-    """Turns Ctrl-C or SIGTERM on any rank into an orderly stop of all ranks at the next flush; a second one kills."""
+    """Turns Ctrl-C or SIGTERM on any rank into a stop of all ranks after the same step; a second one ends the process.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.asked = device, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+    A thread answers at once, also while the step is in code that is not Python. What the ranks agree on is reduced
+    beside the next step and read behind it: nobody waits for a device, nor for a rank that is less than a step behind.
+    A rank by itself looks at its own wish. To be used as a context, by the main thread.
+    """
 
-    def _handle(self, number: int, frame: object) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
+    def __init__(self, rank: Rank, kept: Callable[[], str]) -> None:
+        self.rank, self.kept = rank, kept
+        self.asked = 0
+        """The number of the signal that asked this rank; 0 for none."""
+        self.coming: Callable[[], int] | None = None
+        """What gives the largest number over the ranks as they were behind the step before."""
+        self._undo = ExitStack()
 
-    def requested(self) -> bool:
-        """Say whether any rank was asked to stop. Collective."""
-        flag = torch.tensor(float(self.asked), device=self.device, dtype=torch.float32)
-        largest_over_ranks(flag)
-        return bool(flag)
+    def __enter__(self) -> StopSignal:
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        self._undo.enter_context(signals.handled_by(lambda number, frame: None))  # the thread hears it by the pipe
+        self._undo.callback(os.close, told)
+        self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(told, warn_on_full_buffer=False))
+        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+    def _listen(self, heard: int) -> None:
+        with os.fdopen(heard, "rb", buffering=0) as signs:
+            while sign := signs.read(1):
+                if sign[0] in signals.ENDING:
+                    self._answer(sign[0])
+
+    def _answer(self, number: int) -> None:
+        first = signals.is_first()
+        if first:
+            self.asked = number
+            self.rank.say("stopping after this step, again to stop now")
+        elif first is False:
+            self.rank.say(f"stopped within a step: --resume goes on from {self.kept()}")
+            os._exit(128 + number)
+
+    def behind_step(self) -> int:
+        """Return the signal that asked a rank to stop, the same on all; 0 for none. Collective, behind every step."""
+        if self.rank.count == 1:
+            return self.asked
+        seen, self.coming = self.coming, _largest_later(self.asked, self.rank.device)
+        return seen() if seen else 0
+
+
+def _largest_later(number: int, device: torch.device) -> Callable[[], int]:
+    """Reduce a number over the ranks; returns what waits for the largest. Collective."""
+    flag = torch.full((), number, dtype=torch.int32, device=device)
+    work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True)
+    if device.type != "cuda":
+
+        def waited() -> int:
+            work.wait()
+            return int(flag)
+
+        return waited
+    work.wait()  # on the stream, not here
+    copy = torch.empty((), dtype=torch.int32, device="cpu", pin_memory=True)
+    copy.copy_(flag, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> int:
+        copied.synchronize()
+        return int(copy)
+
+    return read

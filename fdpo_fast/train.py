@@ -7,6 +7,7 @@ Also `fdpo train --config ...` and plain `python fdpo_fast/train.py ...` for one
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ if __name__ == "__main__":
 from fdpo_fast import cli
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
+from fdpo_fast.signals import speaks
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import LOCK, at_work
 
@@ -37,6 +39,8 @@ def start(config: Config, resume: bool, dry_run: bool) -> None:
     folder = Path(config.train.output_dir).expanduser()
     check_output(folder, resume)
     with at_work(folder):
+        if not resume and speaks():
+            clear(folder)
         train(config, resume)
 
 
@@ -46,8 +50,25 @@ def check_output(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
-    if not resume and any(path.name != LOCK for path in folder.iterdir()):
+    if not resume and any(path.name != LOCK for path in folder.iterdir()) and not _took_no_step(folder):
         raise UserError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
+
+
+def clear(folder: Path) -> None:
+    """Delete what a start that failed before its first step has left in a folder that is held."""
+    if _took_no_step(folder):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+
+
+def _took_no_step(folder: Path) -> bool:
+    """Say whether all that is in a folder is what a run writes before its first step."""
+    names, records = {path.name for path in folder.iterdir()}, folder / "metrics.jsonl"
+    opened = {"config.json", "data.json", records.name}  # by the trainer, so none of them is the user's
+    return opened <= names <= {LOCK, "tensorboard", "wandb", "samples", *opened} and not records.stat().st_size
 
 
 def train(config: Config, resume: bool) -> None:

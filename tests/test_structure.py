@@ -47,6 +47,10 @@ def test_no_family_name_outside_models():
             assert "StableDiffusion" not in path.read_text(), name
 
 
+def test_bars_and_their_lines_are_made_in_one_place():
+    assert [name for name, path in FILES.items() if "tqdm" in imports(path)] == ["progress.py"]
+
+
 def test_files_stay_short():
     sources = [*FILES.values(), *SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     assert {path.name: n for path in sources if (n := len(path.read_text().splitlines())) > 300} == {}

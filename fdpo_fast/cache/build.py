@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from fdpo_fast.cache.shards import Shard
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, check_equal
 from fdpo_fast.files import digest, read_json, replacing
+from fdpo_fast.progress import progress
 
 _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
 
@@ -121,7 +121,7 @@ class Builder:
             yield
             return
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / f".{folder.name}.lock")
+        lock = FileLock(folder / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -152,7 +152,7 @@ class Builder:
         mine = range(self.rank.index, len(cache.items), self.rank.count)
         missing = [shard for shard in mine if not _file(folder, shard).exists()]
         total = sum(cache.items[shard] for shard in missing)
-        with tqdm(total=total, desc=f"caching {cache.kind}", disable=self.rank.index > 0) as bar:
+        with progress(total=total, desc=f"caching {cache.kind}", show=self.rank.index == 0) as bar:
             for shard in missing:
                 cache.make(shard, bar.update).save(_file(folder, shard))
 

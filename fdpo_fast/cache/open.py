@@ -12,9 +12,9 @@ from fdpo_fast.cache.dataset import TrainingSet
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
-from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.distributed import Rank, check_shared
-from fdpo_fast.models import load_family, quiet_libraries, trainable
+from fdpo_fast.models import find, load_family, quiet_libraries, trainable
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.precision import DTYPES
@@ -28,6 +28,13 @@ class Prepared:
     """With the embedded default replaced by its paths."""
     family: Family
     data: TrainingSet
+
+
+def look_for(config: Config) -> None:
+    """Raise UserError where model or pairs are not there: before processes join, which may compile for a minute."""
+    find(config.model)
+    if config.data.source != EMBEDDED and config.data.format == "auto":
+        detect(config.data.source)
 
 
 def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Prepared:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.latents import describe, kept
-from fdpo_fast.cache.open import Prepared, cache_root, caches_of, reference_model
+from fdpo_fast.cache.open import Prepared, cache_root, caches_of, look_for, reference_model
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry, to_vae
@@ -25,6 +25,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
 
 def fill(config: Config) -> None:
     """Build what is missing and say what is there."""
+    look_for(config)
     rank = start_processes()
     data = caches_of(config, rank, Builder(cache_root(config), rank, requested=True)).data
     rank.say(f"data: {describe(data.report)}")
@@ -34,6 +35,7 @@ def fill(config: Config) -> None:
 
 def verify(config: Config, pairs: int, seed: int) -> None:
     """Compare all checksums, then recompute a sample of pairs; UserError where something differs too much."""
+    look_for(config)
     rank = start_processes()
     prepared = caches_of(config, rank, Builder(cache_root(config), rank, complete=True))
     found = differences(prepared, rank, pairs, seed)

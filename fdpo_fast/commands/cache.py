@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
         description="Fill the caches of a configuration.",
     )
     add_config(parser)
-    parser.set_defaults(run=fill)
+    parser.set_defaults(run=fill, left="the same command goes on behind what is cached")
 
     parser = commands.add_parser(
         "cache verify",
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     add_config(parser)
     parser.add_argument("--pairs", type=int, default=16, help="size of the sample (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default 0)")
-    parser.set_defaults(run=verify)
+    parser.set_defaults(run=verify, left="nothing was changed")
 
 
 def fill(config_file: str, overrides: list[str]) -> None:

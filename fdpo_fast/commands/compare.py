@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     add_config(parser)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing GPUs or cores (default 1)")
     parser.add_argument("--report-only", action="store_true", help="evaluate and report the runs that are finished")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="the same command goes on where it was")
 
 
 def run(config_file: str, overrides: list[str], jobs: int, report_only: bool) -> None:

@@ -68,7 +68,7 @@ def add(commands: Commands) -> None:
         "fdpo completion fish | source in config.fish.",
     )
     parser.add_argument("shell", choices=SCRIPTS)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="nothing was written")
 
 
 def run(shell: str) -> None:

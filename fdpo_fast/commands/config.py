@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         "--explain", nargs="?", const="", metavar="KEY", help="what keys mean: one, those of a section, or all"
     )
     add_config(parser, required=False)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="nothing was written")
 
 
 def run(config_file: str | None, overrides: list[str], explain: str | None) -> None:

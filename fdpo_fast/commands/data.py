@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="write everything, each refused row included",
     )
-    parser.set_defaults(run=check)
+    parser.set_defaults(run=check, left="the same command starts anew")
 
 
 def check(config_file: str, overrides: list[str], json_file: Path | None) -> None:

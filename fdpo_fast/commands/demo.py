@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     )
     add_config(parser)
     parser.add_argument("--images", type=int, default=64, help="images per caption (default 64)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="the same command starts anew")
 
 
 def run(config_file: str, overrides: list[str], images: int) -> None:

@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     )
     add_config(parser)
     parser.add_argument("--images", type=Path, help="folder of `fdpo sample` (default: evaluation in train.output_dir)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="the same command goes on behind the measures that are done")
 
 
 def run(config_file: str, overrides: list[str], images: Path | None) -> None:

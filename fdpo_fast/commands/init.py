@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--gpus", type=count, default=1, metavar="N", help="GPUs of the machine (default 1)")
     parser.add_argument("--host", type=size, metavar="32GB", help="memory of the machine (default: no limit)")
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="nothing was written")
 
 
 def run(

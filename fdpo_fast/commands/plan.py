@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="write the figures; no FILE: print them alone",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="nothing was written")
 
 
 def run(

@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
         "report", help="a page about a run, also while it trains", description="A page about a run."
     )
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="train.output_dir of the run")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="the same command starts anew")
 
 
 def run(folder: Path) -> None:

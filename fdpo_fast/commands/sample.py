@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--output", type=Path, help="folder of the images (default: evaluation in train.output_dir)")
     parser.add_argument("--no-base", dest="base", action="store_false", help="leave out the base")
     parser.add_argument("--no-policy", dest="policy", action="store_false", help="draw with the base alone")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, left="the same command goes on behind the images that are drawn")
 
 
 def run(

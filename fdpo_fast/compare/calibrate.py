@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fdpo_fast import noise, scales
 from fdpo_fast.cache.build import Builder
@@ -38,6 +37,7 @@ from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import predict
 from fdpo_fast.ops.pairs import to_rows
 from fdpo_fast.optim import build
+from fdpo_fast.progress import progress
 from fdpo_fast.training.order import PairOrder
 
 
@@ -138,7 +138,7 @@ def _errors(data: TrainingSet, denoiser: Denoiser, positions: Tensor, name: str)
     parts = positions.split(data.micro) if len(torch.unique(data.shapes, dim=0)) == 1 else positions
     errors = [
         data.reference_errors(denoiser, part.view(-1), torch.zeros_like(part.view(-1)))
-        for part in tqdm(parts, desc=f"errors of the {name}", leave=False)
+        for part in progress(parts, desc=f"errors of the {name}", leave=False)
     ]
     return torch.cat(errors)
 
@@ -158,8 +158,11 @@ def move(
     walk = PairOrder(data.shapes[pairs], micro, config.train.seed)
     chosen = [pairs[walk.step(step)[0]] for step in range(steps)]
     visits = torch.zeros(micro, dtype=torch.int64, device="cpu")
-    ref_errors = [to_rows(data.reference_errors(denoiser, at, visits)).to(data.device) for at in chosen]
-    for at, ref_error in tqdm(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
+    ref_errors = [
+        to_rows(data.reference_errors(denoiser, at, visits)).to(data.device)
+        for at in progress(chosen, desc="errors of the trial's reference", leave=False)
+    ]
+    for at, ref_error in progress(list(zip(chosen, ref_errors, strict=True)), desc="trial", leave=False):
         batch = data.batch(at, visits)
         pred, target, _ = predict(family, denoiser, batch)
         losses, _ = evaluate(loss, pred, ref_error, target, batch.weight)

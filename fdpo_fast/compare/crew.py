@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 
 import torch
-from tqdm import tqdm
 
 from fdpo_fast.compare import grid
 from fdpo_fast.compare.analysis import FIGURES, Comparison
@@ -27,14 +26,11 @@ from fdpo_fast.compare.grid import Point
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
-from fdpo_fast.evaluate import gallery
-from fdpo_fast.evaluate.diversity import MEASURES
-from fdpo_fast.evaluate.plugins import named
+from fdpo_fast.evaluate import gallery, score
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
-from fdpo_fast.evaluate.score import measure
-from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.files import replacing
+from fdpo_fast.progress import Bar, progress, say
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import at_work
@@ -55,21 +51,16 @@ def compare(config: Config, jobs: int, report_only: bool) -> None:
             raise UserError(f"no run of {folder} is finished yet")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
-        try:
-            with at_work(folder):
-                claim(folder, config)
-                failures = run_grid(config, folder, Crew(folder / "logs", jobs))
-        except KeyboardInterrupt:
-            raise UserError("stopped; the same command goes on where it was") from None
+        with at_work(folder):
+            claim(folder, config)
+            failures = run_grid(config, folder, Crew(folder / "logs", jobs))
         gallery.merge(folder / "images")  # runs beside one another may have missed each other's
     fits = grid.calibrated(config, folder / "calibration.json")
     finished = [point for point in grid.points(config, fits, folder / "runs") if _is_drawn(folder, point)]
     if not finished:
         raise UserError("; ".join(failures) or f"no run of {folder} is finished yet")
     galleries = [gallery.gallery(folder / "images" / name) for name in (BASE, *(point.name for point in finished))]
-    evaluated = measure(config, galleries)
+    evaluated = score.measure(config, galleries)
     wanted = config.comparison
     if not (
         {wanted.alignment, wanted.preference} <= evaluated.scores.keys() and wanted.diversity in evaluated.diversity
@@ -101,10 +92,7 @@ def check(config: Config) -> None:
     ):
         if name not in known:
             raise UserError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
-    for scorer in settings.scorers:
-        named(scorer.name, SCORERS, "evaluate.scorers", scorer.options)
-    for spread in settings.diversity:
-        named(spread.name, MEASURES, "evaluate.diversity", spread.options)
+    score.check(settings)
     if settings.images_per_prompt < 2:
         raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
     if config.loss.type != "sigmoid":
@@ -121,7 +109,7 @@ _FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\
 def claim(folder: Path, config: Config) -> None:
     """Refuse a folder whose runs are of another configuration; measures of them, and their number, may change."""
     file = folder / "comparison.json"
-    if file.is_file():
+    if file.is_file() and (folder / "calibration.json").is_file():  # before that there is nothing to lose
         before = load(file)
         changes = [change for change in before.differences(config) if not _FREE.match(change)]
         if changes:
@@ -144,18 +132,21 @@ class Crew:
         self.stopped = False
         logs.mkdir(parents=True, exist_ok=True)
 
-    def run(self, log: str, *commands: tuple[str, list[str]]) -> None:
-        """Run commands of ours one after the other; UserError with the last line of its output where one fails."""
+    def run(self, bar: Bar, log: str, *commands: tuple[str, list[str]]) -> None:
+        """Run commands of ours one after the other, with the last line of their output behind the figures of a bar.
+
+        Raises UserError, with that line, where one fails.
+        """
         place = self.places.get()
         try:
             for name, arguments in commands:
                 if self.stopped:
                     raise UserError("stopped")
-                self._run(log, place, name, arguments)
+                self._run(bar, log, place, name, arguments)
         finally:
             self.places.put(place)
 
-    def _run(self, log: str, place: int, name: str, arguments: list[str]) -> None:
+    def _run(self, bar: Bar, log: str, place: int, name: str, arguments: list[str]) -> None:
         command, environment = [sys.executable], dict(os.environ)
         mine = self.gpus[place :: self.jobs] or self.gpus[place % max(1, len(self.gpus)) :][:1]
         if mine:
@@ -175,7 +166,7 @@ class Crew:
             )
             self.running.add(process)
             try:
-                code = process.wait()
+                code = _ended(process, path, bar)
             except BaseException:  # Ctrl-C, which it has not heard
                 process.terminate()
                 process.wait()
@@ -183,8 +174,7 @@ class Crew:
             finally:
                 self.running.discard(process)
         if code:
-            last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-1:]
-            raise UserError(f"{name} of {log} failed: {' '.join(last)} (all of it: {path})")
+            raise UserError(f"{name} of {log} failed: {_last_line(path)} (all of it: {path})")
 
     def stop(self) -> None:
         """End the commands that run, for good; training keeps a checkpoint."""
@@ -193,6 +183,22 @@ class Crew:
             process.terminate()
         for process in list(self.running):
             process.wait()
+
+
+def _ended(process: subprocess.Popen, log: Path, bar: Bar) -> int:
+    """Return the exit status of a process once it has ended; meanwhile a bar shows what it says."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=2)
+        bar.set_postfix_str(f"{log.stem}: {_last_line(log)[:80]}")
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log that says something."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 GIVES_UP = 3
@@ -206,18 +212,20 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
     """
     shared = folder / "comparison.json"
     images = ["--output", str(folder / "images")]
-    print("caches and the base's images", flush=True)
-    crew.run("caches", ("cache", ["--config", str(shared)]))
-    print("calibration", flush=True)
+    with progress(desc="caches", unit=" stages", total=1) as bar:
+        crew.run(bar, "caches", ("cache", ["--config", str(shared)]))
+        bar.update()
     fits = grid.calibrated(config, folder / "calibration.json")
-    crew.run("base", ("sample", ["--config", str(shared), "--no-policy", *images]))
+    with progress(desc="images of the base", unit=" stages", total=1) as bar:
+        crew.run(bar, "base", ("sample", ["--config", str(shared), "--no-policy", *images]))
+        bar.update()
     points = list(grid.points(config, fits, folder / "runs"))
     todo = [point for point in points if not _is_drawn(folder, point)]
     if not config.comparison.keep_models:  # leftovers of a stop
         for point in points:
             if point not in todo:
                 drop_models(Path(point.config.train.output_dir))
-    bar = tqdm(total=len(points), initial=len(points) - len(todo), desc="runs", unit="run")
+    bar = progress(total=len(points), initial=len(points) - len(todo), desc="runs", unit=" runs")
     failures: list[str] = []
 
     def work(point: Point) -> None:
@@ -226,13 +234,13 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
             partial.write_text(point.config.dumps())
         run = point.config.train.output_dir
         sampling = ["--config", str(own), "--no-base", "--checkpoint", f"{point.name}={run}", *images]
-        crew.run(point.name, ("train", ["--config", str(own), "--resume"]), ("sample", sampling))
+        crew.run(bar, point.name, ("train", ["--config", str(own), "--resume"]), ("sample", sampling))
         if not config.comparison.keep_models:
             drop_models(Path(run))
         bar.update()
 
     (folder / "runs").mkdir(exist_ok=True)
-    with ThreadPoolExecutor(crew.jobs) as pool:
+    with bar, ThreadPoolExecutor(crew.jobs) as pool:
         futures = [pool.submit(work, point) for point in todo]
         try:
             for number, done in enumerate(as_completed(futures), start=1):
@@ -240,7 +248,7 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
                     done.result()
                 except UserError as error:
                     failures.append(str(error))
-                    tqdm.write(f"warning: {error}")
+                    say(f"warning: {error}")
                 if len(failures) == number == GIVES_UP:
                     raise UserError(f"the first {GIVES_UP} runs failed, so the others are left; {failures[-1]}")
         except BaseException:
@@ -248,7 +256,6 @@ def run_grid(config: Config, folder: Path, crew: Crew) -> list[str]:
                 future.cancel()
             crew.stop()
             raise
-    bar.close()
     return failures
 
 

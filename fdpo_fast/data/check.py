@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
@@ -23,6 +22,7 @@ from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, Side
 from fdpo_fast.data.prefetch import ahead
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.files import replacing
+from fdpo_fast.progress import progress
 
 LONG_CAPTION = 60  # words; CLIP reads 77 tokens, begin and end included
 
@@ -62,7 +62,7 @@ def check(config: Config, json_file: Path | None) -> None:
         pairs = embedded(config.data.digits, config.data.cache_dir) / "pairs.parquet"
         config = config.replace({"data.source": str(pairs)})
     source = open_source(config.data.replace({"ties": "half"}))
-    rows = tqdm(source.read(0, len(source)), desc="reading", unit=" pairs", leave=False)
+    rows = progress(source.read(0, len(source)), desc="reading", unit=" pairs", leave=False)
     findings = examine(rows, config.data.resolution, config.data.workers)
     findings.rows = len(source)
     print(summary(findings, config.data.source, config.data.ties))

@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.data.readers.pickapic import write_pairs
 from fdpo_fast.digits.pipeline import build_pipeline
 from fdpo_fast.files import digest, replacing
+from fdpo_fast.progress import progress
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,9 +37,14 @@ CAPTIONS = tuple(f"a handwritten {word}" for word in WORDS)
 SIZE = 32
 
 
+def name_of(recipe: DigitsRecipe) -> str:
+    """Return the name of the folder of what a recipe makes."""
+    return f"digits-{digest(recipe.model_dump())[:12]}"
+
+
 def embedded(recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
     """Return the folder with `pipeline/` (diffusers format) and `pairs.parquet`, made now if it is not there yet."""
-    folder = Path(cache_dir).expanduser() / f"digits-{digest(recipe.model_dump())[:12]}"
+    folder = Path(cache_dir).expanduser() / name_of(recipe)
     if not (folder / "pairs.parquet").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=2))
@@ -154,7 +159,7 @@ def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
     labels = torch.arange(recipe.pairs, dtype=torch.int64, device="cpu") % len(CAPTIONS)
     sides: list[list[Tensor]] = [[], []]
     work = [(side, part) for part in range(-(-recipe.pairs // batch)) for side in (0, 1)]
-    for side, part in tqdm(work, desc="base pipeline: pairs"):
+    for side, part in progress(work, desc="base pipeline: pairs"):
         saved = folder / f"images-{part:04d}-{side}.safetensors"
         if not saved.exists():
             seed = recipe.seed * 1_000_003 + 2 * part + side

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import DigitsRecipe
-from fdpo_fast.digits.dataset import CAPTIONS, draw, embedded, ink, read_digits, score
+from fdpo_fast.config.schema import EMBEDDED, DigitsRecipe
+from fdpo_fast.digits.dataset import CAPTIONS, draw, embedded, ink, name_of, read_digits, score
 from fdpo_fast.evaluate import statistics, tables
 from fdpo_fast.files import replacing
 from fdpo_fast.models import quiet_libraries
+from fdpo_fast.progress import progress
 from fdpo_fast.training.metrics import read_records
 from fdpo_fast.training.samples import side_by_side
 
@@ -30,6 +32,7 @@ HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "
 def demo(config: Config, images_per_caption: int) -> None:
     """Compare the base pipeline and the exported policy; writes report.md, report.json and two pictures."""
     folder = Path(config.train.output_dir).expanduser()
+    check(config, folder)
     quiet_libraries()
     recipe = config.data.digits
     base = embedded(recipe, config.data.cache_dir) / "pipeline"
@@ -58,12 +61,23 @@ def demo(config: Config, images_per_caption: int) -> None:
     print(f"pictures: {folder / 'alignment.png'}, {folder / 'curves.png'}")
 
 
+def check(config: Config, folder: Path) -> None:
+    """Raise UserError where the configuration, or the run in its folder, has another base than the digits."""
+    ours = name_of(config.data.digits)
+    for what, base in ((str(folder), load(folder / "config.json").model.base), ("this model.base", config.model.base)):
+        if base != EMBEDDED and Path(base).parent.name != ours:
+            raise UserError(
+                f"{what} is not of the embedded digits of this configuration ({base}): `fdpo sample` and `fdpo "
+                "evaluate` compare any model with its base"
+            )
+
+
 def sample(pipeline_folder: Path, labels: Tensor, recipe: DigitsRecipe, description: str) -> Tensor:
     """Draw images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED."""
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
-    parts = tqdm(list(labels.split(128)), desc=description)
+    parts = progress(list(labels.split(128)), desc=description)
     steps, guidance = recipe.sampling_steps, recipe.guidance
     drawn = [draw(pipeline, part, SEED + i, steps=steps, guidance=guidance) for i, part in enumerate(parts)]
     return torch.cat(drawn)

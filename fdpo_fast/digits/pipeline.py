@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from tqdm import tqdm
 
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.files import replacing
 from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
+from fdpo_fast.progress import progress
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -168,7 +168,7 @@ def _fit(
         schedule.load_state_dict(state["schedule"])
         first = state["step"]
     model.train()
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=f"base pipeline: {name}")
+    bar = progress(range(first, steps), initial=first, total=steps, desc=f"base pipeline: {name}")
     for step in bar:
         loss = loss_of(torch.Generator().manual_seed(seed * 1_000_003 + step))
         optimizer.zero_grad()
@@ -177,7 +177,7 @@ def _fit(
         optimizer.step()
         schedule.step()
         if (step + 1) % CHECKPOINT == 0 or step + 1 == steps:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
+            bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
             with replacing(saved) as partial:
                 state = {
                     "step": step + 1,

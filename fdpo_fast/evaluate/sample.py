@@ -24,8 +24,9 @@ from fdpo_fast.distributed import Rank, single_process, start_processes, under_l
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
 from fdpo_fast.files import digest, read_json, replacing
-from fdpo_fast.models import load_family, quiet_libraries
+from fdpo_fast.models import find, load_family, quiet_libraries
 from fdpo_fast.models.family import Family, Pipeline
+from fdpo_fast.progress import progress
 
 
 def sample(config: Config, prompts: list[str], checkpoints: list[str], output: Path | None, base: bool) -> None:
@@ -35,6 +36,7 @@ def sample(config: Config, prompts: list[str], checkpoints: list[str], output: P
     not there, two have one name, or the folder holds images of other settings. Collective over the launcher's ranks.
     """
     quiet_libraries()
+    find(config.model)
     rank = start_processes() if under_launcher() else single_process()
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
@@ -102,7 +104,7 @@ class Studio:
 
     def _claim(self, path: Path, content: dict) -> None:
         """Write down what the images of a folder are of, or refuse where they are of something else."""
-        before = read_json(path) if path.is_file() else None
+        before = read_json(path) if path.is_file() and any(path.parent.rglob("*.png")) else None
         self.rank.barrier()
         if before is None and self.rank.index == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,17 +133,16 @@ class Studio:
             gallery.write(folder / gallery.NAME, [{**row, **self.settings} for row in rows])
 
     def _draw(self, policy: Policy, batches: list[list[Task]]) -> None:
-        from tqdm import tqdm
-
+        self.rank.say(f"loading {policy.name}")
         pipeline = policy.sampler(self.config, self.family, self.rank.device)
         if name := self.config.evaluate.scheduler:
             pipeline.scheduler = self.family.scheduler(name, pipeline)
-        bar = tqdm(total=sum(map(len, batches)), desc=f"{policy.name}", unit="image", disable=self.rank.index > 0)
-        for batch in batches:
-            for task, image in zip(batch, self._images(pipeline, batch), strict=True):
-                self._save(image, policy.name, task)
-            bar.update(len(batch))
-        bar.close()
+        total, show = sum(map(len, batches)), self.rank.index == 0
+        with progress(total=total, desc=policy.name, unit=" images", show=show) as bar:
+            for batch in batches:
+                for task, image in zip(batch, self._images(pipeline, batch), strict=True):
+                    self._save(image, policy.name, task)
+                bar.update(len(batch))
 
     @torch.inference_mode()
     def _images(self, pipeline: Pipeline, batch: list[Task]) -> Iterator[Image.Image]:

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.evaluation import Measure
+from fdpo_fast.config.evaluation import Evaluate, Measure
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import single_process
 from fdpo_fast.evaluate import gallery, statistics
@@ -33,6 +32,7 @@ from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.evaluate.tables import table
 from fdpo_fast.files import digest, read_json, replacing, stamp
 from fdpo_fast.models import quiet_libraries
+from fdpo_fast.progress import progress
 
 
 def evaluate(config: Config, images: Path | None) -> None:
@@ -41,6 +41,7 @@ def evaluate(config: Config, images: Path | None) -> None:
     Ends with status 1, after everything else is done, where a measure failed.
     """
     quiet_libraries()
+    check(config.evaluate)
     folder = (images or Path(config.train.output_dir) / "evaluation").expanduser()
     galleries = gallery.galleries(folder)
     report = measure(config, galleries)
@@ -50,6 +51,26 @@ def evaluate(config: Config, images: Path | None) -> None:
     print(f"\nfigures: {folder / 'evaluation.json'}; scores of every image: {folder}/<model>/scores")
     if report.failures:
         sys.exit("\n".join(f"fdpo evaluate: {failure}" for failure in report.failures))
+
+
+def check(settings: Evaluate) -> None:
+    """Raise UserError where scorers, or measures of diversity, are none that are known and no functions to be found."""
+    mistakes = []
+    for key, measures, ours in _kinds(settings):
+        for entry in measures:
+            try:
+                named(entry.name, ours, key, entry.options)
+            except UserError as error:
+                mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
+def _kinds(settings: Evaluate) -> tuple[tuple[str, list[Measure], dict[str, Any]], ...]:
+    return (
+        ("evaluate.scorers", settings.scorers, SCORERS),
+        ("evaluate.diversity", settings.diversity, MEASURES),
+    )
 
 
 class Summary(NamedTuple):
@@ -157,10 +178,8 @@ def measure(config: Config, galleries: list[Gallery]) -> Report:
             raise UserError(f"{other.folder} and {first.folder} hold images of other captions or seeds: draw them anew")
     report = Report(first.images_per_prompt, len(first.prompts), settings.seed, settings.resample)
     device = single_process().device
-    for kind, measures, ours, values_of, into in (
-        ("evaluate.scorers", settings.scorers, SCORERS, _scores, report.scores),
-        ("evaluate.diversity", settings.diversity, MEASURES, _spreads, report.diversity),
-    ):
+    taken = ((_scores, report.scores), (_spreads, report.diversity))
+    for (kind, measures, ours), (values_of, into) in zip(_kinds(settings), taken, strict=True):
         for entry in measures:
             try:
                 about, tool = _tool(entry, kind, ours, device)
@@ -186,7 +205,7 @@ def _tool(entry: Measure, kind: str, ours: dict, device: torch.device) -> tuple[
 def _scores(name: str, make: Callable[[], Callable], batch: int, sampled: Gallery) -> np.ndarray:
     """Score every image of a gallery: [captions, images]."""
     judge, rows = make(), []
-    for number, prompt in enumerate(tqdm(sampled.prompts, desc=f"{name}, {sampled.model}", leave=False)):
+    for number, prompt in enumerate(progress(sampled.prompts, desc=f"{name}, {sampled.model}", leave=False)):
         images = sampled.images(number)
         parts = [images[at : at + batch] for at in range(0, len(images), batch)]
         scores = [torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts]
@@ -201,7 +220,7 @@ def _spreads(name: str, make: Callable[[], Callable], batch: int, sampled: Galle
     if sampled.images_per_prompt < 2:
         raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
     spread, numbers = make(), range(len(sampled.prompts))
-    bar = tqdm(numbers, desc=f"{name}, {sampled.model}", leave=False)
+    bar = progress(numbers, desc=f"{name}, {sampled.model}", leave=False)
     return np.array([float(spread(sampled.images(number))) for number in bar])
 
 

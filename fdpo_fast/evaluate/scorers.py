@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.evaluate import weights
+from fdpo_fast.models.hub import folder_of
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 Images = list[Image.Image]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+WORDS = ("*.json", "*.txt")
+"""A model's configuration and tokenizer."""
+WHOLE = (*WORDS, "model.safetensors", "model-*.safetensors")  # there may be other codes' beside them
 
 
 def prepared(
@@ -55,8 +59,6 @@ class Clip:
     def __init__(self, model: str, device: torch.device) -> None:
         from transformers import AutoTokenizer
 
-        if Path(model).expanduser().is_dir():
-            model = str(Path(model).expanduser())
         self.device = device
         self.model = self._model(model).to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(self._tokenizer(model))
@@ -65,10 +67,10 @@ class Clip:
     def _model(self, model: str) -> CLIPModel:
         from transformers import CLIPModel
 
-        return CLIPModel.from_pretrained(model, use_safetensors=True)
+        return CLIPModel.from_pretrained(folder_of("the model", model, WHOLE), use_safetensors=True)
 
-    def _tokenizer(self, model: str) -> str:
-        return model
+    def _tokenizer(self, model: str) -> Path:
+        return folder_of("the model", model, WORDS)
 
     @torch.inference_mode()
     def image_features(self, images: Images) -> Tensor:
@@ -98,9 +100,10 @@ class PickScore(Clip):
 
     published = "yuvalkirstain/PickScore_v1"
 
-    def _tokenizer(self, model: str) -> str:
-        """Name the tokenizer, which the published repository lacks: its authors take that of `CLIP_H`."""
-        return model if (Path(model).expanduser() / "tokenizer_config.json").is_file() else CLIP_H
+    def _tokenizer(self, model: str) -> Path:
+        """Find the tokenizer, which the published repository lacks: its authors take that of `CLIP_H`."""
+        here = (Path(model).expanduser() / "tokenizer_config.json").is_file()
+        return super()._tokenizer(model if here else CLIP_H)
 
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
         """Score each image by its caption, [n] float64."""
@@ -129,8 +132,8 @@ class HPS(Clip):
             made = CLIPModel(CLIPConfig.from_pretrained(self._tokenizer(model)))
         return weights.assign(made, weights.from_open_clip(weights.read(file)))
 
-    def _tokenizer(self, model: str) -> str:
-        return model if Path(model).expanduser().is_dir() else CLIP_H
+    def _tokenizer(self, model: str) -> Path:
+        return super()._tokenizer(model if Path(model).expanduser().is_dir() else CLIP_H)
 
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:
         """Score each image by its caption, [n] float64."""
@@ -178,7 +181,7 @@ class ImageReward:
 
     published = "THUDM/ImageReward:ImageReward.pt"
     MEAN, STD = 0.16717362830052426, 1.0333394966054072
-    blip, tokens = "Salesforce/blip-itm-large-coco", "bert-base-uncased"
+    blip, tokens = "Salesforce/blip-itm-large-coco", "google-bert/bert-base-uncased"
 
     def __init__(self, model: str, device: torch.device) -> None:
         from transformers import AutoTokenizer, BlipConfig
@@ -189,7 +192,7 @@ class ImageReward:
         files = [*folder.glob("*.safetensors"), *folder.glob("*.pt")] if is_folder else [weights.file_of(model)]
         if not files:
             raise UserError(f"{folder} has no weights: neither *.safetensors nor *.pt")
-        config = BlipConfig.from_pretrained(model if is_folder else self.blip)
+        config = BlipConfig.from_pretrained(folder_of("the model", model if is_folder else self.blip, WORDS))
         if not is_folder:
             # the authors'; BLIP's own image is larger, and its layers are normalised by models/vit.py
             config.vision_config.image_size, config.vision_config.layer_norm_eps = 224, 1e-6
@@ -204,7 +207,8 @@ class ImageReward:
         numbers = sorted(int(name.split(".")[2]) for name in state if name.startswith("mlp.") and "weight" in name)
         heads = ((state[f"mlp.layers.{n}.weight"], state[f"mlp.layers.{n}.bias"]) for n in numbers)
         self.head = [(weight.to(device).float(), bias.to(device).float()) for weight, bias in heads]
-        self.tokenizer = AutoTokenizer.from_pretrained(model if is_folder else self.tokens)
+        tokens = folder_of("the model", model if is_folder else self.tokens, WORDS)
+        self.tokenizer = AutoTokenizer.from_pretrained(tokens)
 
     @torch.inference_mode()
     def __call__(self, images: Images, prompts: list[str]) -> Tensor:

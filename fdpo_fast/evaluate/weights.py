@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import is_hub_name
+from fdpo_fast.models.hub import fetched
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -24,13 +25,10 @@ def file_of(name: str) -> Path:
     repository, colon, file = name.partition(":")
     if not colon or not is_hub_name(repository):
         raise UserError(f"'{name}' is no file here, nor of the hub's form owner/name:file")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(repository, file))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"'{name}' cannot be fetched from the hub: {str(error).splitlines()[0]}") from None
+    found = fetched("the model", repository, (file,)) / file
+    if not found.is_file():
+        raise UserError(f"the model '{repository}' of the hub has no {file}")
+    return found
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from fdpo_fast.memory.account import GIB, PHASES, Account, moments, step_account
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
 from fdpo_fast.models.architecture import Architecture, read_architecture
 from fdpo_fast.models.precision import DTYPES
+from fdpo_fast.progress import progress
 
 CONTEXT = 0.75 * GIB
 """Allowance: CUDA context, cuBLAS and cuDNN workspaces. Not measured by us."""
@@ -227,7 +228,7 @@ def make_plan(config: Config, ranks: int) -> Plan:
     traced, ready = by_choice[config.model.gradient_checkpointing], brought(config, architecture)
     pairs = config.train.pairs_per_micro_batch
     rungs = {}
-    for name in ladder.RUNGS:
+    for name in progress(list(ladder.RUNGS), desc="planning", unit=" rungs", leave=False):
         other = ladder.on_rung(config, name, ranks)
         same = other.model == _with(config, other.model.gradient_checkpointing).model
         choice_trace = by_choice[other.model.gradient_checkpointing] if same else trace(other, architecture)

@@ -17,6 +17,7 @@ from fdpo_fast.models import trainable
 from fdpo_fast.models.architecture import Architecture
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import CHECKPOINTING
+from fdpo_fast.progress import progress
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def traces(
     with rehearsal.mode, torch.no_grad(), rehearsal.tracked() as inference:
         rehearsal.predict()
     by_choice = {}
-    for choice in choices:
+    for choice in progress(choices, desc="tracing the model", unit=" choices", leave=False):
         trainable.checkpoint(rehearsal.denoiser, choice)
         with rehearsal.mode, rehearsal.tracked() as tracker:
             loss = rehearsal.loss()

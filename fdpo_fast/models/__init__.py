@@ -55,6 +55,15 @@ def check(model: Model) -> None:
             hub.check_name(key, name)
 
 
+def find(model: Model) -> None:
+    """Raise UserError where there is no base, or VAE, of the family; fetches from the hub what is not here."""
+    cls = family_class(model)
+    if model.base != EMBEDDED:
+        hub.pipeline_folder(model.base, cls.pipelines)
+    if model.vae:
+        hub.vae_folder(model.vae)
+
+
 def family_class(model: Model) -> type[Family]:
     """Return the class of `model.family`; UserError for an unknown one."""
     check(model)

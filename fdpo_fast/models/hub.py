@@ -1,14 +1,17 @@
-"""Folders of pipelines and VAEs: local ones, or the hub's snapshots. Only safetensors are fetched."""
+"""Folders of models: local ones, or the hub's snapshots, which it is asked for once. Pipelines are safetensors."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import is_hub_name, read_json
+from fdpo_fast.progress import say
+from fdpo_fast.signals import speaks
 
-_SMALL = ["*.json", "*.txt", "*.model"]
+_SMALL = ("*.json", "*.txt", "*.model")
 _VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 
 
@@ -18,7 +21,7 @@ def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.bas
     Raises UserError where `base`, the value of `key`, is neither a folder nor a name on the hub, or holds no such
     pipeline.
     """
-    folder = _folder(key, base, [*_SMALL, "*/*.safetensors"])
+    folder = folder_of(key, base, (*_SMALL, "*/*.safetensors"))
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{key} '{base}' has no model_index.json: give a diffusers pipeline folder")
@@ -45,7 +48,7 @@ def check_kind(base: str, parts: dict[str, Any], pipelines: tuple[str, ...], key
 
 def vae_folder(name: str) -> Path:
     """Find the folder of a VAE by itself, or of the VAE in a pipeline. Raises UserError where there is none."""
-    folder = _folder("model.vae", name, ["config.json", "*.safetensors", "vae/*"])
+    folder = folder_of("model.vae", name, ("config.json", "*.safetensors", "vae/*"))
     for candidate in (folder, folder / "vae"):
         config = candidate / "config.json"
         if config.is_file() and read_json(config).get("_class_name", "").startswith("AutoencoderKL"):
@@ -74,16 +77,65 @@ def check_name(key: str, name: str) -> None:
         raise UserError(f"{key} '{name}' is neither a folder nor a hub name of the form owner/name")
 
 
-def _folder(key: str, name: str, patterns: list[str]) -> Path:
+def folder_of(key: str, name: str, patterns: tuple[str, ...]) -> Path:
+    """Find a local folder, or that of a repository's files that match `patterns`. Raises UserError with `key`."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     check_name(key, name)
+    return fetched(key, name, patterns)
+
+
+def fetched(key: str, name: str, patterns: tuple[str, ...]) -> Path:
+    """Find the folder of a repository's files that match `patterns`, fetched from the hub where it answers.
+
+    The hub is asked once; what was fetched before does without its answer. Raises UserError with `key` and `name` where
+    the files are not here and cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    reason = _refusal(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_VARIANTS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{key} '{name}' is no folder here and cannot be fetched from the hub: {reason}") from None
+        folder = snapshot_download(
+            name, allow_patterns=[*patterns], ignore_patterns=_VARIANTS, local_files_only=reason is not None
+        )
+    except LocalEntryNotFoundError:
+        reason = reason or "the connection broke"
+    except (HfHubHTTPError, OSError) as error:
+        reason = _first_line(error)
+    else:
+        return Path(folder)
+    raise UserError(f"{key} '{name}' is not here and cannot be fetched from the hub: {reason}")
+
+
+_silent: list[str] = []
+"""Why the hub did not answer, once it did not: nothing else is asked of it then."""
+
+
+@cache
+def _refusal(name: str) -> str | None:
+    """Ask the hub for a repository; returns why it does not give it, None where it does."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    if _silent:
+        return _silent[0]
+    patience = constants.HF_HUB_ETAG_TIMEOUT
+    if speaks() and not constants.HF_HUB_OFFLINE:
+        say(f"asking the hub for {name}, {patience} s at most")
+    try:
+        HfApi().model_info(name, timeout=patience)
+    except OfflineModeIsEnabled:
+        _silent.append("HF_HUB_OFFLINE is set")
+    except RepositoryNotFoundError:
+        return "there is none of that name, or it is private: see `hf auth login`"
+    except HfHubHTTPError as error:
+        return _first_line(error)
+    except (*HfHubHTTPError.__bases__, OSError) as error:  # type: ignore[misc]  # of requests or httpx
+        _silent.append(f"{constants.ENDPOINT} does not answer ({_first_line(error)})")
+    return _silent[0] if _silent else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

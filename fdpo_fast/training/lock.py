@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.signals import speaks
 
 LOCK = "lock"
 """In a run's folder: held while one is at work there."""
@@ -17,12 +17,12 @@ LOCK = "lock"
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run, on the first rank, until the block or the process ends.
+    """Hold the folder of a run, on the first rank, until the block or the process ends; an empty one goes with it.
 
     Raises UserError where another run holds it.
     """
     lock = FileLock(folder / LOCK)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if speaks():
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -30,4 +30,7 @@ def at_work(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock.is_locked and folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
         lock.release()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import Batch
 from fdpo_fast.cache.latents import describe
-from fdpo_fast.cache.open import cache_root, caches_of, reference_model
+from fdpo_fast.cache.open import cache_root, caches_of, look_for, reference_model
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
@@ -24,6 +24,8 @@ from fdpo_fast.models.export import export
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import as_in_training
 from fdpo_fast.optim import build
+from fdpo_fast.progress import progress
+from fdpo_fast.signals import Stopped
 from fdpo_fast.training import checkpoint, policy
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
 from fdpo_fast.training.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
@@ -40,6 +42,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, resume: bool) -> None:
+        look_for(config)
         self.rank = rank = start_processes()
         self.folder = folder = Path(config.train.output_dir).expanduser()
         check_shared(rank, "train.output_dir", folder)
@@ -63,6 +66,7 @@ class Trainer:
             )
 
         forget_caching(rank.device)
+        rank.say("loading the base")
         self.policy = policy.make(config, family, rank)
         self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
         self.average = EMA(self.policy.denoiser, config.train.ema_decay) if config.train.ema_decay else None
@@ -80,7 +84,6 @@ class Trainer:
         )
         self.winners = WinnerWatch()
         self.start = FirstMargin(rank.device, self.first_step == 0, config.optimizer.warmup_steps)
-        self.stop = StopSignal(rank.device)
         self.skips_told, self.last_finite = 0, self.first_step - 1
         self.metrics = Metrics(config.log, len(family.signal), rank.device)  # last: its clock starts now
 
@@ -100,20 +103,27 @@ class Trainer:
         self.warnings.append(words)
 
     def run(self) -> None:
-        """Take the steps that are left and export the policy; or stop at a signal, behind a checkpoint."""
+        """Take the steps that are left and export the policy.
+
+        Raises Stopped, behind a checkpoint, where a signal asks any rank to stop.
+        """
         last = self.config.train.max_steps
-        steps = tqdm(range(self.first_step, last), initial=self.first_step, total=last, desc="train",
-                     disable=self.rank.index > 0)  # fmt: skip
         if self.first_step == 0:
             self._draw(0)
-        for step in steps:
-            rate = self.train_step(step)
-            self.end_step(step, rate)
-            if self.due(step) and self.flush(step, steps):
-                return
-            self._draw(step + 1)
-            if self.checkpoint_due(step):
-                self._save(step + 1)
+        bar = progress(total=last, initial=self.first_step, desc="train", show=self.rank.index == 0)
+        with bar, StopSignal(self.rank, self._kept) as stop:
+            for step in range(self.first_step, last):
+                rate = self.train_step(step)
+                self.end_step(step, rate)
+                asked = 0 if self._is_last(step) else stop.behind_step()
+                if asked or self.due(step):
+                    bar.set_postfix_str(self.flush(step), refresh=False)
+                bar.update()
+                if asked:
+                    self._stop(step, asked)
+                self._draw(step + 1)
+                if self.checkpoint_due(step):
+                    self._save(step + 1)
         self.export()
 
     # --- a step: nothing in here waits for the device --------------------------------------------------------------
@@ -185,8 +195,8 @@ class Trainer:
         """Say whether records are written behind a step: a checkpoint never runs ahead of the metrics on disk."""
         return (step + 1) % self.config.log.every == 0 or self.checkpoint_due(step) or self._is_last(step)
 
-    def flush(self, step: int, steps: tqdm) -> bool:
-        """Write the records since the last time, with what there was to warn of; True at a signal to stop."""
+    def flush(self, step: int) -> str:
+        """Write the records since the last time, with what there was to warn of; return the last one's figures."""
         records, guard = self.metrics.flush(), self.policy.guard
         for words in (self.winners(records), self.start.judged(step)):
             if words:
@@ -199,14 +209,16 @@ class Trainer:
             self.warnings.clear()
         if self.writer:
             self.writer.write(records)
-            steps.set_postfix_str(progress(records[-1]))
-        if not self.stop.requested():
-            return False
-        if not guard.in_a_row:
+        return figures(records[-1])
+
+    def _stop(self, step: int, number: int) -> NoReturn:
+        """Leave a checkpoint, unless gradients are not finite, and say where --resume goes on from."""
+        if not self.policy.guard.in_a_row:
             self._save(step + 1)
-        newest = self.checkpoints.latest() or "the start"
-        self.rank.say(f"stopped after step {step + 1}: --resume goes on from {newest}")
-        return True
+        raise Stopped(number, f"stopped after step {step + 1}: --resume goes on from {self._kept()}")
+
+    def _kept(self) -> str:
+        return self.checkpoints.latest() or "the start"
 
     def _draw(self, done: int) -> None:
         """Draw the sample grid of so many steps, if one is due."""
@@ -233,7 +245,7 @@ class Trainer:
         dist.barrier()
 
 
-def progress(record: dict) -> str:
+def figures(record: dict) -> str:
     """Return the progress bar's figures."""
     return (
         f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}, margin {record['margin']:+.3f}, "

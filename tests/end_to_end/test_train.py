@@ -4,16 +4,13 @@ import copy
 import json
 import math
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers import ROOT
+from tests.helpers import commands
 from tests.helpers.training import weights
 
 
@@ -80,22 +77,21 @@ def test_run_interrupted_run_and_two_ranks_agree(raw_config, launch, read_metric
     assert apart < 0.01 * moved
 
 
-def test_sigterm_stops_with_a_checkpoint(raw_config, write_config, read_metrics):
-    raw = variant(raw_config, train__max_steps=100_000, train__checkpoint_every=100_000)
-    path = write_config(raw)
-    command = [sys.executable, "fdpo_fast/train.py", "--config", str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    metrics = Path(raw["train"]["output_dir"]) / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_behind_a_step_with_a_checkpoint(raw_config, write_config, read_metrics, asked):
+    """Not behind the interval of records or of checkpoints, which is far off."""
+    raw = variant(raw_config, train__max_steps=100_000, train__checkpoint_every=100_000, log__every=100_000)
+    with commands.begun("train", "--config", str(write_config(raw))) as run:
+        run.wait_for("train: ")
+        run.process.send_signal(asked)
+        said = run.end()
+    assert run.process.returncode == 128 + asked
     done = read_metrics(raw)[-1]["step"] + 1
-    assert f"stopped after step {done}" in output
-    assert (metrics.parent / "checkpoints/latest").read_text().strip() == f"step-{done:06d}"
-    assert not (metrics.parent / "export").exists()
+    assert "stopping after this step, again to stop now\n" in said
+    assert said.endswith(f"fdpo train: stopped after step {done}: --resume goes on from step-{done:06d}\n")
+    folder = Path(raw["train"]["output_dir"])
+    assert (folder / "checkpoints/latest").read_text().strip() == f"step-{done:06d}"
+    assert not (folder / "export").exists()
 
 
 def test_lora_with_the_adapter_as_reference(raw_config, launch, read_metrics, embedded_folder):

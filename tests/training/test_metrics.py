@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fdpo_fast.config.schema import Log
+from fdpo_fast.train import check_output, clear
 from fdpo_fast.training.lock import at_work
 from fdpo_fast.training.metrics import WinnerWatch, Writer, read_records
 
@@ -45,6 +46,38 @@ def test_two_runs_do_not_share_a_folder(raw_config, command):
     raw_config["train"]["max_steps"] = 1
     command(raw_config, "train")  # what the lock leaves behind is not in the way
     assert (folder / "export").is_dir()
+
+
+def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(raw_config, command, monkeypatch):
+    folder = Path(raw_config["train"]["output_dir"])
+    missing = raw_config | {"model": raw_config["model"] | {"base": "owner/name"}}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit, match=r"model\.base 'owner/name' is not here"):
+        command(missing, "train")
+    assert not folder.exists()
+
+    folder.mkdir()
+    for name in ("config.json", "data.json", "metrics.jsonl"):  # as a trainer leaves them before its first record
+        (folder / name).touch()
+    (folder / "samples").mkdir()
+    (folder / "samples/base.safetensors").touch()  # of another model
+    check_output(folder, resume=False)
+    clear(folder)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.json", "export/model_index.json", "notes.txt"])
+def test_what_is_not_left_by_a_start_is_never_deleted(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        check_output(tmp_path, resume=False)
+    clear(tmp_path)
+    for opened in ("config.json", "data.json", "metrics.jsonl"):
+        (tmp_path / opened).write_text("{}")
+    clear(tmp_path)
+    assert file.exists()
 
 
 def watched(*means):

@@ -1,0 +1,79 @@
+"""What a process hears of terminals, launchers and batch systems: Ctrl-C, signals to end, and whether it speaks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO = 1.0
+"""Seconds within which a repeated signal is the same wish: a launcher passes on what the terminal has sent as well."""
+
+
+def speaks() -> bool:
+    """Say whether this process speaks for its run: its launcher calls it the first of the ranks, or there is none."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Stopped(KeyboardInterrupt):
+    """A command was asked to stop by a signal; its words say what is left, where that is not what it always is."""
+
+    def __init__(self, number: int, words: str = "") -> None:
+        super().__init__(words)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """Return the exit status that shells give a program that a signal has ended."""
+        return 128 + self.number
+
+
+_asked: list[float] = []
+"""When this process was asked to stop, since a block last began that listens."""
+
+
+def is_first() -> bool | None:
+    """Note a signal, and say whether it is the first to ask; None for an echo of it."""
+    _asked.append(time.monotonic())
+    if len(_asked) == 1:
+        return True
+    return None if _asked[-1] - _asked[0] < ECHO else False
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Let a handler take the signals within the block, but for those that were ignored, as under `nohup`."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    _asked.clear()
+    try:
+        for number in ENDING:
+            if before[number] != signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def ignore() -> None:
+    """Let nothing of the kind end the process any more, which is at its end: an echo would take its exit status."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Raise `Stopped` at a signal within the block; at a second one end the process, whatever it is doing."""
+
+    def handle(number: int, frame: object) -> None:
+        first = is_first()
+        if first:
+            raise Stopped(number)
+        if first is False:
+            os._exit(128 + number)
+
+    with handled_by(handle):
+        yield

@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM: what answers, when, and what is left."""
+
+import signal
+import time
+
+import pytest
+
+from fdpo_fast.cli import COMMANDS, parse
+from tests.helpers import commands
+from tests.helpers.ranks import together
+from tests.helpers.stops import stops
+
+LONG_STEP = """
+import torch, time
+from fdpo_fast.distributed import StopSignal, single_process
+
+with StopSignal(single_process(), lambda: "step-000003") as stop:
+    print("in a step", flush=True)
+    torch.ones(200_000_000).cumsum(0).sort()  # is not Python, and goes on for long
+    time.sleep(100)
+"""
+
+
+def test_an_echo_of_a_signal_is_no_second_one_but_a_later_one_ends_the_process_at_once():
+    """A launcher passes on what the terminal sends as well."""
+    with commands.begun(script=LONG_STEP) as run:
+        run.wait_for("in a step")
+        asked = time.monotonic()
+        run.process.send_signal(signal.SIGINT)
+        run.wait_for("stopping after this step, again to stop now")
+        assert time.monotonic() - asked < 1
+        for echo in (signal.SIGTERM, signal.SIGTERM):
+            run.process.send_signal(echo)
+        time.sleep(1.2)
+        assert run.process.poll() is None
+        run.process.send_signal(signal.SIGINT)
+        assert run.end(patience=2).endswith("stopped within a step: --resume goes on from step-000003\n")
+    assert run.process.returncode == 130
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_ranks_stop_behind_the_same_step(asked, tmp_path):
+    """Whichever is asked, and however long each of their steps takes."""
+    done = together(2, stops, (asked,), tmp_path / "said")
+    assert done.returncode == 0, done.stderr
+    ends = [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith("ends")]
+    assert len(ends) == 2
+    assert ends[0] == ends[1]
+    step, number = map(int, ends[0])
+    assert 5 <= step <= 7
+    assert number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_command_says_what_it_leaves(module):
+    name = module.__name__.rpartition(".")[2].replace("data", "data check")
+    words = ["report", "folder"] if name == "report" else [*name.split(), "--config", "x"]
+    assert len(parse(words)[2]["left"]) > 10
+
+
+LEFT = {
+    "cache": "the same command goes on behind what is cached",
+    "sample": "the same command goes on behind the images that are drawn",
+    "calibrate": "what is cached stays, and the same command measures anew",
+    "data check": "the same command starts anew",
+}
+
+
+@pytest.mark.parametrize("name", ["cache", *(pytest.param(name, marks=pytest.mark.slow) for name in [*LEFT][1:])])
+def test_a_command_ends_in_a_sentence(name, raw_config, write_config, tmp_path):
+    raw_config["data"] |= {"cache_dir": str(tmp_path / "cache"), "digits": {"vae_steps": 100_000}}  # for hours
+    raw_config["evaluate"] = {"prompts": ["a handwritten two"]}
+    with commands.begun(*name.split(), "--config", str(write_config(raw_config))) as run:
+        run.wait_for("base pipeline: vae: ")
+        run.process.send_signal(signal.SIGINT)
+        said = run.end(patience=20)
+    assert run.process.returncode == 130
+    assert said.endswith(f"\nfdpo {name}: stopped; {LEFT[name]}\n")
+    assert "Traceback" not in said
