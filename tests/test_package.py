@@ -4,6 +4,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,11 @@ def test_the_version_waits_for_nothing_heavy():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
-def test_a_wheel_has_the_configurations_that_init_starts_from():
-    packages = (ROOT / "pyproject.toml").read_text().partition("[tool.scikit-build.wheel.packages]\n")[2]
-    assert '"fdpo_fast/configs" = "configs"' in packages.partition("\n[")[0]
-    assert (ROOT / "configs/sdxl_lora_js.json").is_file()
+def test_an_installation_has_the_configurations_that_init_starts_from():
+    installed = {Path(str(file)).name for file in importlib.metadata.files("fdpo_fast") if "configs" in file.parts}
+    assert installed == {file.name for file in (ROOT / "configs").glob("*.json")}
+
+
+def test_the_package_is_its_own_folder_alone():
+    """Where an editable installation maps other folders into it, `fdpo_fast.tests` would be found."""
+    assert {Path(place).name for place in fdpo_fast.__path__} == {"fdpo_fast"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdpo_fast.commands.common import Commands, add_config, check_model, imports, read_config
+from fdpo_fast.commands.common import Commands, add_config, check_model, given, imports, read_config, say_next, training
 from fdpo_fast.config.errors import UserError
 
 
@@ -34,6 +34,7 @@ def fill(config_file: str, overrides: list[str]) -> None:
     with imports():
         from fdpo_fast.cache.verify import fill
     fill(config)
+    say_next(*training(), *given(config_file, overrides))
 
 
 def verify(config_file: str, overrides: list[str], pairs: int, seed: int) -> None:

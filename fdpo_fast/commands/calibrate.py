@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from fdpo_fast.commands.common import Commands, add_config, check_model, imports, output_file, read_config
+from fdpo_fast.commands.common import (
+    Commands,
+    add_config,
+    check_model,
+    given,
+    imports,
+    output_file,
+    read_config,
+    say_next,
+    training,
+)
 from fdpo_fast.config.errors import UserError
 
 
@@ -49,4 +59,6 @@ def run(
     check_model(config)
     with imports():
         from fdpo_fast.compare.calibrate import Aim, calibrate
-    calibrate(config, Aim(pairs, steps, policy, median_u, weight), json_file)
+    figures = calibrate(config, Aim(pairs, steps, policy, median_u, weight), json_file)
+    found = [f"loss.{key}={figures[key]:.4g}" for key in ("beta", "ratio_scale")]
+    say_next(*training(), *given(config_file, [*overrides, *found]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import re
+import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from fdpo_fast import signals
 from fdpo_fast.config.errors import near
 from fdpo_fast.memory.cards import CARDS
 
@@ -65,11 +66,29 @@ def read_config(config_file: str, overrides: list[str]) -> Config:
     return load(config_file, overrides)
 
 
+def given(config_file: str, overrides: list[str]) -> list[str]:
+    """Return the words of `--config` and `--set`, for another command."""
+    return ["--config", config_file, *(word for override in overrides for word in ("--set", override))]
+
+
+def say_next(*words: str) -> None:
+    """Say, once for all ranks, by which command one goes on."""
+    if signals.speaks():
+        print(f"next: {shlex.join(words)}")
+
+
+def training() -> list[str]:
+    """Return the words that train on all GPUs of this machine."""
+    import torch
+
+    return ["deepspeed", "--module", "fdpo_fast.train"] if torch.cuda.device_count() > 1 else ["fdpo", "train"]
+
+
 def warn_of_deepspeed(config: Config) -> None:
     """Say on stderr, once for all ranks, which keys of the section `deepspeed` are none that it knows."""
     from fdpo_fast.config.deepspeed_keys import unknown
 
-    if os.environ.get("RANK", "0") == "0":  # set by the launcher
+    if signals.speaks():
         for sentence in unknown(config.deepspeed):
             print(f"warning: {sentence}", file=sys.stderr)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fdpo_fast.commands.common import Commands, add_config, imports, output_file, read_config
+from fdpo_fast.commands.common import Commands, add_config, given, imports, output_file, read_config, say_next
 
 
 def add(commands: Commands) -> None:
@@ -31,3 +31,4 @@ def check(config_file: str, overrides: list[str], json_file: Path | None) -> Non
     with imports():
         from fdpo_fast.data.check import check
     check(config, json_file)
+    say_next("fdpo", "plan", *given(config_file, overrides))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fdpo_fast.commands.common import Commands, add_config, imports, read_config
+from fdpo_fast.commands.common import Commands, add_config, imports, read_config, say_next
 
 
 def add(commands: Commands) -> None:
@@ -25,3 +25,4 @@ def run(config_file: str, overrides: list[str], images: Path | None) -> None:
     with imports():
         from fdpo_fast.evaluate.score import evaluate
     evaluate(config, images)
+    say_next("fdpo", "report", config.train.output_dir)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fdpo_fast.commands.common import Commands, card, count, imports, output_file, size
+from fdpo_fast.commands.common import Commands, card, count, given, imports, output_file, say_next, size
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.memory.cards import CARDS
 
@@ -77,23 +77,18 @@ def run(
     wish = recipe.Wish(model, family, pairs, train, gpu, gpus, host, f"runs/{file.stem}")
     made = recipe.fitting(wish)
     file.write_text(json.dumps(made.raw, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(_report(file, wish, made)))
+    shown = str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+    print("\n".join(_report(shown, wish, made)))
+    say_next("fdpo", "data", "check", *given(shown, []))
 
 
-def _report(file: Path, wish: Wish, made: Recipe) -> list[str]:
-    """Return what was written, why it is so, and how to go on."""
-    gib, many = 2.0**30, wish.gpus > 1
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    start = f"deepspeed --num_gpus {wish.gpus} --module fdpo_fast.cli train" if many else "fdpo train"
-    machine = f"--gpu {wish.gpu / gib:g}GB" + f" --gpus {wish.gpus}" * many
+def _report(shown: str, wish: Wish, made: Recipe) -> list[str]:
+    """Return what was written, and why it is so."""
+    gib = 2.0**30
     return [
         f"{shown}: {made.needs.gpu_total / gib:.1f} GiB of {wish.gpu / gib:g} on each GPU, "
         f"{made.needs.host / gib:.1f} GiB of the host, by plan",
         *(f"    to fit: {change}" for change in made.changes),
-        "next:",
-        f"    fdpo data check --config {shown}",
-        f"    fdpo plan --config {shown} {machine}",
-        f"    {start} --config {shown}",
     ]
 
 

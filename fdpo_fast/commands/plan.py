@@ -13,9 +13,11 @@ from fdpo_fast.commands.common import (
     card,
     check_model,
     count,
+    given,
     imports,
     output_file,
     read_config,
+    say_next,
     size,
     warn_of_deepspeed,
 )
@@ -75,6 +77,7 @@ def run(
         plan.show(config, config_file, machine, as_json=True)
     else:
         plan.show(config, config_file, machine, json_file)
+        say_next("fdpo", "calibrate", *given(config_file, overrides))
 
 
 def rate(text: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fdpo_fast.commands.common import Commands, add_config, check_model, imports, read_config
+from fdpo_fast.commands.common import Commands, add_config, check_model, given, imports, read_config, say_next
 
 
 def add(commands: Commands) -> None:
@@ -52,3 +52,5 @@ def run(
     elif not checkpoints:
         checkpoints = [config.train.output_dir]
     sample(config, captions, checkpoints, output, base)
+    images = ["--images", str(output)] if output else []
+    say_next("fdpo", "evaluate", *given(config_file, overrides), *images)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from fdpo_fast.commands.common import Commands, add_config, check_model, imports, read_config, warn_of_deepspeed
+from fdpo_fast.commands.common import (
+    Commands,
+    add_config,
+    check_model,
+    given,
+    imports,
+    read_config,
+    say_next,
+    warn_of_deepspeed,
+)
 
 
 def add(commands: Commands) -> None:
@@ -28,3 +37,6 @@ def run(config_file: str, overrides: list[str], resume: bool, dry_run: bool) -> 
     with imports():
         from fdpo_fast.train import start
     start(config, resume, dry_run)
+    if not dry_run:
+        captions = [] if config.evaluate.prompts else ["--prompts", "captions.txt"]
+        say_next("fdpo", "sample", *given(config_file, overrides), *captions)

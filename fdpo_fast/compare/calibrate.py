@@ -55,8 +55,8 @@ class Aim:
     """The median gradient weight sigmoid(-|z|), between 0 and 0.5."""
 
 
-def calibrate(config: Config, aim: Aim, json_file: Path | None) -> None:
-    """Measure the drift, print what suits it, and write the figures to `json_file` if there is one.
+def calibrate(config: Config, aim: Aim, json_file: Path | None) -> dict:
+    """Measure the drift, print what suits it, write the figures to `json_file` if there is one, and return them.
 
     Raises UserError where nothing has moved, or there are too few pairs.
     """
@@ -68,6 +68,7 @@ def calibrate(config: Config, aim: Aim, json_file: Path | None) -> None:
     if json_file:
         with replacing(json_file) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
 
 
 class Drift(NamedTuple):

@@ -103,7 +103,7 @@ def test_another_setting_or_checkpoint_is_refused(command, raw, other, pipelines
     ("words", "sentence"),
     [
         (["--checkpoint", "/nowhere"], "--checkpoint '/nowhere' is neither a folder nor a hub name"),
-        (["--checkpoint", "{tmp}"], "is no pipeline and no checkpoint"),
+        (["--checkpoint", "{tmp}"], "is no pipeline, adapter or checkpoint"),
         (["--checkpoint", "base={other}"], "'base' cannot name a policy"),
         (["--checkpoint", "a/b={other}"], "cannot name a policy"),
         (["--checkpoint", "a={other}", "--checkpoint", "a={other}"], "one name twice"),
