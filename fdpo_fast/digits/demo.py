@@ -21,6 +21,7 @@ from fdpo_fast.digits.dataset import CAPTIONS, draw, embedded, ink, name_of, rea
 from fdpo_fast.evaluate import statistics, tables
 from fdpo_fast.files import replacing
 from fdpo_fast.models import quiet_libraries
+from fdpo_fast.models.family import ADAPTER
 from fdpo_fast.progress import progress
 from fdpo_fast.training.metrics import read_records
 from fdpo_fast.training.samples import side_by_side
@@ -37,8 +38,8 @@ def demo(config: Config, images_per_caption: int) -> None:
     recipe = config.data.digits
     base = embedded(recipe, config.data.cache_dir) / "pipeline"
     labels = torch.arange(len(CAPTIONS), dtype=torch.int64, device="cpu").repeat_interleave(images_per_caption)
-    before = sample(base, labels, recipe, "drawing with the base")
-    after = sample(folder / "export", labels, recipe, "drawing with the policy")
+    before = sample(base, base, labels, recipe, "drawing with the base")
+    after = sample(folder / "export", base, labels, recipe, "drawing with the policy")
 
     rows = [[caption, *cells(before[part], after[part], labels[part], recipe)] for caption, part in groups(labels)]
     rows.append(["**all**", *cells(before, after, labels, recipe)])
@@ -72,11 +73,14 @@ def check(config: Config, folder: Path) -> None:
             )
 
 
-def sample(pipeline_folder: Path, labels: Tensor, recipe: DigitsRecipe, description: str) -> Tensor:
-    """Draw images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED."""
+def sample(policy: Path, base: Path, labels: Tensor, recipe: DigitsRecipe, description: str) -> Tensor:
+    """Draw images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED; an adapter draws on its base."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
+    adapter = (policy / ADAPTER).is_file()
+    pipeline = DiffusionPipeline.from_pretrained(base if adapter else policy)
+    if adapter:
+        pipeline.load_lora_weights(policy, weight_name=ADAPTER)
     parts = progress(list(labels.split(128)), desc=description)
     steps, guidance = recipe.sampling_steps, recipe.guidance
     drawn = [draw(pipeline, part, SEED + i, steps=steps, guidance=guidance) for i, part in enumerate(parts)]

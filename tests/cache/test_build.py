@@ -42,6 +42,7 @@ def test_a_killed_build_keeps_its_whole_shards(tmp_path):
     assert len(rows) == 8
     assert rows.column("x")[[7, 0, 3], 0].tolist() == [3, 0, 1]
     assert Builder(tmp_path, rank()).build(cache(make, a=2)) != folder
+    assert all(path.is_dir() for path in tmp_path.iterdir())  # a lock goes with its cache
 
 
 @pytest.fixture

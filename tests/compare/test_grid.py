@@ -42,9 +42,9 @@ def test_mistakes_are_found_before_anything_runs(override, words):
 
 def test_a_folder_keeps_its_comparison(tmp_path):
     config = load(CONFIG)
-    crew.claim(tmp_path, load(CONFIG, ["train.max_steps=3"]))
-    crew.claim(tmp_path, config)  # before anything was measured there is nothing to lose
-    (tmp_path / "calibration.json").write_text("{}")
+    crew.claim(tmp_path, load(CONFIG, ["train.max_steps=9"]))  # nothing has come of that
+    crew.claim(tmp_path, config)
+    (tmp_path / "calibration.json").touch()
     crew.claim(tmp_path, config)
     with pytest.raises(UserError, match=r"another train.max_steps: 100 -> 7"):
         crew.claim(tmp_path, load(CONFIG, ["train.max_steps=7"]))
@@ -52,7 +52,7 @@ def test_a_folder_keeps_its_comparison(tmp_path):
 
 def test_what_is_measured_may_change_and_runs_may_come(tmp_path):
     crew.claim(tmp_path, load(CONFIG))
-    (tmp_path / "calibration.json").write_text("{}")
+    (tmp_path / "calibration.json").touch()
     changed = ["compare.seeds=[0, 1, 2, 3, 4]", "evaluate.resample=captions", "log.every=5", "compare.diversity=rmse"]
     crew.claim(tmp_path, load(CONFIG, changed))
     for fixed in ("compare.median_u=1.0", "compare.trial_steps=3", "loss.ratio_scale=100.0", "optimizer.lr=1e-6"):
