@@ -200,12 +200,16 @@ class StopSignal:
             self.rank.say(f"stopped within a step: --resume goes on from {self.kept()}")
             os._exit(128 + number)
 
-    def behind_step(self) -> int:
-        """Return the signal that asked a rank to stop, the same on all; 0 for none. Collective, behind every step."""
+    def behind_step(self, last: bool) -> int:
+        """Return the signal that asked a rank to stop, the same on all; 0 for none. Collective, behind every step.
+
+        Behind the `last` one what was asked meanwhile is waited for: there is no step to read it behind.
+        """
         if self.rank.count == 1:
             return self.asked
         seen, self.coming = self.coming, _largest_later(self.asked, self.rank.device)
-        return seen() if seen else 0
+        number = seen() if seen else 0
+        return number or (self.coming() if last else 0)
 
 
 def _largest_later(number: int, device: torch.device) -> Callable[[], int]:

@@ -55,7 +55,8 @@ def handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            if old is not None:  # one of C's, which Python cannot put back
+                signal.signal(number, old)
 
 
 def ignore() -> None:

@@ -39,43 +39,45 @@ def start(config: Config, resume: bool, dry_run: bool) -> None:
     folder = Path(config.train.output_dir).expanduser()
     check_output(folder, resume)
     with at_work(folder):
-        if not resume and speaks():
-            clear(folder)
         train(config, resume)
 
 
 def check_output(folder: Path, resume: bool) -> None:
-    """Make a run's folder; UserError where it cannot be made, or holds another run that is not to be resumed."""
+    """Make a run's folder; UserError where it cannot be made, or holds another run that is not to be resumed.
+
+    The first rank alone looks into it: what the others find may be its own already.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
-    if not resume and any(path.name != LOCK for path in folder.iterdir()) and not _took_no_step(folder):
+    if speaks() and not resume and any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
 
 
-def clear(folder: Path) -> None:
-    """Delete what a start that failed before its first step has left in a folder that is held."""
-    if _took_no_step(folder):
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-
-
-def _took_no_step(folder: Path) -> bool:
-    """Say whether all that is in a folder is what a run writes before its first step."""
-    names, records = {path.name for path in folder.iterdir()}, folder / "metrics.jsonl"
-    opened = {"config.json", "data.json", records.name}  # by the trainer, so none of them is the user's
-    return opened <= names <= {LOCK, "tensorboard", "wandb", "samples", *opened} and not records.stat().st_size
+OPENED = ("config.json", "data.json", "metrics.jsonl", "tensorboard", "wandb", "samples")
+"""What a run writes before it has taken a step."""
 
 
 def train(config: Config, resume: bool) -> None:
-    """Run a configuration to its last step and export the policy. Collective over the launcher's ranks."""
+    """Run a configuration to its last step and export the policy. Collective over the launcher's ranks.
+
+    A new run that fails before it has taken a step leaves nothing in its folder, where the next one would be refused.
+    """
     from fdpo_fast.training.trainer import Trainer
 
-    Trainer(config, resume).run()
+    trainer = None
+    try:
+        trainer = Trainer(config, resume)
+        trainer.run()
+    except BaseException:
+        if speaks() and not resume and not (trainer and trainer.began):
+            for path in (Path(config.train.output_dir).expanduser() / name for name in OPENED):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -51,10 +51,20 @@ def test_ranks_stop_behind_the_same_step(asked, tmp_path):
     assert number == signal.SIGTERM
 
 
+@pytest.mark.parametrize("asked", [0, 1])
+def test_ranks_stop_behind_the_last_step_too(asked, tmp_path):
+    """Where no step follows in which they could agree: a run that is asked to stop does not go on to its export."""
+    done = together(2, stops, (asked, 6), tmp_path / "said")
+    assert done.returncode == 0, done.stderr
+    ends = [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith("ends")]
+    assert ends == [["5", str(int(signal.SIGTERM))]] * 2
+
+
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_every_command_says_what_it_leaves(module):
     name = module.__name__.rpartition(".")[2].replace("data", "data check")
-    words = ["report", "folder"] if name == "report" else [*name.split(), "--config", "x"]
+    alone = {"report": ["folder"], "init": [], "completion": ["bash"]}
+    words = [*name.split(), *alone.get(name, ["--config", "x"])]
     assert len(parse(words)[2]["left"]) > 10
 
 

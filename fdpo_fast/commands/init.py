@@ -68,7 +68,8 @@ def run(
     if family is None and sys.stdin.isatty():
         family = _ask(f"its family: {' or '.join(FAMILIES)}", str)
     if family not in FAMILIES:
-        raise UserError(f"--family must be {' or '.join(FAMILIES)}: {model} is not here to say so")
+        why = "is of a kind that is not trained" if Path(model).expanduser().is_dir() else "is not here to say so"
+        raise UserError(f"--family must be {' or '.join(FAMILIES)}: {model} {why}")
     pairs = pairs or _ask("pairs, a file, a folder or a hub data set", str)
     train = train or (_ask("train: lora, or full", _kind, "lora") if missing else "lora")
     if card:

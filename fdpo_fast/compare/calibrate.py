@@ -31,7 +31,8 @@ from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.models import load_family, quiet_libraries, trainable
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.family import ADAPTER, Family
+from fdpo_fast.models.export import trained_on
+from fdpo_fast.models.family import Family, has_adapter
 from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import predict
@@ -95,7 +96,10 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
     family, source = load_family(config.model), open_source(config.data)
     if policy and (policy / "export").is_dir():
         policy /= "export"
-    if policy and not (policy / ADAPTER).is_file():
+    if policy and has_adapter(policy):
+        if (base := trained_on(policy)) not in (None, config.model.base):
+            raise UserError(f"--policy {policy} was trained on '{base}', and model.base is '{config.model.base}'")
+    elif policy:
         pipeline_folder(str(policy), family.pipelines, "--policy")
     needed = 2 * (pairs + (0 if policy else steps * config.train.pairs_per_micro_batch))
     root = cache_root(config)

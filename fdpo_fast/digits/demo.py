@@ -21,7 +21,7 @@ from fdpo_fast.digits.dataset import CAPTIONS, draw, embedded, ink, name_of, rea
 from fdpo_fast.evaluate import statistics, tables
 from fdpo_fast.files import replacing
 from fdpo_fast.models import quiet_libraries
-from fdpo_fast.models.family import ADAPTER
+from fdpo_fast.models.family import ADAPTER, has_adapter
 from fdpo_fast.progress import progress
 from fdpo_fast.training.metrics import read_records
 from fdpo_fast.training.samples import side_by_side
@@ -77,7 +77,7 @@ def sample(policy: Path, base: Path, labels: Tensor, recipe: DigitsRecipe, descr
     """Draw images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED; an adapter draws on its base."""
     from diffusers import DiffusionPipeline
 
-    adapter = (policy / ADAPTER).is_file()
+    adapter = has_adapter(policy)
     pipeline = DiffusionPipeline.from_pretrained(base if adapter else policy)
     if adapter:
         pipeline.load_lora_weights(policy, weight_name=ADAPTER)

@@ -15,7 +15,7 @@ from fdpo_fast.config.schema import Model
 from fdpo_fast.files import digest, file_digest
 from fdpo_fast.models import load_family, trainable
 from fdpo_fast.models.export import trained_on
-from fdpo_fast.models.family import ADAPTER, Family, Pipeline
+from fdpo_fast.models.family import ADAPTER, Family, Pipeline, has_adapter
 from fdpo_fast.models.hub import pipeline_folder
 from fdpo_fast.models.precision import DTYPES
 
@@ -63,7 +63,7 @@ class Policy:
 
     @property
     def _is_adapter(self) -> bool:
-        return (self.folder / ADAPTER).is_file()
+        return self.name != BASE and has_adapter(self.folder)  # what a base was merged from is no matter
 
     def sampler(self, config: Config, family: Family, device: torch.device) -> Pipeline:
         """Load a diffusers pipeline ready to draw, in the configuration's dtype.
@@ -102,7 +102,7 @@ def policy(text: str, family: Family) -> Policy:
     folder = Path(path).expanduser()
     if (folder / "export").is_dir():
         folder /= "export"
-    if (folder / _STATES).is_file() or (folder / ADAPTER).is_file():
+    if (folder / _STATES).is_file() or has_adapter(folder):
         return Policy(name, folder)
     if any(folder.glob("zero_pp_rank_*_model_states.pt")):
         raise UserError(f"--checkpoint '{path}' is in the parts of ZeRO-3: let the run finish, and give its export")

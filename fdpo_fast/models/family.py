@@ -36,6 +36,11 @@ OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 """The schedulers of diffusers whose noise is not by the generator that they are given: no image is drawn twice."""
 
 
+def has_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter, alone or beside the pipeline that it was merged into."""
+    return (folder / ADAPTER).is_file()
+
+
 def shrinks(config: dict) -> int:
     """Return by how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
     return 2 ** (len(config["block_out_channels"]) - 1)
@@ -203,7 +208,7 @@ class Family(ABC):
 
         policy: a pipeline's folder, or one with an adapter, which is put on the base and stays beside the weights.
         """
-        adapter = policy is not None and (policy / ADAPTER).is_file()
+        adapter = policy is not None and policy != self.base and has_adapter(policy)
         unet = UNet2DConditionModel.from_pretrained(
             policy if policy and not adapter else self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
         )

@@ -86,6 +86,7 @@ def folder_of(key: str, name: str, patterns: tuple[str, ...]) -> Path:
     return fetched(key, name, patterns)
 
 
+@cache
 def fetched(key: str, name: str, patterns: tuple[str, ...]) -> Path:
     """Find the folder of a repository's files that match `patterns`, fetched from the hub where it answers.
 
@@ -102,10 +103,12 @@ def fetched(key: str, name: str, patterns: tuple[str, ...]) -> Path:
         )
     except LocalEntryNotFoundError:
         reason = reason or "the connection broke"
-    except (HfHubHTTPError, OSError) as error:
-        reason = _first_line(error)
+    except (*HfHubHTTPError.__bases__, OSError) as error:  # type: ignore[misc]  # of requests or httpx
+        reason = f"the connection broke ({_first_line(error)})"
     else:
-        return Path(folder)
+        weights = [pattern for pattern in patterns if pattern not in _SMALL] or patterns
+        if reason is None or any(True for pattern in weights for _ in Path(folder).glob(pattern)):
+            return Path(folder)
     raise UserError(f"{key} '{name}' is not here and cannot be fetched from the hub: {reason}")
 
 

@@ -147,7 +147,9 @@ def _commands(run: Run, config: Config, evaluated: bool) -> Iterator[tuple[str, 
         yield "Draw with base and policy from the same noise:", f"fdpo sample --config {own}{captions}"
         yield "Score what was drawn; then this page shows it:", f"fdpo evaluate --config {own}"
     else:
-        yield "Use the model:", f"DiffusionPipeline.from_pretrained({str(run.folder / 'export')!r})"
+        use = "load_lora_weights" if config.model.train == "lora" else "from_pretrained"
+        owner = "pipe" if config.model.train == "lora" else "DiffusionPipeline"
+        yield "Use the model:", f"{owner}.{use}({str(run.folder / 'export')!r})"
         yield "Find the strength for other divergences:", f"fdpo calibrate --config {own}"
 
 

@@ -85,6 +85,8 @@ class Trainer:
         self.winners = WinnerWatch()
         self.start = FirstMargin(rank.device, self.first_step == 0, config.optimizer.warmup_steps)
         self.skips_told, self.last_finite = 0, self.first_step - 1
+        self.began = False
+        """Whether a step has been taken."""
         self.metrics = Metrics(config.log, len(family.signal), rank.device)  # last: its clock starts now
 
     def _go_on(self) -> int:
@@ -115,7 +117,8 @@ class Trainer:
             for step in range(self.first_step, last):
                 rate = self.train_step(step)
                 self.end_step(step, rate)
-                asked = 0 if self._is_last(step) else stop.behind_step()
+                self.began = True
+                asked = stop.behind_step(last=self._is_last(step))
                 if asked or self.due(step):
                     bar.set_postfix_str(self.flush(step), refresh=False)
                 bar.update()
@@ -237,7 +240,7 @@ class Trainer:
             kept = export(self.family, trained, DTYPES[name] if name else None, folder)
             self.rank.say(f"exported to {folder}")
             if words := kept.sentence():
-                self.warn(words)
+                self.rank.say(f"warning: {words}")
         for _ in trained:  # the other ranks have their part in each
             pass
         if self.writer:

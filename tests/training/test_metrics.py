@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Log
-from fdpo_fast.train import check_output, clear
 from fdpo_fast.training.lock import at_work
 from fdpo_fast.training.metrics import WinnerWatch, Writer, read_records
+from fdpo_fast.training.trainer import Trainer
 
 RECORDS = [
     {"step": 0, "loss": 0.5, "grad_norm": math.inf, "warnings": ["careful"]},
@@ -56,28 +57,36 @@ def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(raw_config, co
         command(missing, "train")
     assert not folder.exists()
 
-    folder.mkdir()
-    for name in ("config.json", "data.json", "metrics.jsonl"):  # as a trainer leaves them before its first record
-        (folder / name).touch()
-    (folder / "samples").mkdir()
-    (folder / "samples/base.safetensors").touch()  # of another model
-    check_output(folder, resume=False)
-    clear(folder)
-    assert not list(folder.iterdir())
+
+def test_a_start_that_fails_leaves_nothing_and_a_run_that_fails_everything(raw_config, command, monkeypatch):
+    folder = Path(raw_config["train"]["output_dir"])
+    take = Trainer.train_step
+
+    def fails_in(number):
+        def step(trainer, at):
+            if at == number:
+                raise MemoryError("a step that is too large")
+            return take(trainer, at)
+
+        return step
+
+    raw_config["log"] |= {"samples_every": 3, "prompts": ["a two"], "images_per_prompt": 1, "sampling_steps": 1}
+    monkeypatch.setattr(Trainer, "train_step", fails_in(0))
+    with pytest.raises(MemoryError):
+        command(raw_config, "train")
+    assert not folder.exists()
+    monkeypatch.setattr(Trainer, "train_step", fails_in(1))
+    with pytest.raises(MemoryError):
+        command(raw_config, "train")
+    assert (folder / "config.json").is_file()
+    with pytest.raises(SystemExit, match="is not empty"):
+        command(raw_config, "train")
 
 
-@pytest.mark.parametrize("name", ["config.json", "export/model_index.json", "notes.txt"])
-def test_what_is_not_left_by_a_start_is_never_deleted(tmp_path, name):
-    file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
-    file.touch()
-    with pytest.raises(ValueError, match="is not empty"):
-        check_output(tmp_path, resume=False)
-    clear(tmp_path)
-    for opened in ("config.json", "data.json", "metrics.jsonl"):
-        (tmp_path / opened).write_text("{}")
-    clear(tmp_path)
-    assert file.exists()
+def test_the_folder_of_a_run_that_cannot_go_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="the mistake"), at_work(Path()):
+        raise UserError("the mistake")
 
 
 def watched(*means):
