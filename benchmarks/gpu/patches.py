@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fdpo_fast.memory import needs
-from fdpo_fast.models.export import Kept
+from fdpo_fast.models.export import Rounding
 from fdpo_fast.models.family import Family
 from fdpo_fast.training import trainer
 from fdpo_fast.training.checkpoint import Checkpoints
@@ -40,7 +40,7 @@ def without_disks(make: Callable[[torch.dtype], nn.Module], after_step: Callable
 
     replaced: list[tuple[Any, str, Any]] = [
         (Family, "denoiser", denoiser),
-        (trainer, "export", lambda *_: Kept(torch.float32, False)),
+        (trainer, "export", lambda *_: Rounding(torch.float32, False)),
         (Checkpoints, "save", None),
         (needs, "shortage", None),  # the plan is drawn up beforehand, outside the measured seconds
         (Metrics, "end_step", closed),

@@ -27,6 +27,7 @@ from fdpo_fast.files import read_json, replacing
 from fdpo_fast.models.family import ADAPTER, Family
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import add_lora
+from fdpo_fast.optim.eager import random_bits, round_randomly
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The name of a denoiser's file, as diffusers writes and reads it."""
@@ -40,37 +41,49 @@ class Weight(NamedTuple):
     """The value from which training started."""
 
 
-class Kept:
-    """How much of what training changed the numbers of a file hold."""
+class Rounding:
+    """Rounds trained weights to the dtype of a file, and measures how far that moves them beside what training did."""
 
-    ENOUGH = 0.99
+    ENOUGH = 0.01
+    COARSE = 2 / 3
+    """Where rounding to nearest moves a weight more than this share of its change, most of the change is not kept."""
 
     def __init__(self, dtype: torch.dtype, adapter: bool) -> None:
         self.dtype, self.adapter = dtype, adapter
-        self.changed = self.lost = 0.0
+        self.changed = self.moved = 0.0
+        self.weights = 0
 
-    def add(self, weight: Weight) -> None:
-        """Count a weight in."""
-        self.changed += _square(weight.value - weight.start)
-        self.lost += _square(weight.value - weight.value.to(self.dtype).float())
+    def __call__(self, weight: Weight) -> Tensor:
+        """Round a weight to nearest, or stochastically where that would leave most of it where it was.
+
+        To nearest a change below half a step of the start's is lost for good; stochastically it is there under noise,
+        of which predictions are an average. A start between the steps of the dtype is such noise by itself.
+        """
+        value, start = weight
+        change, stored = _square(value - start), value.to(self.dtype)
+        on_steps = self.dtype != torch.float32 and torch.equal(start.to(self.dtype).float(), start)
+        if on_steps and _square(value - stored.float()) > self.COARSE**2 * change:
+            bits = random_bits(0, self.weights, 0, 0, value.numel(), value.device)
+            stored = round_randomly(value, bits.view(value.shape), self.dtype)
+        self.weights += 1
+        self.changed += change
+        self.moved += _square(value - stored.float())
+        return stored
 
     @property
-    def share(self) -> float:
-        """Return 1 - |stored - trained| / |trained - start| over all weights, at least 0; 1 where nothing has changed.
-
-        For inputs without a direction that is what is kept of the change of a layer's output.
-        """
-        return max(0.0, 1 - math.sqrt(self.lost / self.changed)) if self.changed else 1.0
+    def ratio(self) -> float:
+        """Return |stored - trained| / |trained - start| over all weights; 0 where nothing has changed."""
+        return math.sqrt(self.moved / self.changed) if self.changed else 0.0
 
     def sentence(self) -> str | None:
         """Return what a user should know of a file that keeps too little; None of one that does not."""
-        if self.share >= self.ENOUGH:
+        if self.ratio <= self.ENOUGH:
             return None
+        dtype = str(self.dtype).removeprefix("torch.")
         return (
-            f"in {str(self.dtype).removeprefix('torch.')} the exported weights keep {self.share:.0%} of what training "
-            "changed in them: "
-            + (f"use {ADAPTER}, which keeps all of it, or set " if self.adapter else "set ")
-            + 'train.export_dtype to "fp32"; --resume writes the export anew'
+            f"rounding the exported weights to {dtype} moved them {self.ratio:.2g} times as far as training: "
+            f"{f'use {ADAPTER}, which is not rounded, or set' if self.adapter else 'set'} "
+            'train.export_dtype to "fp32"; --resume writes the export anew'
         )
 
 
@@ -78,18 +91,18 @@ def _square(difference: Tensor) -> float:
     return difference.double().square().sum().item()
 
 
-def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, folder: Path) -> Kept:
-    """Write a folder that `DiffusionPipeline.from_pretrained` loads; returns how much of the training it keeps.
+def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, folder: Path) -> Rounding:
+    """Write a folder that `DiffusionPipeline.from_pretrained` loads; returns how its weights were rounded.
 
     trained: the trained parameters with their names in the denoiser, each whole and on the CPU; they are read once.
-    dtype: of all weights in the folder, rounded to nearest; None is that of the base's UNet. With an adapter, its file
+    dtype: of all weights in the folder; None is that of the base's UNet. With an adapter, its file
     (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads) lies there too. Raises UserError where a
     weight does not fit the dtype.
     """
     unet, state, adapter = _architecture(family), _stored(family), family.model.train == "lora"
-    kept = Kept(dtype or next(iter(state.values())).dtype, adapter)
+    rounding = Rounding(dtype or next(iter(state.values())).dtype, adapter)
     with replacing(folder) as partial:
-        _copy_others(family, partial, kept.dtype)
+        _copy_others(family, partial, rounding.dtype)
         unet.save_config(partial / "unet")
         if adapter:
             _add(unet, family, dict(trained))
@@ -97,8 +110,9 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
             weights = _merged(unet, state)
         else:
             weights = _tuned(trained, state, DTYPES[family.model.dtype])
-        _write(partial / "unet" / WEIGHTS, state, _measured(weights, kept), kept.dtype)
-    return kept
+        stored = ((name, _fitting(name, weight.value, rounding(weight))) for name, weight in weights)
+        _write(partial / "unet" / WEIGHTS, state, stored, rounding.dtype)
+    return rounding
 
 
 # --- the denoiser ---
@@ -157,26 +171,19 @@ def _save_adapter(unet: UNet2DConditionModel, family: Family, folder: Path) -> N
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=about)
 
 
+def trained_on(folder: Path) -> str | None:
+    """Return the base that the adapter in a folder was trained on, as its file says."""
+    with safe_open(folder / ADAPTER, "pt") as file:
+        about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return about.get("unet.base_model_name_or_path")
+
+
 def _merged(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> Iterator[tuple[str, Weight]]:
     """Yield the weights that an adapter changes, with what it adds."""
     for name, layer in unet.named_modules():
         if isinstance(layer, LoraLayer):
             start = state[f"{name}.weight"].float()
             yield f"{name}.weight", Weight(start + layer.get_delta_weight("default"), start)
-
-
-def _measured(weights: Iterable[tuple[str, Weight]], kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    """Yield the values of weights, and count them in."""
-    for name, weight in weights:
-        kept.add(weight)
-        yield name, weight.value
-
-
-def trained_on(folder: Path) -> str | None:
-    """Return the base that the adapter in a folder was trained on, as its file says."""
-    with safe_open(folder / ADAPTER, "pt") as file:
-        about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    return about.get("unet.base_model_name_or_path")
 
 
 # --- the files ---
@@ -248,7 +255,12 @@ def _then(changed: Iterable[tuple[str, Tensor]], rest: dict[str, Tensor]) -> Ite
 
 
 def _bytes(name: str, tensor: Tensor, dtype: torch.dtype) -> memoryview:
-    stored = tensor.to(dtype).contiguous()
-    if stored.dtype != tensor.dtype and not torch.equal(stored.isfinite(), tensor.isfinite()):
-        raise UserError(f"the weight {name} is too large for {dtype}: set train.export_dtype to 'bf16' or 'fp32'")
+    stored = _fitting(name, tensor, tensor.to(dtype)).contiguous()
     return stored.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _fitting(name: str, exact: Tensor, stored: Tensor) -> Tensor:
+    """Return a weight as it is stored; UserError where its dtype has made it infinite."""
+    if stored.dtype == torch.float16 and not torch.equal(stored.isfinite(), exact.isfinite()):
+        raise UserError(f"the weight {name} is too large for float16: set train.export_dtype to 'bf16' or 'fp32'")
+    return stored

@@ -64,7 +64,7 @@ def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     small = magnitude < 2.0**-14  # whose step is 2^-24
     fixed = torch.where(small, magnitude * 2.0**40, 0.0).to(torch.int32) + bits >> 16
     kept = (magnitude.view(torch.int32) + (bits >> 3) & -8192).view(torch.float32)
-    rounded = torch.where(small, fixed.float() * 2.0**-24, kept).to(dtype).copysign(values)
+    rounded = torch.where(small, fixed.float() * 2.0**-24, kept).copysign(values).to(dtype)
     return torch.where(magnitude < 65536, rounded, values.to(dtype))
 
 

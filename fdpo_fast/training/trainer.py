@@ -237,9 +237,9 @@ class Trainer:
         trained = checkpoint.trained(self.policy.denoiser, self.average)
         if self.rank.index == 0:
             folder, name = self.folder / "export", self.config.train.export_dtype
-            kept = export(self.family, trained, DTYPES[name] if name else None, folder)
+            rounding = export(self.family, trained, DTYPES[name] if name else None, folder)
             self.rank.say(f"exported to {folder}")
-            if words := kept.sentence():
+            if words := rounding.sentence():
                 self.rank.say(f"warning: {words}")
         for _ in trained:  # the other ranks have their part in each
             pass

@@ -26,11 +26,11 @@ CASES = {
 def test_the_export_is_the_policy(tiny_config, launch, pipelines, tmp_path, case):
     raw = tiny_config("sdxl", as_pickapic(tmp_path, difficult_rows()))
     raw["model"]["dtype"] = "bf16"
-    raw["optimizer"]["lr"] = 1e-5
+    raw["optimizer"]["lr"] = 1e-4  # below it the rounding of a prediction in float32 is as large as what changes
     for section, values in CASES[case].items():
         raw.setdefault(section, {}).update(values)
     said = launch(raw).stdout
-    assert "exported weights keep" not in said
+    assert "as far as training" not in said
     config, run = Config.model_validate(raw), Path(raw["train"]["output_dir"])
     family = load_family(config.model)
     policy, start = family.denoiser(torch.float32), family.denoiser(torch.float32)
