@@ -120,8 +120,8 @@ def measure(folder: Path, steps: int) -> list[tuple]:
         return steps, stored, *(f"{value:.4f}" for value in np.mean(kept, 0))
 
     rows = [row(f"{name}, as exported", unet_of(export).state_dict()) for name, export in exports.items()]
-    rows.append(row("float16 to nearest", rounded(exact, start, torch.float16, None)))
     for dtype in (torch.bfloat16, torch.float16):
+        rows.append(row(f"{str(dtype).removeprefix('torch.')} to nearest", rounded(exact, start, dtype, None)))
         states = [rounded(exact, start, dtype, seed) for seed in range(SEEDS)]
         rows.append(row(f"{str(dtype).removeprefix('torch.')} stochastically", *states))
     return rows
@@ -135,7 +135,7 @@ def main() -> None:
         prepare(Path(name))
         for steps in parser.parse_args().steps:
             rows += measure(Path(name), steps)
-            print(*rows[-5:], sep="\n", flush=True)
+            print(*rows[-6:], sep="\n", flush=True)
     write_csv(RESULTS, COLUMNS, rows)
 
 
