@@ -78,9 +78,8 @@ def _build_collectives(patience: float = 60) -> None:
 
     folder = Path(_get_build_directory("deepspeed_shm_comm", verbose=False))
     guard = folder / "lock"
-    if not list(folder.glob("*.so")) and signals.speaks():
-        progress.say("compiling DeepSpeed's collectives for the host: once per machine, about a minute")
-    with FileLock(folder.with_name("fdpo_fast.lock")):
+    doing = "compiling DeepSpeed's collectives for the host, about a minute, once for an environment"
+    with progress.waiting(doing, show=signals.speaks()), FileLock(folder.with_name("fdpo_fast.lock")):
         with suppress(FileNotFoundError):  # it has gone meanwhile
             while guard.exists():
                 if time.time() - guard.stat().st_mtime > patience:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from tqdm import tqdm
@@ -38,6 +40,25 @@ def say(*words: object) -> None:
     """Print words on a line of their own, at once, also while a bar is on the terminal."""
     tqdm.write(" ".join(map(str, words)))
     sys.stdout.flush()
+
+
+@contextmanager
+def waiting(words: str, *, show: bool = True) -> Iterator[None]:
+    """Say what the block is at where it takes longer than `FIRST` seconds, and that it still is, every `PAUSE`."""
+    done = threading.Event()
+
+    def watch() -> None:
+        start, pause, text = time.monotonic(), FIRST, words
+        while not done.wait(pause):
+            say(text)
+            pause, text = PAUSE, f"still {words}: {time.monotonic() - start + PAUSE:.0f} s"
+
+    if show:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 class Lines:

@@ -7,11 +7,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
 from fdpo_fast import progress as module
-from fdpo_fast.progress import progress
+from fdpo_fast.progress import progress, waiting
 from tests.helpers import ROOT
 
 
@@ -86,3 +87,20 @@ def test_on_a_terminal_words_are_not_glued_to_the_bar():
         before, after = text.split(f"warning: {number}")
         assert before[-1:] in "\r\n"
         assert after.startswith("\r\n")
+
+
+def test_a_wait_is_spoken_of_once_it_is_long(monkeypatch, capsys):
+    monkeypatch.setattr(module, "FIRST", 0.05)
+    monkeypatch.setattr(module, "PAUSE", 0.05)
+    with waiting("compiling"):
+        pass
+    with waiting("counting", show=False):
+        time.sleep(0.2)
+    assert not capsys.readouterr().out
+    with waiting("compiling"):
+        time.sleep(0.5)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "compiling"
+    assert said[1].startswith("still compiling: ")
+    time.sleep(0.2)
+    assert not capsys.readouterr().out

@@ -68,6 +68,10 @@ def run(
     if family is None and sys.stdin.isatty():
         family = _ask(f"its family: {' or '.join(FAMILIES)}", str)
     if family not in FAMILIES:
+        if not Path(model).expanduser().is_dir():
+            with imports():
+                from fdpo_fast.models.hub import check_name
+            check_name("--model", model)
         why = "is of a kind that is not trained" if Path(model).expanduser().is_dir() else "is not here to say so"
         raise UserError(f"--family must be {' or '.join(FAMILIES)}: {model} {why}")
     pairs = pairs or _ask("pairs, a file, a folder or a hub data set", str)

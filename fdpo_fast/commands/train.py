@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from fdpo_fast.commands.common import (
     Commands,
     add_config,
@@ -38,5 +40,6 @@ def run(config_file: str, overrides: list[str], resume: bool, dry_run: bool) -> 
         from fdpo_fast.train import start
     start(config, resume, dry_run)
     if not dry_run:
-        captions = [] if config.evaluate.prompts else ["--prompts", "captions.txt"]
+        own = json.dumps(config.log.prompts or ["a cat", "a red car"])
+        captions = [] if config.evaluate.prompts else ["--set", f"evaluate.prompts={own}"]
         say_next("fdpo", "sample", *given(config_file, overrides), *captions)

@@ -106,6 +106,8 @@ def policy(text: str, family: Family) -> Policy:
         return Policy(name, folder)
     if any(folder.glob("zero_pp_rank_*_model_states.pt")):
         raise UserError(f"--checkpoint '{path}' is in the parts of ZeRO-3: let the run finish, and give its export")
+    if not folder.is_dir() and folder.parent.is_dir() and "/" in path:
+        raise UserError(f"--checkpoint '{path}': there is no folder of that name in {folder.parent}")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(
             f"--checkpoint '{path}' is no pipeline, adapter or checkpoint: give a run's folder, its export, or one of "

@@ -124,7 +124,8 @@ def divergence(name: str, **params: float) -> Divergence:
     if name in _INADMISSIBLE:
         raise ValueError(f"divergence '{name}' is not admissible for DPO: {_INADMISSIBLE[name]}")
     if name not in DIVERGENCES:
-        raise ValueError(f"unknown divergence '{name}': use one of {', '.join(DIVERGENCES)}")
+        hint = "; its parameter goes into `alpha` beside the name" if name.startswith("alpha") else ""
+        raise ValueError(f"unknown divergence '{name}': use one of {', '.join(DIVERGENCES)}{hint}")
     if not params:
         return DIVERGENCES[name]
     if name != "alpha" or len(params) != 1 or not params.keys() <= {"a", "alpha"}:

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import read_json, replacing
 from fdpo_fast.models.family import ADAPTER, Family
+from fdpo_fast.models.hub import VARIANTS
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import add_lora
 from fdpo_fast.optim.eager import random_bits, round_randomly
@@ -97,11 +99,12 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
     trained: the trained parameters with their names in the denoiser, each whole and on the CPU; they are read once.
     dtype: of all weights in the folder; None is that of the base's UNet. With an adapter, its file
     (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads) lies there too. Raises UserError where a
-    weight does not fit the dtype.
+    weight does not fit the dtype, and where the folder cannot be written.
     """
     unet, state, adapter = _architecture(family), _stored(family), family.model.train == "lora"
     rounding = Rounding(dtype or next(iter(state.values())).dtype, adapter)
-    with replacing(folder) as partial:
+    with _said(folder), replacing(folder) as partial:
+        partial.mkdir()
         _copy_others(family, partial, rounding.dtype)
         unet.save_config(partial / "unet")
         if adapter:
@@ -113,6 +116,16 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
         stored = ((name, _fitting(name, weight.value, rounding(weight))) for name, weight in weights)
         _write(partial / "unet" / WEIGHTS, state, stored, rounding.dtype)
     return rounding
+
+
+@contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    """Turn what a disk refuses within the block into a sentence: what was trained is in the checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder} cannot be written: {reason}; --resume writes it from the last checkpoint") from None
 
 
 # --- the denoiser ---
@@ -189,18 +202,31 @@ def _merged(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> Iterator[tu
 # --- the files ---
 
 
+LOADED = (".json", ".txt", ".model", ".safetensors")
+"""The endings of the files that a pipeline is loaded from."""
+
+
 def _copy_others(family: Family, folder: Path, dtype: torch.dtype) -> None:
-    """Copy the pipeline's other components, their weights in this dtype."""
+    """Copy what the pipeline loads of its other components, their weights in this dtype."""
     parts = read_json(family.base / "model_index.json")
-    for name in (name for name in parts if name != "unet" and (family.base / name).is_dir()):
-        shutil.copytree(family.vae if name == "vae" else family.base / name, folder / name)
-        for file in (folder / name).glob("*.safetensors"):
-            state = load_file(file)
-            if any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in state.values()):
-                with replacing(file) as partial:
-                    _write(partial, state, (), dtype)
-        _load_in_float32(folder / name / "config.json")
-    shutil.copy(family.base / "model_index.json", folder)
+    for name in (name for name in parts if name == Path(name).name and name not in ("unet", "..")):
+        source, target = family.vae if name == "vae" else family.base / name, folder / name
+        files = sorted(source.iterdir()) if source.is_dir() else []
+        for file in (file for file in files if file.suffix in LOADED and not any(map(file.match, VARIANTS))):
+            target.mkdir(exist_ok=True)
+            if file.suffix != ".safetensors" or not _cast(file, target / file.name, dtype):
+                shutil.copyfile(file, target / file.name)
+        _load_in_float32(target / "config.json")
+    shutil.copyfile(family.base / "model_index.json", folder / "model_index.json")
+
+
+def _cast(source: Path, target: Path, dtype: torch.dtype) -> bool:
+    """Write a file of weights in another dtype; says whether it is not in this one already."""
+    state = load_file(source)
+    if all(tensor.dtype == dtype for tensor in state.values() if tensor.is_floating_point()):
+        return False
+    _write(target, state, (), dtype)
+    return True
 
 
 def _load_in_float32(config: Path) -> None:

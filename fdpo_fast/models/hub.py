@@ -12,7 +12,8 @@ from fdpo_fast.progress import say
 from fdpo_fast.signals import speaks
 
 _SMALL = ("*.json", "*.txt", "*.model")
-_VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
+VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
+"""The names of weights that a pipeline is loaded from only where it is asked for them."""
 
 
 def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.base") -> Path:
@@ -31,7 +32,7 @@ def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.bas
     if missing:
         raise UserError(f"the pipeline {folder} has no {' and no '.join(missing)}")
     for name in (name for name in parts if name in ("vae", "unet") or name.startswith("text_encoder")):
-        weights = [path for path in folder.glob(f"{name}/*.safetensors") if not any(map(path.match, _VARIANTS))]
+        weights = [path for path in folder.glob(f"{name}/*.safetensors") if not any(map(path.match, VARIANTS))]
         if not weights or not (folder / name / "config.json").is_file():
             raise UserError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")
     return folder
@@ -99,7 +100,7 @@ def fetched(key: str, name: str, patterns: tuple[str, ...]) -> Path:
     reason = _refusal(name)
     try:
         folder = snapshot_download(
-            name, allow_patterns=[*patterns], ignore_patterns=_VARIANTS, local_files_only=reason is not None
+            name, allow_patterns=[*patterns], ignore_patterns=VARIANTS, local_files_only=reason is not None
         )
     except LocalEntryNotFoundError:
         reason = reason or "the connection broke"

@@ -40,6 +40,8 @@ def test_what_was_found_is_what_is_trained_with(command, tiny_config, tmp_path):
         assert f'"{key}": {value}' in line
 
 
-def test_captions_are_asked_for_where_there_are_none(command, tiny_config, tmp_path):
+def test_captions_are_named_where_there_are_none(command, tiny_config, tmp_path):
     raw = tiny_config("sd", as_pickapic(tmp_path, difficult_rows()))
-    assert next_of(command(raw, "train"))[-2:] == ["--prompts", "captions.txt"]
+    words = next_of(command(raw, "train"))[1:]
+    assert words[-1] == 'evaluate.prompts=["a cat", "a red car"]'
+    main([*words, "--set", "evaluate.sampling_steps=1"])

@@ -76,7 +76,7 @@ def test_schema_is_pick_a_pics(tmp_path):
 
 
 def test_bad_sources(tmp_path):
-    with pytest.raises(ValueError, match="no parquet file"):
+    with pytest.raises(ValueError, match="is not here: give a file"):
         PickAPic(str(tmp_path / "nowhere"))
     (tmp_path / "bad.parquet").write_bytes(b"not parquet")
     with pytest.raises(ValueError, match=r"bad.parquet is not a readable parquet file"):

@@ -175,7 +175,7 @@ def test_live_reference_equals_cached(raw_config, launch, read_metrics, tmp_path
     [
         ("model.family=sd9", "unknown model.family 'sd9'"),
         ("model.base=./nowhere", "neither a folder nor a hub name"),
-        ("data.source=./nowhere", "no parquet file at data.source"),
+        ("data.source=./nowhere", "data.source './nowhere' is not here"),
     ],
 )
 def test_bad_input_is_one_sentence(raw_config, launch, override, says):

@@ -102,7 +102,7 @@ def test_another_setting_or_checkpoint_is_refused(command, raw, other, pipelines
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--checkpoint", "/nowhere"], "--checkpoint '/nowhere' is neither a folder nor a hub name"),
+        (["--checkpoint", "/nowhere"], "--checkpoint '/nowhere': there is no folder of that name in /"),
         (["--checkpoint", "{tmp}"], "is no pipeline, adapter or checkpoint"),
         (["--checkpoint", "base={other}"], "'base' cannot name a policy"),
         (["--checkpoint", "a/b={other}"], "cannot name a policy"),
@@ -114,7 +114,7 @@ def test_another_setting_or_checkpoint_is_refused(command, raw, other, pipelines
             "evaluate.scheduler 'Nonsense' does not fit: use one",
         ),
         (["--no-policy", "--set", "evaluate.scheduler=DPMSolverSDEScheduler"], "'DPMSolverSDEScheduler' does not fit"),
-        ([], "is neither a folder nor a hub name"),
+        ([], "there is no folder of that name in"),
     ],
 )
 def test_bad_input_is_one_sentence(command, raw, other, tmp_path, words, sentence):

@@ -1,6 +1,9 @@
 """An export draws what was trained, as diffusers loads it; where its dtype cannot hold that, it says by how much."""
 
 import copy
+import json
+import resource
+import shutil
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import LoRA, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import load_family
@@ -198,6 +202,36 @@ def test_a_weight_beyond_float16_is_refused_and_nothing_is_left(bases, tmp_path)
     with pytest.raises(ValueError, match=r"conv_in.weight is too large for float16: set train.export_dtype"):
         export(made, iter(named(unet)), torch.float16, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(bases, tmp_path):
+    made, unet = trained_policy(bases["sdxl", "fp32"], "sdxl", "full", 1e-2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"out cannot be written: .*; --resume writes it from the last checkpoint"):
+            export(made, iter(named(unet)), None, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_no_pipeline_loads_is_not_exported(bases, tmp_path):
+    base = shutil.copytree(bases["sd", "fp32"], tmp_path / "base")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key.json").write_text("{}")
+    for name in ("pytorch_model.bin", "setup.py", "diffusion_pytorch_model.fp16.safetensors"):
+        (base / "vae" / name).write_text("x")
+    index = base / "model_index.json"
+    index.write_text(json.dumps(read_json(index) | {"../secret": [None, None], "..": [None, None]}))
+    made, unet = trained_policy(base, "sd", "full", 1e-2)
+    export(made, iter(named(unet)), None, tmp_path / "out")
+    left = {file.relative_to(base) for file in base.rglob("*") if file.is_file()}
+    written = {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert {path.name for path in left - written} == {
+        "pytorch_model.bin", "setup.py", "diffusion_pytorch_model.fp16.safetensors"
+    }  # fmt: skip
+    assert written <= left
 
 
 DTYPE = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8])

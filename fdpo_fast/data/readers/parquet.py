@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.errors import UserError, did_you_mean
 from fdpo_fast.files import is_hub_name
 
 _ROWS_AT_ONCE = 64  # two images each
@@ -106,7 +106,9 @@ def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     if url.startswith("hf://datasets/"):
         paths = [path for path in paths if path.rsplit("/", 1)[-1].startswith("train")] or paths
     if not paths:
-        raise UserError(f"no parquet file at data.source '{source}': give a file, a folder, a glob or owner/name")
+        beside = [path.name for path in local.parent.iterdir()] if local.parent.is_dir() else []
+        lacks = "has no parquet file" if local.exists() else f"is not here{did_you_mean(local.name, beside)}"
+        raise UserError(f"data.source '{source}' {lacks}: give a file, a folder, a glob or owner/name")
     return system, paths
 
 
