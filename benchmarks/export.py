@@ -129,7 +129,7 @@ def measure(folder: Path, steps: int) -> list[tuple]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[12, 40, 500])
+    parser.add_argument("--steps", type=int, nargs="+", default=[12, 40, 300])
     rows = []
     with TemporaryDirectory() as name:
         prepare(Path(name))
