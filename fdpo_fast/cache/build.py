@@ -128,8 +128,9 @@ class Builder:
             self.rank.say(f"another run is filling {folder}: waiting for it")
             lock.acquire()
         try:
-            for partial in folder.glob(".*.partial"):
-                partial.unlink()
+            for pattern in (".*.partial", ".tmp??????"):  # ours, and what safetensors writes to first
+                for partial in folder.glob(pattern):
+                    partial.unlink()
             yield
         finally:
             lock.release()
