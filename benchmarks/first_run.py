@@ -73,7 +73,7 @@ CASES = (
     command("demo of another run", "demo"),
     command("Ctrl-C: train", "train", stop_at="train:", train__output_dir="runs/two", train__max_steps="4000"),
     command("Ctrl-C: cache", "cache", stop_at="caching", data__cache_dir="cache-2"),
-    command("Ctrl-C: calibrate", "calibrate", "--steps", "4000", "--pairs", "8", stop_at="trial"),
+    command("Ctrl-C: calibrate", "calibrate", "--steps", "4000", "--pairs", "8", stop_at="errors"),
     command("Ctrl-C: sample", "sample", "--output", "images-2", stop_at="base", evaluate__sampling_steps="900"),
     Case("a second image of one name", ("-c", "import shutil; shutil.copy('my_pairs/w/3.jpg', 'my_pairs/w/3.png')")),
     command("data check with it", "data", "check"),

@@ -104,7 +104,7 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
     unet, state, adapter = _architecture(family), _stored(family), family.model.train == "lora"
     rounding = Rounding(dtype or next(iter(state.values())).dtype, adapter)
     with _said(folder), replacing(folder) as partial:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         _copy_others(family, partial, rounding.dtype)
         unet.save_config(partial / "unet")
         if adapter:
