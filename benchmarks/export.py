@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from torch import Tensor
 
+from benchmarks.common.pairs import write_pairs
 from benchmarks.common.tables import write_csv
 from fdpo_fast.models import presets
 from fdpo_fast.models.family import ADAPTER
@@ -40,13 +40,7 @@ def fdpo(folder: Path, *words: str) -> None:
 
 def prepare(folder: Path) -> None:
     """Make pairs, and a base whose files are in bf16."""
-    draw = np.random.default_rng(0)
-    for side in ("w", "l"):
-        (folder / "pairs" / side).mkdir(parents=True)
-        for row in range(32):
-            pixels = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "pairs" / side / f"{row}.png")
-            (folder / "pairs" / side / f"{row}.txt").write_text(f"picture {row}")
+    write_pairs(folder / "pairs", 32, 64)
     made = presets.build("tiny_sdxl", folder / "float32")
     DiffusionPipeline.from_pretrained(made, torch_dtype=torch.bfloat16).save_pretrained(folder / "base")
 

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-from PIL import Image
-
+from benchmarks.common.pairs import write_pairs
 from benchmarks.common.tables import write_csv
 
 RESULTS = Path(__file__).parent / "results/first_run.csv"
@@ -82,13 +80,7 @@ CASES = (
 
 def prepare(folder: Path, python: str) -> None:
     """Make pairs, a base, a scorer and a configuration."""
-    draw = np.random.default_rng(0)
-    for side in ("w", "l"):
-        (folder / "my_pairs" / side).mkdir(parents=True)
-        for row in range(64):
-            pixels = draw.integers(0, 256, (96, 96, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "my_pairs" / side / f"{row}.jpg")
-            (folder / "my_pairs" / side / f"{row}.txt").write_text(f"picture {row}")
+    write_pairs(folder / "my_pairs", 64, 96)
     (folder / "my_scorers.py").write_text(SCORER)
     subprocess.run([python, "-m", "fdpo_fast.models.presets", "tiny_sdxl", "base"], cwd=folder, check=True)
     config = {
