@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,11 @@ class Rank:
         """Print the words, on the first rank only."""
         if self.index == 0:
             progress.say(*words)
+
+    def warn(self, words: str) -> None:
+        """Print a warning on the standard error, on the first rank only."""
+        if self.index == 0:
+            progress.say(f"WARNING: {words}", file=sys.stderr)
 
 
 def single_process() -> Rank:

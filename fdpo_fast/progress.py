@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 from tqdm import tqdm
 
@@ -36,10 +36,10 @@ def progress(
     return tqdm(items, desc=desc, total=total, initial=initial, unit=unit, leave=leave, disable=not show)
 
 
-def say(*words: object) -> None:
+def say(*words: object, file: TextIO | None = None) -> None:
     """Print words on a line of their own, at once, also while a bar is on the terminal."""
-    tqdm.write(" ".join(map(str, words)))
-    sys.stdout.flush()
+    tqdm.write(" ".join(map(str, words)), file=file)
+    (file or sys.stdout).flush()
 
 
 @contextmanager

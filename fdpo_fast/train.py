@@ -21,7 +21,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.signals import speaks
 from fdpo_fast.training import trackers
-from fdpo_fast.training.lock import LOCK, at_work
+from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +51,7 @@ def check_output(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
-    if speaks() and not resume and any(path.name != LOCK for path in folder.iterdir()):
+    if speaks() and not resume and any(path.name not in (LOCK, DATA_PAGE) for path in folder.iterdir()):
         raise UserError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
 
 

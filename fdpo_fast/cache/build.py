@@ -7,6 +7,7 @@ not match, the trainer does not spend hours on another one but says which field 
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from fdpo_fast.cache.shards import Shard
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, check_equal
 from fdpo_fast.files import digest, read_json, replacing
-from fdpo_fast.progress import progress
+from fdpo_fast.progress import Bar, progress
 
 _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
 
@@ -43,10 +45,12 @@ class Cache:
     """What a user calls the same cache: the data and the model by name."""
     items: list[int]
     """Entries per shard, for the progress bar."""
-    item_bytes: float
-    """About how large an entry is on disk."""
-    make: Callable[[int, Callable[[int], Any]], Shard]
-    """(shard, advance) -> its content; `advance` is told how many entries are done."""
+    unit: str
+    """What an entry is, in the plural."""
+    make: Callable[[int, Bar], Shard]
+    """(shard, bar) -> its content; the bar is told how many entries are done."""
+    sizes: list[float] | None = None
+    """About how many bytes each shard is on disk; None for next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -140,22 +144,49 @@ class Builder:
         if self.rank.index:
             return
         items = sum(cache.items[shard] for shard in missing)
-        need, free = items * cache.item_bytes, shutil.disk_usage(folder).free
+        need = sum(cache.sizes[shard] for shard in missing) if cache.sizes else 0.0
+        free = shutil.disk_usage(folder).free
         if need > free:
             raise UserError(
                 f"the {cache.kind} cache needs about {_size(need)} and {self.root} has {_size(free)}: set "
                 "data.cache_dir to a larger disk, or data.cache_dtype to fp16"
             )
-        self.rank.say(f"caching {cache.kind}: {items:,} entries, about {_size(need)}, {_size(free)} free, to {folder}")
+        room = f", about {_size(need)}, {_size(free)} free" if cache.sizes else ""
+        self.rank.say(f"caching {cache.kind}: {items:,} {cache.unit}{room}, to {folder}")
         _write(folder / _MANIFEST, cache.manifest)
 
     def _fill(self, folder: Path, cache: Cache) -> None:
         mine = range(self.rank.index, len(cache.items), self.rank.count)
         missing = [shard for shard in mine if not _file(folder, shard).exists()]
         total = sum(cache.items[shard] for shard in missing)
-        with progress(total=total, desc=f"caching {cache.kind}", show=self.rank.index == 0) as bar:
+        unit = f" {cache.unit}"
+        with progress(total=total, desc=f"caching {cache.kind}", unit=unit, show=self.rank.index == 0) as bar:
             for shard in missing:
-                cache.make(shard, bar.update).save(_file(folder, shard))
+                content = cache.make(shard, bar)
+                with room_for(folder, content.bytes, cache.kind):
+                    content.save(_file(folder, shard))
+
+
+@contextmanager
+def room_for(folder: Path, size: int, kind: str) -> Iterator[None]:
+    """Write a file of so many bytes into a folder; UserError where the disk is full, before or within the block."""
+    full = (
+        f"the disk of {folder} is full, the {kind} cache needs {_size(size)} more for its next file: what is there "
+        "stays; make room, or set data.cache_dir to a larger disk, and run the same command again"
+    )
+    if shutil.disk_usage(folder).free < size:
+        raise UserError(full)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in _FULL):
+            raise UserError(full) from None
+        raise UserError(f"{folder} cannot be written: {error}; what is there stays") from None
+
+
+_FULL = ("StorageFull", "No space left", "os error 28", "QuotaExceeded", "os error 122")
+"""What safetensors says of a full disk."""
 
 
 def _file(folder: Path, shard: int) -> Path:

@@ -6,24 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder, Cache, lineage
-from fdpo_fast.cache.latents import cache_latents, report, sampled
+from fdpo_fast.cache.latents import cache_latents, sampled
+from fdpo_fast.cache.pairs import cache_pairs
+from fdpo_fast.cache.report import report, warnings
 from fdpo_fast.cache.shards import Shard, Shards
-from fdpo_fast.cache.text import cache_text
+from fdpo_fast.cache.text import cache_text, check_embeddings
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
+from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import PairSource
 from fdpo_fast.files import digest
 from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
 from fdpo_fast.ops.constants import Stream
 from fdpo_fast.ops.pairs import both, to_pairs, to_rows
+from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
     from fdpo_fast.models.denoiser import Denoiser
@@ -49,22 +53,31 @@ class TrainingSet:
 
     def __init__(self, config: Config, family: Family, source: PairSource, builder: Builder) -> None:
         self.config, self.family, self.builder = config, family, builder
-        facts, self.device = family.facts, builder.rank.device
-        self.latents = cache_latents(config, source, facts, lambda: family.image_encoder(self.device), builder)
-        self.report = report(self.latents, len(source))
-        channels = self.latents.item(self.latents.shard_of(0), "image", 0).shape[-3]
+        facts, self.device, data = family.facts, builder.rank.device, config.data
+        geometry = Geometry(data, config.reference.seed, facts.vae_factor, facts.denoiser_factor)
+        check_embeddings(config, source, facts)
+        found = cache_pairs(config, source, geometry, builder)
+        for words in warnings(report(found, source, data)):  # before hours of encoding
+            builder.rank.warn(words)
+        check_embeddings(config, source, facts, found.captions)
+        self.latents, self.images, pairs = cache_latents(
+            config, source, found, geometry, facts, lambda: family.image_encoder(self.device), builder
+        )
+        self.pairs, self.report = pairs, report(pairs, source, data)
+        channels = self.latents.entry("image", int(self.images[0, 0])).shape[-3]
         if channels != facts.channels:
             raise UserError(f"latents have {channels} channels, the denoiser of model.base takes {facts.channels}")
-        self.text, self.entries = cache_text(config, self.latents, source, facts, family.text_encoder, builder)
-        self.report["caches"] = {"latents": self.latents.folder.name, "text": self.text.folder.name}
-        self.stores = [self.latents, self.text]
-        self.captions = self.latents.list("captions")
+        self.text, self.entries = cache_text(
+            config, pairs, source, facts, family.text_encoder, family.excess, builder
+        )
+        self.captions = pairs.captions
         self.caption = torch.tensor(
             [self.entries[caption] for caption in self.captions], dtype=torch.int64, device="cpu"
         )
-        self.id, self.weight, self.images, self.sizes = (
-            self.latents.column(name) for name in ("id", "weight", "images", "sizes")
-        )
+        self.report["over_length"] = int((self.text.column("excess") > 0).sum())
+        self.report["caches"] = {"pairs": pairs.folder, "latents": self.latents.folder.name, "text": self.text.folder.name}
+        self.stores = [self.latents, self.text]
+        self.id, self.weight, self.sizes = pairs.id, pairs.weight, pairs.sizes
         self.seed, self.micro = config.reference.seed, config.train.pairs_per_micro_batch
         self.reference: Tensor | None = None  # [pairs, visits, 2] float64
 
@@ -101,8 +114,7 @@ class TrainingSet:
 
     def pair_latents(self, position: int) -> Tensor:
         """Return both sides of a pair as they are stored, [2, ...], in float32."""
-        shard = self.latents.shard_of(position)
-        return torch.stack([self.latents.item(shard, "image", at) for at in self.images[position].tolist()]).float()
+        return torch.stack([self.latents.entry("image", at) for at in self.images[position].tolist()]).float()
 
     def cache_reference(self, load: Callable[[], Denoiser]) -> None:
         """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on.
@@ -114,7 +126,8 @@ class TrainingSet:
         manifest = {
             "version": VERSION,
             "unet": family.denoiser_digest(),
-            # names by digest: of source, labels, VAE, geometry and sharding; of captions and text encoders
+            "pairs": self.pairs.digest(),
+            # names by digest: of images, VAE and geometry; of captions and text encoders
             "latents": self.latents.folder.name,
             "text": self.text.folder.name,
             "scheduler": digest(dict(family.schedule.config)),
@@ -127,25 +140,29 @@ class TrainingSet:
             "kernels": kernels(config.model, self.micro, self.device),
         }
         model = cache(load)
+        starts = [*range(0, len(self), config.data.shard_rows), len(self)]
 
-        def make(shard: int, advance: Callable[[int], Any]) -> Shard:
-            start, stop = self.latents.starts[shard : shard + 2]
+        def make(shard: int, bar: Bar) -> Shard:
+            start, stop = starts[shard : shard + 2]
             found = torch.full((stop - start, visits, 2), torch.nan, dtype=torch.float64, device="cpu")
             for positions in self._of_one_shape(start, stop):
                 for visit in range(visits):
                     found[positions - start, visit] = self.reference_errors(
                         model(), positions, torch.full_like(positions, visit)
                     )
-                advance(len(positions))
-            if not found.isfinite().all():
+                bar.update(len(positions))
+            if not (finite := found.isfinite().flatten(1).all(1)).all():
+                pair = start + int(finite.logical_not().nonzero()[0])
                 raise UserError(
-                    f"the reference's error on a pair of rows {start} to {stop - 1} is not finite: a latent or an "
-                    "embedding is not, or the model overflows in model.dtype"
+                    f"the reference's error is not finite on {len(finite) - int(finite.sum())} of pairs {start} to "
+                    f"{stop - 1}, first on that of row {int(self.pairs.row[pair])} of data.source: its latents and "
+                    "embeddings are finite, so the denoiser overflows in model.dtype"
                 )
             return Shard(columns={"error": found})
 
-        items = [stop - start for start, stop in pairwise(self.latents.starts)]
-        reference = Cache("reference", manifest, lineage(config), items, 16 * visits, make)
+        items = [stop - start for start, stop in pairwise(starts)]
+        sizes = [16.0 * visits * count for count in items]
+        reference = Cache("reference", manifest, lineage(config), items, "pairs", make, sizes)
         shards = Shards(self.builder.build(reference), by="error")
         self.stores.append(shards)
         self.report["caches"]["reference"] = shards.folder.name

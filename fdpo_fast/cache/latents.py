@@ -5,126 +5,230 @@ It depends on neither divergence, beta, ratio_scale, learning rate nor optimizer
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder, Cache, lineage
-from fdpo_fast.cache.shards import VERSION, Shard, Shards, stored
+from fdpo_fast.cache.pairs import Pairs, Refused, key_bytes
+from fdpo_fast.cache.shards import VERSION, Shard, Shards, fitting
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.data.images import Geometry, Placed, to_vae
-from fdpo_fast.data.pairs import TIE, Pair, PairSource, Rejected
+from fdpo_fast.data.images import Geometry
+from fdpo_fast.data.pairs import Pair, PairSource, ReadyLatents, Rejected
 from fdpo_fast.data.prefetch import ahead
+from fdpo_fast.data.reading import Unusable
 from fdpo_fast.models.precision import DTYPES
+from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
     from fdpo_fast.models.family import Facts, ImageEncoder
 
+_GAP = 64  # rows that are read over rather than sought past
+_TOLD = 1.0  # seconds between two words on what bounds the work
+
+
+class _Image(NamedTuple):
+    """An image that is going to be encoded: its number in the shard, its key, and what it is."""
+
+    number: int
+    key: bytes
+    place: str
+    content: Tensor | str
+    """Pixels [3, h, w] uint8, latents [c, h, w] float32 that came ready, or why there are none."""
+    ready: bool
+
 
 def cache_latents(
-    config: Config, source: PairSource, facts: Facts, load_encoder: Callable[[], ImageEncoder], builder: Builder
-) -> Shards:
-    """Decode every pair once and encode every image once (within a shard of rows).
+    config: Config,
+    source: PairSource,
+    pairs: Pairs,
+    geometry: Geometry,
+    facts: Facts,
+    load_encoder: Callable[[], ImageEncoder],
+    builder: Builder,
+) -> tuple[Shards, Tensor, Pairs]:
+    """Decode and encode every image of the pairs once. Collective.
 
-    A shard's entries are pairs: `id`, `weight`, `images` [2] (preferred, dispreferred: which of the shard's items),
-    `sizes` [2, 6] (`images.Placed.size`); its items are the images' latents, [c, h, w] or, as moments, [2, c, h, w].
-    Lists: `captions`, and `rejected` rows with place and reason. `load_encoder` loads the VAE; it is asked only where
-    something is missing.
+    Returns the shards, whose items are the images' latents, [c, h, w] or, as moments, [2, c, h, w]; the numbers of each
+    pair's images, [n, 2]; and the pairs without those whose images do not decode. A shard's list `failed` has the place
+    of such an image, the reason, and its number. `load_encoder` loads the VAE; it is asked only where something is
+    missing.
     """
     data = config.data
-    geometry = Geometry(data, config.reference.seed, facts.vae_factor, facts.denoiser_factor)
+    images, first = pairs.distinct()
+    at_once = 2 * data.shard_rows
+    starts = [*range(0, len(first), at_once), len(first)]
     manifest = {
         "version": VERSION,
-        "source": source.identity(),
-        "geometry": geometry.identity(),
+        "pairs": pairs.digest(),
         "vae": facts.vae,
+        "vae_dtype": data.vae_dtype,
         "latents": data.latents,
         "dtype": data.cache_dtype,
         "shard_rows": data.shard_rows,
     } | ({"noise": noise.NOISE_SPEC} if data.latents == "sample" else {})
     encoder = cache(load_encoder)
 
-    def encode(pixels: list[Tensor], keys: list[bytes]) -> list[Tensor]:
-        moments = encoder()(to_vae(torch.stack(pixels)))
-        return list(stored(kept(*moments, keys, data.latents), DTYPES[data.cache_dtype]))
+    def encode(group: list[_Image]) -> Tensor:
+        return kept(*encoder()(torch.stack([image.content for image in group])), [i.key for i in group], data.latents)  # type: ignore[misc]
 
-    def make(shard: int, advance: Callable[[int], Any]) -> Shard:
-        rows = source.read(shard * data.shard_rows, (shard + 1) * data.shard_rows)
-        return _latent_shard(rows, geometry, data.workers, data.encoded_at_once, encode, advance)
+    def make(shard: int, bar: Bar) -> Shard:
+        start, stop = starts[shard : shard + 2]
+        wanted = _wanted(pairs, first[start:stop])
+        batches = _Batches(encode, data.encoded_at_once, DTYPES[data.cache_dtype])
+        failed = []
+        began = told = time.monotonic()
+        for found in ahead(lambda pair: _decoded(pair, wanted, geometry), _owners(source, pairs, wanted), data.workers):
+            for image in found:
+                if isinstance(image.content, str):
+                    failed.append([image.place, image.content, start + image.number])
+                    batches.latents[image.number] = torch.empty(0)
+                else:
+                    batches.add(image)
+            bar.update(len(found))
+            if (now := time.monotonic()) - told > _TOLD:
+                told = now
+                bar.set_postfix_str(_bound(batches.busy, now - began))
+        batches.finish()
+        if missing := [number for number in range(stop - start) if number not in batches.latents]:
+            row = int(pairs.row[int(first[start + missing[0]]) // 2])
+            raise UserError(f"row {row} of data.source has changed since it was looked at: run the same command again")
+        return Shard(
+            items={"image": [batches.latents[number] for number in range(stop - start)]}, lists={"failed": failed}
+        )
 
-    numbers = [geometry.sizes()[0][axis] // facts.vae_factor for axis in (0, 1)]
-    elements = 4 * numbers[0] * numbers[1] * (2 if data.latents == "moments" else 1)
-    items = [min(data.shard_rows, len(source) - at) for at in range(0, len(source), data.shard_rows)]
-    size = 2 * elements * DTYPES[data.cache_dtype].itemsize
-    folder = builder.build(Cache("latents", manifest, lineage(config), items, size, make))
-    return Shards(folder, by="id")
-
-
-def _latent_shard(
-    rows: Iterable[Pair | Rejected],
-    geometry: Geometry,
-    workers: int,
-    batch: int,
-    encode: Callable[[list[Tensor], list[bytes]], list[Tensor]],
-    advance: Callable[[int], Any],
-) -> Shard:
-    pairs: list[tuple[Pair, tuple[Placed, Placed]]] = []
-    rejected: list[list[str]] = []
-    index: dict[bytes, int] = {}
-    latents: dict[int, Tensor] = {}
-    waiting: dict[torch.Size, list[tuple[bytes, Tensor]]] = {}  # by shape
-
-    def flush(group: list[tuple[bytes, Tensor]]) -> None:
-        keys = [key for key, _ in group]
-        latents.update(zip((index[key] for key in keys), encode([pixels for _, pixels in group], keys), strict=True))
-        group.clear()
-
-    def place(row: Pair | Rejected) -> tuple[Pair | Rejected, tuple[Placed, Placed] | Rejected]:
-        return row, row if isinstance(row, Rejected) else geometry.place(row)
-
-    at = ""
-    for row, sides in ahead(place, rows, workers):
-        advance(row.place != at)  # a tie kept both ways is one row
-        at = row.place
-        if isinstance(sides, Rejected):
-            if [sides.place, sides.reason] not in rejected[-1:]:
-                rejected.append([sides.place, sides.reason])
-            continue
-        pairs.append((row, sides))
-        for side in sides:
-            if side.key in index:
-                continue
-            index[side.key] = len(index)
-            if side.latents is not None:
-                latents[index[side.key]] = stored(side.latents, torch.float32)
-                continue
-            group = waiting.setdefault(side.pixels.shape, [])
-            group.append((side.key, side.pixels))
-            if len(group) >= batch:
-                flush(group)
-    for group in waiting.values():
-        if group:
-            flush(group)
-    return Shard(
-        columns={
-            "id": torch.tensor([pair.id for pair, _ in pairs], dtype=torch.int64, device="cpu"),
-            "weight": torch.tensor([pair.weight for pair, _ in pairs], dtype=torch.float32, device="cpu"),
-            "images": torch.tensor(
-                [[index[s.key] for s in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"
-            ).view(-1, 2),
-            "sizes": torch.tensor(
-                [[s.size for s in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"
-            ).view(-1, 2, 6),
-        },
-        items={"image": [latents[number] for number in range(len(index))]},
-        lists={"captions": [pair.caption for pair, _ in pairs], "rejected": rejected},
+    sides = pairs.sizes.view(-1, 6)[first, 4:6].double() // facts.vae_factor
+    elements = facts.channels * sides.prod(1) * (2 if data.latents == "moments" else 1)
+    sizes = [float(elements[low:high].sum()) * DTYPES[data.cache_dtype].itemsize for low, high in pairwise(starts)]
+    items = [high - low for low, high in pairwise(starts)]
+    shards = Shards(
+        builder.build(Cache("latents", manifest, lineage(config), items, "images", make, sizes)), by="image"
     )
+    return shards, *_usable(pairs, images, shards.list("failed"))
+
+
+def _usable(pairs: Pairs, images: Tensor, failed: list[list]) -> tuple[Tensor, Pairs]:
+    """Leave out the pairs of images that did not decode; returns the numbers of the images that are left, and them."""
+    if not failed:
+        return images, pairs
+    reasons = {number: (place, reason) for place, reason, number in failed}
+    found = [next((reasons[image] for image in both if image in reasons), None) for both in images.tolist()]
+    bad = [reason is not None for reason in found]
+    rows = zip(found, pairs.row.tolist(), strict=True)
+    refused = [Refused(reason[0], reason[1], row) for reason, row in rows if reason]
+    kept_images = images[torch.tensor([not is_bad for is_bad in bad], dtype=torch.bool, device="cpu")]
+    return kept_images, pairs.without(bad, list(dict.fromkeys(refused)))
+
+
+Wanted = dict[int, list[tuple[int, int, bytes]]]
+"""By pair id, the images that are encoded when it is read: number in the shard, side, and key."""
+
+
+def _wanted(pairs: Pairs, first: Tensor) -> Wanted:
+    wanted: Wanted = {}
+    for number, place in enumerate(first.tolist()):
+        pair, side = divmod(place, 2)
+        wanted.setdefault(int(pairs.id[pair]), []).append((number, side, key_bytes(pairs.keys[pair, side])))
+    return wanted
+
+
+def _owners(source: PairSource, pairs: Pairs, wanted: Wanted) -> Iterator[Pair]:
+    """Read the pairs of the images that are wanted, in order."""
+    rows = sorted({int(row) for id, row in zip(pairs.id.tolist(), pairs.row.tolist(), strict=True) if id in wanted})
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and row - runs[-1][1] < _GAP:
+            runs[-1][1] = row
+        else:
+            runs.append([row, row])
+    for low, high in runs:
+        for pair in source.read(low, high + 1):
+            if not isinstance(pair, Rejected) and pair.id in wanted:
+                yield pair
+
+
+def _decoded(pair: Pair, wanted: Wanted, geometry: Geometry) -> list[_Image]:
+    """Decode the images of a pair that are wanted."""
+    sides = geometry.place(pair)
+    found = []
+    for number, side, key in wanted[pair.id]:
+        if isinstance(sides, Rejected):
+            found.append(_Image(number, key, pair.place, sides.reason, False))
+            continue
+        placed = sides[side]
+        if placed.key != key:
+            raise UserError(f"{pair.place} has changed since it was looked at: run the same command again")
+        if isinstance(placed.side, ReadyLatents):
+            found.append(_Image(number, key, pair.place, torch.from_numpy(placed.side.values), True))
+            continue
+        try:
+            pixels: Tensor | str = placed.pixels(geometry.data.max_megapixels)
+        except Unusable as error:
+            pixels = str(error)
+        found.append(_Image(number, key, pair.place, pixels, False))
+    return found
+
+
+class _Batches:
+    """Images on their way through the VAE, in batches of one shape; a batch is read while the next one is encoded."""
+
+    def __init__(self, encode: Callable[[list[_Image]], Tensor], size: int, dtype: torch.dtype) -> None:
+        self.encode, self.size, self.dtype = encode, size, dtype
+        self.latents: dict[int, Tensor] = {}
+        """What is done, by number."""
+        self.busy = 0.0
+        """Seconds that the encoder took of this thread's time."""
+        self.groups: dict[torch.Size, list[_Image]] = {}
+        self.running: tuple[list[_Image], Tensor] | None = None
+
+    def add(self, image: _Image) -> None:
+        """Take an image; encode those of its shape when they are enough."""
+        assert isinstance(image.content, Tensor)
+        if image.ready:
+            self.latents[image.number] = fitting(image.content, torch.float32, f"the latents of {image.place}")
+            return
+        group = self.groups.setdefault(image.content.shape, [])
+        group.append(image)
+        if len(group) >= self.size:
+            self._run(group)
+
+    def finish(self) -> None:
+        """Encode what is left."""
+        for group in self.groups.values():
+            if group:
+                self._run(group)
+        self._read()
+
+    def _run(self, group: list[_Image]) -> None:
+        began = time.monotonic()
+        running = list(group), self.encode(group)
+        group.clear()
+        self._read()
+        self.running = running
+        self.busy += time.monotonic() - began
+
+    def _read(self) -> None:
+        """Wait for the batch before, and take what it gave."""
+        if self.running is None:
+            return
+        images, encoded = self.running
+        self.running = None
+        for image, latent in zip(images, encoded.cpu(), strict=True):
+            what = f"the latent of an image of {image.place}"
+            self.latents[image.number] = fitting(latent, self.dtype, what, by="the VAE", key="data.vae_dtype")
+
+
+def _bound(busy: float, passed: float) -> str:
+    """Say what the work waits for most."""
+    share = busy / max(passed, 1e-9)
+    return f"bound by the VAE, {share:.0%}" if share >= 0.5 else f"bound by decoding (data.workers), {1 - share:.0%}"
 
 
 _POSTERIOR = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
@@ -150,26 +254,3 @@ def sampled(latents: Tensor, ids: Tensor, visits: Tensor, seed: int) -> Tensor:
     eps = [noise.normals(noise.draws(key ^ seed, ids, visits), latents[0, 0, 0].numel()) for key in _POSTERIOR]
     mean, std = latents.unbind(2)
     return mean + std * torch.stack(eps, dim=1).reshape(mean.shape)
-
-
-def report(latents: Shards, rows: int) -> dict:
-    """Return what became of the source's rows: rows, pairs, ties dropped, and each refused row with place and reason.
-
-    Raises UserError when no pair is left.
-    """
-    rejected = [{"place": place, "reason": reason} for place, reason in latents.list("rejected")]
-    corrupt = [row for row in rejected if row["reason"] != TIE]
-    found = {"rows": rows, "pairs": len(latents), "ties_dropped": len(rejected) - len(corrupt), "refused": corrupt}
-    if not len(latents):
-        raise UserError(f"data.source gives no pair to train on: {describe(found)}")
-    return found
-
-
-def describe(found: dict) -> str:
-    """Put a `report` into a sentence."""
-    reasons = Counter(row["reason"] for row in found["refused"])
-    refused = ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "none"
-    first = f", first at {found['refused'][0]['place']}" if found["refused"] else ""
-    return (
-        f"{found['rows']} rows, {found['pairs']} pairs, {found['ties_dropped']} ties dropped, refused: {refused}{first}"
-    )

@@ -31,17 +31,25 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-VERSION = 2
-"""Of what the shards of latents and text hold."""
+VERSION = 3
+"""Of what the shards of pairs, latents and text hold."""
 _REMEDY = "delete this file and run again, which makes it anew"
 
 
-def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the tensor in the dtype of the cache; UserError where that cannot hold it."""
+def fitting(tensor: Tensor, dtype: torch.dtype, what: str, by: str = "data.source", key: str = "") -> Tensor:
+    """Return the tensor in the dtype of the cache; UserError where it is not finite, or that dtype cannot hold it.
+
+    what: the tensor in words; by: who made it; key: of the configuration, which decides how that computes.
+    """
     out = tensor.to("cpu", dtype)
-    if not out.isfinite().all():
-        raise UserError(f"a latent or text embedding does not fit {dtype}: set data.cache_dtype to fp32 or bf16")
-    return out
+    if out.isfinite().all():
+        return out
+    if not (finite := tensor.isfinite()).all():
+        kind = "NaN" if tensor.isnan().any() else "infinite"
+        remedy = f": set {key} to fp32, or take a model.vae made for 16 bits" if key else ": drop the row"
+        raise UserError(f"{what} is {kind} in {int((~finite).sum())} of {tensor.numel()} numbers, made by {by}{remedy}")
+    largest = tensor.abs().max().item()
+    raise UserError(f"{what} reaches {largest:.3g}, which {dtype} cannot hold: set data.cache_dtype to fp32 or bf16")
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,12 @@ class Shard:
     columns: dict[str, Tensor] = field(default_factory=dict)
     items: dict[str, list[Tensor]] = field(default_factory=dict)
     lists: dict[str, list] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """About how large the file is going to be."""
+        tensors = [*self.columns.values(), *(value for values in self.items.values() for value in values)]
+        return sum(tensor.nbytes for tensor in tensors) + len(json.dumps(self.lists))
 
     def save(self, path: Path) -> None:
         """Write the file whole, or not at all; equal shards give equal bytes."""

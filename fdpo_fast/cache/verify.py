@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.cache.build import Builder
-from fdpo_fast.cache.latents import describe, kept
+from fdpo_fast.cache.latents import kept
 from fdpo_fast.cache.open import Prepared, cache_root, caches_of, look_for, reference_model
+from fdpo_fast.cache.pairs import Refused
+from fdpo_fast.cache.report import describe
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.data.images import Geometry, to_vae
-from fdpo_fast.data.pairs import Rejected, brought_by
+from fdpo_fast.data.images import Geometry
+from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, brought_by
 from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.data.reading import Unusable
 from fdpo_fast.distributed import Rank, start_processes
+from fdpo_fast.progress import progress
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
 """Largest difference, relative to the largest value, that batch composition and the cache's dtype explain."""
@@ -48,6 +52,15 @@ def verify(config: Config, pairs: int, seed: int) -> None:
             failed.append(str(prepared.data.builder.root / prepared.data.report["caches"][kind]))
     if failed:
         raise UserError(f"{' and '.join(failed)} do not hold what is computed now: delete them")
+    usable, refused = usable_now(prepared)
+    if usable:
+        folders = (str(prepared.data.builder.root / prepared.data.report["caches"][kind]) for kind in ("pairs", "latents"))
+        raise UserError(
+            f"{len(usable)} of {refused} rows that the cache refused can be used now, first {usable[0].place} "
+            f"({usable[0].reason}): delete {' and '.join(folders)}, and run `fdpo cache` again"
+        )
+    if refused:
+        rank.say(f"{refused} refused rows were looked at again: none can be used")
     rank.say("the caches hold what is computed now")
 
 
@@ -79,28 +92,60 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
     return found
 
 
+def usable_now(prepared: Prepared) -> tuple[list[Refused], int]:
+    """Look again at the rows that were refused; returns those of which a pair can be used now, and their number."""
+    config, pairs = prepared.config, prepared.data.pairs
+    source, geometry = open_source(config.data), _geometry(prepared)
+    before = {one.row: one for one in reversed(pairs.refused) if one.reason != TIE}
+    usable = []
+    for row in progress(sorted(before), desc="looking at refused rows", leave=False):
+        good = sum(_reason(item, geometry) is None for item in source.read(row, row + 1))
+        if good > int((pairs.row == row).sum()):
+            usable.append(before[row])
+    return usable, len(before)
+
+
+def _reason(item: Pair | Rejected, geometry: Geometry) -> str | None:
+    """Return why a row gives no pair; None where it does."""
+    sides = item if isinstance(item, Rejected) else geometry.place(item)
+    if isinstance(sides, Rejected):
+        return sides.reason
+    try:
+        for side in sides:
+            if not isinstance(side.side, ReadyLatents):
+                side.pixels(geometry.data.max_megapixels)
+    except Unusable as error:
+        return str(error)
+    return None
+
+
+def _geometry(prepared: Prepared) -> Geometry:
+    facts = prepared.family.facts
+    return Geometry(prepared.config.data, prepared.config.reference.seed, facts.vae_factor, facts.denoiser_factor)
+
+
 def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, float] | None:
     """Compare the images at `positions`, decoded and encoded again; None where latents came ready."""
-    config, family, data = prepared.config, prepared.family, prepared.data
-    geometry = Geometry(config.data, config.reference.seed, family.facts.vae_factor, family.facts.denoiser_factor)
-    encoder = family.image_encoder(rank.device)
-    source, pieces = open_source(config.data), []
-    wanted = set(data.id[positions].tolist())
-    at = {int(data.id[position]): int(position) for position in positions}
-    for shard in sorted({data.latents.shard_of(position) for position in positions.tolist()}):
-        for row in source.read(shard * config.data.shard_rows, (shard + 1) * config.data.shard_rows):
-            if isinstance(row, Rejected) or row.id not in wanted:
-                continue
-            sides = geometry.place(row)
-            if isinstance(sides, Rejected):
-                raise UserError(f"{sides.place} is in the cache, but now {sides.reason}: run `fdpo cache` again")
-            pixels = [side.pixels for side in sides if side.pixels is not None]
-            if not pixels:
-                return None
-            moments = encoder(to_vae(torch.stack(pixels)))
-            fresh = kept(*moments, [side.key for side in sides], config.data.latents)
-            pieces.append((data.pair_latents(at[row.id]), fresh))
+    config, data = prepared.config, prepared.data
+    geometry, source, pieces = _geometry(prepared), open_source(config.data), []
+    encoder = prepared.family.image_encoder(rank.device)
+    for position in positions.tolist():
+        row = int(data.pairs.row[position])
+        pair = next((one for one in source.read(row, row + 1) if _is(one, int(data.id[position]))), None)
+        sides = geometry.place(pair) if isinstance(pair, Pair) else None
+        if not isinstance(sides, tuple):
+            reason = sides.reason if sides else "it gives no such pair"
+            raise UserError(f"row {row} of data.source is in the cache, but now {reason}: run `fdpo cache` again")
+        if isinstance(sides[0].side, ReadyLatents):
+            return None
+        pixels = torch.stack([side.pixels(config.data.max_megapixels) for side in sides])
+        fresh = kept(*encoder(pixels), [side.key for side in sides], config.data.latents)
+        pieces.append((data.pair_latents(position), fresh))
     return _worst(pieces)
+
+
+def _is(item: Pair | Rejected, id: int) -> bool:
+    return isinstance(item, Pair) and item.id == id
 
 
 def _worst(pieces: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:

@@ -82,13 +82,25 @@ class Data(Section):
     format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = Field(
         "auto", description="of the source; auto: known by its files"
     )
+    split: str | None = Field(
+        None, description="of a source whose file or folder names tell splits; null: of training; `all`: every one"
+    )
     max_rows: int | None = Field(None, ge=1, description="take that many rows, evenly over a larger source")
+    max_refused: float = Field(
+        0.5, ge=0, le=1, description="share of the rows; where more cannot be used, nothing is trained"
+    )
+    max_megapixels: float = Field(256.0, gt=0, description="millions of pixels; a larger image is refused")
     resolution: int = Field(512, ge=8, description="side of the square, in pixels")
     crop: Literal["center", "random"] = Field("center", description="random: drawn once for each pair")
     flip: float = Field(0.0, ge=0, le=1, description="share of the pairs that are mirrored, both sides together")
     buckets: bool = Field(False, description="keep the aspect ratio: sizes of about resolution^2 pixels")
     bucket_step: int = Field(64, ge=8, description="sides of buckets are multiples of this")
     ties: Literal["drop", "half"] = Field("drop", description="half: kept both ways, at half weight each")
+    votes: Literal["decide", "weight", "conservative"] = Field(
+        "decide",
+        description="what shares of votes do, as 0.7 and 0.3: the larger decides; their difference weighs the loss; "
+        "each order of the pair is kept at the weight of its share",
+    )
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of the visits with an empty caption")
     cache_dir: str = Field("~/.cache/fdpo_fast", description="folder of all caches; on several nodes, a shared one")
     cache_dtype: Literal["fp32", "fp16", "bf16"] = Field(
@@ -97,6 +109,7 @@ class Data(Section):
     latents: Literal["mode", "sample", "moments"] = Field(
         "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
     )
+    vae_dtype: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of the VAE while caching")
     encode_batch: int | None = Field(
         None,
         ge=1,

@@ -1,30 +1,27 @@
-"""`fdpo data check --config ...`: read every row of the data as caching would, and say what is in it.
-
-Needs no model. Images are decoded; nothing is written but the report.
-"""
+"""What is in a source of pairs, counted row by row as caching would read it, and a sheet of it to look at."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import random
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import torch
 from PIL import Image
 
-from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import EMBEDDED
-from fdpo_fast.data.images import UNREADABLE, decode
-from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, Side
+from fdpo_fast.config.schema import Data
+from fdpo_fast.data.decode import Unreadable, decode
+from fdpo_fast.data.found import shapes
+from fdpo_fast.data.images import Geometry, Placed
+from fdpo_fast.data.pairs import TIE, Pair, Picture, ReadyLatents, Rejected
 from fdpo_fast.data.prefetch import ahead
-from fdpo_fast.data.readers.detect import open_source
-from fdpo_fast.files import replacing
-from fdpo_fast.progress import progress
+from fdpo_fast.data.reading import Unreachable, Unusable
 
-LONG_CAPTION = 60  # words; CLIP reads 77 tokens, begin and end included
+SHOWN, SHOWN_REFUSED, SIDE = 24, 24, 192
+"""How many pairs and refused rows a sheet has, and the side of an image on it in pixels."""
 
 
 @dataclass
@@ -41,50 +38,78 @@ class Findings:
     captions: int = 0
     distinct_captions: int = 0
     empty_captions: int = 0
-    long_captions: int = 0
+    over_length: int | None = None
+    """Distinct captions of more tokens than the text encoders read; None where there is no tokenizer."""
     images: int = 0
     distinct_images: int = 0
     smaller_than_resolution: int = 0
-    sizes: Counter = field(default_factory=Counter)
-    """How many distinct images there are by (width, height)."""
+    different_shapes: int = 0
+    """Pairs whose images differ in shape."""
+    cut_preferred: float = 0.0
+    cut_dispreferred: float = 0.0
+    """Mean shares of the images that are cut off."""
+    split: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How many distinct images there are by width x height, the most frequent first."""
     refused: list[dict[str, str]] = field(default_factory=list)
     """The rows that cannot be used, each with its place and the reason."""
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    """The files that no pair is read from, each with the reason."""
 
 
-def check(config: Config, json_file: Path | None) -> None:
-    """Read a configuration's source, print what is in it, and write it to `json_file` if there is one.
+class Shown(NamedTuple):
+    """A pair, or a refused row, as a person sees it."""
 
-    Raises UserError where no pair is left to train on.
+    words: str
+    images: list[tuple[str, Image.Image]]
+    """Small images, each with what it is."""
+
+
+@dataclass
+class Sheet:
+    """Some pairs drawn at random, as they are going to be cut, and the first of the refused rows."""
+
+    pairs: list[Shown] = field(default_factory=list)
+    refused: list[Shown] = field(default_factory=list)
+
+
+class _Look(NamedTuple):
+    sides: list[tuple[bytes, tuple[int, ...]]] | Rejected
+    """The digest of both sides of a pair and `Frame.size`, or why it has none."""
+    shown: list[tuple[str, Image.Image]]
+
+
+def examine(
+    rows: Iterable[Pair | Rejected],
+    data: Data,
+    count: int = 0,
+    over_length: Callable[[list[str]], list[int]] | None = None,
+) -> tuple[Findings, Sheet]:
+    """Count over rows read with ties kept both ways, of which there are `count`.
+
+    over_length: says of captions by how many tokens they are too long. Memory grows by some 150 bytes a pair, not with
+    images.
     """
-    if config.data.source == EMBEDDED:
-        from fdpo_fast.digits.dataset import embedded
-
-        pairs = embedded(config.data.digits, config.data.cache_dir) / "pairs.parquet"
-        config = config.replace({"data.source": str(pairs)})
-    source = open_source(config.data.replace({"ties": "half"}))
-    rows = progress(source.read(0, len(source)), desc="reading", unit=" pairs", leave=False)
-    findings = examine(rows, config.data.resolution, config.data.workers)
-    findings.rows = len(source)
-    print(summary(findings, config.data.source, config.data.ties))
-    if json_file:
-        with replacing(json_file) as partial:
-            sizes = {f"{width}x{height}": count for (width, height), count in findings.sizes.most_common()}
-            partial.write_text(json.dumps(asdict(findings) | {"sizes": sizes}, indent=2) + "\n")
-    if not findings.pairs and not (findings.ties and config.data.ties == "half"):
-        raise UserError(f"data.source '{config.data.source}' gives no pair to train on")
-
-
-def examine(rows: Iterable[Pair | Rejected], resolution: int, workers: int = 4) -> Findings:
-    """Count over rows read with ties kept both ways. Memory grows with digests of 16 bytes, not with images."""
-    findings = Findings()
+    findings, sheet = Findings(rows=count), Sheet()
+    geometry = Geometry(data, 0, 1, 1)
+    chosen = set(random.Random(0).sample(range(count), min(SHOWN, count)))  # noqa: S311  # the same rows at each look
     captions: set[str] = set()
     images: set[bytes] = set()
     pairs: set[bytes] = set()
-    for row, sides in ahead(lambda row: (row, _look(row)), rows, workers):
-        if isinstance(sides, Rejected):
-            refusal = asdict(sides)
-            if sides.reason != TIE and refusal not in findings.refused[-1:]:
-                findings.refused.append(refusal)
+    sizes: Counter[str] = Counter()
+    frames: list[list[tuple[int, ...]]] = []
+
+    def look(row: Pair | Rejected) -> tuple[Pair | Rejected, _Look]:
+        return row, _look(row, geometry, row.row in chosen)
+
+    for row, (sides, shown) in ahead(look, rows, data.workers):
+        if isinstance(sides, Rejected) or isinstance(row, Rejected):
+            refused = sides if isinstance(sides, Rejected) else row
+            entry = {"place": refused.place, "reason": refused.reason}
+            if refused.reason != TIE and entry not in findings.refused[-1:]:
+                findings.refused.append(entry)
+                if len(sheet.refused) < SHOWN_REFUSED:
+                    sheet.refused.append(Shown(f"{refused.place}: {refused.reason}", shown))
             continue
         if row.weight < 1:  # half of a tie
             findings.ties += row.id % 2
@@ -94,75 +119,71 @@ def examine(rows: Iterable[Pair | Rejected], resolution: int, workers: int = 4) 
             findings.pairs += 1
             findings.first_preferred += row.first is True
             findings.second_preferred += row.first is False
+        if shown:
+            sheet.pairs.append(Shown(row.caption, shown))
         findings.captions += 1
         captions.add(row.caption)
         findings.empty_captions += not row.caption.strip()
-        findings.long_captions += len(row.caption.split()) > LONG_CAPTION
         (first, size), (second, other) = sides
+        frames.append([size, other])
         findings.same_image_twice += first == second
         key = _digest(row.caption.encode() + b"".join(sorted((first, second))))
         findings.repeated_pairs += key in pairs
         pairs.add(key)
-        for name, (width, height) in ((first, size), (second, other)):
+        for name, (height, width, *_) in sides:
             findings.images += 1
             if name not in images:
                 images.add(name)
-                findings.sizes[width, height] += 1
-                findings.smaller_than_resolution += min(width, height) < resolution
+                sizes[f"{width}x{height}"] += 1
+                findings.smaller_than_resolution += min(width, height) < data.resolution
     findings.distinct_captions, findings.distinct_images = len(captions), len(images)
-    return findings
+    findings.sizes = dict(sizes.most_common())
+    if over_length:
+        findings.over_length = sum(over > 0 for over in over_length(sorted(captions)))
+    for name, value in shapes(torch.tensor(frames, dtype=torch.int64, device="cpu").view(-1, 2, 6)).items():
+        setattr(findings, name, value)
+    return findings, sheet
 
 
-def _look(row: Pair | Rejected) -> list[tuple[bytes, tuple[int, int]]] | Rejected:
-    """Return the digest and (width, height) of both sides of a pair, or why it has none."""
-    if isinstance(row, Rejected):
-        return row
-    try:
-        return [_image(side) for side in (row.preferred, row.dispreferred)]
-    except FileNotFoundError:
-        return Rejected(row.place, "an image is missing")
-    except UNREADABLE:
-        return Rejected(row.place, "an image does not decode")
+def _look(row: Pair | Rejected, geometry: Geometry, shown: bool) -> _Look:
+    """Read and decode both sides of a pair, or find why that cannot be done."""
+    sides = row if isinstance(row, Rejected) else geometry.place(row)
+    if isinstance(sides, Rejected):
+        return _Look(sides, _whole(sides.pictures))
+    images, found = [], []
+    for name, side in zip(("preferred", "dispreferred"), sides, strict=True):
+        try:
+            if not isinstance(side.side, ReadyLatents):
+                pixels = side.pixels(geometry.data.max_megapixels)
+                if shown:
+                    images.append((name, _small(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))
+        except Unusable as error:
+            assert isinstance(row, Pair)
+            pictures = [side for side in (row.preferred, row.dispreferred) if isinstance(side, Picture)]
+            return _Look(Rejected(row.place, str(error), row.row), _whole(pictures))
+        found.append((_content(side), side.frame.size))
+    return _Look(found, images)
 
 
-def _image(side: Side) -> tuple[bytes, tuple[int, int]]:
-    if isinstance(side, ReadyLatents):
-        height, width = side.original_size or side.values.shape[1:]
-        return _digest(side.values.tobytes()), (width, height)
-    content = side if isinstance(side, bytes) else side.read_bytes()
-    image: Image.Image = decode(content)
-    return _digest(content), image.size
+def _whole(pictures: Iterable[Picture]) -> list[tuple[str, Image.Image]]:
+    """Show those images of a refused row that can be decoded."""
+    shown = []
+    for picture in pictures:
+        try:
+            shown.append((picture.name, _small(decode(picture.read(), megapixels=64))))
+        except (Unusable, Unreadable, Unreachable):
+            continue
+    return shown
+
+
+def _small(image: Image.Image) -> Image.Image:
+    image.thumbnail((SIDE, SIDE))
+    return image
+
+
+def _content(side: Placed) -> bytes:
+    return _digest(side.side.values.tobytes() if isinstance(side.side, ReadyLatents) else side.side)
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def summary(findings: Findings, source: str, ties: str) -> str:
-    """Write the findings as text: the counts, then the first twenty rows that were refused."""
-    judged = findings.first_preferred + findings.second_preferred
-    kept = "kept both ways at half weight" if ties == "half" else "dropped"
-    common = ", ".join(f"{w}x{h} ({count})" for (w, h), count in findings.sizes.most_common(5))
-    first, second = (
-        f"{count} ({count / max(judged, 1):.1%})" for count in (findings.first_preferred, findings.second_preferred)
-    )
-    balance = f"image 0 preferred in {first}, image 1 in {second}"
-    reasons = Counter(row["reason"] for row in findings.refused)
-    lines = [
-        ("source", source),
-        ("rows", f"{findings.rows:,}"),
-        ("pairs", f"{findings.pairs:,}"),
-        ("ties", f"{findings.ties:,}, {kept}"),
-        ("labels", balance if judged else "the format has no order of images"),
-        ("duplicates", f"{findings.repeated_pairs:,} repeated pairs, {findings.same_image_twice:,} of one image twice"),
-        ("captions", f"{findings.distinct_captions:,} distinct, {findings.empty_captions:,} empty, "
-                     f"{findings.long_captions:,} of more than {LONG_CAPTION} words (CLIP reads 77 tokens)"),
-        ("images", f"{findings.distinct_images:,} distinct of {findings.images:,}, "
-                   f"{findings.smaller_than_resolution:,} smaller than data.resolution"),
-        ("sizes", common or "none"),
-        ("refused", ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "none"),
-    ]  # fmt: skip
-    shown = [f"  {row['place']}: {row['reason']}" for row in findings.refused[:20]]
-    hidden = len(findings.refused) - len(shown)
-    more = [f"  ... and {hidden} more: --json FILE lists them"] if hidden else []
-    return "\n".join([*(f"{name:11} {text}" for name, text in lines), *shown, *more])

@@ -1,13 +1,11 @@
-"""Stored images to the tensors a VAE takes: decoding, and one geometry for both sides of a pair."""
+"""Stored images to the tensors a VAE takes: one geometry for both sides of a pair."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,50 +16,47 @@ from torch import Tensor
 from fdpo_fast import noise
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected
+from fdpo_fast.data.decode import Unreadable, decode, size_of
+from fdpo_fast.data.pairs import Pair, Picture, ReadyLatents, Rejected
+from fdpo_fast.data.reading import Unreachable, Unusable
 from fdpo_fast.ops.constants import Stream
 
 Size = tuple[int, int]
 """Height and width of an image in pixels."""
 
-UNREADABLE = (
-    OSError, EOFError, TypeError, ValueError, SyntaxError, RuntimeError, LookupError, struct.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
-"""The exceptions that PIL's decoders raise on bytes that are no whole image."""
-
 WIDEST = 2.0  # aspect ratio of a bucket
 
 
-def decode(stored: bytes | Path) -> Image.Image:
-    """Decode an image upright and in RGB: EXIF turns applied, transparency over white, deep grayscale scaled to 8 bits.
+class Frame(NamedTuple):
+    """How an image is cut, and what that makes of it."""
 
-    Raises what PIL raises on bytes that are not a whole image.
-    """
-    image: Image.Image = Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        span = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
-        image = Image.fromarray((values / span * 255).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    size: tuple[int, int, int, int, int, int]
+    """Original height and width, crop top and left in the resized image, height and width of the result."""
+    box: tuple[float, float, float, float]
+    """What is kept of the original: left, top, right and bottom, in its pixels."""
+    flip: bool
+    """Whether what is kept is mirrored."""
 
 
 class Placed(NamedTuple):
-    """One side of a pair, decoded and cut: what the VAE and the micro-conditioning need."""
+    """One side of a pair as it is going to be encoded, from what is stored and its header alone."""
 
-    pixels: Tensor | None
-    """The pixels [3, h, w] uint8; None where latents came ready."""
-    latents: Tensor | None
-    """The latents [c, h/f, w/f] float32 where they came ready, else None."""
-    size: tuple[int, int, int, int, int, int]
-    """Original height and width, crop top and left in the resized image, height and width of the result."""
+    side: bytes | ReadyLatents
+    """The stored bytes, not decoded yet, or latents that came ready."""
+    frame: Frame
     key: bytes
     """A digest that is equal for equal images under equal geometry."""
+    name: str
+    """What sentences call the image."""
+
+    def pixels(self, megapixels: float) -> Tensor:
+        """Decode the image and cut it: [3, h, w] uint8. Raises Unusable where it does not decode."""
+        if isinstance(self.side, ReadyLatents):
+            raise TypeError("latents have no pixels")
+        try:
+            return cut(decode(self.side, megapixels), self.frame)
+        except Unreadable as error:
+            raise Unusable(f"an image does not decode: {self.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -90,68 +85,101 @@ class Geometry:
         random = self.data.crop == "random" or self.data.flip > 0
         return self.data.model_dump(include=set(keys)) | ({"seed": self.seed} if random else {})
 
-    def sizes(self) -> list[Size]:
-        """List the sizes that images are brought to: one square, or the buckets."""
-        side, step = self.data.resolution, self.data.bucket_step
-        if not self.data.buckets:
-            return [(side, side)]
-        sizes = []
-        for height in range(step, int(side * math.sqrt(WIDEST)) + step, step):
-            width = side * side // height // step * step
-            if width and max(height / width, width / height) <= WIDEST:
-                sizes.append((height, width))
-        return sizes or [(side, side)]
-
     def place(self, pair: Pair) -> tuple[Placed, Placed] | Rejected:
-        """Decode, resize and cut both sides of a pair, or say why that cannot be done."""
+        """Read both sides of a pair and find how they are cut, without decoding them, or say why that cannot be done.
+
+        Raises Unreachable, with the pair's place, where an image cannot be read for now.
+        """
         sides = pair.preferred, pair.dispreferred
-        if ready := [side for side in sides if isinstance(side, ReadyLatents)]:
-            preferred, dispreferred = ready
-            if preferred.values.shape != dispreferred.values.shape:
-                return Rejected(pair.place, "the latents of its sides differ in shape")
-            return self._ready(preferred), self._ready(dispreferred)
-        stored = [side for side in sides if not isinstance(side, ReadyLatents)]
-        try:
-            images = [decode(side) for side in stored]
-        except FileNotFoundError:
-            return Rejected(pair.place, "an image is missing")
-        except UNREADABLE:
-            return Rejected(pair.place, "an image does not decode")
-        aspect = images[0].height / images[0].width
-        target = min(self.sizes(), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))
-        x, y, mirrored = 0.5, 0.5, 0.0
+        ready = [side for side in sides if isinstance(side, ReadyLatents)]
+        if len(ready) == 2:
+            shapes = [side.values.shape for side in ready]
+            if shapes[0] != shapes[1]:
+                return Rejected(pair.place, f"the latents of its sides differ in shape: {shapes[0]}, {shapes[1]}")
+            first, second = (self._ready(side) for side in ready)
+            return first, second
+        pictures = [side for side in sides if isinstance(side, Picture)]
+        contents, sizes = [], []
+        for picture in pictures:
+            try:
+                contents.append(picture.read())
+                sizes.append(size_of(contents[-1], self.data.max_megapixels))
+            except Unreachable as error:
+                raise Unreachable(f"{pair.place}: {error}") from None
+            except (Unusable, Unreadable) as error:
+                reason = f"an image does not decode: {picture.name}: {error}"
+                return Rejected(pair.place, reason, pair.row, tuple(pictures))
+        frames = self.frames(pair.id, sizes)
+        first, second = (
+            Placed(content, frame, _key(content, (*frame.size, frame.flip)), picture.name)
+            for content, frame, picture in zip(contents, frames, pictures, strict=True)
+        )
+        return first, second
+
+    def frames(self, pair: int, sizes: Sequence[Size]) -> list[Frame]:
+        """Find how the images of a pair, by its id, are cut, from their sizes."""
+        target = target_size(self.data, sizes)
+        x, y, mirrored = 0.5, 0.5, 1.0
         if self.data.crop == "random" or self.data.flip:
-            uniform = noise.words(noise.draws(self.seed, pair.id, 0), Stream.GEOMETRY, 1)[0] * 2.0**-32
+            uniform = noise.words(noise.draws(self.seed, pair, 0), Stream.GEOMETRY, 1)[0] * 2.0**-32
             mirrored = float(uniform[2])
             if self.data.crop == "random":
                 x, y = uniform[:2].tolist()
-        flip = mirrored < self.data.flip if self.data.flip else False
-        first, second = (cut(image, target, (x, y), flip, side) for image, side in zip(images, stored, strict=True))
-        return first, second
+        return [frame(size, target, (x, y), mirrored < self.data.flip) for size in sizes]
 
     def _ready(self, side: ReadyLatents) -> Placed:
-        values = torch.from_numpy(side.values)
-        height, width = (self.vae_factor * n for n in values.shape[1:])
+        height, width = (self.vae_factor * n for n in side.values.shape[1:])
         size = (*(side.original_size or (height, width)), *side.crop, height, width)
-        return Placed(None, values, size, _key(side.values.tobytes(), size))
+        return Placed(side, Frame(size, (0, 0, 0, 0), False), _key(side.values.tobytes(), size), "latents")
 
 
-def cut(
-    image: Image.Image, target: Size, centre: tuple[float, float], flip: bool, stored: bytes | Path = b""
-) -> Placed:
-    """Cover `target` with the resized image, crop what stands over at `centre` (shares of it), mirror it if `flip`."""
-    height, width = target
-    scale = max(height / image.height, width / image.width)
-    resized = max(round(image.height * scale), height), max(round(image.width * scale), width)
+def sizes_of(data: Data) -> list[Size]:
+    """List the sizes that images are brought to: one square, or the buckets."""
+    side, step = data.resolution, data.bucket_step
+    if not data.buckets:
+        return [(side, side)]
+    sizes = []
+    for height in range(step, int(side * math.sqrt(WIDEST)) + step, step):
+        width = side * side // height // step * step
+        if width and max(height / width, width / height) <= WIDEST:
+            sizes.append((height, width))
+    return sizes or [(side, side)]
+
+
+def target_size(data: Data, sizes: Sequence[Size]) -> Size:
+    """Choose the size that the images of a pair are brought to: it keeps most of the one that loses more.
+
+    The order of the images does not matter, so neither does which of them is preferred.
+    """
+    aspects = [math.log(height / width) for height, width in sizes]
+
+    def lost(size: Size) -> tuple[float, float, Size]:
+        apart = [abs(math.log(size[0] / size[1]) - aspect) for aspect in aspects]
+        return max(apart), sum(apart), size
+
+    return min(sizes_of(data), key=lost)
+
+
+def frame(size: Size, target: Size, centre: tuple[float, float], flip: bool) -> Frame:
+    """Cover `target` with an image of `size`, crop what stands over at `centre` (shares of it), mirror it if `flip`."""
+    (full_height, full_width), (height, width) = size, target
+    scale = max(height / full_height, width / full_width)
+    resized = max(round(full_height * scale), height), max(round(full_width * scale), width)
     left, top = round(centre[0] * (resized[1] - width)), round(centre[1] * (resized[0] - height))
-    across, down = image.width / resized[1], image.height / resized[0]
+    across, down = full_width / resized[1], full_height / resized[0]
     box = (left * across, top * down, (left + width) * across, (top + height) * down)
-    out = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     if flip:
-        out, left = ImageOps.mirror(out), resized[1] - width - left
-    size = (image.height, image.width, top, left, height, width)
-    pixels = torch.from_numpy(np.array(out)).permute(2, 0, 1)
-    return Placed(pixels, None, size, _key(stored.read_bytes() if isinstance(stored, Path) else stored, (*size, flip)))
+        left = resized[1] - width - left
+    return Frame((full_height, full_width, top, left, height, width), box, flip)
+
+
+def cut(image: Image.Image, frame: Frame) -> Tensor:
+    """Resize and crop an image as a frame says, [3, h, w] uint8."""
+    height, width = frame.size[4:]
+    out = image.resize((width, height), Image.Resampling.BICUBIC, box=frame.box)
+    if frame.flip:
+        out = ImageOps.mirror(out)
+    return torch.from_numpy(np.array(out)).permute(2, 0, 1)
 
 
 def _key(content: bytes, geometry: tuple) -> bytes:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+from fdpo_fast.data.reading import Unusable, read_file
 
 
 class ReadyLatents(NamedTuple):
@@ -21,8 +26,19 @@ class ReadyLatents(NamedTuple):
     """Top and left of the crop in the resized image."""
 
 
-Side = bytes | Path | ReadyLatents
-"""An image as it is stored, not decoded yet."""
+class Picture(NamedTuple):
+    """An image as it is stored, not decoded yet."""
+
+    name: str
+    """What sentences call it: its path within the source, or its column."""
+    content: bytes | Path
+
+    def read(self) -> bytes:
+        """Return the stored bytes; Unusable for a file that is none, Unreachable for one that cannot be read now."""
+        return self.content if isinstance(self.content, bytes) else read_file(self.content, str(self.content))
+
+
+Side = Picture | ReadyLatents
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Pair:
 
     `id` follows from the pair's place in the source, and the draws of noise and timestep belong to it, so it does not
     depend on what else is kept or dropped. `weight` scales its loss. `first` says whether the source lists the
-    preferred image first; None for a tie or where there is no order.
+    preferred image first; None for a tie or where there is no order. `row` is that of the source which it is read from.
     """
 
     id: int
@@ -41,21 +57,49 @@ class Pair:
     dispreferred: Side
     weight: float = 1.0
     first: bool | None = None
+    row: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that gives no pair: where it stands and why."""
+    """A row that gives no pair: where it stands and why. What of the reason is before a colon is its kind."""
 
     place: str
+    reason: str
+    row: int = field(default=0, compare=False)
+    pictures: tuple[Picture, ...] = field(default=(), compare=False)
+    """What it has of images, for whoever looks at it."""
+
+
+def kind_of(reason: str) -> str:
+    """Return what reasons of one kind have in common."""
+    return reason.split(":", 1)[0]
+
+
+class LeftOut(NamedTuple):
+    """A file of the source that no pair is read from, by its path within the source."""
+
+    file: str
     reason: str
 
 
 TIE = "a tie"
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What is taken of a source, and what becomes of its labels."""
+
+    ties: Literal["drop", "half"] = "drop"
+    votes: Literal["decide", "weight", "conservative"] = "decide"
+    split: str | None = None
+
+
 class PairSource(Protocol):
     """A format's reader. Rows are counted without decoding them; reading streams."""
+
+    split: str | None
+    """The split that is read, where the names in the source tell several."""
 
     def __len__(self) -> int:
         """Return the number of rows in the source."""
@@ -66,52 +110,117 @@ class PairSource(Protocol):
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop) in order; a row becomes pairs or is `Rejected`."""
 
+    def left_out(self) -> list[LeftOut]:
+        """List the files of the source that no pair is read from."""
+
 
 @runtime_checkable
 class EmbeddedSource(PairSource, Protocol):
     """A source that may bring text embeddings along."""
 
-    embedded: list[str]
-    """Names of the embeddings that it has; none, and captions are encoded."""
+    embedded: dict[str, tuple[int, ...]]
+    """The shapes of the embeddings that it has, by name; none, and captions are encoded."""
 
-    def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Yield caption and conditioning arrays of the rows [start, stop), in order."""
+    def embeddings(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
+        """Yield row, caption and conditioning arrays of the rows [start, stop) that give a pair, in order."""
 
 
-def brought_by(source: PairSource) -> list[str]:
-    """Return the names of the text embeddings that a source brings along."""
-    return source.embedded if isinstance(source, EmbeddedSource) else []
+def brought_by(source: PairSource) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the text embeddings that a source brings along, by name."""
+    return source.embedded if isinstance(source, EmbeddedSource) else {}
 
 
 def compared(
+    row: int,
     id: int,
     place: str,
     caption: object,
-    sides: tuple[Side | None, Side | None],
+    sides: tuple[Side | str, Side | str],
     labels: tuple[object, object],
-    ties: str,
+    rules: Rules,
 ) -> Iterator[Pair | Rejected]:
     """Yield the pair of two images by how each was judged: the larger label is preferred, equal ones are a tie.
 
-    A tie is dropped, or ("half") kept both ways at half weight; the mirrored half has `id` + 1, so ids go in twos.
+    In place of an image, or of the caption, stands why there is none. A tie is dropped, or ("half") kept both ways at half weight. Two
+    shares of votes, which add up to 1, decide; or ("weight") their difference weighs the loss; or ("conservative") the
+    pair is kept both ways, each at the weight of its share: the loss of a label that is right with that probability.
+    The mirrored half has `id` + 1, so ids go in twos.
     """
-    (first, second), (one, other) = labels, sides
-    if not (_is_number(first) and _is_number(second)):
-        yield Rejected(place, "no valid label")
+    first, second = (number(label) for label in labels)
+    missing = [side for side in sides if isinstance(side, str)]
+    reason = None
+    if first is None or second is None:
+        reason = f"no valid label: found {short(labels[0])} and {short(labels[1])}"
+    elif isinstance(caption, Unusable):
+        reason = str(caption)
     elif not isinstance(caption, str):
-        yield Rejected(place, "no caption")
-    elif one is None or other is None:
-        yield Rejected(place, "an image is missing")
-    elif first == second and ties == "drop":
-        yield Rejected(place, TIE)
-    elif first == second:
-        yield Pair(id, place, caption, one, other, weight=0.5)
-        yield Pair(id + 1, place, caption, other, one, weight=0.5)
-    elif first > second:
-        yield Pair(id, place, caption, one, other, first=True)
+        reason = f"no caption: found {short(caption)}"
+    elif half := half_a_letter(caption):
+        reason = f"the caption is no text: {half}"
+    elif missing:
+        reason = f"an image is missing: {missing[0]}"
+    elif first == second and rules.ties == "drop":
+        reason = TIE
+    if reason:
+        yield Rejected(place, reason, row, tuple(side for side in sides if isinstance(side, Picture)))
     else:
-        yield Pair(id, place, caption, other, one, first=False)
+        one, other = (side for side in sides if not isinstance(side, str))
+        if second > first:
+            one, other = other, one
+        in_order = None if first == second else first > second
+        more, less = _weights(max(first, second), min(first, second), rules)
+        yield Pair(id, place, caption, one, other, more, in_order, row)
+        if less:
+            yield Pair(id + 1, place, caption, other, one, less, None, row)
 
 
-def _is_number(label: object) -> TypeGuard[float]:
-    return isinstance(label, (int, float)) and label == label
+def _weights(larger: float, smaller: float, rules: Rules) -> tuple[float, float]:
+    """Return the weight of a pair, and that of its mirrored half."""
+    if larger == smaller:
+        return 0.5, 0.5
+    shares = 0 < smaller and abs(larger + smaller - 1) < 1e-6
+    return {"decide": (1.0, 0.0), "weight": (larger - smaller, 0.0), "conservative": (larger, smaller)}[
+        rules.votes if shares else "decide"
+    ]
+
+
+def number(label: object) -> float | None:
+    """Return a label as a number, also one that is written as text; None where it is none."""
+    if not isinstance(label, (bool, int, float, str)):
+        return None
+    try:
+        value = float({"true": 1, "false": 0}.get(label.strip().lower(), label) if isinstance(label, str) else label)
+    except (ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def half_a_letter(words: str) -> str | None:
+    """Say where text has half of a letter (a lone surrogate), which nothing can encode; None where it has not."""
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        return f"{ascii(words[error.start])[1:-1]} at {error.start} is half a letter"
+    return None
+
+
+def short(value: object) -> str:
+    """Show a value of the data in a few letters."""
+    words = ascii(value) if isinstance(value, str) and half_a_letter(value) else repr(value)
+    return words if len(words) <= 60 else f"{words[:57]}..."
+
+
+_IMAGES_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A", "data:image/")
+"""How text starts that is PNG, JPEG, WebP, GIF, BMP or TIFF in base64, or a data URL."""
+
+
+def in_text(value: str) -> bytes | None:
+    """Return the bytes of an image that is stored as text, in base64; None for other text, as a path is."""
+    if not value.startswith(_IMAGES_IN_BASE64) or len(value) < 64:
+        return None
+    try:
+        return base64.b64decode(value.split(",", 1)[-1], validate=False)
+    except (binascii.Error, ValueError):
+        return None
+
+

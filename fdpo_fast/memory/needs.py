@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -15,6 +13,7 @@ from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import brought_by
 from fdpo_fast.data.readers.detect import detect, open_source
+from fdpo_fast.data.readers.parquet import is_here
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, moments, step_account
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
@@ -136,7 +135,7 @@ class Ready(NamedTuple):
 def brought(config: Config, architecture: Architecture) -> Ready:
     """Look up what the data bring, by the format that is configured or the columns that are here; no row is read."""
     data, here = config.data, _is_here(config.data.source)
-    name = detect(data.source) if here and data.format == "auto" else data.format
+    name = detect(data.source, data.split) if here and data.format == "auto" else data.format
     if name != "latents" or not here:
         return Ready(name == "latents", text=False)
     return Ready(True, set(architecture.family.text_keys) <= set(brought_by(open_source(data))))
@@ -144,10 +143,7 @@ def brought(config: Config, architecture: Architecture) -> Ready:
 
 def _is_here(source: str) -> bool:
     """Say whether data are on this machine."""
-    if source == EMBEDDED:
-        return False
-    path = Path(source).expanduser()
-    return path.exists() or ("://" not in source and bool(glob.glob(str(path))))
+    return source != EMBEDDED and is_here(source)
 
 
 def _rows(config: Config) -> tuple[int, str]:

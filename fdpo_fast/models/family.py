@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from fdpo_fast import noise
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
+from fdpo_fast.data.images import to_vae
 from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
+from fdpo_fast.models.tokenizer import Excess, excess
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
@@ -58,8 +60,8 @@ class Facts:
     """The channels of the latents that the denoiser takes."""
     text_keys: tuple[str, ...]
     """Names of the text embeddings."""
-    text_elements: int
-    """How many numbers the embeddings of a caption are."""
+    text_shapes: dict[str, tuple[int, ...]]
+    """The shapes of a caption's embeddings, by name."""
     vae: str
     """The SHA-256 over the VAE's files."""
     text: str
@@ -134,7 +136,7 @@ class Family(ABC):
             denoiser_factor=shrinks(unet_config),
             channels=unet_config["in_channels"],
             text_keys=self.text_keys,
-            text_elements=self.elements_of_text(unet_config),
+            text_shapes=self.text_shapes(unet_config),
             vae=self.digest("vae"),
             text=self.digest(*self.text_components),
         )
@@ -154,7 +156,7 @@ class Family(ABC):
 
         @torch.inference_mode()
         def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-            posterior = vae.encode(images.to(device)).latent_dist
+            posterior = vae.encode(to_vae(images.to(device))).latent_dist
             scale = vae.config.scaling_factor
             return (posterior.mean - (vae.config.shift_factor or 0)) * scale, posterior.std * scale
 
@@ -175,6 +177,10 @@ class Family(ABC):
             return dict(zip(self.text_keys, self.encode_prompt(pipeline, captions, device), strict=True))
 
         return encode
+
+    def excess(self) -> Excess | None:
+        """Return what says by how many tokens captions are longer than the text encoders read."""
+        return excess(self.base)
 
     pipeline_options: ClassVar[dict] = {}
     """Keyword arguments of `DiffusionPipeline.from_pretrained` for this family."""

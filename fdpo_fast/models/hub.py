@@ -72,6 +72,20 @@ def component_config(base: str, component: str) -> dict[str, Any] | None:
         return None
 
 
+def here(name: str, patterns: tuple[str, ...]) -> Path | None:
+    """Find a local folder, or that of a repository's files that were fetched before; None where there is neither."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not is_hub_name(name):
+        return folder if folder.is_dir() else None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*patterns], local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
 def check_name(key: str, name: str) -> None:
     """Raise UserError where `name`, the value of `key`, can be no name on the hub."""
     if not is_hub_name(name):

@@ -23,7 +23,7 @@ from fdpo_fast.report.run import Run
 from fdpo_fast.report.words import Word
 from fdpo_fast.training.samples import Layout
 
-FILES = ("metrics.jsonl", "config.json", "data.json", "samples", "evaluation", "alignment.png", "export")
+FILES = ("metrics.jsonl", "config.json", "data.json", "data.html", "samples", "evaluation", "alignment.png", "export")
 """What a page about a run links to, where it is there."""
 
 

@@ -13,6 +13,8 @@ from fdpo_fast.signals import speaks
 
 LOCK = "lock"
 """In a run's folder: held while one is at work there."""
+DATA_PAGE = "data.html"
+"""In a run's folder: the page about its data, which may be there before the run is."""
 
 
 @contextmanager

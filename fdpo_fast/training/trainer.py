@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import Batch
-from fdpo_fast.cache.latents import describe
 from fdpo_fast.cache.open import cache_root, caches_of, look_for, reference_model
+from fdpo_fast.cache.report import describe, warnings
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
@@ -58,6 +58,7 @@ class Trainer:
         prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
         self.config, self.family, self.data = config, family, data = prepared.config, prepared.family, prepared.data
         rank.say(f"data: {describe(data.report)}")
+        self.warnings += warnings(data.report)  # said before the images were encoded
         self.order = PairOrder(data.shapes, config.train.pairs_per_step, config.train.seed)
         if self.order.rare:
             self.warn(

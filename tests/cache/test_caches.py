@@ -10,7 +10,7 @@ import torch
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
-from fdpo_fast.cache.latents import describe
+from fdpo_fast.cache.report import describe
 from fdpo_fast.config.load import load
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.distributed import Rank
@@ -52,7 +52,8 @@ def test_refused_rows_are_counted_and_named(training_set):
     data = training_set(rows)
     assert len(data) == 12
     assert (data.report["rows"], data.report["pairs"], data.report["ties_dropped"]) == (24, 12, 6)
-    assert data.report["refused"][0] == {"place": "rows.parquet row 1", "reason": "an image does not decode"}
+    assert data.report["refused"][0]["place"] == "rows.parquet row 1"
+    assert data.report["refused"][0]["reason"].startswith("an image does not decode: jpg_0: ")
     assert "refused: 6 x an image does not decode, first at rows.parquet row 1" in describe(data.report)
 
 
@@ -173,7 +174,7 @@ def test_embeddings_of_the_source_are_used(training_set, tmp_path):
     rows = difficult_rows()
     source = as_latents(tmp_path, rows, {"prompt_embeds": (77, 64), "pooled_prompt_embeds": (32,)})
     data = training_set(source=source, family="sdxl")
-    found = dict(open_source(data.config.data).embeddings(0, len(rows)))
+    found = {caption: values for _, caption, values in open_source(data.config.data).embeddings(0, len(rows))}
     for caption in ("picture 2", "größe ✓ 猫", ""):
         for key in ("prompt_embeds", "pooled_prompt_embeds"):
             assert data.text.entry(key, data.entries[caption]).tolist() == found[caption][key].tolist()
@@ -204,7 +205,7 @@ def test_a_requested_cache_that_does_not_match_is_refused(training_set, tmp_path
     training_set()  # matches
     with pytest.raises(ValueError, match=r"the reference cache made by `fdpo cache`.* 'visits' is 2 there and 3 here"):
         training_set(None, "reference.visits=3")
-    with pytest.raises(ValueError, match=r"the latents cache.*'geometry.flip' is 0.0 there and 0.5 here"):
+    with pytest.raises(ValueError, match=r"the pairs cache.*'geometry.flip' is 0.0 there and 0.5 here"):
         training_set(None, "data.flip=0.5")
     training_set(None, "reference.visits=3", requested=True)
     training_set(None, "reference.visits=3")
@@ -255,8 +256,8 @@ def test_equal_caches_have_equal_bytes(training_set, tmp_path):
 
 
 def test_too_small_a_disk_is_refused_at_once(training_set, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(ValueError, match=r"the latents cache needs about .* KiB and .* has 10.0 B: set data.cache_dir"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000}))
+    with pytest.raises(ValueError, match=r"the latents cache needs about .* KiB and .* has 9.8 KiB: set data.cache_dir"):
         training_set()
 
 
@@ -270,15 +271,20 @@ def test_labels_changed_in_place_are_noticed(training_set, tmp_path):
     assert path.exists()
 
 
-def test_embeddings_that_are_not_numbers_name_their_row(training_set, tmp_path):
+def test_embeddings_that_are_not_numbers_cost_their_row_alone(training_set, tmp_path):
     import pyarrow.parquet as pq
 
     source = as_latents(tmp_path, difficult_rows(), {"prompt_embeds": (77, 8)})
     table = pq.read_table(source).to_pydict()
     table["prompt_embeds"][4] = (np.array(table["prompt_embeds"][4]) * np.nan).tolist()
+    table["prompt_embeds"][7] = table["prompt_embeds"][7][:50]
     pq.write_table(pa.table(table), source)
-    with pytest.raises(ValueError, match=r"row 4 of data.source: prompt_embeds is not finite"):
-        training_set(source=source)
+    refused = training_set(source=source).report["refused"]
+    assert [row["place"] for row in refused] == ["latents.parquet row 4", "latents.parquet row 7"]
+    assert [row["reason"].split(":")[0] for row in refused] == [
+        "not all numbers are finite",
+        "an embedding is of another shape",
+    ]
 
 
 def test_latents_of_another_vae_are_refused(training_set, tmp_path):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.pairs import EmbeddedSource, Pair, PairSource, Rejected, brought_by
-from fdpo_fast.data.readers.folders import Folders
-from fdpo_fast.data.readers.jsonl import METADATA, JSONRecords
+from fdpo_fast.data.pairs import EmbeddedSource, LeftOut, Pair, PairSource, Rejected, Rules, brought_by
+from fdpo_fast.data.readers.folders import Folders, folders_of_pairs
+from fdpo_fast.data.readers.jsonl import METADATA, JSONRecords, files_of_records
 from fdpo_fast.data.readers.latents import EncodedPairs
 from fdpo_fast.data.readers.parquet import ParquetRows
 from fdpo_fast.data.readers.pickapic import PickAPic
+from fdpo_fast.data.readers.splits import hidden, local, walk
 
-READERS: dict[str, Callable[[str, str], PairSource]] = {
+READERS: dict[str, Callable[[str, Rules], PairSource]] = {
     "pickapic": PickAPic,
     "folders": Folders,
     "jsonl": JSONRecords,
@@ -29,28 +30,33 @@ def open_source(data: Data) -> PairSource:
 
     Raises UserError where the source is in no known format, or has no row.
     """
-    name = detect(data.source) if data.format == "auto" else data.format
-    source = READERS[name](data.source, data.ties)
+    name = detect(data.source, data.split) if data.format == "auto" else data.format
+    source = READERS[name](data.source, Rules(data.ties, data.votes, data.split))
     if not len(source):
         raise UserError(f"data.source '{data.source}' has no row")
     return Spread(source, data.max_rows) if data.max_rows and data.max_rows < len(source) else source
 
 
-def detect(source: str) -> str:
+def detect(source: str, split: str | None = None) -> str:
     """Name the format of a source by its files. Raises UserError where they are of none."""
-    path = Path(source).expanduser()
-    if (path / "w").is_dir() and (path / "l").is_dir():
+    path = local(source)
+    if folders_of_pairs(path):
         return "folders"
-    if path.suffix in (".json", ".jsonl") or (path / METADATA).is_file():
+    if path.suffix in (".json", ".jsonl") and not path.is_dir():
         return "jsonl"
-    try:
-        return "latents" if "latents_0" in ParquetRows(source).names else "pickapic"
-    except ValueError:
-        if not path.is_dir() or list(path.rglob("*.parquet")):
-            raise
-    raise UserError(
-        f"data.source '{source}' is in no known format: a folder has parquet files, the folders w and l, or {METADATA}"
-    )
+    records = files_of_records(path) if path.is_dir() else []
+    if any(name.endswith(METADATA) for name in records):
+        return "jsonl"
+    files = walk(path) if path.is_dir() else []
+    if path.is_dir() and not any(name.endswith(".parquet") and not hidden(name) for name in files):
+        if records:
+            return "jsonl"
+        there = f"it has {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}" if files else "it is empty"
+        raise UserError(
+            f"data.source '{source}' is in no known format: a folder has parquet files, the folders w and l, or "
+            f"{METADATA}; {there}"
+        )
+    return "latents" if "latents_0" in ParquetRows(source, split).names else "pickapic"
 
 
 class Spread:
@@ -60,7 +66,7 @@ class Spread:
 
     def __init__(self, source: PairSource, rows: int) -> None:
         self.source, self.rows = source, rows
-        self.embedded = brought_by(source)
+        self.embedded, self.split = brought_by(source), source.split
 
     def __len__(self) -> int:
         return self.rows
@@ -69,16 +75,28 @@ class Spread:
         """Return the number of rows, and the identity of the source that they are taken from."""
         return {"rows": self.rows, "of": self.source.identity()}
 
-    def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
-        """Yield the pairs of the rows [start, stop) of this part; their ids stay those that they have in the source."""
+    def left_out(self) -> list[LeftOut]:
+        """List the files that the whole source leaves out."""
+        return self.source.left_out()
+
+    def _stretches(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield rows [low, high) of the source that make up [start, stop) of this part, and by how much they differ."""
         for stretch in range(self.STRETCHES):
             first, end = (self.rows * at // self.STRETCHES for at in (stretch, stretch + 1))
             low, high = max(start, first), min(stop, end)
             shift = len(self.source) * stretch // self.STRETCHES - first
             if low < high:
-                yield from self.source.read(low + shift, high + shift)
+                yield low + shift, high + shift, shift
 
-    def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Yield captions and embeddings of rows of the whole source, which ids follow from."""
+    def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
+        """Yield the pairs of the rows [start, stop) of this part; their ids stay those that they have in the source."""
+        for low, high, shift in self._stretches(start, stop):
+            for item in self.source.read(low, high):
+                yield replace(item, row=item.row - shift)
+
+    def embeddings(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
+        """Yield row, caption and embeddings of the rows [start, stop) of this part."""
         if isinstance(self.source, EmbeddedSource):
-            yield from self.source.embeddings(start, stop)
+            for low, high, shift in self._stretches(start, stop):
+                for row, caption, values in self.source.embeddings(low, high):
+                    yield row - shift, caption, values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,80 +10,166 @@ from pathlib import Path
 from PIL import Image
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.data.pairs import Pair, Rejected
+from fdpo_fast.data.decode import SUFFIXES
+from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared
+from fdpo_fast.data.reading import Unusable, read_file, text
+from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
 from fdpo_fast.files import digest, file_digest, stamp
 
 SIDES = ("w", "l")
+CAPTIONS = (".txt", ".caption")
+"""The suffixes of captions: the usual one, and that of kohya's scripts."""
+Files = dict[str, list[Path]]
 
 
 class Folders:
-    """Reader of `<source>/w` and `<source>/l`, with a caption in `NAME.txt` beside either image or in `<source>`.
+    """Reader of `<source>/w` and `<source>/l`, with a caption in `NAME.txt` or `NAME.caption` beside either or above.
 
-    The extensions of the two images may differ; a name with two images on one side is refused, and the others are read.
-    There are no ties in this format. Raises UserError when one of the folders is missing or no image is there.
+    Folders within them count; NAME is a path within w and l then. The extensions of the two images may differ; a name
+    with two images on one side is refused, and the others are read. There are no ties in this format. Raises UserError
+    when one of the folders is missing or no image is there.
     """
 
-    def __init__(self, source: str, ties: str = "drop") -> None:
-        self.root = Path(source).expanduser()
+    def __init__(self, source: str, rules: Rules | None = None) -> None:
+        root, rules = local(source), rules or Rules()
+        found = folders_of_pairs(root)
+        if not found:
+            lacking = next((side for side in SIDES if not (root / side).is_dir()), "")
+            raise UserError(f"data.source '{source}' has no folder '{lacking}': pairs are two folders, w and l")
+        chosen, self.split = choose(found, rules.split, source) if found != [""] else (found, None)
+        if len(chosen) > 1:
+            raise UserError(f"data.source '{source}' has the folders of pairs {', '.join(chosen)}: name one of them")
+        self.outer, self.root = root, root / chosen[0]
+        self._others = {f"{name}/" for name in found if name not in chosen}
+        self.images: list[Files] = []
+        self.texts: Files = defaultdict(list)
+        self._unused: list[LeftOut] = []
         for side in SIDES:
-            if not (self.root / side).is_dir():
-                raise UserError(f"data.source '{source}' has no folder '{side}': pairs are two folders, w and l")
-        self.images = [_images(self.root / side) for side in SIDES]
+            self.images.append(self._images(side))
+        for path in sorted(self.root.iterdir()):
+            if path.suffix.lower() in CAPTIONS and path.is_file() and not hidden(path.name):
+                self.texts[_name(path.name)].append(path)
         self.names = sorted(set().union(*self.images))
         if not self.names:
             raise UserError(f"data.source '{source}' has no image in its folders w and l")
+
+    def _images(self, side: str) -> Files:
+        """Find the image files of a side by their names without extension; captions are noted by the way."""
+        files: Files = defaultdict(list)
+        for within in walk(self.root / side):
+            path = self.root / side / within
+            if hidden(within):
+                self._unused.append(LeftOut(f"{side}/{within}", "hidden"))
+            elif path.suffix.lower() in CAPTIONS:
+                self.texts[_name(within)].append(path)
+            elif path.suffix.lower() in SUFFIXES and path.is_file():
+                files[_name(within)].append(path)
+            elif not any(letter.isalpha() for letter in path.suffix) and _is_image(path):
+                files[_composed(within)].append(path)
+            else:
+                self._unused.append(LeftOut(f"{side}/{within}", "no image that is read"))
+        return dict(files)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def identity(self) -> dict:
         """Return the digests of the captions' content and of the images' names, sizes and times of change."""
-        captions = [[name, file_digest(path)] for name in self.names for path in self._captions(name)]
+        captions = [[name, file_digest(path)] for name in self.names for path in self.texts.get(name, [])]
         images = [
-            [side, *stamp(path)]
+            [side, name, *stamp(path)]
             for side, files in zip(SIDES, self.images, strict=True)
-            for paths in files.values()
+            for name, paths in files.items()
             for path in paths
         ]
         return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(images)}
 
-    def _captions(self, name: str) -> list[Path]:
-        folders = (*(self.root / side for side in SIDES), self.root)
-        return [path for folder in folders if (path := folder / f"{name}.txt").is_file()]
+    def left_out(self) -> list[LeftOut]:
+        """List the files of the source that are neither image nor caption of a pair."""
+        read = set(SIDES)
+        captions = [
+            LeftOut(str(path.relative_to(self.root)), "a caption without an image")
+            for name, paths in self.texts.items()
+            if name not in set(self.names)
+            for path in paths
+        ]
+        beside = [name for name in walk(self.outer) if name.split("/")[0] not in read] if self._others else []
+        other = [name for name in beside if any(name.startswith(folder) for folder in self._others)]
+        above = [
+            LeftOut(path.name, "hidden" if hidden(path.name) else "neither in w nor in l")
+            for path in sorted(self.root.iterdir())
+            if path.name not in SIDES and path.suffix.lower() not in CAPTIONS
+        ]
+        found = [*self._unused, *captions, *above, *outside_split(other)]
+        return [LeftOut(printable(file), reason) for file, reason in found]
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the names [start, stop) in their order; ids are 2 * row, since nothing here is a tie."""
         for row, name in enumerate(self.names[start:stop], start):
-            place = f"pair '{name}'"
+            place = f"pair '{printable(name)}'"
             sides = [images.get(name, []) for images in self.images]
             without = [side for side, found in zip(SIDES, sides, strict=True) if not found]
             twice = [
-                f"{side} has {found[0].name} and {found[1].name}: remove one of them"
+                f"a name is there twice: {side} has {found[0].name} and {found[1].name}; remove one of them"
                 for side, found in zip(SIDES, sides, strict=True)
                 if len(found) > 1
             ]
-            captions: set[str] = set()
-            try:
-                captions = {path.read_text(encoding="utf-8-sig").strip() for path in self._captions(name)}
-            except UnicodeDecodeError:
-                yield Rejected(place, "the caption is not UTF-8")
+            if without or twice:
+                yield Rejected(place, f"no image in {without[0]}" if without else printable(twice[0]), row)
                 continue
-            if without:
-                yield Rejected(place, f"no image in {without[0]}")
-            elif twice:
-                yield Rejected(place, twice[0])
-            elif len(captions) != 1:
-                yield Rejected(place, "the captions of its sides differ" if captions else "no caption")
-            else:
-                (preferred,), (dispreferred,) = sides
-                yield Pair(2 * row, place, captions.pop(), preferred, dispreferred)
+            try:
+                caption = self._caption(name)
+            except Unusable as error:
+                yield Rejected(place, str(error), row)
+                continue
+            first, second = (Picture(printable(str(p.relative_to(self.root))), p) for (p,) in sides)
+            for pair in compared(row, 2 * row, place, caption, (first, second), (1, 0), Rules()):
+                yield pair if isinstance(pair, Rejected) else _unordered(pair)
+
+    def _caption(self, name: str) -> str:
+        """Read the caption of a name; Unusable where there is none, or several that differ."""
+        paths = self.texts.get(name, [])
+        if not paths:
+            looked = " and ".join(f"{printable(name)}{suffix}" for suffix in CAPTIONS)
+            raise Unusable(f"no caption: looked for {looked} in w, in l and above them")
+        captions = set()
+        for path in paths:
+            place = printable(str(path.relative_to(self.root)))
+            try:
+                captions.add(text(read_file(path, str(path))).strip())
+            except Unusable as error:
+                raise Unusable(f"the caption is not UTF-8: {place}: {error}") from None
+        if len(captions) > 1:
+            where = " and ".join(printable(str(path.relative_to(self.root))) for path in paths)
+            raise Unusable(f"the captions of its sides differ: {where}")
+        return captions.pop()
 
 
-def _images(folder: Path) -> dict[str, list[Path]]:
-    """Find the image files of a folder by their names without extension."""
-    known, files = Image.registered_extensions(), defaultdict[str, list[Path]](list)
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
-            continue
-        files[path.stem].append(path)
-    return dict(files)
+def folders_of_pairs(root: Path) -> list[str]:
+    """List the folders that hold w and l: the source itself, or those in it, as of splits; by their names within it."""
+    inside = [path.name for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+    return [name for name in ("", *inside) if all((root / name / side).is_dir() for side in SIDES)][
+        : 1 if all((root / side).is_dir() for side in SIDES) else None
+    ]
+
+
+def _unordered(pair: Pair) -> Pair:
+    return Pair(pair.id, pair.place, pair.caption, pair.preferred, pair.dispreferred, row=pair.row)
+
+
+def _name(within: str) -> str:
+    """Return a file's name without extension, in one spelling of its letters: disks and tools have two."""
+    return _composed(within.rsplit(".", 1)[0])
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_image(path: Path) -> bool:
+    """Say whether a file whose name does not tell is an image, by its first bytes."""
+    try:
+        with Image.open(path):
+            return path.is_file()
+    except Exception:  # PIL's decoders raise whatever they like
+        return False

@@ -8,63 +8,140 @@ that are scaled already; optional `original_size_0`, `original_size_1` [height, 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, compared
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.data.pairs import LeftOut, Pair, ReadyLatents, Rejected, Rules, compared
+from fdpo_fast.data.reading import Unusable
 from fdpo_fast.data.readers.parquet import ParquetRows
 
-COLUMNS = ["caption", "latents_0", "latents_1", "label_0", "label_1"]
+_LATENTS = ("latents_0", "latents_1")
+COLUMNS = ["caption", *_LATENTS, "label_0", "label_1"]
 _GEOMETRY = ["original_size_0", "original_size_1", "crop_0", "crop_1"]
-EMBEDDINGS = ["prompt_embeds", "pooled_prompt_embeds"]
+EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
 
 
 class EncodedPairs:
-    """Reader of latents in parquet; `source` as for `ParquetRows`. Raises UserError when a column is missing."""
+    """Reader of latents in parquet; `source` as for `ParquetRows`.
 
-    def __init__(self, source: str, ties: str = "drop") -> None:
-        self.rows, self.ties = ParquetRows(source), ties
+    Raises UserError when a column is missing, or embeddings are not of one shape in all files.
+    """
+
+    def __init__(self, source: str, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
+        self.rows = ParquetRows(source, self.rules.split)
+        self.split = self.rows.split
+        embedded = [name for name in EMBEDDINGS if name in self.rows.names]
+        geometry = [name for name in _GEOMETRY if name in self.rows.names]
+        self.columns = COLUMNS + geometry + embedded
         self.rows.require(COLUMNS, "latents")
-        self.geometry = [name for name in _GEOMETRY if name in self.rows.names]
-        self.embedded = [name for name in EMBEDDINGS if name in self.rows.names]
+        self.rows.require(self.columns, "latents")
+        self.embedded = {name: self._shape(name) for name in embedded}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def identity(self) -> dict:
-        """Return what is done with ties, and each file's name, size and footer."""
-        return {"format": "latents", "ties": self.ties, "files": self.rows.identity()}
+        """Return what is done with ties and votes, and each file's name, size and footer."""
+        rules = {"ties": self.rules.ties, "votes": self.rules.votes}
+        return {"format": "latents", **rules, "files": self.rows.identity()}
+
+    def left_out(self) -> list[LeftOut]:
+        """List the files that no row is read from."""
+        return self.rows.left_out()
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop); their sides are `ReadyLatents`."""
-        for row, place, record in self.rows.read(start, stop, COLUMNS + self.geometry):
-            first, second = _side(record, 0), _side(record, 1)
-            if isinstance(first, str):
-                yield Rejected(place, first)
-            elif isinstance(second, str):
-                yield Rejected(place, second)
-            else:
-                labels = record["label_0"], record["label_1"]
-                yield from compared(2 * row, place, record["caption"], (first, second), labels, self.ties)
+        for row, place, record in self.rows.read(start, stop, self.columns, (*_LATENTS, *self.embedded)):
+            if isinstance(record, Rejected):
+                yield record
+                continue
+            try:
+                sides = _side(record, 0), _side(record, 1)
+                for name, shape in self.embedded.items():
+                    found = _finite(name, record[name])
+                    if found.shape != shape:
+                        raise Unusable(f"an embedding is of another shape: {name} is {found.shape}, others {shape}")
+            except Unusable as error:
+                yield Rejected(place, str(error), row)
+                continue
+            labels = record["label_0"], record["label_1"]
+            yield from compared(row, 2 * row, place, record["caption"], sides, labels, self.rules)
 
-    def embeddings(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Yield the captions of the rows [start, stop) with their text embeddings in float32."""
-        for _, _, record in self.rows.read(start, stop, ["caption", *self.embedded]):
-            yield record["caption"], {name: np.asarray(record[name], np.float32) for name in self.embedded}
+    def embeddings(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
+        """Yield row, caption and text embeddings, in float32, of the rows [start, stop) that can be read."""
+        for row, _, record in self.rows.read(start, stop, ["caption", *self.embedded], tuple(self.embedded)):
+            if isinstance(record, dict):
+                yield row, record["caption"], {name: numbers(name, record[name]) for name in self.embedded}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Find the shape that most rows of an embedding have; UserError where that is another in some file.
+
+        How many numbers a row group holds is in its file's footer: rows are read only where that says another shape.
+        """
+        shapes: dict[tuple[int, ...], str] = {}
+        first = 0
+        for file in self.rows.files:
+            for group in range(file.parquet.num_row_groups):
+                found = file.parquet.metadata.row_group(group)
+                parts = [found.column(at) for at in range(found.num_columns)]
+                values = sum(part.num_values for part in parts if part.path_in_schema.split(".")[0] == name)
+                if not any(values == found.num_rows * math.prod(shape) for shape in shapes):
+                    counts = self._shapes(name, first, found.num_rows)
+                    shapes |= {shape: file.name for shape, _ in counts.most_common(1) if shape not in shapes}
+                first += found.num_rows
+        if len(shapes) > 1:
+            said = ", ".join(f"{list(shape)} in {file}" for shape, file in shapes.items())
+            raise UserError(f"'{name}' of data.source is not of one shape: {said}; encode all with one model")
+        return next(iter(shapes), ())
+
+    def _shapes(self, name: str, first: int, rows: int) -> Counter[tuple[int, ...]]:
+        """Count the shapes of an embedding in so many rows; those that cannot be read have none."""
+        counts: Counter[tuple[int, ...]] = Counter()
+        for _, _, record in self.rows.read(first, first + rows, [name], (name,)):
+            with suppress(Unusable):
+                if isinstance(record, dict):
+                    counts[numbers(name, record[name]).shape] += 1
+        return counts
 
 
-def _side(record: dict, side: int) -> ReadyLatents | str:
-    """Read the latents of a side, or say what is wrong with them."""
-    try:
-        values = np.asarray(record[f"latents_{side}"], dtype=np.float32)
-    except (TypeError, ValueError):
-        return "latents are not [c][h][w]"
+def _side(record: dict, side: int) -> ReadyLatents:
+    """Read the latents of a side; Unusable where something is wrong with them."""
+    values = _finite(_LATENTS[side], record[_LATENTS[side]])
     if values.ndim != 3:
-        return "latents are not [c][h][w]"
-    if not np.isfinite(values).all():
-        return "latents are not finite"
+        raise Unusable(f"latents are not [c][h][w]: {_LATENTS[side]} is {list(values.shape)}")
     size, crop = record.get(f"original_size_{side}"), record.get(f"crop_{side}")
     if any(value and (len(value) != 2 or None in value) for value in (size, crop)):
-        return "original size or crop are not two numbers"
-    return ReadyLatents(values, tuple(size) if size else None, tuple(crop) if crop else (0, 0))
+        raise Unusable(f"original size or crop are not two numbers: {size}, {crop}")
+    return ReadyLatents(values, tuple(size) if size else None, tuple(crop) if crop else (0, 0))  # type: ignore[arg-type]
+
+
+def _finite(name: str, cell: pa.Scalar) -> np.ndarray:
+    values = numbers(name, cell)
+    if not np.isfinite(values).all():
+        raise Unusable(f"not all numbers are finite: {name}")
+    return values
+
+
+def numbers(name: str, cell: pa.Scalar) -> np.ndarray:
+    """Return nested lists as an array, float32; Unusable where rows differ in length, or one is lacking."""
+    inner = getattr(cell, "values", None)
+    if inner is None:
+        raise Unusable(f"numbers are lacking: {name} is {cell.as_py()}")
+    shape = [len(inner)]
+    while pa.types.is_nested(inner.type):
+        lengths = pc.unique(pc.list_value_length(inner)).to_pylist()
+        if inner.null_count or len(lengths) != 1:
+            raise Unusable(f"rows differ in length: {name} has rows of {', '.join(map(str, lengths))} numbers")
+        shape.append(lengths[0])
+        inner = inner.flatten()
+    if inner.null_count or not (pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)):
+        raise Unusable(f"numbers are lacking: {name} holds {'null' if inner.null_count else inner.type}")
+    return inner.to_numpy(zero_copy_only=False).astype(np.float32).reshape(shape)

@@ -5,121 +5,243 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fdpo_fast.config.errors import UserError, did_you_mean
+from fdpo_fast.data.pairs import LeftOut, Rejected
+from fdpo_fast.data.reading import PatientFile, Unreachable, patiently
+from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable
 from fdpo_fast.files import is_hub_name
 
 _ROWS_AT_ONCE = 64  # two images each
 _AT_ONCE = 16  # footers read side by side: a hub data set has hundreds
+_PATTERN = "*?["
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    """Its path within the source."""
+    parquet: pq.ParquetFile
+    identity: dict
+    """What tells another content."""
 
 
 class ParquetRows:
     """The rows of a file, a folder of files, a glob, a URL (`hf://`, `s3://`, ...) or a hub data set `owner/name`.
 
-    Of a hub data set the files of the training split are taken, where file names tell. Raises UserError where there is
-    no such file, or one that is no parquet.
+    What exists under a source's name is that file or folder; a pattern is what does not. Hidden files are left out, and
+    where file or folder names tell splits, all but `split` (null: that of training). Raises UserError where there is no
+    such file, or one that is no parquet.
     """
 
-    def __init__(self, source: str) -> None:
-        system, paths = _find(source)
+    def __init__(self, source: str, split: str | None = None) -> None:
+        system, root, paths, others = _find(source)
+        within = {path[len(root) :].lstrip("/") or path.rsplit("/", 1)[-1]: path for path in paths}
+        chosen, self.split = choose(list(within), split, source) if list(within) != [root] else (list(within), None)
+        self._others = others + list(outside_split(name for name in within if name not in set(chosen)))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            self.files = list(pool.map(lambda path: _open(system, path), paths))
+            self.files = list(pool.map(lambda name: _open(system, within[name], printable(name)), chosen))
 
     def __len__(self) -> int:
-        return sum(file.metadata.num_rows for _, file, _ in self.files)
+        return sum(file.parquet.metadata.num_rows for file in self.files)
+
+    def left_out(self) -> list[LeftOut]:
+        """List the files of the source that no row is read from."""
+        return self._others
 
     def require(self, columns: list[str], kind: str) -> None:
         """Raise UserError when a file lacks one of `columns`."""
-        for name, file, _ in self.files:
-            missing = [column for column in columns if column not in file.schema_arrow.names]
+        for file in self.files:
+            found = file.parquet.schema_arrow.names
+            missing = [column for column in columns if column not in found]
             if missing:
-                raise UserError(f"{name} lacks the {kind} column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+                raise UserError(
+                    f"{file.name} lacks the {kind} column{'s' * (len(missing) > 1)} {', '.join(missing)}: it has "
+                    f"{', '.join(found)}"
+                )
 
     @property
     def names(self) -> list[str]:
-        """List the column names of the first file."""
-        return self.files[0][1].schema_arrow.names
+        """List the column names of all files."""
+        return list(dict.fromkeys(name for file in self.files for name in file.parquet.schema_arrow.names))
 
     def identity(self) -> list[dict]:
         """List name, size and footer of each file."""
-        return [identity for *_, identity in self.files]
+        return [file.identity for file in self.files]
 
-    def read(self, start: int, stop: int, columns: list[str]) -> Iterator[tuple[int, str, dict]]:
-        """Yield (row, place, record) of the rows [start, stop); only the row groups that hold them are read."""
+    def read(
+        self, start: int, stop: int, columns: list[str], arrow: tuple[str, ...] = ()
+    ) -> Iterator[tuple[int, str, dict[str, Any] | Rejected]]:
+        """Yield (row, place, record) of the rows [start, stop); only the row groups that hold them are read.
+
+        Columns of `arrow` stay scalars of pyarrow. In place of the record of a row that cannot be read is why.
+        """
         first = 0
-        for name, file, _ in self.files:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
+        for file in self.files:
+            begin = first
+            for group in range(file.parquet.num_row_groups):
+                rows = file.parquet.metadata.row_group(group).num_rows
                 if first < stop and first + rows > start:
-                    yield from _read_group(name, file, group, first, (start, stop), columns)
+                    wanted = range(max(start, first), min(stop, first + rows))
+                    for row, record in _read_group(file, group, first, wanted, columns, arrow):
+                        place = f"{file.name} row {row - begin}"
+                        good = record if isinstance(record, dict) else Rejected(place, record, row)
+                        yield row, place, good
                 first += rows
 
 
-def _open(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, pq.ParquetFile, dict]:
-    """Open a file; return its name, the file, and what identifies its content."""
+def _open(system: fsspec.AbstractFileSystem, path: str, name: str) -> _File:
+    """Open a file, by its path and its name within the source."""
     try:
-        info = system.info(path)
+        info = patiently(lambda: system.info(path), path)
         size = info["size"]
-        file = pq.ParquetFile(system.open(path, "rb"))
-        footer = _footer(system, path, size)
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {error}") from None
-    name = path.rsplit("/", 1)[-1]
+        stream = PatientFile(lambda: system.open(path, "rb"), path, size)
+        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        footer = _footer(stream, size)
+    except Unreachable:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        words = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is not a readable parquet file ({words}): fetch it again, or take it out of data.source"
+        ) from None
     # the footer does not change with every value: what the file system knows of the content goes in too
     version = {key: str(info[key]) for key in ("mtime", "etag", "ETag", "blob_id") if info.get(key)}
-    return name, file, {"name": name, "bytes": size, "footer": footer, **version}
+    return _File(name, file, {"name": name, "bytes": size, "footer": footer, **version})
 
 
 def _read_group(
-    name: str, file: pq.ParquetFile, group: int, first: int, wanted: tuple[int, int], columns: list[str]
-) -> Iterator[tuple[int, str, dict]]:
-    start, stop = wanted
-    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=columns):
-        low, high = max(start - first, 0), min(stop - first, len(batch))
-        for at, record in enumerate(batch.slice(low, high - low).to_pylist() if low < high else [], first + low):
-            yield at, f"{name} row {at}", record
-        first += len(batch)
-        if first >= stop:
-            return
+    file: _File, group: int, first: int, wanted: range, columns: list[str], arrow: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the wanted rows of a group, which begins at `first`; where it is damaged, why there are no more."""
+    at = first
+    try:
+        for batch in file.parquet.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+            low, high = max(wanted.start - at, 0), min(wanted.stop - at, len(batch))
+            if low < high:
+                part = batch.slice(low, high - low)
+                cells = {
+                    name: list(column) if name in arrow else _values(column)
+                    for name, column in zip(part.schema.names, part.columns, strict=True)
+                }
+                for number in range(high - low):
+                    record = {name: values[number] for name, values in cells.items()}
+                    broken = [f"{name}: {value}" for name, value in record.items() if isinstance(value, Exception)]
+                    yield at + low + number, f"a column does not decode: {broken[0]}" if broken else record
+            at += len(batch)
+            if at >= wanted.stop:
+                return
+    except Unreachable:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        for row in range(max(at, wanted.start), wanted.stop):
+            yield row, f"the file is damaged: {file.name}, row group {group}: {words}"
 
 
-def _find(source: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
-    """Find the file system and the sorted parquet files of a `data.source`."""
-    local = Path(source).expanduser()
-    url = str(local)
-    if "://" in source:
-        url = source
-    elif not local.exists() and _is_hub_path(source):
+def _values(column: pa.Array) -> list:
+    """Return the values of a column as Python's; in place of one that cannot be, as text that is not UTF-8, why."""
+    try:
+        return column.to_pylist()
+    except (ValueError, pa.ArrowException):
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except (ValueError, pa.ArrowException) as error:
+        return error
+
+
+def _find(source: str) -> tuple[fsspec.AbstractFileSystem, str, list[str], list[LeftOut]]:
+    """Find the parquet files of a `data.source`.
+
+    Returns the file system, the part of the paths that is not within the source, the sorted paths, and what else is
+    there.
+    """
+    path = local(source)
+    url = source if "://" in source else str(path)
+    if "://" not in source and not path.exists() and _is_hub_path(source):
         url = f"hf://datasets/{source}"
     try:
-        system, root = fsspec.core.url_to_fs(url)
-        paths = system.glob(f"{root.rstrip('/')}/**/*.parquet" if system.isdir(root) else root)
+        system, whole = fsspec.core.url_to_fs(url)
+        whole = whole.rstrip("/") or whole
+        root, pattern = _existing(system, whole)
+        if not pattern:
+            found = [whole] if system.isfile(whole) else _below(system, whole)
+        else:
+            matches = system.glob(_glob(root, pattern))
+            found = [
+                below for match in matches for below in ([match] if system.isfile(match) else _below(system, match))
+            ]
     except Exception as error:  # each file system and its network library has exceptions of its own
         what = "is not a path here, and as a data set of the hub it" if url.startswith("hf://") else ""
-        raise UserError(f"data.source '{source}' {what} cannot be read: {type(error).__name__}: {error}") from None
-    paths = sorted(path for path in paths if not path.rsplit("/", 1)[-1].startswith(".") and system.isfile(path))
-    if url.startswith("hf://datasets/"):
-        paths = [path for path in paths if path.rsplit("/", 1)[-1].startswith("train")] or paths
+        words = (str(error).splitlines() or [""])[0]
+        raise UserError(f"data.source '{source}' {what} cannot be read: {type(error).__name__}: {words}") from None
+    if found == [whole]:
+        return system, whole.rsplit("/", 1)[0], found, []
+    root = root.rstrip("/")
+    hides = {file for file in found if hidden(file[len(root) :].lstrip("/"))}
+    paths = sorted(file for file in found if file.endswith(".parquet") and file not in hides)
     if not paths:
-        beside = [path.name for path in local.parent.iterdir()] if local.parent.is_dir() else []
-        lacks = "has no parquet file" if local.exists() else f"is not here{did_you_mean(local.name, beside)}"
+        beside = [name.name for name in path.parent.iterdir()] if path.parent.is_dir() else []
+        lacks = "has no parquet file" if path.exists() else f"is not here{did_you_mean(path.name, beside)}"
         raise UserError(f"data.source '{source}' {lacks}: give a file, a folder, a glob or owner/name")
-    return system, paths
+    rest = sorted(set(found) - set(paths))
+    others = [
+        LeftOut(printable(file[len(root) :].lstrip("/")), "hidden" if file in hides else "no parquet file")
+        for file in rest
+    ]
+    return system, root, paths, others
+
+
+def _existing(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
+    """Divide a path where it stops to exist: what is there, and the pattern behind it."""
+    if not any(sign in path for sign in _PATTERN) or system.exists(path):
+        return path, ""
+    parts = path.split("/")
+    first = next(at for at, part in enumerate(parts) if any(sign in part for sign in _PATTERN))
+    for length in range(len(parts) - 1, first, -1):  # a folder whose name looks like a pattern
+        if system.exists("/".join(parts[:length])):
+            first = length
+            break
+    return "/".join(parts[:first]), "/".join(parts[first:])
+
+
+def _glob(root: str, pattern: str) -> str:
+    """Put a path and the pattern behind it together, so that nothing of the path counts as a pattern."""
+    return "".join(f"[{letter}]" if letter in _PATTERN else letter for letter in root) + "/" + pattern
+
+
+def is_here(source: str) -> bool:
+    """Say whether a source is a path on this machine, or a pattern of some."""
+    if "://" in source:
+        return False
+    system = fsspec.filesystem("file")
+    root, pattern = _existing(system, str(local(source).absolute()))
+    return bool(system.glob(_glob(root, pattern))) if pattern else system.exists(root)
+
+
+def _below(system: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    return list(system.find(folder))
 
 
 def _is_hub_path(source: str) -> bool:
     """Say whether a source that is no path here could be `owner/name` on the hub, or a folder in it."""
     name = "/".join(source.split("/")[:2])
-    return is_hub_name(name) and not source.endswith(".parquet") and not any(sign in source for sign in "*?[")
+    return is_hub_name(name) and not source.endswith(".parquet") and not any(sign in source for sign in _PATTERN)
 
 
-def _footer(system: fsspec.AbstractFileSystem, path: str, size: int) -> str:
+def _footer(stream: PatientFile, size: int) -> str:
     """Return the SHA-256 of a parquet file's footer, which has sizes, offsets and statistics, without reading data."""
-    tail = system.cat_file(path, start=size - 8)
-    length = int.from_bytes(tail[:4], "little")
-    return hashlib.sha256(system.cat_file(path, start=size - 8 - length)).hexdigest()
+    stream.seek(size - 8)
+    length = int.from_bytes(stream.read(8)[:4], "little")
+    stream.seek(size - 8 - length)
+    return hashlib.sha256(stream.read()).hexdigest()

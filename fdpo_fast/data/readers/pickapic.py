@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fdpo_fast.data.pairs import Pair, Rejected, compared
+from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared, in_text, short
 from fdpo_fast.data.readers.parquet import ParquetRows
 from fdpo_fast.files import replacing
 
@@ -42,37 +42,45 @@ COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
 class PickAPic:
     """Reader of Pick-a-Pic parquet; `source` as for `ParquetRows`.
 
-    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1. Raises UserError when
-    there is no file or a column is missing.
+    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1; between them lie shares of
+    votes. Raises UserError when there is no file or a column is missing.
     """
 
-    def __init__(self, source: str, ties: str = "drop") -> None:
-        self.rows, self.ties = ParquetRows(source), ties
+    def __init__(self, source: str, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
+        self.rows = ParquetRows(source, self.rules.split)
         self.rows.require(COLUMNS, "Pick-a-Pic")
+        self.split = self.rows.split
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def identity(self) -> dict:
-        """Return what is done with ties, and each file's name, size and footer."""
-        return {"format": "pickapic", "ties": self.ties, "files": self.rows.identity()}
+        """Return what is done with ties and votes, and each file's name, size and footer."""
+        rules = {"ties": self.rules.ties, "votes": self.rules.votes}
+        return {"format": "pickapic", **rules, "files": self.rows.identity()}
+
+    def left_out(self) -> list[LeftOut]:
+        """List the files that no row is read from."""
+        return self.rows.left_out()
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
-        """Yield the pairs of the rows [start, stop); a row whose labels are none of the three cases is rejected."""
+        """Yield the pairs of the rows [start, stop); a row without image, caption or valid labels is rejected."""
         for row, place, record in self.rows.read(start, stop, COLUMNS):
-            labels = record["label_0"], record["label_1"]
-            if labels not in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
-                yield Rejected(place, "no valid label")
+            if isinstance(record, Rejected):
+                yield record
                 continue
-            sides = _stored(record["jpg_0"]), _stored(record["jpg_1"])
-            yield from compared(2 * row, place, record["caption"], sides, labels, self.ties)
+            sides = _picture("jpg_0", record["jpg_0"]), _picture("jpg_1", record["jpg_1"])
+            labels = record["label_0"], record["label_1"]
+            yield from compared(row, 2 * row, place, record["caption"], sides, labels, self.rules)
 
 
-def _stored(value: object) -> bytes | None:
-    """Unwrap image bytes that `datasets` wraps in {"bytes": ..., "path": ...}; None where there are none."""
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    return value if isinstance(value, bytes) else None
+def _picture(column: str, value: object) -> Picture | str:
+    """Find an image in what a column holds: bytes, what `datasets` wraps them in, or base64; or say what is there."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(content, str):
+        content = in_text(content)
+    return Picture(column, content) if isinstance(content, bytes) else f"{column} holds {short(value)}, no bytes"
 
 
 def write_pairs(

@@ -1,0 +1,141 @@
+"""The cache of pairs: who is compared with whom and how both are cut, found before anything is encoded.
+
+Every row is read and every image looked at, by its header, so what cannot be used is known within minutes, and each
+image that several pairs share is known to be one. It depends on no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdpo_fast.cache.build import Builder, Cache, lineage
+from fdpo_fast.cache.shards import VERSION, Shard, Shards
+from fdpo_fast.config.run import Config
+from fdpo_fast.data.images import Geometry, Placed
+from fdpo_fast.data.pairs import Pair, PairSource, Rejected
+from fdpo_fast.data.prefetch import ahead
+from fdpo_fast.progress import Bar
+
+
+class Refused(NamedTuple):
+    """A row that gives no pair, or one of its pairs: where it stands, why, and the row."""
+
+    place: str
+    reason: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a source, in order."""
+
+    folder: str
+    """The name of their cache."""
+    id: Tensor  # [n] int64
+    row: Tensor  # [n] int64, of the source
+    weight: Tensor  # [n] float32
+    sizes: Tensor  # [n, 2, 6] int64: `images.Frame.size` of the preferred and the dispreferred image
+    keys: Tensor  # [n, 2, 2] int64: digests, equal for equal images under equal geometry
+    captions: list[str]
+    refused: list[Refused]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what is encoded for them, in which order."""
+        return hashlib.sha256(self.id.numpy().tobytes() + self.keys.numpy().tobytes()).hexdigest()
+
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """Number the images in the order in which they come first.
+
+        Returns the numbers of each pair's images, [n, 2], and where each image comes first, as 2 * pair + side, [images].
+        """
+        both = np.ascontiguousarray(self.keys.numpy()).reshape(-1, 2).view([("a", "<i8"), ("b", "<i8")]).ravel()
+        _, first, inverse = np.unique(both, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        number = np.empty_like(order)
+        number[order] = np.arange(len(order))
+        return torch.from_numpy(number[inverse].reshape(-1, 2)), torch.from_numpy(first[order])
+
+    def without(self, bad: list[bool], refused: list[Refused]) -> Pairs:
+        """Return the pairs that are not `bad`; those that are go to the refused ones."""
+        kept = torch.tensor([not is_bad for is_bad in bad], dtype=torch.bool, device="cpu")
+        columns = (tensor[kept] for tensor in (self.id, self.row, self.weight, self.sizes, self.keys))
+        captions = [caption for caption, is_bad in zip(self.captions, bad, strict=True) if not is_bad]
+        return Pairs(self.folder, *columns, captions, sorted(self.refused + refused, key=lambda one: one.row))
+
+
+def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder: Builder) -> Pairs:
+    """Read every row of a source once and note its pairs. Collective.
+
+    A shard's columns are those of `Pairs`; its lists are `captions` and `refused`.
+    """
+    data = config.data
+    manifest = {
+        "version": VERSION,
+        "source": source.identity(),
+        "geometry": geometry.identity(),
+        "factor": geometry.vae_factor,
+        "max_megapixels": data.max_megapixels,
+        "shard_rows": data.shard_rows,
+    }
+
+    def make(shard: int, bar: Bar) -> Shard:
+        rows = source.read(shard * data.shard_rows, (shard + 1) * data.shard_rows)
+        return _shard(rows, geometry, data.workers, bar)
+
+    items = [min(data.shard_rows, len(source) - at) for at in range(0, len(source), data.shard_rows)]
+    shards = Shards(builder.build(Cache("pairs", manifest, lineage(config), items, "rows", make)), by="id")
+    columns = (shards.column(name) for name in ("id", "row", "weight", "sizes", "keys"))
+    refused = [Refused(*entry) for entry in shards.list("refused")]
+    return Pairs(shards.folder.name, *columns, shards.list("captions"), refused)
+
+
+def _shard(rows: Iterable[Pair | Rejected], geometry: Geometry, workers: int, bar: Bar) -> Shard:
+    pairs: list[tuple[Pair, tuple[Placed, Placed]]] = []
+    refused: list[list] = []
+
+    def place(row: Pair | Rejected) -> tuple[Pair | Rejected, list[tuple] | Rejected]:
+        sides = row if isinstance(row, Rejected) else geometry.place(row)
+        # the bytes of the images are let go here, in the thread
+        return row, sides if isinstance(sides, Rejected) else [(side.frame.size, side.key) for side in sides]
+
+    at = -1
+    for row, sides in ahead(place, rows, workers):
+        bar.update(row.row != at)
+        at = row.row
+        if isinstance(sides, Rejected):
+            entry = [sides.place, sides.reason, row.row]
+            if entry not in refused[-1:]:  # a broken tie kept both ways
+                refused.append(entry)
+            continue
+        pairs.append((row, sides))
+    columns = {
+        "id": torch.tensor([pair.id for pair, _ in pairs], dtype=torch.int64, device="cpu"),
+        "row": torch.tensor([pair.row for pair, _ in pairs], dtype=torch.int64, device="cpu"),
+        "weight": torch.tensor([pair.weight for pair, _ in pairs], dtype=torch.float32, device="cpu"),
+        "sizes": torch.tensor(
+            [[size for size, _ in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"
+        ).view(-1, 2, 6),
+        "keys": torch.tensor(
+            [[_words(key) for _, key in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"
+        ).view(-1, 2, 2),
+    }
+    return Shard(columns=columns, lists={"captions": [pair.caption for pair, _ in pairs], "refused": refused})
+
+
+def _words(key: bytes) -> list[int]:
+    return np.frombuffer(key, "<i8").tolist()
+
+
+def key_bytes(words: Tensor) -> bytes:
+    """Return a key that is stored as two words as the bytes that it was."""
+    return words.numpy().astype("<i8").tobytes()

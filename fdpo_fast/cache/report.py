@@ -1,0 +1,71 @@
+"""What became of a source's rows, in figures and in words; and how many may be refused."""
+
+from __future__ import annotations
+
+from fdpo_fast.cache.pairs import Pairs
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.schema import Data
+from fdpo_fast.data.found import left_out, named, reasons, shapes
+from fdpo_fast.data.pairs import TIE, PairSource
+
+LOUD = 0.02
+"""The share of refused rows that is worth a warning."""
+
+
+def report(pairs: Pairs, source: PairSource, data: Data) -> dict:
+    """Return what became of the source's rows, for JSON.
+
+    That is rows, pairs, ties dropped, each refused row with place and reason, the files that are left out, by reason,
+    and how much of the images is cut off. Raises UserError where no pair is left, or more rows than `data.max_refused`
+    are refused.
+    """
+    corrupt = [row for row in pairs.refused if row.reason != TIE]
+    found = {
+        "rows": len(source),
+        "pairs": len(pairs),
+        "ties_dropped": len(pairs.refused) - len(corrupt),
+        "refused_rows": len({row.row for row in corrupt}),
+        "refused": [{"place": row.place, "reason": row.reason} for row in corrupt],
+        "split": source.split,
+        "left_out": left_out(source),
+        **shapes(pairs.sizes),
+    }
+    if not len(pairs):
+        raise UserError(f"data.source gives no pair to train on: {describe(found)}")
+    share = found["refused_rows"] / found["rows"]
+    if share > data.max_refused:
+        raise UserError(
+            f"{found['refused_rows']} of {found['rows']} rows of data.source ({share:.1%}) are refused, more than "
+            f"data.max_refused ({data.max_refused:.1%}): {reasons(found)}; mend them, or raise the key"
+        )
+    return found
+
+
+def warnings(found: dict) -> list[str]:
+    """List what of a report a person should see before training: many refused rows, cut captions, unlike shapes."""
+    said = []
+    if found["refused_rows"] > LOUD * found["rows"]:
+        share = found["refused_rows"] / found["rows"]
+        said.append(
+            f"{found['refused_rows']} of {found['rows']} rows of data.source ({share:.1%}) are refused: {reasons(found)}"
+            "; `fdpo data check` lists them"
+        )
+    return said
+
+
+def describe(found: dict) -> str:
+    """Put a `report` into a sentence."""
+    words = (
+        f"{found['rows']} rows, {found['pairs']} pairs, {found['ties_dropped']} ties dropped, refused: {reasons(found)}"
+    )
+    if found["split"]:
+        words += f"; split {found['split']} (data.split chooses)"
+    others = (f"{entry['files']} x {reason} ({named(entry)})" for reason, entry in found["left_out"].items())
+    if said := ", ".join(others):
+        words += f"; files left out: {said}"
+    if found["different_shapes"]:
+        cut = f"{found['cut_preferred']:.0%} of the preferred and {found['cut_dispreferred']:.0%} of the dispreferred"
+        words += f"; {found['different_shapes']} pairs differ in shape, {cut} is cut off on average"
+    if over := found.get("over_length"):
+        words += f"; {over} captions are longer than the text encoders read, and are cut"
+    return words

@@ -1,0 +1,92 @@
+"""How a JSON record of a pair or a ranking may look.
+
+A pair: `{"image_0": ..., "image_1": ..., "caption": ..., "prefer_0": 1, "prefer_1": 0}`, or with images whose keys say
+which is preferred. A ranking of any number of images: `{"images": [...], "caption": ..., "rank": [...]}`, 1 the best,
+equal ranks a tie; each two of its images become a pair. The names that HPDv2, HPDv3 and ImageReward have for these are
+read too. A key whose value is null counts as one that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fdpo_fast.data.pairs import Pair, Rejected, number, short
+from fdpo_fast.data.reading import Unusable
+
+_CAPTION = ("caption", "prompt", "text")
+_JUDGED = ("image_0", "image_1")
+_LABELS = (("prefer_0", "prefer_1"), ("label_0", "label_1"))
+_IN_ORDER = (("path1", "path2"), ("chosen", "rejected"), ("preferred", "dispreferred"), ("winner", "loser"))
+"""Keys of the preferred and the dispreferred image; the first are HPDv3's."""
+_IMAGES = ("images", "image_path", "file_path", "generations")
+_BEST_IS_LOWEST = ("rank", "ranking")
+_BEST_IS_HIGHEST = ("human_preference", "scores")
+RECORD = (*_JUDGED, *(key for keys in _IN_ORDER for key in keys), *_IMAGES)
+"""The keys of images, by which a file of records is known."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a record says: its images, one label for each, the larger the better, and the caption, or why it has none."""
+
+    images: list
+    labels: list
+    caption: object
+    listed: bool = True
+    """Whether the order of its images says nothing of which is preferred."""
+
+    def ordered(self, pairs: Iterable[Pair | Rejected]) -> Iterator[Pair | Rejected]:
+        """Yield pairs of this record, without an order of their images where that is the label."""
+        for pair in pairs:
+            yield pair if self.listed or isinstance(pair, Rejected) else replace(pair, first=None)
+
+
+def parse(raw: Any) -> Record:
+    """Read a record; Unusable where it is none, with what was found and what is looked for."""
+    if not isinstance(raw, dict):
+        raise Unusable(f"no JSON object: found {short(raw)}")
+    record = {key: value for key, value in raw.items() if value is not None}
+    caption = _first(record, _CAPTION)
+    if caption is None:
+        caption = Unusable(f"no caption: found the keys {', '.join(raw)}; looked for {', '.join(_CAPTION)}")
+    for one, other in _IN_ORDER:
+        if one in record and other in record:
+            return Record([record[one], record[other]], _shares(record), caption, listed=False)
+    if _JUDGED[0] in record:
+        images = [record.get(key) for key in _JUDGED]
+        labels = next(([record.get(k) for k in keys] for keys in _LABELS if any(k in record for k in keys)), [None] * 2)
+        return Record(images, labels, caption)
+    images, ranks, scores = (_first(record, keys) for keys in (_IMAGES, _BEST_IS_LOWEST, _BEST_IS_HIGHEST))
+    labels = [_negated(rank) for rank in ranks] if isinstance(ranks, list) else scores
+    if not isinstance(images, list) or not isinstance(labels, list):
+        raise Unusable(
+            f"neither a pair nor a ranking: found the keys {', '.join(raw) or 'none'}; a pair has image_0, image_1, "
+            "prefer_0 and prefer_1, a ranking has images and rank"
+        )
+    if len(images) < 2 or len(images) != len(labels):
+        raise Unusable(f"neither a pair nor a ranking: found {len(images)} images and {len(labels)} labels")
+    return Record(images, labels, caption)
+
+
+def _shares(record: dict) -> list:
+    """Return the labels of a pair whose first image is preferred: shares of votes where they say so too, or 1 and 0."""
+    votes = record.get("choice_dist")
+    counts = [number(vote) for vote in votes] if isinstance(votes, list) and len(votes) == 2 else []
+    confidence = number(record.get("confidence"))
+    if len(counts) == 2 and None not in counts and counts[0] > counts[1] >= 0:
+        return [counts[0] / sum(counts), counts[1] / sum(counts)]
+    if confidence is not None and 0.5 < confidence <= 1:
+        return [confidence, 1 - confidence]
+    return [1, 0]
+
+
+def _negated(rank: object) -> object:
+    """Return a rank, of which the lowest is the best, as a label; what is no number as it is."""
+    value = number(rank)
+    return rank if value is None else -value
+
+
+def _first(record: dict, names: tuple[str, ...]) -> Any:
+    return next((record[name] for name in names if name in record), None)

@@ -1,0 +1,147 @@
+"""Bytes from a disk or a network that may be gone for a moment: tried again, and never taken for a fault of the data.
+
+What is wrong with a file itself costs a row of the data. What is wrong with the way to it does not: after a few seconds
+of trying, the work stops with the place, and goes on from there when it is started again.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.progress import say
+
+PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Seconds between two tries."""
+_OWN = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+"""Errors that are of a name, whatever the state of its disk."""
+T = TypeVar("T")
+
+
+class Unusable(ValueError):
+    """What is stored cannot be used; the message says why."""
+
+
+class Unreachable(UserError):
+    """What is stored may be good, but the way to it is broken."""
+
+
+def patiently(read: Callable[[], T], name: str) -> T:
+    """Call `read` until it succeeds; Unreachable, with the name, where it fails a few seconds long.
+
+    A UserError or Unusable of `read` passes at once.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except (UserError, Unusable):
+            raise
+        except Exception as error:  # each file system and its network library has exceptions of its own
+            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if pause is None:
+                raise Unreachable(
+                    f"{name} cannot be read ({words}), tried for {sum(PAUSES):.0f} s: nothing is lost; when it can be "
+                    "read again, the same command goes on"
+                ) from None
+            if pause == PAUSES[1]:
+                say(f"{name} cannot be read ({words}): trying again")
+            time.sleep(pause)
+    raise AssertionError
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """Read a file that was there before.
+
+    Raises Unusable for what is no regular file, Unreachable where it cannot be read for a few seconds.
+    """
+
+    def read() -> bytes:
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise Unusable("it is no regular file")
+            return path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            if isinstance(error, OSError) and error.errno not in _OWN:
+                raise
+            raise Unusable(getattr(error, "strerror", None) or str(error)) from None
+
+    return patiently(read, name)
+
+
+class PatientFile(io.RawIOBase):
+    """A file for reading that is opened anew where reading fails.
+
+    Raises Unreachable where that does not help.
+    """
+
+    def __init__(self, open_file: Callable[[], io.IOBase], name: str, size: int) -> None:
+        super().__init__()
+        self._open, self._name, self._size = open_file, name, size
+        self._file: io.IOBase | None = None
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that any place in it can be read."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place, from the start, from here or from the end."""
+        self._at = (0, self._at, self._size)[whence] + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """Read `size` bytes, or all to the end."""
+        count = self._size - self._at if size is None or size < 0 else size
+
+        def read() -> bytes:
+            try:
+                if self._file is None:
+                    self._file = self._open()
+                self._file.seek(self._at)
+                return self._file.read(count)  # type: ignore[attr-defined]
+            except Exception:
+                self._file = None
+                raise
+
+        content = patiently(read, self._name)
+        self._at += len(content)
+        return content
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        """Fill a buffer; returns how many bytes there were."""
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def text(content: bytes) -> str:
+    """Decode text that is UTF-8, or says by its first bytes that it is UTF-16; Unusable where it is neither.
+
+    Line ends are made one kind, as by reading in text mode.
+    """
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        found = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unusable(not_utf8(error)) from None
+    return found.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Say where bytes are not UTF-8, and what they may be."""
+    byte = error.object[error.start]
+    return f"byte {byte:#04x} at {error.start} is not {error.encoding.upper()}, as of Windows-1252: save it as UTF-8"
