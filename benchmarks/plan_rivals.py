@@ -28,6 +28,7 @@ from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.memory.trace import trace, vae_passes
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.models.architecture import Architecture, read_architecture
+from fdpo_fast.models.family import without_decoder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CSV = Path(__file__).parent / "results/plan_rivals.csv"
@@ -44,6 +45,11 @@ class Autocast(Architecture):
         return unet
 
 
+def elements(module: nn.Module) -> int:
+    """Count the elements of all parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def rivals_account(config: Config, architecture: Architecture) -> Account:
     """The account of a script that has VAE and text encoders resident and encodes its pair at every step."""
     traced = trace(config, Autocast(**vars(architecture)))
@@ -51,10 +57,10 @@ def rivals_account(config: Config, architecture: Architecture) -> Account:
     if config.reference.mode == "live":  # it is frozen, in fp16
         account.add("reference model", "gpu", HALF * traced.trained - traced.trained_bytes)
     text = architecture.text_parameters
-    vae = sum(p.numel() for p in architecture.vae(torch.float16).parameters())
+    vae = architecture.vae(torch.float16)
     account.add("text encoders", "gpu", HALF * text)
-    account.add("VAE", "gpu", HALF * vae)
-    encoding = vae_passes(config, architecture)[0] - 4 * vae  # in float32
+    account.add("VAE", "gpu", HALF * elements(vae))
+    encoding = vae_passes(config, architecture).encoding - 4 * elements(without_decoder(vae))  # in float32
     before = sum(entry.size for entry in account.entries if entry.part == "activations" and "forward" in entry.phases)
     account.add("encoding", "gpu", max(HALF / 4 * encoding - before, 0), "forward")
     return account

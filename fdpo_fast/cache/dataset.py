@@ -25,13 +25,14 @@ from fdpo_fast.data.pairs import PairSource
 from fdpo_fast.files import digest
 from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
+from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.ops.constants import Stream
 from fdpo_fast.ops.pairs import both, to_pairs, to_rows
 from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
     from fdpo_fast.models.denoiser import Denoiser
-    from fdpo_fast.models.family import Family
+    from fdpo_fast.models.family import Family, ImageEncoder
 
 
 VERSION = 4  # of how reference errors are computed
@@ -48,6 +49,11 @@ class Batch:
     ref_error: Tensor | None  # [2b] float64, from the cache
 
 
+def image_encoder(config: Config, family: Family, device: torch.device) -> ImageEncoder:
+    """Load the VAE as the configuration has it encode the images of the pairs."""
+    return family.image_encoder(device, DTYPES[config.data.vae_dtype], config.data.vae_compile)
+
+
 class TrainingSet:
     """The pairs of a source. What a pair's visit looks like depends on (reference.seed, pair id, visit) alone."""
 
@@ -61,21 +67,23 @@ class TrainingSet:
             builder.rank.warn(words)
         check_embeddings(config, source, facts, found.captions)
         self.latents, self.images, pairs = cache_latents(
-            config, source, found, geometry, facts, lambda: family.image_encoder(self.device), builder
+            config, source, found, geometry, facts, lambda: image_encoder(config, family, self.device), builder
         )
         self.pairs, self.report = pairs, report(pairs, source, data)
         channels = self.latents.entry("image", int(self.images[0, 0])).shape[-3]
         if channels != facts.channels:
             raise UserError(f"latents have {channels} channels, the denoiser of model.base takes {facts.channels}")
-        self.text, self.entries = cache_text(
-            config, pairs, source, facts, family.text_encoder, family.excess, builder
-        )
+        self.text, self.entries = cache_text(config, pairs, source, facts, family.text_encoder, family.excess, builder)
         self.captions = pairs.captions
         self.caption = torch.tensor(
             [self.entries[caption] for caption in self.captions], dtype=torch.int64, device="cpu"
         )
         self.report["over_length"] = int((self.text.column("excess") > 0).sum())
-        self.report["caches"] = {"pairs": pairs.folder, "latents": self.latents.folder.name, "text": self.text.folder.name}
+        self.report["caches"] = {
+            "pairs": pairs.folder,
+            "latents": self.latents.folder.name,
+            "text": self.text.folder.name,
+        }
         self.stores = [self.latents, self.text]
         self.id, self.weight, self.sizes = pairs.id, pairs.weight, pairs.sizes
         self.seed, self.micro = config.reference.seed, config.train.pairs_per_micro_batch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.cache.build import Builder
+from fdpo_fast.cache.dataset import image_encoder
 from fdpo_fast.cache.latents import kept
 from fdpo_fast.cache.open import Prepared, cache_root, caches_of, look_for, reference_model
 from fdpo_fast.cache.pairs import Refused
@@ -44,8 +45,14 @@ def verify(config: Config, pairs: int, seed: int) -> None:
     prepared = caches_of(config, rank, Builder(cache_root(config), rank, complete=True))
     found = differences(prepared, rank, pairs, seed)
     failed = []
+    data = config.data
+    dtypes = {
+        "latents": (data.vae_dtype, data.cache_dtype),
+        "text": (data.cache_dtype,),
+        "reference": (config.model.dtype,),
+    }
     for kind, (difference, scale) in found.items():
-        limit = TOLERANCE[config.model.dtype if kind == "reference" else config.data.cache_dtype]
+        limit = max(TOLERANCE[dtype] for dtype in dtypes[kind])
         relative = difference / max(scale, 1e-30)
         rank.say(f"{kind}: largest difference {difference:.3g}, {relative:.2g} of the largest value (limit {limit:g})")
         if not relative <= limit:
@@ -54,7 +61,9 @@ def verify(config: Config, pairs: int, seed: int) -> None:
         raise UserError(f"{' and '.join(failed)} do not hold what is computed now: delete them")
     usable, refused = usable_now(prepared)
     if usable:
-        folders = (str(prepared.data.builder.root / prepared.data.report["caches"][kind]) for kind in ("pairs", "latents"))
+        folders = (
+            str(prepared.data.builder.root / prepared.data.report["caches"][kind]) for kind in ("pairs", "latents")
+        )
         raise UserError(
             f"{len(usable)} of {refused} rows that the cache refused can be used now, first {usable[0].place} "
             f"({usable[0].reason}): delete {' and '.join(folders)}, and run `fdpo cache` again"
@@ -128,7 +137,7 @@ def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, 
     """Compare the images at `positions`, decoded and encoded again; None where latents came ready."""
     config, data = prepared.config, prepared.data
     geometry, source, pieces = _geometry(prepared), open_source(config.data), []
-    encoder = prepared.family.image_encoder(rank.device)
+    encoder = image_encoder(config, prepared.family, rank.device)
     for position in positions.tolist():
         row = int(data.pairs.row[position])
         pair = next((one for one in source.read(row, row + 1) if _is(one, int(data.id[position]))), None)

@@ -106,10 +106,13 @@ class Data(Section):
     cache_dtype: Literal["fp32", "fp16", "bf16"] = Field(
         "fp32", description="of encoded latents and text embeddings on disk"
     )
+    vae_dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="of the VAE while caching; 16 bits with a VAE made for it, as sdxl-vae-fp16-fix"
+    )
+    vae_compile: bool = Field(False, description="the VAE's encoder by torch.compile while caching")
     latents: Literal["mode", "sample", "moments"] = Field(
         "mode", description="of the VAE's posterior: its mode, one fixed sample, or both moments, sampled at each visit"
     )
-    vae_dtype: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="of the VAE while caching")
     encode_batch: int | None = Field(
         None,
         ge=1,

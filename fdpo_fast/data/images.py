@@ -187,5 +187,6 @@ def _key(content: bytes, geometry: tuple) -> bytes:
 
 
 def to_vae(pixels: Tensor) -> Tensor:
-    """Turn uint8 pixels [n, 3, h, w] into the float32 in [-1, 1] that a VAE takes."""
-    return pixels.float() / 127.5 - 1
+    """Turn uint8 pixels [n, 3, h, w] into the float32 in [-1, 1] that a VAE takes, the same on every device."""
+    half = torch.full((), 127.5, dtype=torch.float32, device=pixels.device)
+    return pixels.float() / half - 1  # by a number, a GPU would multiply by its inverse, which rounds otherwise

@@ -178,7 +178,7 @@ def _weights(larger: float, smaller: float, rules: Rules) -> tuple[float, float]
     """Return the weight of a pair, and that of its mirrored half."""
     if larger == smaller:
         return 0.5, 0.5
-    shares = 0 < smaller and abs(larger + smaller - 1) < 1e-6
+    shares = smaller > 0 and abs(larger + smaller - 1) < 1e-6
     return {"decide": (1.0, 0.0), "weight": (larger - smaller, 0.0), "conservative": (larger, smaller)}[
         rules.votes if shares else "decide"
     ]
@@ -222,5 +222,3 @@ def in_text(value: str) -> bytes | None:
         return base64.b64decode(value.split(",", 1)[-1], validate=False)
     except (binascii.Error, ValueError):
         return None
-
-

@@ -34,6 +34,23 @@ CARDS: dict[str, Card] = {
 """A name stands for the card whose driver calls it so; the longest that fits counts, and "H100" is the SXM."""
 
 
+ENCODING = (0.25, 0.5)
+"""Lowest and highest share of a card's peak that a VAE's encoder is assumed to reach; not measured by us.
+
+It rests on one published timing, that of one image of 1024 x 1024 in diffusers' documentation of remote VAEs: 0.38 and
+0.42 of an RTX 4090, 0.51 and 0.52 of a 3090, in 16 bits and in float32 by the memory that is stated beside.
+"""
+TF32 = 0.5
+"""The peak in TF32 as a share of that in bf16: torch computes convolutions in float32 so, unless it is told not to."""
+
+
+def encoding_hours(card: Card, flops: float, vae_dtype: str) -> tuple[float, float]:
+    """Estimate the hours of a VAE's encoder at the highest and at the lowest share of the card's peak."""
+    peak = card.tflops * 1e12 * (TF32 if vae_dtype == "fp32" else 1)
+    slow, fast = (flops / (share * peak) / 3600 for share in ENCODING)
+    return fast, slow
+
+
 def seconds(card: Card, model_flops: float, run_flops: float) -> tuple[float, float] | None:
     """Return the seconds at the fastest and at the slowest published utilisation; None for a card without one.
 

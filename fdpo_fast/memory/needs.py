@@ -77,13 +77,13 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
     """Find the needs of a configuration whose micro-batch was traced; `ready` is looked up if it is None."""
     ready = ready or brought(config, architecture)
     account = step_account(config, traced, ranks, gpu=True)
-    encode, decode = vae_passes(config, architecture)
+    vae = vae_passes(config, architecture)
     width = DTYPES[config.model.dtype].itemsize
     text = architecture.text_parameters
     everything = traced.trained_bytes + traced.frozen_bytes
     beside: dict[str, float] = {}
     if not ready.latents:
-        beside["caching images"] = encode
+        beside["caching images"] = vae.encoding
     if not ready.text:
         beside["caching text"] = 4.0 * text
     if config.reference.mode == "cached":
@@ -97,7 +97,7 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
         )
         # with guidance every image of a prompt is in the denoiser's batch twice
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
-        beside["sample grids"] = resting + width * text + max(decode, traced.inference * share)
+        beside["sample grids"] = resting + width * text + max(vae.decoding, traced.inference * share)
     starting = float(everything)
     if config.bf16_masters and account.total("step", "host"):
         # flat weights, master and gradients are made beside what is read, before `optim/zero.py` makes them one
@@ -205,6 +205,10 @@ class Plan:
     disk_from: str
     rungs: dict[str, tuple[Config, Needs]]
     prices: dict[str, Price]
+    images: int
+    """The most images that are encoded; none where latents come ready, or nobody knows how many."""
+    image_flops: int
+    """FLOPs of encoding one of them."""
 
     @property
     def rung(self) -> str | None:
@@ -244,6 +248,8 @@ def make_plan(config: Config, ranks: int) -> Plan:
         *disk(config, architecture, traced),
         rungs,
         prices,
+        0 if ready.latents else 2 * _rows(config)[0],
+        vae_passes(config, architecture).flops,
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from fdpo_fast.config.run import Config
 from fdpo_fast.files import replacing
 from fdpo_fast.memory.account import GIB, PHASES, Account
-from fdpo_fast.memory.cards import CARDS, seconds
+from fdpo_fast.memory.cards import CARDS, ENCODING, encoding_hours, seconds
 from fdpo_fast.memory.ladder import RUNGS
 from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, make_plan, with_allowances
 from fdpo_fast.models import quiet_libraries
+from fdpo_fast.models.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def figures(plan: Plan, machine: Machine) -> dict:
         },
         "step": {"tflop_a_gpu": round(_tflop(plan, machine), 3), "seconds": _seconds(plan, machine)},
         "seconds_a_pair": {
-            name: {"from": float(f"{fast:.3g}"), "to": float(f"{slow:.3g}"), "measured_by": CARDS[name].source}
-            for name, (fast, slow) in _on_cards(plan, machine).items()
+            name: {**_range(ends), "measured_by": CARDS[name].source} for name, ends in _on_cards(plan, machine).items()
         },
+        "encoding": _encoding(plan, machine),
         "architecture": plan.architecture.source,
         "gpus": machine.gpus,
     }
@@ -99,6 +100,26 @@ def _on_cards(plan: Plan, machine: Machine) -> dict[str, tuple[float, float]]:
     cards = {machine.card: CARDS[machine.card]} if machine.card else CARDS
     estimates = {name: seconds(card, plan.prices["off"].flops, runs) for name, card in cards.items()}
     return {name: value for name, value in estimates.items() if value}
+
+
+def _encoding(plan: Plan, machine: Machine) -> dict | None:
+    """Return the images to encode, the work, and estimated hours by card and `data.vae_dtype`; None without images."""
+    if not plan.images:
+        return None
+    work = plan.images * plan.image_flops / machine.gpus
+    return {
+        "images": plan.images,
+        "tflop_an_image": float(f"{plan.image_flops / 1e12:.3g}"),
+        "of_peak": {"from": ENCODING[0], "to": ENCODING[1]},
+        "hours": {
+            name: {dtype: _range(encoding_hours(CARDS[name], work, dtype)) for dtype in DTYPES}
+            for name in ([machine.card] if machine.card else CARDS)
+        },
+    }
+
+
+def _range(ends: tuple[float, float]) -> dict[str, float]:
+    return {name: float(f"{value:.3g}") for name, value in zip(("from", "to"), ends, strict=True)}
 
 
 def table(plan: Plan, config_file: str, machine: Machine) -> Iterator[str]:
@@ -136,6 +157,7 @@ def table(plan: Plan, config_file: str, machine: Machine) -> Iterator[str]:
     else:
         yield f"a step's forward and backward: {_tflop(plan, machine):,.0f} TFLOP a GPU; --tflops gives seconds"
     yield from _card_lines(plan, machine)
+    yield from _encoding_lines(plan, machine)
 
     yield f"\n{'rung':5}{'GPU tensors':>12}{'GPU total':>11}{'host':>8}  GPU fullest in, and what it is"
     for name, (_, rung_needs) in plan.rungs.items():
@@ -156,6 +178,24 @@ def _card_lines(plan: Plan, machine: Machine) -> Iterator[str]:
     )
     yield "seconds a pair, estimated from others' published MFU and not measured by us: " + ", ".join(ranges)
     yield "    of " + "; ".join(f"{name}: {CARDS[name].source}" for name in estimates)
+
+
+def _encoding_lines(plan: Plan, machine: Machine) -> Iterator[str]:
+    """Yield how long a GPU encodes the images, and what that rests on; nothing where there are none to encode."""
+    found, here = _encoding(plan, machine), plan.config.data.vae_dtype
+    if found is None:
+        return
+    work = f"encoding {plan.images:,} images at the most: {found['tflop_an_image']} TFLOP each"
+    if machine.card is None:
+        yield f"{work}; --card estimates the hours"
+        return
+    hours = {dtype: f"{ends['from']} to {ends['to']} h" for dtype, ends in found["hours"][machine.card].items()}
+    gpus = f"{machine.gpus} x " * (machine.gpus > 1)
+    faster = f"; data.vae_dtype bf16: {hours['bf16']}" * (here == "fp32")
+    yield f"{work}, on {gpus}{machine.card} {hours[here]}{faster}"
+    low, high = ENCODING
+    peak = f"the card's peak{' in TF32, as torch computes fp32 there' * (here == 'fp32')}"
+    yield f"    estimated at {low:.0%} to {high:.0%} of {peak}, after others' timings and not measured by us"
 
 
 def _names(account: Account) -> list[str]:

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdpo_fast.config.run import Config
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory.tracker import HostAttention, Tracker
 from fdpo_fast.models import trainable
 from fdpo_fast.models.architecture import Architecture
+from fdpo_fast.models.family import without_decoder
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import CHECKPOINTING
 from fdpo_fast.progress import progress
@@ -145,30 +147,44 @@ def flops(config: Config, architecture: Architecture) -> int:
     return trace(config, architecture).work(config)
 
 
-def vae_passes(config: Config, architecture: Architecture) -> tuple[int, int]:
-    """Return the most bytes that a VAE takes, weights included, to encode and to decode.
+class VAEPasses(NamedTuple):
+    """The most bytes that a VAE takes, weights included, and its work."""
 
-    Encoding a batch of images in float32 fills the cache of latents; decoding one in the policy's dtype draws sample
-    grids.
-    """
+    encoding: int
+    """Bytes for a batch of images in `data.vae_dtype`, which fills the cache of latents; of the weights those used."""
+    decoding: int
+    """Bytes for one image in the policy's dtype, which draws sample grids."""
+    flops: int
+    """FLOPs of encoding one image."""
+
+
+def vae_passes(config: Config, architecture: Architecture) -> VAEPasses:
+    """Trace what fills the cache of latents and what draws sample grids, at `data.resolution`."""
     data = config.data
-    return _vae_passes(architecture, data.resolution, data.encoded_at_once, DTYPES[config.model.dtype])
+    dtypes = DTYPES[data.vae_dtype], DTYPES[config.model.dtype]
+    return _vae_passes(architecture, data.resolution, data.encoded_at_once, *dtypes)
 
 
 @lru_cache(maxsize=8)
-def _vae_passes(architecture: Architecture, side: int, batch: int, dtype: torch.dtype) -> tuple[int, int]:
+def _vae_passes(
+    architecture: Architecture, side: int, batch: int, encoder: torch.dtype, decoder: torch.dtype
+) -> VAEPasses:
     encode, decode, small = Tracker(), Tracker(), side // architecture.factors()[0]
     with HostAttention(), torch.no_grad():
-        vae = architecture.vae(torch.float32).eval()
+        vae = without_decoder(architecture.vae(encoder)).eval()
         encode.ignore(vae)
-        images = torch.zeros(batch, 3, side, side, device="meta", dtype=torch.float32)
+        images = torch.zeros(batch, 3, side, side, device="meta", dtype=encoder)
         with encode:
             posterior = vae.encode(images).latent_dist
             posterior.mean, posterior.std  # noqa: B018  # as `Family.image_encoder` takes them
-        weights = sum(p.numel() for p in vae.parameters())
-        vae = architecture.vae(dtype).eval()
+        held = images.nbytes + _bytes(vae)
+        vae = architecture.vae(decoder).eval()
         decode.ignore(vae)
-        latents = torch.zeros(1, vae.config.latent_channels, small, small, dtype=dtype, device="meta")
+        latents = torch.zeros(1, vae.config.latent_channels, small, small, dtype=decoder, device="meta")
         with decode:
             vae.decode(latents)
-    return encode.peak + images.nbytes + 4 * weights, decode.peak + dtype.itemsize * weights
+    return VAEPasses(encode.peak + held, decode.peak + _bytes(vae), encode.flops // batch)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())

@@ -13,6 +13,7 @@ from typing import ClassVar, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from fdpo_fast import noise
@@ -46,6 +47,12 @@ def has_adapter(folder: Path) -> bool:
 def shrinks(config: dict) -> int:
     """Return by how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
     return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def without_decoder(vae: AutoencoderKL) -> AutoencoderKL:
+    """Take from a VAE, in place, the half that encoding has no use for."""
+    vae.decoder = vae.post_quant_conv = None
+    return vae
 
 
 @dataclass(frozen=True)
@@ -143,20 +150,30 @@ class Family(ABC):
 
     # --- encoders, needed only to fill caches and to draw samples ---
 
-    def load_vae(self) -> AutoencoderKL:
-        """Load the VAE in float32 on the CPU."""
-        return AutoencoderKL.from_pretrained(self.vae, use_safetensors=True, torch_dtype=torch.float32)
+    def load_vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+        """Load the VAE in `dtype` on the CPU."""
+        return AutoencoderKL.from_pretrained(self.vae, use_safetensors=True, torch_dtype=dtype)
 
-    def image_encoder(self, device: torch.device) -> ImageEncoder:
-        """Return a function of images [n, 3, h, w] in [-1, 1] that gives their latents' mean and standard deviation.
+    def image_encoder(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, compiled: bool = False
+    ) -> ImageEncoder:
+        """Return a function of uint8 pixels [n, 3, h, w] on the CPU that gives their latents' mean and deviation.
 
-        Both are scaled as the denoiser takes them, [n, c, h/f, w/f].
+        Both are float32 on the device and scaled as the denoiser takes them, [n, c, h/f, w/f]. The VAE computes in
+        `dtype`. Nothing waits for a GPU: the next pixels can be handed over while it is at work on these.
         """
-        vae = self.load_vae().to(device).eval()
+        vae, cuda = without_decoder(self.load_vae(dtype)).eval(), device.type == "cuda"
+        layout = torch.channels_last if cuda or dtype != torch.float32 else torch.preserve_format
+        vae.to(device, memory_format=layout)
+        if compiled:
+            vae.encoder.compile()
 
         @torch.inference_mode()
-        def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-            posterior = vae.encode(to_vae(images.to(device))).latent_dist
+        def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            handed = pixels.pin_memory() if cuda else pixels
+            images = to_vae(handed.to(device, non_blocking=True)).to(dtype, memory_format=layout)
+            parameters = vae.encode(images).latent_dist.parameters
+            posterior = DiagonalGaussianDistribution(parameters.float())
             scale = vae.config.scaling_factor
             return (posterior.mean - (vae.config.shift_factor or 0)) * scale, posterior.std * scale
 

@@ -112,13 +112,17 @@ def _first(what: str, said: list[str]) -> Iterator[str]:
 def parts(findings: Findings, sheet: Sheet, config: Config) -> Iterator[Part]:
     """Yield the parts of a page about a source."""
     counts = lines(findings, config.data.source, config.data.ties)
-    yield Part("What is there", table=Table(("figure", "value"), tuple((name, short(text)) for name, text in counts), "lw"))
+    yield Part(
+        "What is there", table=Table(("figure", "value"), tuple((name, short(text)) for name, text in counts), "lw")
+    )
     if sheet.pairs:
         about = f"Up to {SHOWN} pairs drawn at random, cut as they are going to be trained on."
         yield Part("Pairs", (about,), samples=tuple(map(_shown, sheet.pairs)))
     if findings.sizes:
         rows = tuple((size, f"{count:,}") for size, count in [*findings.sizes.items()][:_ROWS])
-        yield Part("Sizes", table=Table(("width x height", "images"), rows, "lr"), folded=f"{len(findings.sizes)} sizes")
+        yield Part(
+            "Sizes", table=Table(("width x height", "images"), rows, "lr"), folded=f"{len(findings.sizes)} sizes"
+        )
     if sheet.refused:
         about = f"The first {len(sheet.refused)} of {len(findings.refused)}, with what of their images can be shown."
         yield Part("Refused", (about,), samples=tuple(map(_shown, sheet.refused)))
@@ -131,4 +135,3 @@ def parts(findings: Findings, sheet: Sheet, config: Config) -> Iterator[Part]:
 
 def _shown(shown: Shown) -> Samples:
     return Samples(short(shown.words), tuple(strip(short(name), [image]) for name, image in shown.images))
-

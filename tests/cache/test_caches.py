@@ -257,7 +257,9 @@ def test_equal_caches_have_equal_bytes(training_set, tmp_path):
 
 def test_too_small_a_disk_is_refused_at_once(training_set, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000}))
-    with pytest.raises(ValueError, match=r"the latents cache needs about .* KiB and .* has 9.8 KiB: set data.cache_dir"):
+    with pytest.raises(
+        ValueError, match=r"the latents cache needs about .* KiB and .* has 9.8 KiB: set data.cache_dir"
+    ):
         training_set()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.images import UNREADABLE, Geometry, cut, decode
+from fdpo_fast.data.images import UNREADABLE, Geometry, cut, decode, to_vae
 from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected
 from tests.helpers.pictures import RED, encoded, jpeg, noisy_jpeg
 
@@ -156,3 +156,11 @@ def test_what_an_image_library_calls_a_wrong_value_refuses_the_row(tmp_path):
     broken = tmp_path / "w.png"
     broken.write_bytes(b"P6 32b 32 255\n" + bytes(3072))
     assert isinstance(geometry().place(pair(broken, RED)), Rejected)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_a_vae_takes_is_one_on_every_device(device):
+    """Divided as numpy divides in float32, where a GPU would rather multiply by an inverse."""
+    values = np.arange(256, dtype=np.uint8)
+    want = values.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    assert torch.equal(to_vae(torch.from_numpy(values).to(device)).cpu(), torch.from_numpy(want))

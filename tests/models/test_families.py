@@ -41,14 +41,62 @@ def test_embeddings_are_the_pipelines_own(model, folders):
             torch.testing.assert_close(ours[key][row : row + 1], tensor)
 
 
-def test_latents_are_the_vaes(model):
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    mean, std = model.image_encoder(torch.device("cpu"))(images)
+def their_latents(model, pixels):
+    """The moments by the whole VAE of diffusers in float32, of images in [-1, 1]."""
     autoencoder = AutoencoderKL.from_pretrained(model.base, subfolder="vae")
     with torch.no_grad():
-        posterior = autoencoder.encode(images).latent_dist
-    torch.testing.assert_close(mean, posterior.mean * autoencoder.config.scaling_factor)
-    torch.testing.assert_close(std, posterior.std * autoencoder.config.scaling_factor)
+        posterior = autoencoder.encode(pixels.float() / 127.5 - 1).latent_dist
+    return posterior.mean * autoencoder.config.scaling_factor, posterior.std * autoencoder.config.scaling_factor
+
+
+def pixels(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("stored", ["planes", "rows"])
+def test_latents_are_the_vaes(model, stored):
+    """To the bit, in whichever layout the pixels come: a decoded image's channels lie together."""
+    images = pixels(2, 3, 64, 48) if stored == "planes" else pixels(2, 64, 48, 3).permute(0, 3, 1, 2)
+    for ours, theirs in zip(
+        model.image_encoder(torch.device("cpu"))(images), their_latents(model, images), strict=True
+    ):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_latents_in_sixteen_bits(model, dtype, rtol):
+    """They are near those in float32, not equal to them, and come in float32."""
+    images = pixels(2, 3, 64, 64)
+    found = model.image_encoder(torch.device("cpu"), dtype)(images)
+    for ours, theirs in zip(found, their_latents(model, images), strict=True):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - theirs).abs().max() < rtol * theirs.abs().max()
+
+
+@pytest.mark.slow
+def test_latents_by_a_compiled_vae(model):
+    """Of one batch, and of a rest of another size."""
+    encode = model.image_encoder(torch.device("cpu"), compiled=True)
+    for images in (pixels(3, 3, 64, 64), pixels(2, 3, 64, 32)):
+        for ours, theirs in zip(encode(images), their_latents(model, images), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 4e-3), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_latents_on_a_gpu(model, dtype, rtol):
+    """They come on the GPU, without the host waiting for it; convolutions in float32 run in TF32."""
+    encode, images = model.image_encoder(torch.device("cuda"), dtype), pixels(2, 3, 64, 64)
+    encode(images)  # the kernels are chosen
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = encode(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(found, their_latents(model, images), strict=True):
+        assert (ours.device.type, ours.dtype) == ("cuda", torch.float32)
+        assert (ours.cpu() - theirs).abs().max() < rtol * theirs.abs().max()
 
 
 @pytest.mark.parametrize("name", ["sd", "v"])

@@ -12,8 +12,8 @@ from PIL import Image
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.decode import SUFFIXES
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared
-from fdpo_fast.data.reading import Unusable, read_file, text
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
+from fdpo_fast.data.reading import Unusable, read_file, text
 from fdpo_fast.files import digest, file_digest, stamp
 
 SIDES = ("w", "l")

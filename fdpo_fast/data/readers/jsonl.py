@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, Side, compared, in_text, short
-from fdpo_fast.data.reading import Unusable, not_utf8, patiently, read_file, text
 from fdpo_fast.data.readers.records import RECORD, Record, parse
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
+from fdpo_fast.data.reading import Unusable, not_utf8, patiently, read_file, text
 from fdpo_fast.files import digest, file_digest, stamp
 
 METADATA = "metadata.jsonl"

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut, Pair, ReadyLatents, Rejected, Rules, compared
-from fdpo_fast.data.reading import Unusable
 from fdpo_fast.data.readers.parquet import ParquetRows
+from fdpo_fast.data.reading import Unusable
 
 _LATENTS = ("latents_0", "latents_1")
 COLUMNS = ["caption", *_LATENTS, "label_0", "label_1"]

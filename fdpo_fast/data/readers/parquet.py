@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from fdpo_fast.config.errors import UserError, did_you_mean
 from fdpo_fast.data.pairs import LeftOut, Rejected
-from fdpo_fast.data.reading import PatientFile, Unreachable, patiently
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable
+from fdpo_fast.data.reading import PatientFile, Unreachable, patiently
 from fdpo_fast.files import is_hub_name
 
 _ROWS_AT_ONCE = 64  # two images each
