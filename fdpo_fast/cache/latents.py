@@ -23,7 +23,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import Pair, PairSource, ReadyLatents, Rejected
 from fdpo_fast.data.prefetch import ahead
-from fdpo_fast.data.reading import Unusable
+from fdpo_fast.data.reading import UnusableError
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.progress import Bar
 
@@ -170,7 +170,7 @@ def _decoded(pair: Pair, wanted: Wanted, geometry: Geometry) -> list[_Image]:
             continue
         try:
             pixels: Tensor | str = placed.pixels(geometry.data.max_megapixels)
-        except Unusable as error:
+        except UnusableError as error:
             pixels = str(error)
         found.append(_Image(number, key, pair.place, pixels, False))
     return found

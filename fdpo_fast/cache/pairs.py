@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from fdpo_fast.cache.build import Builder, Cache, lineage
 from fdpo_fast.cache.shards import VERSION, Shard, Shards
 from fdpo_fast.config.run import Config
-from fdpo_fast.data.images import Geometry, Placed
+from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import Pair, PairSource, Rejected
 from fdpo_fast.data.prefetch import ahead
 from fdpo_fast.progress import Bar
@@ -30,6 +30,9 @@ class Refused(NamedTuple):
     place: str
     reason: str
     row: int
+
+
+_COLUMNS = ("id", "row", "weight", "sizes", "keys")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Pairs:
     def distinct(self) -> tuple[Tensor, Tensor]:
         """Number the images in the order in which they come first.
 
-        Returns the numbers of each pair's images, [n, 2], and where each image comes first, as 2 * pair + side, [images].
+        Returns the numbers of each pair's images, [n, 2], and where each image comes first, 2 * pair + side, [images].
         """
         both = np.ascontiguousarray(self.keys.numpy()).reshape(-1, 2).view([("a", "<i8"), ("b", "<i8")]).ravel()
         _, first, inverse = np.unique(both, return_index=True, return_inverse=True)
@@ -68,9 +71,13 @@ class Pairs:
     def without(self, bad: list[bool], refused: list[Refused]) -> Pairs:
         """Return the pairs that are not `bad`; those that are go to the refused ones."""
         kept = torch.tensor([not is_bad for is_bad in bad], dtype=torch.bool, device="cpu")
-        columns = (tensor[kept] for tensor in (self.id, self.row, self.weight, self.sizes, self.keys))
         captions = [caption for caption, is_bad in zip(self.captions, bad, strict=True) if not is_bad]
-        return Pairs(self.folder, *columns, captions, sorted(self.refused + refused, key=lambda one: one.row))
+        return replace(
+            self,
+            **{name: getattr(self, name)[kept] for name in _COLUMNS},
+            captions=captions,
+            refused=sorted(self.refused + refused, key=lambda one: one.row),
+        )
 
 
 def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder: Builder) -> Pairs:
@@ -94,13 +101,13 @@ def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder:
 
     items = [min(data.shard_rows, len(source) - at) for at in range(0, len(source), data.shard_rows)]
     shards = Shards(builder.build(Cache("pairs", manifest, lineage(config), items, "rows", make)), by="id")
-    columns = (shards.column(name) for name in ("id", "row", "weight", "sizes", "keys"))
+    columns = {name: shards.column(name) for name in _COLUMNS}
     refused = [Refused(*entry) for entry in shards.list("refused")]
-    return Pairs(shards.folder.name, *columns, shards.list("captions"), refused)
+    return Pairs(shards.folder.name, **columns, captions=shards.list("captions"), refused=refused)
 
 
 def _shard(rows: Iterable[Pair | Rejected], geometry: Geometry, workers: int, bar: Bar) -> Shard:
-    pairs: list[tuple[Pair, tuple[Placed, Placed]]] = []
+    pairs: list[tuple[Pair, list[tuple]]] = []
     refused: list[list] = []
 
     def place(row: Pair | Rejected) -> tuple[Pair | Rejected, list[tuple] | Rejected]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fdpo_fast.cache.pairs import Pairs
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
@@ -20,7 +22,7 @@ def report(pairs: Pairs, source: PairSource, data: Data) -> dict:
     are refused.
     """
     corrupt = [row for row in pairs.refused if row.reason != TIE]
-    found = {
+    found: dict[str, Any] = {
         "rows": len(source),
         "pairs": len(pairs),
         "ties_dropped": len(pairs.refused) - len(corrupt),
@@ -47,8 +49,8 @@ def warnings(found: dict) -> list[str]:
     if found["refused_rows"] > LOUD * found["rows"]:
         share = found["refused_rows"] / found["rows"]
         said.append(
-            f"{found['refused_rows']} of {found['rows']} rows of data.source ({share:.1%}) are refused: {reasons(found)}"
-            "; `fdpo data check` lists them"
+            f"{found['refused_rows']} of {found['rows']} rows of data.source ({share:.1%}) are refused: "
+            f"{reasons(found)}; `fdpo data check` lists them"
         )
     return said
 

@@ -41,8 +41,8 @@ def check_embeddings(config: Config, source: PairSource, facts: Facts, captions:
         shape, taken = found[key], facts.text_shapes[key]
         if len(shape) != len(taken) or shape[-1] != taken[-1]:
             raise UserError(
-                f"'{key}' of data.source is {list(shape)}, and model.base takes {list(taken)}: encode the captions with "
-                "its own text encoders, or leave the columns out"
+                f"'{key}' of data.source is {list(shape)}, and model.base takes {list(taken)}: encode the captions "
+                "with its own text encoders, or leave the columns out"
             )
         if shape != taken and config.data.caption_dropout and captions is not None and "" not in captions:
             raise UserError(

@@ -20,7 +20,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, brought_by
 from fdpo_fast.data.readers.detect import open_source
-from fdpo_fast.data.reading import Unusable
+from fdpo_fast.data.reading import UnusableError
 from fdpo_fast.distributed import Rank, start_processes
 from fdpo_fast.progress import progress
 
@@ -123,7 +123,7 @@ def _reason(item: Pair | Rejected, geometry: Geometry) -> str | None:
         for side in sides:
             if not isinstance(side.side, ReadyLatents):
                 side.pixels(geometry.data.max_megapixels)
-    except Unusable as error:
+    except UnusableError as error:
         return str(error)
     return None
 

@@ -18,7 +18,7 @@ from fdpo_fast.data.found import shapes
 from fdpo_fast.data.images import Geometry, Placed
 from fdpo_fast.data.pairs import TIE, Pair, Picture, ReadyLatents, Rejected
 from fdpo_fast.data.prefetch import ahead
-from fdpo_fast.data.reading import Unreachable, Unusable
+from fdpo_fast.data.reading import UnreachableError, UnusableError
 
 SHOWN, SHOWN_REFUSED, SIDE = 24, 24, 192
 """How many pairs and refused rows a sheet has, and the side of an image on it in pixels."""
@@ -73,8 +73,11 @@ class Sheet:
     refused: list[Shown] = field(default_factory=list)
 
 
+Size6 = tuple[int, int, int, int, int, int]
+
+
 class _Look(NamedTuple):
-    sides: list[tuple[bytes, tuple[int, ...]]] | Rejected
+    sides: list[tuple[bytes, Size6]] | Rejected
     """The digest of both sides of a pair and `Frame.size`, or why it has none."""
     shown: list[tuple[str, Image.Image]]
 
@@ -97,7 +100,7 @@ def examine(
     images: set[bytes] = set()
     pairs: set[bytes] = set()
     sizes: Counter[str] = Counter()
-    frames: list[list[tuple[int, ...]]] = []
+    frames: list[list[Size6]] = []
 
     def look(row: Pair | Rejected) -> tuple[Pair | Rejected, _Look]:
         return row, _look(row, geometry, row.row in chosen)
@@ -157,7 +160,7 @@ def _look(row: Pair | Rejected, geometry: Geometry, shown: bool) -> _Look:
                 pixels = side.pixels(geometry.data.max_megapixels)
                 if shown:
                     images.append((name, _small(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))
-        except Unusable as error:
+        except UnusableError as error:
             assert isinstance(row, Pair)
             pictures = [side for side in (row.preferred, row.dispreferred) if isinstance(side, Picture)]
             return _Look(Rejected(row.place, str(error), row.row), _whole(pictures))
@@ -171,7 +174,7 @@ def _whole(pictures: Iterable[Picture]) -> list[tuple[str, Image.Image]]:
     for picture in pictures:
         try:
             shown.append((picture.name, _small(decode(picture.read(), megapixels=64))))
-        except (Unusable, Unreadable, Unreachable):
+        except (UnusableError, Unreadable, UnreachableError):
             continue
     return shown
 

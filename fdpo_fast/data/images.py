@@ -18,7 +18,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.decode import Unreadable, decode, size_of
 from fdpo_fast.data.pairs import Pair, Picture, ReadyLatents, Rejected
-from fdpo_fast.data.reading import Unreachable, Unusable
+from fdpo_fast.data.reading import UnreachableError, UnusableError
 from fdpo_fast.ops.constants import Stream
 
 Size = tuple[int, int]
@@ -50,13 +50,13 @@ class Placed(NamedTuple):
     """What sentences call the image."""
 
     def pixels(self, megapixels: float) -> Tensor:
-        """Decode the image and cut it: [3, h, w] uint8. Raises Unusable where it does not decode."""
+        """Decode the image and cut it: [3, h, w] uint8. Raises UnusableError where it does not decode."""
         if isinstance(self.side, ReadyLatents):
             raise TypeError("latents have no pixels")
         try:
             return cut(decode(self.side, megapixels), self.frame)
         except Unreadable as error:
-            raise Unusable(f"an image does not decode: {self.name}: {error}") from None
+            raise UnusableError(f"an image does not decode: {self.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Geometry:
     def place(self, pair: Pair) -> tuple[Placed, Placed] | Rejected:
         """Read both sides of a pair and find how they are cut, without decoding them, or say why that cannot be done.
 
-        Raises Unreachable, with the pair's place, where an image cannot be read for now.
+        Raises UnreachableError, with the pair's place, where an image cannot be read for now.
         """
         sides = pair.preferred, pair.dispreferred
         ready = [side for side in sides if isinstance(side, ReadyLatents)]
@@ -104,9 +104,9 @@ class Geometry:
             try:
                 contents.append(picture.read())
                 sizes.append(size_of(contents[-1], self.data.max_megapixels))
-            except Unreachable as error:
-                raise Unreachable(f"{pair.place}: {error}") from None
-            except (Unusable, Unreadable) as error:
+            except UnreachableError as error:
+                raise UnreachableError(f"{pair.place}: {error}") from None
+            except (UnusableError, Unreadable) as error:
                 reason = f"an image does not decode: {picture.name}: {error}"
                 return Rejected(pair.place, reason, pair.row, tuple(pictures))
         frames = self.frames(pair.id, sizes)

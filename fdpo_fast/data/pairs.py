@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from fdpo_fast.data.reading import Unusable, read_file
+from fdpo_fast.data.reading import UnusableError, read_file
 
 
 class ReadyLatents(NamedTuple):
@@ -34,7 +34,10 @@ class Picture(NamedTuple):
     content: bytes | Path
 
     def read(self) -> bytes:
-        """Return the stored bytes; Unusable for a file that is none, Unreachable for one that cannot be read now."""
+        """Return the stored bytes.
+
+        Raises UnusableError for a file that is none, UnreachableError for one that cannot be read now.
+        """
         return self.content if isinstance(self.content, bytes) else read_file(self.content, str(self.content))
 
 
@@ -141,37 +144,35 @@ def compared(
 ) -> Iterator[Pair | Rejected]:
     """Yield the pair of two images by how each was judged: the larger label is preferred, equal ones are a tie.
 
-    In place of an image, or of the caption, stands why there is none. A tie is dropped, or ("half") kept both ways at half weight. Two
-    shares of votes, which add up to 1, decide; or ("weight") their difference weighs the loss; or ("conservative") the
-    pair is kept both ways, each at the weight of its share: the loss of a label that is right with that probability.
-    The mirrored half has `id` + 1, so ids go in twos.
+    In place of an image, or of the caption, stands why there is none. A tie is dropped, or ("half") kept both ways at
+    half weight. Two shares of votes, which add up to 1, decide; or ("weight") their difference weighs the loss; or
+    ("conservative") the pair is kept both ways, each at the weight of its share: the loss of a label that is right with
+    that probability. The mirrored half has `id` + 1, so ids go in twos.
     """
-    first, second = (number(label) for label in labels)
-    missing = [side for side in sides if isinstance(side, str)]
+    values = [value for label in labels if (value := number(label)) is not None]
+    there = [side for side in sides if not isinstance(side, str)]
     reason = None
-    if first is None or second is None:
+    if len(values) < 2:
         reason = f"no valid label: found {short(labels[0])} and {short(labels[1])}"
-    elif isinstance(caption, Unusable):
+    elif isinstance(caption, UnusableError):
         reason = str(caption)
-    elif not isinstance(caption, str):
-        reason = f"no caption: found {short(caption)}"
-    elif half := half_a_letter(caption):
-        reason = f"the caption is no text: {half}"
-    elif missing:
-        reason = f"an image is missing: {missing[0]}"
-    elif first == second and rules.ties == "drop":
+    elif half := why_no_text(caption):
+        reason = half
+    elif len(there) < 2:
+        reason = f"an image is missing: {next(side for side in sides if isinstance(side, str))}"
+    elif values[0] == values[1] and rules.ties == "drop":
         reason = TIE
-    if reason:
-        yield Rejected(place, reason, row, tuple(side for side in sides if isinstance(side, Picture)))
-    else:
-        one, other = (side for side in sides if not isinstance(side, str))
-        if second > first:
-            one, other = other, one
-        in_order = None if first == second else first > second
-        more, less = _weights(max(first, second), min(first, second), rules)
-        yield Pair(id, place, caption, one, other, more, in_order, row)
-        if less:
-            yield Pair(id + 1, place, caption, other, one, less, None, row)
+    if reason is not None:
+        yield Rejected(place, reason, row, tuple(side for side in there if isinstance(side, Picture)))
+        return
+    (first, second), (one, other) = values, there
+    if second > first:
+        one, other = other, one
+    in_order = None if first == second else first > second
+    more, less = _weights(max(first, second), min(first, second), rules)
+    yield Pair(id, place, str(caption), one, other, more, in_order, row)
+    if less:
+        yield Pair(id + 1, place, str(caption), other, one, less, None, row)
 
 
 def _weights(larger: float, smaller: float, rules: Rules) -> tuple[float, float]:
@@ -195,18 +196,24 @@ def number(label: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def half_a_letter(words: str) -> str | None:
-    """Say where text has half of a letter (a lone surrogate), which nothing can encode; None where it has not."""
+def why_no_text(caption: object) -> str | None:
+    """Say why a caption is no text: something else, or half of a letter (a lone surrogate), which nothing can encode.
+
+    Returns None for text.
+    """
+    if not isinstance(caption, str):
+        return f"no caption: found {short(caption)}"
     try:
-        words.encode()
+        caption.encode()
     except UnicodeEncodeError as error:
-        return f"{ascii(words[error.start])[1:-1]} at {error.start} is half a letter"
+        half = ascii(caption[error.start])[1:-1]
+        return f"the caption is no text: it has half a letter, {half}, at {error.start}"
     return None
 
 
 def short(value: object) -> str:
     """Show a value of the data in a few letters."""
-    words = ascii(value) if isinstance(value, str) and half_a_letter(value) else repr(value)
+    words = ascii(value) if isinstance(value, str) and why_no_text(value) else repr(value)
     return words if len(words) <= 60 else f"{words[:57]}..."
 
 

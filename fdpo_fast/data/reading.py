@@ -24,28 +24,28 @@ _OWN = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 T = TypeVar("T")
 
 
-class Unusable(ValueError):
+class UnusableError(ValueError):
     """What is stored cannot be used; the message says why."""
 
 
-class Unreachable(UserError):
+class UnreachableError(UserError):
     """What is stored may be good, but the way to it is broken."""
 
 
 def patiently(read: Callable[[], T], name: str) -> T:
-    """Call `read` until it succeeds; Unreachable, with the name, where it fails a few seconds long.
+    """Call `read` until it succeeds; UnreachableError, with the name, where it fails a few seconds long.
 
-    A UserError or Unusable of `read` passes at once.
+    A UserError or UnusableError of `read` passes at once.
     """
     for pause in (*PAUSES, None):
         try:
             return read()
-        except (UserError, Unusable):
+        except (UserError, UnusableError):
             raise
         except Exception as error:  # each file system and its network library has exceptions of its own
             words = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if pause is None:
-                raise Unreachable(
+                raise UnreachableError(
                     f"{name} cannot be read ({words}), tried for {sum(PAUSES):.0f} s: nothing is lost; when it can be "
                     "read again, the same command goes on"
                 ) from None
@@ -58,18 +58,18 @@ def patiently(read: Callable[[], T], name: str) -> T:
 def read_file(path: Path, name: str) -> bytes:
     """Read a file that was there before.
 
-    Raises Unusable for what is no regular file, Unreachable where it cannot be read for a few seconds.
+    Raises UnusableError for what is no regular file, UnreachableError where it cannot be read for a few seconds.
     """
 
     def read() -> bytes:
         try:
             if not stat.S_ISREG(path.stat().st_mode):
-                raise Unusable("it is no regular file")
+                raise UnusableError("it is no regular file")
             return path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             if isinstance(error, OSError) and error.errno not in _OWN:
                 raise
-            raise Unusable(getattr(error, "strerror", None) or str(error)) from None
+            raise UnusableError(getattr(error, "strerror", None) or str(error)) from None
 
     return patiently(read, name)
 
@@ -77,7 +77,7 @@ def read_file(path: Path, name: str) -> bytes:
 class PatientFile(io.RawIOBase):
     """A file for reading that is opened anew where reading fails.
 
-    Raises Unreachable where that does not help.
+    Raises UnreachableError where that does not help.
     """
 
     def __init__(self, open_file: Callable[[], io.IOBase], name: str, size: int) -> None:
@@ -112,7 +112,7 @@ class PatientFile(io.RawIOBase):
                 if self._file is None:
                     self._file = self._open()
                 self._file.seek(self._at)
-                return self._file.read(count)  # type: ignore[attr-defined]
+                return self._file.read(count)
             except Exception:
                 self._file = None
                 raise
@@ -129,7 +129,7 @@ class PatientFile(io.RawIOBase):
 
 
 def text(content: bytes) -> str:
-    """Decode text that is UTF-8, or says by its first bytes that it is UTF-16; Unusable where it is neither.
+    """Decode text that is UTF-8, or says by its first bytes that it is UTF-16; UnusableError where it is neither.
 
     Line ends are made one kind, as by reading in text mode.
     """
@@ -137,7 +137,7 @@ def text(content: bytes) -> str:
     try:
         found = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unusable(not_utf8(error)) from None
+        raise UnusableError(not_utf8(error)) from None
     return found.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -13,7 +13,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.decode import SUFFIXES
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
-from fdpo_fast.data.reading import Unusable, read_file, text
+from fdpo_fast.data.reading import UnusableError, read_file, text
 from fdpo_fast.files import digest, file_digest, stamp
 
 SIDES = ("w", "l")
@@ -119,7 +119,7 @@ class Folders:
                 continue
             try:
                 caption = self._caption(name)
-            except Unusable as error:
+            except UnusableError as error:
                 yield Rejected(place, str(error), row)
                 continue
             first, second = (Picture(printable(str(p.relative_to(self.root))), p) for (p,) in sides)
@@ -127,21 +127,21 @@ class Folders:
                 yield pair if isinstance(pair, Rejected) else _unordered(pair)
 
     def _caption(self, name: str) -> str:
-        """Read the caption of a name; Unusable where there is none, or several that differ."""
+        """Read the caption of a name; UnusableError where there is none, or several that differ."""
         paths = self.texts.get(name, [])
         if not paths:
             looked = " and ".join(f"{printable(name)}{suffix}" for suffix in CAPTIONS)
-            raise Unusable(f"no caption: looked for {looked} in w, in l and above them")
+            raise UnusableError(f"no caption: looked for {looked} in w, in l and above them")
         captions = set()
         for path in paths:
             place = printable(str(path.relative_to(self.root)))
             try:
                 captions.add(text(read_file(path, str(path))).strip())
-            except Unusable as error:
-                raise Unusable(f"the caption is not UTF-8: {place}: {error}") from None
+            except UnusableError as error:
+                raise UnusableError(f"the caption is not UTF-8: {place}: {error}") from None
         if len(captions) > 1:
             where = " and ".join(printable(str(path.relative_to(self.root))) for path in paths)
-            raise Unusable(f"the captions of its sides differ: {where}")
+            raise UnusableError(f"the captions of its sides differ: {where}")
         return captions.pop()
 
 

@@ -15,7 +15,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, Side, compared, in_text, short
 from fdpo_fast.data.readers.records import RECORD, Record, parse
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
-from fdpo_fast.data.reading import Unusable, not_utf8, patiently, read_file, text
+from fdpo_fast.data.reading import UnusableError, not_utf8, patiently, read_file, text
 from fdpo_fast.files import digest, file_digest, stamp
 
 METADATA = "metadata.jsonl"
@@ -71,7 +71,7 @@ class JSONRecords:
         try:
             content = text(read_file(self.path, str(self.path)))
             records = json.loads(content) if array else [line for line in content.split("\n") if line.strip()]
-        except Unusable as error:
+        except UnusableError as error:
             raise UserError(f"{self.path} is no JSON: {error}") from None
         except ValueError as error:
             raise UserError(f"{self.path} is not valid JSON: {error}") from None
@@ -200,7 +200,7 @@ def _parsed(line: bytes) -> Record | str:
         return parse(json.loads(line.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         return f"the record is not UTF-8: {not_utf8(error)}"
-    except Unusable as error:
+    except UnusableError as error:
         return str(error)
     except (ValueError, RecursionError) as error:
         return f"no JSON object: {error}"

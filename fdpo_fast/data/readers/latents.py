@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut, Pair, ReadyLatents, Rejected, Rules, compared
 from fdpo_fast.data.readers.parquet import ParquetRows
-from fdpo_fast.data.reading import Unusable
+from fdpo_fast.data.reading import UnusableError
 
 _LATENTS = ("latents_0", "latents_1")
 COLUMNS = ["caption", *_LATENTS, "label_0", "label_1"]
@@ -68,8 +68,10 @@ class EncodedPairs:
                 for name, shape in self.embedded.items():
                     found = _finite(name, record[name])
                     if found.shape != shape:
-                        raise Unusable(f"an embedding is of another shape: {name} is {found.shape}, others {shape}")
-            except Unusable as error:
+                        raise UnusableError(
+                            f"an embedding is of another shape: {name} is {found.shape}, others {shape}"
+                        )
+            except UnusableError as error:
                 yield Rejected(place, str(error), row)
                 continue
             labels = record["label_0"], record["label_1"]
@@ -106,42 +108,42 @@ class EncodedPairs:
         """Count the shapes of an embedding in so many rows; those that cannot be read have none."""
         counts: Counter[tuple[int, ...]] = Counter()
         for _, _, record in self.rows.read(first, first + rows, [name], (name,)):
-            with suppress(Unusable):
+            with suppress(UnusableError):
                 if isinstance(record, dict):
                     counts[numbers(name, record[name]).shape] += 1
         return counts
 
 
 def _side(record: dict, side: int) -> ReadyLatents:
-    """Read the latents of a side; Unusable where something is wrong with them."""
+    """Read the latents of a side; UnusableError where something is wrong with them."""
     values = _finite(_LATENTS[side], record[_LATENTS[side]])
     if values.ndim != 3:
-        raise Unusable(f"latents are not [c][h][w]: {_LATENTS[side]} is {list(values.shape)}")
+        raise UnusableError(f"latents are not [c][h][w]: {_LATENTS[side]} is {list(values.shape)}")
     size, crop = record.get(f"original_size_{side}"), record.get(f"crop_{side}")
     if any(value and (len(value) != 2 or None in value) for value in (size, crop)):
-        raise Unusable(f"original size or crop are not two numbers: {size}, {crop}")
-    return ReadyLatents(values, tuple(size) if size else None, tuple(crop) if crop else (0, 0))  # type: ignore[arg-type]
+        raise UnusableError(f"original size or crop are not two numbers: {size}, {crop}")
+    return ReadyLatents(values, tuple(size) if size else None, tuple(crop) if crop else (0, 0))
 
 
 def _finite(name: str, cell: pa.Scalar) -> np.ndarray:
     values = numbers(name, cell)
     if not np.isfinite(values).all():
-        raise Unusable(f"not all numbers are finite: {name}")
+        raise UnusableError(f"not all numbers are finite: {name}")
     return values
 
 
 def numbers(name: str, cell: pa.Scalar) -> np.ndarray:
-    """Return nested lists as an array, float32; Unusable where rows differ in length, or one is lacking."""
+    """Return nested lists as an array, float32; UnusableError where rows differ in length, or one is lacking."""
     inner = getattr(cell, "values", None)
     if inner is None:
-        raise Unusable(f"numbers are lacking: {name} is {cell.as_py()}")
+        raise UnusableError(f"numbers are lacking: {name} is {cell.as_py()}")
     shape = [len(inner)]
     while pa.types.is_nested(inner.type):
         lengths = pc.unique(pc.list_value_length(inner)).to_pylist()
         if inner.null_count or len(lengths) != 1:
-            raise Unusable(f"rows differ in length: {name} has rows of {', '.join(map(str, lengths))} numbers")
+            raise UnusableError(f"rows differ in length: {name} has rows of {', '.join(map(str, lengths))} numbers")
         shape.append(lengths[0])
         inner = inner.flatten()
     if inner.null_count or not (pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)):
-        raise Unusable(f"numbers are lacking: {name} holds {'null' if inner.null_count else inner.type}")
+        raise UnusableError(f"numbers are lacking: {name} holds {'null' if inner.null_count else inner.type}")
     return inner.to_numpy(zero_copy_only=False).astype(np.float32).reshape(shape)

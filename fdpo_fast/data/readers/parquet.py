@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from fdpo_fast.config.errors import UserError, did_you_mean
 from fdpo_fast.data.pairs import LeftOut, Rejected
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable
-from fdpo_fast.data.reading import PatientFile, Unreachable, patiently
+from fdpo_fast.data.reading import PatientFile, UnreachableError, patiently
 from fdpo_fast.files import is_hub_name
 
 _ROWS_AT_ONCE = 64  # two images each
@@ -104,7 +104,7 @@ def _open(system: fsspec.AbstractFileSystem, path: str, name: str) -> _File:
         stream = PatientFile(lambda: system.open(path, "rb"), path, size)
         file = pq.ParquetFile(stream, page_checksum_verification=True)
         footer = _footer(stream, size)
-    except Unreachable:
+    except UnreachableError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         words = str(error).splitlines()[0]
@@ -137,7 +137,7 @@ def _read_group(
             at += len(batch)
             if at >= wanted.stop:
                 return
-    except Unreachable:
+    except UnreachableError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]

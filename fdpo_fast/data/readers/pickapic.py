@@ -42,8 +42,8 @@ COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
 class PickAPic:
     """Reader of Pick-a-Pic parquet; `source` as for `ParquetRows`.
 
-    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1; between them lie shares of
-    votes. Raises UserError when there is no file or a column is missing.
+    label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1; between them lie shares
+    of votes. Raises UserError when there is no file or a column is missing.
     """
 
     def __init__(self, source: str, rules: Rules | None = None) -> None:

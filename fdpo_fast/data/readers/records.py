@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fdpo_fast.data.pairs import Pair, Rejected, number, short
-from fdpo_fast.data.reading import Unusable
+from fdpo_fast.data.reading import UnusableError
 
 _CAPTION = ("caption", "prompt", "text")
 _JUDGED = ("image_0", "image_1")
@@ -29,7 +29,7 @@ RECORD = (*_JUDGED, *(key for keys in _IN_ORDER for key in keys), *_IMAGES)
 
 @dataclass(frozen=True)
 class Record:
-    """What a record says: its images, one label for each, the larger the better, and the caption, or why it has none."""
+    """What a record says: its images, a label for each, the larger the better, and the caption or why there is none."""
 
     images: list
     labels: list
@@ -44,13 +44,13 @@ class Record:
 
 
 def parse(raw: Any) -> Record:
-    """Read a record; Unusable where it is none, with what was found and what is looked for."""
+    """Read a record; UnusableError where it is none, with what was found and what is looked for."""
     if not isinstance(raw, dict):
-        raise Unusable(f"no JSON object: found {short(raw)}")
+        raise UnusableError(f"no JSON object: found {short(raw)}")
     record = {key: value for key, value in raw.items() if value is not None}
     caption = _first(record, _CAPTION)
     if caption is None:
-        caption = Unusable(f"no caption: found the keys {', '.join(raw)}; looked for {', '.join(_CAPTION)}")
+        caption = UnusableError(f"no caption: found the keys {', '.join(raw)}; looked for {', '.join(_CAPTION)}")
     for one, other in _IN_ORDER:
         if one in record and other in record:
             return Record([record[one], record[other]], _shares(record), caption, listed=False)
@@ -61,21 +61,21 @@ def parse(raw: Any) -> Record:
     images, ranks, scores = (_first(record, keys) for keys in (_IMAGES, _BEST_IS_LOWEST, _BEST_IS_HIGHEST))
     labels = [_negated(rank) for rank in ranks] if isinstance(ranks, list) else scores
     if not isinstance(images, list) or not isinstance(labels, list):
-        raise Unusable(
+        raise UnusableError(
             f"neither a pair nor a ranking: found the keys {', '.join(raw) or 'none'}; a pair has image_0, image_1, "
             "prefer_0 and prefer_1, a ranking has images and rank"
         )
     if len(images) < 2 or len(images) != len(labels):
-        raise Unusable(f"neither a pair nor a ranking: found {len(images)} images and {len(labels)} labels")
+        raise UnusableError(f"neither a pair nor a ranking: found {len(images)} images and {len(labels)} labels")
     return Record(images, labels, caption)
 
 
 def _shares(record: dict) -> list:
     """Return the labels of a pair whose first image is preferred: shares of votes where they say so too, or 1 and 0."""
     votes = record.get("choice_dist")
-    counts = [number(vote) for vote in votes] if isinstance(votes, list) and len(votes) == 2 else []
+    counts = [count for vote in votes if (count := number(vote)) is not None] if isinstance(votes, list) else []
     confidence = number(record.get("confidence"))
-    if len(counts) == 2 and None not in counts and counts[0] > counts[1] >= 0:
+    if len(counts) == 2 and counts[0] > counts[1] >= 0:
         return [counts[0] / sum(counts), counts[1] / sum(counts)]
     if confidence is not None and 0.5 < confidence <= 1:
         return [confidence, 1 - confidence]

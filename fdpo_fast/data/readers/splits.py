@@ -56,9 +56,9 @@ def choose(paths: list[str], wanted: str | None, source: str) -> tuple[list[str]
             there = f"there are {', '.join(names)}" if names else "no name in it tells a split"
             raise UserError(f"data.split '{wanted}' is not in data.source '{source}': {there}")
         return chosen, wanted
-    for kind in ("train", None):
-        if chosen := [path for path, split in splits.items() if (split and split[1]) == kind]:
-            return chosen, kind
+    for first in ("train", None):
+        if chosen := [path for path, split in splits.items() if (split and split[1]) == first]:
+            return chosen, first
     if len({split[1] for split in splits.values() if split}) > 1:
         raise UserError(f"data.source '{source}' has no split of training but {', '.join(names)}: set data.split")
     return paths, names[0]
@@ -96,5 +96,5 @@ def walk(root: Path) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that can be written anywhere: bytes that are no UTF-8 as \\xNN."""
+    """Return a file's name as text that can be written anywhere, and its bytes that are no UTF-8 in hexadecimal."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
