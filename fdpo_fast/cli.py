@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection
+from io import TextIOWrapper
 from itertools import takewhile
 from typing import Any
 
@@ -88,6 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     A mistake in the input, a package that is missing, or a signal to stop ends the process with one sentence.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name may have letters that a terminal has not
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == [completion.ASK]:
         parser, commands = _parsers()

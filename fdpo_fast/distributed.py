@@ -40,7 +40,7 @@ class Rank:
     def warn(self, words: str) -> None:
         """Print a warning on the standard error, on the first rank only."""
         if self.index == 0:
-            progress.say(f"WARNING: {words}", file=sys.stderr)
+            progress.say(f"warning: {words}", file=sys.stderr)
 
 
 def single_process() -> Rank:

@@ -15,7 +15,7 @@ from PIL import Image
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.decode import Unreadable, decode
 from fdpo_fast.data.found import shapes
-from fdpo_fast.data.images import Geometry, Placed
+from fdpo_fast.data.images import Geometry, Placed, cut
 from fdpo_fast.data.pairs import TIE, Pair, Picture, ReadyLatents, Rejected
 from fdpo_fast.data.prefetch import ahead
 from fdpo_fast.data.reading import UnreachableError, UnusableError
@@ -157,9 +157,10 @@ def _look(row: Pair | Rejected, geometry: Geometry, shown: bool) -> _Look:
     for name, side in zip(("preferred", "dispreferred"), sides, strict=True):
         try:
             if not isinstance(side.side, ReadyLatents):
-                pixels = side.pixels(geometry.data.max_megapixels)
+                image = side.image(geometry.data.max_megapixels)
                 if shown:
-                    images.append((name, _small(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))
+                    pixels = cut(image, side.frame).permute(1, 2, 0).numpy()
+                    images.append((name, _small(Image.fromarray(pixels))))
         except UnusableError as error:
             assert isinstance(row, Pair)
             pictures = [side for side in (row.preferred, row.dispreferred) if isinstance(side, Picture)]

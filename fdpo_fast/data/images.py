@@ -49,14 +49,18 @@ class Placed(NamedTuple):
     name: str
     """What sentences call the image."""
 
-    def pixels(self, megapixels: float) -> Tensor:
-        """Decode the image and cut it: [3, h, w] uint8. Raises UnusableError where it does not decode."""
+    def image(self, megapixels: float) -> Image.Image:
+        """Decode the image as a whole. Raises UnusableError where it does not decode."""
         if isinstance(self.side, ReadyLatents):
             raise TypeError("latents have no pixels")
         try:
-            return cut(decode(self.side, megapixels), self.frame)
+            return decode(self.side, megapixels)
         except Unreadable as error:
             raise UnusableError(f"an image does not decode: {self.name}: {error}") from None
+
+    def pixels(self, megapixels: float) -> Tensor:
+        """Decode the image and cut it: [3, h, w] uint8. Raises UnusableError where it does not decode."""
+        return cut(self.image(megapixels), self.frame)
 
 
 @dataclass(frozen=True)

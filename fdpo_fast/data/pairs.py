@@ -113,6 +113,9 @@ class PairSource(Protocol):
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop) in order; a row becomes pairs or is `Rejected`."""
 
+    def extent(self) -> tuple[int, int]:
+        """Return how many pairs, ties kept once, and how many images the rows give at most."""
+
     def left_out(self) -> list[LeftOut]:
         """List the files of the source that no pair is read from."""
 

@@ -55,6 +55,19 @@ def patiently(read: Callable[[], T], name: str) -> T:
     raise AssertionError
 
 
+def stamp(path: Path) -> list:
+    """Return name, size and time of change of a file, which tell another content without reading it.
+
+    Raises UnreachableError where a file that was there a moment ago cannot be looked at for a few seconds.
+    """
+
+    def look() -> list:
+        status = path.stat()
+        return [path.name, status.st_size, status.st_mtime_ns]
+
+    return patiently(look, str(path))
+
+
 def read_file(path: Path, name: str) -> bytes:
     """Read a file that was there before.
 

@@ -107,18 +107,18 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
 
 def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dict[str, float], str]:
     """Return the bytes by what is written, and in words what that rests on."""
-    rows, known = _rows(config)
+    extent, known = _extent(config)
     side, width = config.data.resolution // architecture.factors()[0], DTYPES[config.data.cache_dtype].itemsize
     image = architecture.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
     optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
     whole = traced.trained_bytes + traced.frozen_bytes
     exported = whole / DTYPES[config.model.dtype].itemsize + architecture.text_parameters
     average = 4 * traced.trained if config.train.ema_decay else 0
-    pairs = rows * (2 if config.data.ties == "half" else 1)
+    both = 2 if config.data.ties == "half" or config.data.votes == "conservative" else 1
     written = {
-        "latents": 2.0 * rows * image * width,
-        "text embeddings": float(rows * architecture.text_elements() * width),
-        "reference errors": 16.0 * pairs * (config.reference.visits or 0),
+        "latents": float(extent.images * image * width),
+        "text embeddings": float(extent.rows * architecture.text_elements() * width),
+        "reference errors": 16.0 * extent.pairs * both * (config.reference.visits or 0),
         "checkpoints": (config.train.keep_checkpoints + 1) * (whole + optimizer + average),
         "export": exported * DTYPES[config.train.export_dtype or "fp32"].itemsize,
     }
@@ -134,28 +134,33 @@ class Ready(NamedTuple):
 
 def brought(config: Config, architecture: Architecture) -> Ready:
     """Look up what the data bring, by the format that is configured or the columns that are here; no row is read."""
-    data, here = config.data, _is_here(config.data.source)
+    data, here = config.data, config.data.source != EMBEDDED and is_here(config.data.source)
     name = detect(data.source, data.split) if here and data.format == "auto" else data.format
     if name != "latents" or not here:
         return Ready(name == "latents", text=False)
     return Ready(True, set(architecture.family.text_keys) <= set(brought_by(open_source(data))))
 
 
-def _is_here(source: str) -> bool:
-    """Say whether data are on this machine."""
-    return source != EMBEDDED and is_here(source)
+class Extent(NamedTuple):
+    """How much a source holds at the most."""
+
+    rows: int
+    pairs: int
+    images: int
 
 
-def _rows(config: Config) -> tuple[int, str]:
-    """Return an upper bound of the rows, and where it is from."""
+def _extent(config: Config) -> tuple[Extent, str]:
+    """Return what the data hold at most, and where that is from."""
     source, most = config.data.source, config.data.max_rows
+    if source != EMBEDDED and is_here(source):
+        opened = open_source(config.data)
+        return Extent(len(opened), *opened.extent()), "the rows of data.source"
+    rows, known = 0, "no rows: data.source is not here and data.max_rows not set, so caches are not counted"
     if source == EMBEDDED:
-        return config.data.digits.pairs, "the embedded pairs"
-    if _is_here(source):
-        return len(open_source(config.data)), "the rows of data.source"
-    if most:
-        return most, "data.max_rows, as data.source is not here"
-    return 0, "no rows: data.source is not here and data.max_rows not set, so caches are not counted"
+        rows, known = config.data.digits.pairs, "the embedded pairs"
+    elif most:
+        rows, known = most, "data.max_rows, as data.source is not here"
+    return Extent(rows, rows, 2 * rows), known
 
 
 def shortage(config: Config, ranks: int, on_machine: int, device: torch.device) -> str | None:
@@ -248,7 +253,7 @@ def make_plan(config: Config, ranks: int) -> Plan:
         *disk(config, architecture, traced),
         rungs,
         prices,
-        0 if ready.latents else 2 * _rows(config)[0],
+        0 if ready.latents else _extent(config)[0].images,
         vae_passes(config, architecture).flops,
     )
 

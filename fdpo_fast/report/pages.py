@@ -90,7 +90,7 @@ def write(path: Path, title: str, parts: Iterable[Part]) -> None:
                 partial.write_bytes(part.picture.png())
     page = _PAGES.get_template("page.html").render(title=title, parts=parts, theme=theme.css(), href=href, prose=prose)
     with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def prose(text: str) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.decode import SUFFIXES
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
-from fdpo_fast.data.reading import UnusableError, read_file, text
-from fdpo_fast.files import digest, file_digest, stamp
+from fdpo_fast.data.reading import UnusableError, read_file, stamp, text
+from fdpo_fast.files import digest
 
 SIDES = ("w", "l")
 CAPTIONS = (".txt", ".caption")
@@ -40,7 +41,6 @@ class Folders:
         if len(chosen) > 1:
             raise UserError(f"data.source '{source}' has the folders of pairs {', '.join(chosen)}: name one of them")
         self.outer, self.root = root, root / chosen[0]
-        self._others = {f"{name}/" for name in found if name not in chosen}
         self.images: list[Files] = []
         self.texts: Files = defaultdict(list)
         self._unused: list[LeftOut] = []
@@ -75,7 +75,11 @@ class Folders:
 
     def identity(self) -> dict:
         """Return the digests of the captions' content and of the images' names, sizes and times of change."""
-        captions = [[name, file_digest(path)] for name in self.names for path in self.texts.get(name, [])]
+        captions = [
+            [name, hashlib.sha256(read_file(path, str(path))).hexdigest()]
+            for name in self.names
+            for path in self.texts.get(name, [])
+        ]
         images = [
             [side, name, *stamp(path)]
             for side, files in zip(SIDES, self.images, strict=True)
@@ -84,23 +88,27 @@ class Folders:
         ]
         return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(images)}
 
+    def extent(self) -> tuple[int, int]:
+        """Return how many pairs and images there are at most."""
+        return len(self), 2 * len(self)
+
     def left_out(self) -> list[LeftOut]:
         """List the files of the source that are neither image nor caption of a pair."""
-        read = set(SIDES)
         captions = [
             LeftOut(str(path.relative_to(self.root)), "a caption without an image")
             for name, paths in self.texts.items()
             if name not in set(self.names)
             for path in paths
         ]
-        beside = [name for name in walk(self.outer) if name.split("/")[0] not in read] if self._others else []
-        other = [name for name in beside if any(name.startswith(folder) for folder in self._others)]
-        above = [
-            LeftOut(path.name, "hidden" if hidden(path.name) else "neither in w nor in l")
-            for path in sorted(self.root.iterdir())
-            if path.name not in SIDES and path.suffix.lower() not in CAPTIONS
+        texts = {path for paths in self.texts.values() for path in paths}
+        beside = [name for name in walk(self.root, SIDES) if self.root / name not in texts]
+        above = [LeftOut(name, "hidden" if hidden(name) else "neither in w nor in l") for name in beside]
+        other = [
+            LeftOut(name, "hidden" if hidden(name) else out.reason)
+            for name in (walk(self.outer, (self.root.name,)) if self.outer != self.root else [])
+            for out in outside_split([name])
         ]
-        found = [*self._unused, *captions, *above, *outside_split(other)]
+        found = [*self._unused, *captions, *above, *other]
         return [LeftOut(printable(file), reason) for file, reason in found]
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:

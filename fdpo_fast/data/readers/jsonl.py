@@ -15,8 +15,8 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, Side, compared, in_text, short
 from fdpo_fast.data.readers.records import RECORD, Record, parse
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
-from fdpo_fast.data.reading import UnusableError, not_utf8, patiently, read_file, text
-from fdpo_fast.files import digest, file_digest, stamp
+from fdpo_fast.data.reading import UnusableError, not_utf8, patiently, read_file, stamp, text
+from fdpo_fast.files import digest, file_digest
 
 METADATA = "metadata.jsonl"
 _IMAGES_AT_MOST = 1024  # of a ranking; ids of its pairs have ten bits for each image
@@ -29,6 +29,8 @@ class _Survey(NamedTuple):
     """The digest of the images' names, sizes and times of change."""
     missing: frozenset[str]
     """The names of images that were not there."""
+    extent: tuple[int, int]
+    """How many pairs and images the records make, at most."""
 
 
 class JSONRecords:
@@ -88,19 +90,29 @@ class JSONRecords:
     def survey(self) -> _Survey:
         """Look for all images once: one that is not there then is missing, one that goes later is out of reach."""
         stamps, missing = [], set()
+        pairs = images = 0
         for _, record in self._records(0, len(self)):
             for image in record.images if isinstance(record, Record) else ():
                 if isinstance(image, str) and in_text(image) is None:
-                    path = self._locate(image)
+                    path = patiently(lambda image=image: self._look(image), str(self.path))  # type: ignore[misc]
                     stamps.append([ascii(image), stamp(path) if path else None])
                     if path is None:
                         missing.add(image)
-        return _Survey(digest(stamps), frozenset(missing))
+            count = len(record.images) if isinstance(record, Record) else 0
+            pairs, images = pairs + count * (count - 1) // 2, images + count
+        return _Survey(digest(stamps), frozenset(missing), (pairs, images))
 
     def identity(self) -> dict:
         """Return the digest of the records, and that of the images' names, sizes and times of change."""
         rules = {"ties": self.rules.ties, "votes": self.rules.votes}
-        return {"format": "jsonl", **rules, "records": file_digest(self.path), "images": self.survey.images}
+        return {"format": "jsonl", **rules, "records": self._digest(), "images": self.survey.images}
+
+    def _digest(self) -> str:
+        return patiently(lambda: file_digest(self.path), str(self.path))
+
+    def extent(self) -> tuple[int, int]:
+        """Return how many pairs and images there are at most."""
+        return self.survey.extent
 
     def left_out(self) -> list[LeftOut]:
         """List the files of a folder that no record names; none where the source is a file by itself."""
@@ -156,6 +168,13 @@ class JSONRecords:
             return f"{short(image)} is not in {', '.join(self._named(folder) for folder in self.folders)}"
         # it was there; what is not there now is out of reach, which reading finds
         return Picture(printable(image), self._locate(image) or self.folders[0] / image)
+
+    def _look(self, name: str) -> Path | None:
+        """Find an image; OSError where even the file of the records is not there, as with a disk that is gone."""
+        path = self._locate(name)
+        if path is None:
+            self.path.stat()
+        return path
 
     def _named(self, folder: Path) -> str:
         return printable(str(folder))

@@ -25,6 +25,7 @@ from fdpo_fast.data.reading import UnusableError
 _LATENTS = ("latents_0", "latents_1")
 COLUMNS = ["caption", *_LATENTS, "label_0", "label_1"]
 _GEOMETRY = ["original_size_0", "original_size_1", "crop_0", "crop_1"]
+_LOOKED_AT = 16  # rows that tell which shape the others of their group have
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
 
 
@@ -52,6 +53,10 @@ class EncodedPairs:
         """Return what is done with ties and votes, and each file's name, size and footer."""
         rules = {"ties": self.rules.ties, "votes": self.rules.votes}
         return {"format": "latents", **rules, "files": self.rows.identity()}
+
+    def extent(self) -> tuple[int, int]:
+        """Return how many pairs and images there are at most."""
+        return len(self), 2 * len(self)
 
     def left_out(self) -> list[LeftOut]:
         """List the files that no row is read from."""
@@ -105,9 +110,9 @@ class EncodedPairs:
         return next(iter(shapes), ())
 
     def _shapes(self, name: str, first: int, rows: int) -> Counter[tuple[int, ...]]:
-        """Count the shapes of an embedding in so many rows; those that cannot be read have none."""
+        """Count the shapes of an embedding in the first of so many rows; those that cannot be read have none."""
         counts: Counter[tuple[int, ...]] = Counter()
-        for _, _, record in self.rows.read(first, first + rows, [name], (name,)):
+        for _, _, record in self.rows.read(first, first + min(rows, _LOOKED_AT), [name], (name,)):
             with suppress(UnusableError):
                 if isinstance(record, dict):
                     counts[numbers(name, record[name]).shape] += 1

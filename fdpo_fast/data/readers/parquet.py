@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from fdpo_fast.config.errors import UserError, did_you_mean
 from fdpo_fast.data.pairs import LeftOut, Rejected
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable
-from fdpo_fast.data.reading import PatientFile, UnreachableError, patiently
+from fdpo_fast.data.reading import PatientFile, UnreachableError, UnusableError, not_utf8, patiently
 from fdpo_fast.files import is_hub_name
 
 _ROWS_AT_ONCE = 64  # two images each
@@ -156,6 +156,8 @@ def _values(column: pa.Array) -> list:
 def _value(cell: pa.Scalar) -> Any:
     try:
         return cell.as_py()
+    except UnicodeDecodeError as error:
+        return UnusableError(not_utf8(error))
     except (ValueError, pa.ArrowException) as error:
         return error
 

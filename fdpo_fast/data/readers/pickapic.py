@@ -60,6 +60,10 @@ class PickAPic:
         rules = {"ties": self.rules.ties, "votes": self.rules.votes}
         return {"format": "pickapic", **rules, "files": self.rows.identity()}
 
+    def extent(self) -> tuple[int, int]:
+        """Return how many pairs and images there are at most."""
+        return len(self), 2 * len(self)
+
     def left_out(self) -> list[LeftOut]:
         """List the files that no row is read from."""
         return self.rows.left_out()

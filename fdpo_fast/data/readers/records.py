@@ -26,6 +26,12 @@ _BEST_IS_HIGHEST = ("human_preference", "scores")
 RECORD = (*_JUDGED, *(key for keys in _IN_ORDER for key in keys), *_IMAGES)
 """The keys of images, by which a file of records is known."""
 
+_LOOKED_FOR = (
+    f"looked for {' and '.join(_JUDGED)} with {' and '.join(_LABELS[0])}; for "
+    f"{', '.join(' and '.join(keys) for keys in _IN_ORDER)}; for one of {', '.join(_IMAGES)} with one of "
+    f"{', '.join((*_BEST_IS_LOWEST, *_BEST_IS_HIGHEST))}"
+)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -61,10 +67,7 @@ def parse(raw: Any) -> Record:
     images, ranks, scores = (_first(record, keys) for keys in (_IMAGES, _BEST_IS_LOWEST, _BEST_IS_HIGHEST))
     labels = [_negated(rank) for rank in ranks] if isinstance(ranks, list) else scores
     if not isinstance(images, list) or not isinstance(labels, list):
-        raise UnusableError(
-            f"neither a pair nor a ranking: found the keys {', '.join(raw) or 'none'}; a pair has image_0, image_1, "
-            "prefer_0 and prefer_1, a ranking has images and rank"
-        )
+        raise UnusableError(f"neither a pair nor a ranking: found the keys {', '.join(raw) or 'none'}; {_LOOKED_FOR}")
     if len(images) < 2 or len(images) != len(labels):
         raise UnusableError(f"neither a pair nor a ranking: found {len(images)} images and {len(labels)} labels")
     return Record(images, labels, caption)

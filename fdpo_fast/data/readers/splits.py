@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut
+from fdpo_fast.data.reading import patiently
 
 ALL = "all"
 _SPLITS = {
@@ -49,9 +50,8 @@ def choose(paths: list[str], wanted: str | None, source: str) -> tuple[list[str]
     if wanted == ALL or (wanted is None and not names):
         return paths, None
     if wanted is not None:
-        kind = _KEYWORDS.get(wanted.lower(), wanted)
         exact = [path for path, split in splits.items() if split and split[0] == wanted]
-        chosen = exact or [path for path, split in splits.items() if split and split[1] == kind]
+        chosen = exact or [path for path, split in splits.items() if split and split[1] == wanted]
         if not chosen:
             there = f"there are {', '.join(names)}" if names else "no name in it tells a split"
             raise UserError(f"data.split '{wanted}' is not in data.source '{source}': {there}")
@@ -81,10 +81,22 @@ def local(source: str) -> Path:
     return Path(source).expanduser()
 
 
-def walk(root: Path) -> list[str]:
-    """List the files below a folder by their paths within it, sorted; a link to a folder is followed once."""
+def walk(root: Path, but: Collection[str] = ()) -> list[str]:
+    """List the files below a folder, `but` those in some folders of it, by their paths within it, sorted.
+
+    A link to a folder is followed once. Raises UnreachableError where a folder cannot be listed.
+    """
+    return patiently(lambda: _walk(root, but), str(root))
+
+
+def _walk(root: Path, but: Collection[str]) -> list[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
     found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
+        if folder == str(root):
+            folders[:] = [name for name in folders if name not in but]
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
