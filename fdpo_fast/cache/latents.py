@@ -82,10 +82,11 @@ def cache_latents(
     def make(shard: int, bar: Bar) -> Shard:
         start, stop = starts[shard : shard + 2]
         wanted = _wanted(pairs, first[start:stop])
+        rows = pairs.row[first[start:stop] // 2].unique().tolist()
         batches = _Batches(encode, data.encoded_at_once, DTYPES[data.cache_dtype])
         failed = []
         began = told = time.monotonic()
-        for found in ahead(lambda pair: _decoded(pair, wanted, geometry), _owners(source, pairs, wanted), data.workers):
+        for found in ahead(lambda pair: _decoded(pair, wanted, geometry), _owners(source, rows, wanted), data.workers):
             for image in found:
                 if isinstance(image.content, str):
                     failed.append([image.place, image.content, start + image.number])
@@ -139,9 +140,8 @@ def _wanted(pairs: Pairs, first: Tensor) -> Wanted:
     return wanted
 
 
-def _owners(source: PairSource, pairs: Pairs, wanted: Wanted) -> Iterator[Pair]:
-    """Read the pairs of the images that are wanted, in order."""
-    rows = sorted({int(row) for id, row in zip(pairs.id.tolist(), pairs.row.tolist(), strict=True) if id in wanted})
+def _owners(source: PairSource, rows: list[int], wanted: Wanted) -> Iterator[Pair]:
+    """Read the pairs of the images that are wanted, which are in these rows, in order."""
     runs: list[list[int]] = []
     for row in rows:
         if runs and row - runs[-1][1] < _GAP:

@@ -99,7 +99,8 @@ class Geometry:
         if len(ready) == 2:
             shapes = [side.values.shape for side in ready]
             if shapes[0] != shapes[1]:
-                return Rejected(pair.place, f"the latents of its sides differ in shape: {shapes[0]}, {shapes[1]}")
+                differ = f"the latents of its sides differ in shape: {shapes[0]}, {shapes[1]}"
+                return Rejected(pair.place, differ, pair.row)
             first, second = (self._ready(side) for side in ready)
             return first, second
         pictures = [side for side in sides if isinstance(side, Picture)]

@@ -41,12 +41,12 @@ class ParquetRows:
     """
 
     def __init__(self, source: str, split: str | None = None) -> None:
-        system, root, paths, others = _find(source)
-        within = {path[len(root) :].lstrip("/") or path.rsplit("/", 1)[-1]: path for path in paths}
-        chosen, self.split = choose(list(within), split, source) if list(within) != [root] else (list(within), None)
-        self._others = others + list(outside_split(name for name in within if name not in set(chosen)))
+        found = _find(source)
+        names = list(found.paths)
+        chosen, self.split = (names, None) if found.alone else choose(names, split, source)
+        self._others = found.others + list(outside_split(name for name in names if name not in set(chosen)))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            self.files = list(pool.map(lambda name: _open(system, within[name], printable(name)), chosen))
+            self.files = list(pool.map(lambda n: _open(found.system, found.paths[n], printable(n)), chosen))
 
     def __len__(self) -> int:
         return sum(file.parquet.metadata.num_rows for file in self.files)
@@ -162,12 +162,19 @@ def _value(cell: pa.Scalar) -> Any:
         return error
 
 
-def _find(source: str) -> tuple[fsspec.AbstractFileSystem, str, list[str], list[LeftOut]]:
-    """Find the parquet files of a `data.source`.
+@dataclass(frozen=True)
+class _Found:
+    system: fsspec.AbstractFileSystem
+    paths: dict[str, str]
+    """The paths of parquet files, by their names within the source, sorted."""
+    others: list[LeftOut]
+    """What else is there."""
+    alone: bool = False
+    """Whether the source is that one file."""
 
-    Returns the file system, the part of the paths that is not within the source, the sorted paths, and what else is
-    there.
-    """
+
+def _find(source: str) -> _Found:
+    """Find the parquet files of a `data.source`."""
     path = local(source)
     url = source if "://" in source else str(path)
     if "://" not in source and not path.exists() and _is_hub_path(source):
@@ -188,20 +195,16 @@ def _find(source: str) -> tuple[fsspec.AbstractFileSystem, str, list[str], list[
         words = (str(error).splitlines() or [""])[0]
         raise UserError(f"data.source '{source}' {what} cannot be read: {type(error).__name__}: {words}") from None
     if found == [whole]:
-        return system, whole.rsplit("/", 1)[0], found, []
-    root = root.rstrip("/")
-    hides = {file for file in found if hidden(file[len(root) :].lstrip("/"))}
-    paths = sorted(file for file in found if file.endswith(".parquet") and file not in hides)
+        return _Found(system, {whole.rsplit("/", 1)[-1]: whole}, [], alone=True)
+    within = {file[len(root.rstrip("/")) :].lstrip("/"): file for file in sorted(found)}
+    paths = {name: file for name, file in within.items() if name.endswith(".parquet") and not hidden(name)}
     if not paths:
         beside = [name.name for name in path.parent.iterdir()] if path.parent.is_dir() else []
         lacks = "has no parquet file" if path.exists() else f"is not here{did_you_mean(path.name, beside)}"
         raise UserError(f"data.source '{source}' {lacks}: give a file, a folder, a glob or owner/name")
-    rest = sorted(set(found) - set(paths))
-    others = [
-        LeftOut(printable(file[len(root) :].lstrip("/")), "hidden" if file in hides else "no parquet file")
-        for file in rest
-    ]
-    return system, root, paths, others
+    rest = (name for name in within if name not in paths)
+    others = [LeftOut(printable(name), "hidden" if hidden(name) else "no parquet file") for name in rest]
+    return _Found(system, paths, others)
 
 
 def _existing(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:

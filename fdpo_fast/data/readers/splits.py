@@ -24,7 +24,7 @@ _SPLITS = {
 """The names that the hub's data sets go by, and what they are short for."""
 _KEYWORDS = {word: split for split, words in _SPLITS.items() for word in words}
 _KEYWORD = re.compile(rf"(?:^|[^a-z])({'|'.join(sorted(_KEYWORDS, key=len, reverse=True))})(?=$|[^a-z])")
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
 
 def split_of(path: str) -> tuple[str, str] | None:
