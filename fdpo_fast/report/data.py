@@ -89,7 +89,7 @@ def lines(findings: Findings, source: str, ties: str) -> list[tuple[str, str]]:
         ("sizes", common or "none"),
         ("shapes", unlike),
         ("refused", ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "none"),
-        ("left out", ", ".join(f"{count} files: {reason}" for reason, count in left.most_common()) or "none"),
+        ("left out", ", ".join(f"{count} x {reason}" for reason, count in left.most_common()) or "none"),
     ]  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def parts(findings: Findings, sheet: Sheet, config: Config) -> Iterator[Part]:
     )
     if sheet.pairs:
         about = f"Up to {SHOWN} pairs drawn at random, cut as they are going to be trained on."
-        yield Part("Pairs", (about,), samples=tuple(map(_shown, sheet.pairs)))
+        yield Part("Pairs", (about,), samples=tuple(map(_shown, sheet.pairs)), sheet=True)
     if findings.sizes:
         rows = tuple((size, f"{count:,}") for size, count in [*findings.sizes.items()][:_ROWS])
         yield Part(
@@ -125,7 +125,7 @@ def parts(findings: Findings, sheet: Sheet, config: Config) -> Iterator[Part]:
         )
     if sheet.refused:
         about = f"The first {len(sheet.refused)} of {len(findings.refused)}, with what of their images can be shown."
-        yield Part("Refused", (about,), samples=tuple(map(_shown, sheet.refused)))
+        yield Part("Refused", (about,), samples=tuple(map(_shown, sheet.refused)), sheet=True)
     for title, found, key in (("All refused", findings.refused, "place"), ("Left out", findings.left_out, "file")):
         if found:
             rows = tuple((short(entry[key]), short(entry["reason"])) for entry in found[:_ROWS])

@@ -70,6 +70,8 @@ class Part:
     picture: Picture | None = None
     table: Table | None = None
     samples: tuple[Samples, ...] = ()
+    sheet: bool = False
+    """Whether samples are many and small, several beside one another."""
     commands: tuple[tuple[str, str], ...] = ()
     """Commands to go on with, each behind the words that say what for."""
     links: tuple[tuple[str, str], ...] = ()

@@ -122,17 +122,22 @@ class Folders:
                 for side, found in zip(SIDES, sides, strict=True)
                 if len(found) > 1
             ]
+            pictures = [self._picture(path) for found in sides for path in found]
             if without or twice:
-                yield Rejected(place, f"no image in {without[0]}" if without else printable(twice[0]), row)
+                reason = f"no image in {without[0]}" if without else printable(twice[0])
+                yield Rejected(place, reason, row, tuple(pictures))
                 continue
+            caption: str | UnusableError
             try:
                 caption = self._caption(name)
             except UnusableError as error:
-                yield Rejected(place, str(error), row)
-                continue
-            first, second = (Picture(printable(str(p.relative_to(self.root))), p) for (p,) in sides)
+                caption = error
+            first, second = pictures
             for pair in compared(row, 2 * row, place, caption, (first, second), (1, 0), Rules()):
                 yield pair if isinstance(pair, Rejected) else _unordered(pair)
+
+    def _picture(self, path: Path) -> Picture:
+        return Picture(printable(str(path.relative_to(self.root))), path)
 
     def _caption(self, name: str) -> str:
         """Read the caption of a name; UnusableError where there is none, or several that differ."""
