@@ -130,7 +130,11 @@ def images(folder: Path, pairs: int) -> Callable[[], int]:
     """Decoded, resized and cropped, by two threads: what the VAE is fed with."""
     settings = config(folder, pairs).data
     source, geometry = open_source(settings), Geometry(settings, 0, 8, 2)
-    return lambda: sum(1 for _ in ahead(geometry.place, source.read(0, pairs), settings.workers))
+
+    def pixels(pair: Pair) -> list[torch.Tensor]:
+        return [side.pixels(settings.max_megapixels) for side in geometry.place(pair)]
+
+    return lambda: sum(1 for _ in ahead(pixels, source.read(0, pairs), settings.workers))
 
 
 def batches(folder: Path, pairs: int) -> Callable[[], int]:

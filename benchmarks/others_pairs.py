@@ -26,8 +26,9 @@ from tests.helpers.others_pairs_case import Case, folders
 
 RESULTS = Path(__file__).parent / "results/others_pairs.csv"
 COLUMNS = ("tree", "case", "command", "pairs_of", "pairs", "refused", "status", "seconds", "last_line")
-LIMIT = 60
+LIMIT = 300
 """Seconds after which a command is ended."""
+WHERE = re.compile(r"next: |page  |(pairs|latents|text|reference): ")
 
 
 def prepare(folder: Path, python: str) -> None:
@@ -80,8 +81,8 @@ def run(python: str, words: tuple[str, ...], case: Case, folder: Path) -> tuple[
 
 
 def last(said: str, folder: Path) -> str:
-    """The last line that was written, but for the advice on the next command; 300 characters at most."""
-    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("next: ")]
+    """The last line that was written but for those that name what comes next and where; 300 characters at most."""
+    lines = [line for line in said.splitlines() if line.strip() and not WHERE.match(line)]
     return lines[-1].replace(str(folder), ".")[:300] if lines else ""
 
 

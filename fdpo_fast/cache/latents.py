@@ -90,7 +90,7 @@ def cache_latents(
             for image in found:
                 if isinstance(image.content, str):
                     failed.append([image.place, image.content, start + image.number])
-                    batches.latents[image.number] = torch.empty(0)
+                    batches.latents[image.number] = torch.empty(0, dtype=torch.float32, device="cpu")
                 else:
                     batches.add(image)
             bar.update(len(found))

@@ -40,7 +40,9 @@ def patiently(read: Callable[[], T], name: str) -> T:
     for pause in (*PAUSES, None):
         try:
             return read()
-        except (UserError, UnusableError):
+        except UserError:
+            raise
+        except UnusableError:
             raise
         except Exception as error:  # each file system and its network library has exceptions of its own
             words = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -17,27 +17,31 @@ def rank(index=0, count=1, barrier=lambda: None):
 
 
 def cache(make, shards=4, **manifest):
-    return Cache("kind", manifest or {"a": 1}, {"data.source": "x"}, [2] * shards, 12, make)
+    return Cache("kind", manifest or {"a": 1}, {"data.source": "x"}, [2] * shards, "entries", make)
 
 
-def filled(shard, advance):
-    advance(2)
+def filled(shard, bar):
+    bar.update(2)
     return Shard(columns={"x": torch.full((2, 3), float(shard))})
 
 
-def test_a_killed_build_keeps_its_whole_shards(tmp_path):
+def test_a_killed_build_keeps_its_whole_shards(tmp_path, capsys):
     made = []
 
-    def make(shard, advance, dies_at=None):
+    def make(shard, bar, dies_at=None):
         if shard == dies_at:
             raise KeyboardInterrupt
         made.append(shard)
-        return filled(shard, advance)
+        return filled(shard, bar)
 
     with pytest.raises(KeyboardInterrupt):
-        Builder(tmp_path, rank()).build(cache(lambda s, a: make(s, a, dies_at=2)))
+        Builder(tmp_path, rank()).build(cache(lambda shard, bar: make(shard, bar, dies_at=2)))
+    capsys.readouterr()
     folder = Builder(tmp_path, rank()).build(cache(make))
     assert made == [0, 1, 2, 3]
+    said = capsys.readouterr()
+    assert f"caching kind: 4 entries, to {folder}" in said.out  # of the two shards that are missing
+    assert "4/4" in said.err
     rows = Shards(folder, by="x")
     assert len(rows) == 8
     assert rows.column("x")[[7, 0, 3], 0].tolist() == [3, 0, 1]
@@ -56,9 +60,9 @@ def test_ranks_share_the_work(group, tmp_path):
     made, barrier = {0: [], 1: [], 2: []}, threading.Barrier(3)
 
     def work(index):
-        def make(shard, advance):
+        def make(shard, bar):
             made[index].append(shard)
-            return filled(shard, advance)
+            return filled(shard, bar)
 
         Builder(tmp_path, rank(index, 3, barrier.wait)).build(cache(make, shards=7))
 
@@ -73,15 +77,15 @@ def test_ranks_share_the_work(group, tmp_path):
 def test_a_second_run_waits_for_the_first(tmp_path, capsys):
     entered, leave, made = threading.Event(), threading.Event(), []
 
-    def slow(shard, advance):
+    def slow(shard, bar):
         entered.set()
         leave.wait(timeout=60)
         made.append(("first", shard))
-        return filled(shard, advance)
+        return filled(shard, bar)
 
-    def quick(shard, advance):
+    def quick(shard, bar):
         made.append(("second", shard))
-        return filled(shard, advance)
+        return filled(shard, bar)
 
     first = threading.Thread(target=lambda: Builder(tmp_path, rank()).build(cache(slow)))
     first.start()

@@ -8,43 +8,12 @@ import pytest
 import torch
 
 from fdpo_fast import noise
-from fdpo_fast.cache.build import Builder
-from fdpo_fast.cache.dataset import TrainingSet
 from fdpo_fast.cache.report import describe
-from fdpo_fast.config.load import load
 from fdpo_fast.data.readers.detect import open_source
-from fdpo_fast.distributed import Rank
-from fdpo_fast.models import load_family
 from fdpo_fast.models.prediction import errors, predict
 from fdpo_fast.ops.constants import Stream
-from tests.helpers.pictures import BLUE, FORMATS, RED, as_latents, difficult_rows, files, noisy_jpeg, write
-
-ROWS = [(f"picture {i}", noisy_jpeg(2 * i), noisy_jpeg(2 * i + 1), 1.0) for i in range(16)]
-RANK = Rank(0, 1, torch.device("cpu"), lambda: None)
-
-
-@pytest.fixture
-def training_set(tiny_config, write_config, tmp_path):
-    """Make a TrainingSet from rows (caption, jpg_0, jpg_1, label_0) or from a source."""
-
-    def make(rows=None, *overrides, family="sd", source=None, requested=False):
-        if source is None:
-            source = tmp_path / "rows.parquet"
-            if rows or not source.exists():
-                write(source, rows or ROWS)
-        settings = load(write_config(tiny_config(family, source)), overrides)
-        model = load_family(settings.model)
-        builder = Builder(tmp_path / "cache", RANK, requested)
-        data = TrainingSet(settings, model, open_source(settings.data), builder)
-        if settings.reference.mode == "cached":
-            data.cache_reference(lambda: model.denoiser(torch.float32))
-        return data
-
-    return make
-
-
-def folders(tmp_path, kind):
-    return [path for path in sorted((tmp_path / "cache").glob(f"{kind}-*")) if path.is_dir()]
+from tests.helpers.caches import folders
+from tests.helpers.pictures import BLUE, FORMATS, RED, as_latents, difficult_rows, files, noisy_jpeg
 
 
 def test_refused_rows_are_counted_and_named(training_set):
@@ -191,7 +160,7 @@ def test_another_draw_is_another_reference_cache(training_set, tmp_path, overrid
         ("loss.beta=9.0", "loss.divergence=jeffreys", "optimizer.lr=1.0", "train.seed=5"),
     ):
         training_set(None, *overrides)
-    assert [len(folders(tmp_path, kind)) for kind in ("reference", "latents", "text")] == [2, 1, 1]
+    assert [len(folders(tmp_path, kind)) for kind in ("reference", "latents", "text", "pairs")] == [2, 1, 1, 1]
 
 
 def test_other_labels_are_another_reference_cache(training_set, tmp_path):
@@ -221,7 +190,7 @@ def test_a_changed_manifest_is_refused(training_set, tmp_path):
         training_set()
 
 
-@pytest.mark.parametrize("kind", ["latents", "text", "reference"])
+@pytest.mark.parametrize("kind", ["pairs", "latents", "text", "reference"])
 def test_a_flipped_bit_is_noticed(training_set, tmp_path, kind):
     training_set()
     path = next(folders(tmp_path, kind)[0].glob("*.safetensors"))
@@ -245,7 +214,7 @@ def test_a_flipped_bit_is_noticed(training_set, tmp_path, kind):
 def test_equal_caches_have_equal_bytes(training_set, tmp_path):
     training_set()
     first = files(tmp_path / "cache")
-    for name in ("latents", "text", "reference"):
+    for name in ("pairs", "latents", "text", "reference"):
         folder = folders(tmp_path, name)[0]
         for path in folder.iterdir():
             path.unlink()

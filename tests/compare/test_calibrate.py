@@ -95,4 +95,5 @@ def test_calibrate_looks_at_a_part_of_a_large_source(command, tiny_config, tmp_p
     raw = tiny_config("sd", write(tmp_path / "x.parquet", rows))
     raw["train"]["pairs_per_micro_batch"] = 2
     said = command(raw, "calibrate", "--pairs", "4", "--steps", "2")
-    assert "caching latents: 16 entries" in said
+    assert "caching pairs: 16 rows" in said
+    assert "caching latents: 5 images" in said  # in those rows, each once

@@ -4,14 +4,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fdpo_fast.data.images import decode
-from fdpo_fast.data.pairs import Pair, Rejected
+from fdpo_fast.data.decode import decode
+from fdpo_fast.data.pairs import Pair, Rejected, Rules
 from fdpo_fast.data.readers.pickapic import SCHEMA, PickAPic
 from tests.helpers.pictures import BLUE, RED, write
 
 
-def is_red(stored):
-    return decode(stored).getpixel((0, 0))[0] > 200
+def is_red(side):
+    return decode(side.read(), 1).getpixel((0, 0))[0] > 200
 
 
 def test_label_names_the_preferred_image(tmp_path):
@@ -21,12 +21,13 @@ def test_label_names_the_preferred_image(tmp_path):
     assert not is_red(first.dispreferred)
     assert is_red(second.dispreferred)
     assert (first.id, second.id, second.caption) == (0, 2, "y")
+    assert (first.preferred.name, second.preferred.name) == ("jpg_0", "jpg_1")
 
 
 def test_ties_are_dropped_or_kept_both_ways(tmp_path):
     path = write(tmp_path / "a.parquet", [("x", RED, BLUE, 0.5)])
     assert [type(item) for item in PickAPic(str(path)).read(0, 1)] == [Rejected]
-    one, other = PickAPic(str(path), ties="half").read(0, 1)
+    one, other = PickAPic(str(path), Rules(ties="half")).read(0, 1)
     assert is_red(one.preferred)
     assert is_red(other.dispreferred)
     assert (one.weight, other.weight) == (0.5, 0.5)
@@ -37,7 +38,7 @@ def test_rows_without_a_pair_are_reported_with_their_place(tmp_path):
     rows = [
         ("good", RED, BLUE, 1.0),
         ("missing", None, BLUE, 1.0),
-        ("odd label", RED, BLUE, 0.7),
+        ("no label", RED, BLUE, float("nan")),
         (None, RED, BLUE, 1.0),
         ("größe ✓", RED, BLUE, 1.0),
         ("", RED, BLUE, 1.0),
@@ -46,7 +47,25 @@ def test_rows_without_a_pair_are_reported_with_their_place(tmp_path):
     assert [item.caption for item in items if isinstance(item, Pair)] == ["good", "größe ✓", ""]
     rejected = [item for item in items if isinstance(item, Rejected)]
     assert [item.place for item in rejected] == [f"a.parquet row {i}" for i in range(1, 4)]
-    assert [item.reason for item in rejected] == ["an image is missing", "no valid label", "no caption"]
+    assert [item.row for item in rejected] == [1, 2, 3]
+    assert [item.reason for item in rejected] == [
+        "an image is missing: jpg_0 holds None, no bytes",
+        "no valid label: found nan and nan",
+        "no caption: found None",
+    ]
+    assert [[picture.read() for picture in item.pictures] for item in rejected] == [[BLUE], [RED, BLUE], [RED, BLUE]]
+
+
+def test_labels_that_are_a_tie_or_shares_of_votes(tmp_path):
+    rows = [("votes", RED, BLUE, 0.7), ("both", RED, BLUE, 1.0)]
+    table = pq.read_table(write(tmp_path / "a.parquet", rows))
+    judged = table.set_column(table.schema.get_field_index("label_1"), "label_1", pa.array([0.3, 1.0]))
+    pq.write_table(judged, tmp_path / "a.parquet")
+    votes, tie = PickAPic(str(tmp_path / "a.parquet")).read(0, 2)
+    assert is_red(votes.preferred)
+    assert (votes.weight, tie) == (1.0, Rejected("a.parquet row 1", "a tie"))
+    votes, *both = PickAPic(str(tmp_path / "a.parquet"), Rules("half", "weight")).read(0, 2)
+    assert [votes.weight, *(half.weight for half in both)] == pytest.approx([0.4, 0.5, 0.5])
 
 
 def test_files_and_row_groups_are_one_sequence(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.pairs import Pair, Rejected
+from fdpo_fast.data.pairs import Pair, Rejected, Rules, kind_of
 from fdpo_fast.data.readers.detect import READERS, Spread, detect, open_source
 from fdpo_fast.data.readers.folders import Folders
 from fdpo_fast.data.readers.jsonl import JSONRecords
@@ -19,8 +19,9 @@ def read(source):
     return list(source.read(0, len(source)))
 
 
-def content(side):
-    return side if isinstance(side, bytes) else side.read_bytes()
+def reasons(items):
+    """Kind and particulars of why rows give no pair."""
+    return [(kind_of(item.reason), item.reason.partition(": ")[2]) for item in items if isinstance(item, Rejected)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -51,7 +52,8 @@ def test_identity_follows_the_content(tmp_path, name):
 def test_folders_name_the_preferred_side(tmp_path):
     rows = [("a", RED, BLUE, 1.0), ("b", RED, BLUE, 0.0)]
     first, second = read(Folders(str(as_folders(tmp_path, rows))))
-    assert (content(first.preferred), content(second.preferred)) == (RED, BLUE)
+    assert (first.preferred.read(), second.preferred.read()) == (RED, BLUE)
+    assert (first.preferred.name, first.dispreferred.name) == ("w/000.jpg", "l/000.jpg")
     assert (first.caption, second.caption, first.first) == ("a", "b", None)
 
 
@@ -64,29 +66,40 @@ def test_folders_with_gaps(tmp_path):
     (root / "l/004.txt").write_text("another")
     (root / "w/005.txt").rename(root / "005.txt")
     (root / "w/notes.md").write_text("no image")
-    items = read(Folders(str(root)))
-    assert [item.reason for item in items if isinstance(item, Rejected)] == [
-        "no image in l",
-        "no image in w",
-        "no caption",
-        "the caption is not UTF-8",
-        "the captions of its sides differ",
+    source = Folders(str(root))
+    items = read(source)
+    assert reasons(items) == [
+        ("no image in l", ""),
+        ("no image in w", ""),
+        ("no caption", "looked for 002.txt and 002.caption in w, in l and above them"),
+        ("the caption is not UTF-8", "w/003.txt: byte 0xf6 at 2 is not UTF-8, as of Windows-1252: save it as UTF-8"),
+        ("the captions of its sides differ", "w/004.txt and l/004.txt"),
     ]
     assert (items[-1].caption, items[0].place) == ("f", "pair '000'")
+    assert [item.row for item in items] == list(range(6))
+    assert ("w/notes.md", "no image that is read") in source.left_out()
 
 
 def test_jsonl_pairs(tmp_path):
     rows = [("a", RED, BLUE, 1.0), ("b", RED, BLUE, 0.0), ("c", RED, BLUE, 0.5)]
     root = as_jsonl(tmp_path, rows)
     first, second, tie = read(JSONRecords(str(root)))
-    assert (content(first.preferred), content(second.preferred)) == (RED, BLUE)
+    assert (first.preferred.read(), second.preferred.read()) == (RED, BLUE)
     assert (first.first, second.first) == (True, False)
     assert tie == Rejected("metadata.jsonl record 2", "a tie")
-    half = read(JSONRecords(str(root), ties="half"))[2:]
+    half = read(JSONRecords(str(root), Rules(ties="half")))[2:]
     assert [pair.weight for pair in half] == [0.5, 0.5]
     assert half[0].preferred == half[1].dispreferred
 
 
+@pytest.fixture
+def images(tmp_path):
+    """Files that records name."""
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(RED)
+
+
+@pytest.mark.usefixtures("images")
 def test_rankings_become_pairs(tmp_path):
     record = {"images": ["a.jpg", "b.jpg", "c.jpg"], "caption": "x", "rank": [3, 1, 1]}
     path = tmp_path / "r.jsonl"
@@ -94,7 +107,7 @@ def test_rankings_become_pairs(tmp_path):
     dropped = read(JSONRecords(str(path)))
     assert [(p.preferred.name, p.dispreferred.name) for p in dropped[:2]] == [("b.jpg", "a.jpg"), ("c.jpg", "a.jpg")]
     assert dropped[2] == Rejected("r.jsonl record 0 images 1 and 2", "a tie")
-    assert len({pair.id for pair in read(JSONRecords(str(path), ties="half"))}) == 4
+    assert len({pair.id for pair in read(JSONRecords(str(path), Rules(ties="half")))}) == 4
 
 
 @pytest.mark.parametrize(
@@ -104,14 +117,20 @@ def test_rankings_become_pairs(tmp_path):
         {"prompt": "x", "image_path": ["a.jpg", "b.jpg"], "rank": [2, 1]},  # HPDv2, test
         {"prompt": "x", "generations": ["a.jpg", "b.jpg"], "ranking": [2, 1]},  # ImageReward
         {"caption": "x", "image_0": "a.jpg", "image_1": "b.jpg", "prefer_0": False, "prefer_1": True},
+        {"text": "x", "image_0": "a.jpg", "image_1": "b.jpg", "label_0": "0", "label_1": "1", "rank": None},
+        {"prompt": "x", "path1": "b.jpg", "path2": "a.jpg"},  # HPDv3
+        {"prompt": "x", "rejected": "a.jpg", "chosen": "b.jpg"},
     ],
 )
+@pytest.mark.usefixtures("images")
 def test_other_names_in_use(tmp_path, record):
     (tmp_path / "r.json").write_text(json.dumps([record]))
     (pair,) = read(JSONRecords(str(tmp_path / "r.json")))
     assert (pair.preferred.name, pair.dispreferred.name, pair.caption) == ("b.jpg", "a.jpg", "x")
+    assert pair.first is (None if {"path1", "chosen"} & set(record) else False)
 
 
+@pytest.mark.usefixtures("images")
 def test_records_without_a_pair(tmp_path):
     lines = [
         "{broken",
@@ -121,18 +140,24 @@ def test_records_without_a_pair(tmp_path):
         json.dumps({"caption": "x", "image_0": "a.jpg", "image_1": "b.jpg"}),
         json.dumps({"image_0": "a.jpg", "image_1": "b.jpg", "prefer_0": 1, "prefer_1": 0}),
         json.dumps({"caption": "x", "image_0": 3, "image_1": "b.jpg", "prefer_0": 1, "prefer_1": 0}),
+        json.dumps({"caption": "x", "image_0": "a.jpg", "image_1": "gone.jpg", "prefer_0": 1, "prefer_1": 0}),
     ]
     (tmp_path / "metadata.jsonl").write_text("\n\n".join(lines))
     items = read(JSONRecords(str(tmp_path)))
-    assert [item.reason for item in items] == [
-        "no JSON object",
-        "no JSON object",
-        "neither a pair nor a ranking",
-        "neither a pair nor a ranking",
-        "no valid label",
-        "no caption",
-        "an image is missing",
+    found = [
+        ("no JSON object", "Expecting property name"),
+        ("no JSON object", "found [1, 2]"),
+        ("neither a pair nor a ranking", "found 1 images and 1 labels"),
+        ("neither a pair nor a ranking", "found 2 images and 1 labels"),
+        ("no valid label", "found None and None"),
+        ("no caption", "found the keys image_0, image_1, prefer_0, prefer_1; looked for caption, prompt, text"),
+        ("an image is missing", "3 is no path"),
+        ("an image is missing", "'gone.jpg' is not in "),
     ]
+    assert [kind for kind, _ in reasons(items)] == [kind for kind, _ in found]
+    for (_, words), (_, wanted) in zip(reasons(items), found, strict=True):
+        assert words.startswith(wanted)
+    assert [(item.place, item.row) for item in items] == [(f"metadata.jsonl record {i}", i) for i in range(8)]
 
 
 def test_ready_latents(tmp_path):
@@ -141,8 +166,9 @@ def test_ready_latents(tmp_path):
     first, second = read(source)
     assert first.preferred.values.shape == (4, 32, 32)
     assert (first.preferred.original_size, first.dispreferred.original_size) == ((480, 640), None)
-    assert (second.first, source.embedded) == (False, ["prompt_embeds"])
-    assert [(caption, values["prompt_embeds"].shape) for caption, values in source.embeddings(1, 2)] == [("b", (7, 8))]
+    assert (second.first, source.embedded) == (False, {"prompt_embeds": (7, 8)})
+    ((row, caption, values),) = source.embeddings(1, 2)
+    assert (row, caption, values["prompt_embeds"].shape) == (1, "b", (7, 8))
 
 
 def test_latents_of_a_wrong_form(tmp_path):
@@ -159,8 +185,17 @@ def test_latents_of_a_wrong_form(tmp_path):
         "label_1": [0.0] * 2,
     }
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    reasons = [item.reason for item in read(EncodedPairs(str(tmp_path / "x.parquet")))]
-    assert reasons == ["latents are not [c][h][w]", "latents are not finite"]
+    assert reasons(read(EncodedPairs(str(tmp_path / "x.parquet")))) == [
+        ("rows differ in length", "latents_0 has rows of 1, 2 numbers"),
+        ("not all numbers are finite", "latents_0"),
+    ]
+    pq.write_table(
+        pa.table(columns | {"latents_0": [[[1.0, 2.0]]] * 2, "latents_1": [[[1.0, 2.0]]] * 2}), tmp_path / "x.parquet"
+    )
+    assert reasons(read(EncodedPairs(str(tmp_path / "x.parquet"))))[0] == (
+        "latents are not [c][h][w]",
+        "latents_0 is [1, 2]",
+    )
 
 
 def test_parquet_from_any_file_system(tmp_path):
@@ -227,7 +262,10 @@ def test_two_images_of_one_name_cost_only_their_pair(tmp_path):
     root = as_folders(tmp_path, [("a", RED, BLUE, 1.0), ("b", RED, BLUE, 1.0)])
     (root / "l/000.png").write_bytes(RED)
     twice, pair = read(Folders(str(root)))
-    assert (twice.place, twice.reason) == ("pair '000'", "l has 000.jpg and 000.png: remove one of them")
+    assert (twice.place, *reasons([twice])) == (
+        "pair '000'",
+        ("a name is there twice", "l has 000.jpg and 000.png; remove one of them"),
+    )
     assert (pair.id, pair.caption) == (2, "b")
 
 
@@ -240,13 +278,14 @@ def test_odd_values_cost_only_their_row(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     (tmp_path / "._x.parquet").write_bytes(b"resource fork")
     pair, missing = read(open_source(Data(source=str(tmp_path))))
-    assert (pair.preferred, missing.reason) == (RED, "an image is missing")
+    assert pair.preferred.read() == RED
+    assert reasons([missing]) == [("an image is missing", "jpg_0 holds {'bytes': None, 'path': 'a.jpg'}, no bytes")]
     record = {"caption": "x", "image_0": "a.jpg", "image_1": "b" * 400, "prefer_0": [1], "prefer_1": 0}
     (tmp_path / "odd.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record | {"prefer_0": 1}))
-    assert [row.reason for row in read(JSONRecords(str(tmp_path / "odd.jsonl")))] == [
-        "no valid label",
-        "an image is missing",
-    ]
+    (label, found), (image, name) = reasons(read(JSONRecords(str(tmp_path / "odd.jsonl"))))
+    assert (label, found) == ("no valid label", "found [1] and 0")
+    assert image == "an image is missing"
+    assert len(name) < 400  # a long name is cut
 
 
 def test_an_empty_source_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fdpo_fast.config.schema import DigitsRecipe
-from fdpo_fast.data.images import decode
+from fdpo_fast.data.decode import decode
 from fdpo_fast.data.readers.pickapic import SCHEMA, PickAPic
 from fdpo_fast.digits import dataset, pipeline
 from fdpo_fast.digits.demo import diversity, wins
@@ -40,7 +40,7 @@ def test_pairs_are_in_pick_a_pics_schema(embedded_folder):
     assert len(table) == RECIPE["pairs"]
     pairs = list(PickAPic(str(path)).read(0, len(table)))
     assert {pair.caption for pair in pairs} == set(dataset.CAPTIONS)
-    assert all(decode(pair.preferred).size == (32, 32) for pair in pairs)
+    assert all(decode(pair.preferred.read(), 1).size == (32, 32) for pair in pairs)
 
 
 def test_the_pipeline_loads_in_diffusers(embedded_folder):

@@ -15,7 +15,8 @@ from tests.helpers import ROOT
 from tests.helpers.pictures import files, noisy_jpeg, write
 
 KILLS = 20
-STAGES = ("latents", "text", "reference")
+STAGES = {"pairs": 0.03, "latents": 0.4, "text": 0.4, "reference": 0.4}
+"""Within how many seconds of its start a stage is killed; that of pairs is over in half a second."""
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_caches(raw, write_config, tmp_path):
     path = write_config(raw)
     chance, killed = random.Random(0), dict.fromkeys(STAGES, 0)  # noqa: S311
     for kill in range(KILLS):
-        stage = STAGES[min(kill * 3 // KILLS, 2)]
-        if kill_after(start(path, "fdpo_fast.cli", "cache"), f"caching {stage}", chance.uniform(0, 0.4)):
+        stage, patience = list(STAGES.items())[kill * len(STAGES) // KILLS]
+        if kill_after(start(path, "fdpo_fast.cli", "cache"), f"caching {stage}", chance.uniform(0, patience)):
             killed[stage] += 1
     print(killed)
     assert all(count >= 2 for count in killed.values())

@@ -140,4 +140,4 @@ def test_other_pairs_on_a_node_are_one_sentence(shared, two_nodes, tmp_path, emb
     copy.write_bytes((embedded_folder / "pairs.parquet").read_bytes())
     for log in two_nodes(shared, second=("--set", f"data.source={copy}"), fails=True):
         assert len([line for line in lines(log) if "fdpo train:" in line]) == 1
-        assert "the nodes would make another latents cache each: data.source or model.base" in log
+        assert "the nodes would make another pairs cache each: data.source or model.base" in log

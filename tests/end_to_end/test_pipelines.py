@@ -141,7 +141,5 @@ def test_a_resumed_run_refuses_other_data(tiny_config, command, tmp_path):
     raw["train"]["max_steps"] = 3
     command(raw, "train")
     raw["data"]["resolution"] = 32
-    with pytest.raises(
-        SystemExit, match=r"trained with another latents cache: 'geometry.resolution' is 64 there and 32"
-    ):
+    with pytest.raises(SystemExit, match=r"trained with another pairs cache: 'geometry.resolution' is 64 there and 32"):
         command(raw, "train", "--resume")
