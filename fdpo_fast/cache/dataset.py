@@ -20,6 +20,7 @@ from fdpo_fast.cache.shards import Shard, Shards
 from fdpo_fast.cache.text import cache_text, check_embeddings
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
+from fdpo_fast.data.found import left_out
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import PairSource
 from fdpo_fast.files import digest
@@ -63,13 +64,14 @@ class TrainingSet:
         geometry = Geometry(data, config.reference.seed, facts.vae_factor, facts.denoiser_factor)
         check_embeddings(config, source, facts)
         found = cache_pairs(config, source, geometry, builder)
-        for words in warnings(report(found, source, data)):  # before hours of encoding
+        left = left_out(source)
+        for words in warnings(report(found, source, left, data)):  # before hours of encoding
             builder.rank.warn(words)
         check_embeddings(config, source, facts, found.captions)
         self.latents, self.images, pairs = cache_latents(
             config, source, found, geometry, facts, lambda: image_encoder(config, family, self.device), builder
         )
-        self.pairs, self.report = pairs, report(pairs, source, data)
+        self.pairs, self.report = pairs, report(pairs, source, left, data)
         channels = self.latents.entry("image", int(self.images[0, 0])).shape[-3]
         if channels != facts.channels:
             raise UserError(f"latents have {channels} channels, the denoiser of model.base takes {facts.channels}")

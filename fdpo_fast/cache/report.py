@@ -7,18 +7,18 @@ from typing import Any
 from fdpo_fast.cache.pairs import Pairs
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.found import left_out, named, reasons, shapes
+from fdpo_fast.data.found import named, reasons, shapes
 from fdpo_fast.data.pairs import TIE, PairSource
 
 LOUD = 0.02
 """The share of refused rows that is worth a warning."""
 
 
-def report(pairs: Pairs, source: PairSource, data: Data) -> dict:
+def report(pairs: Pairs, source: PairSource, left: dict[str, dict], data: Data) -> dict:
     """Return what became of the source's rows, for JSON.
 
-    That is rows, pairs, ties dropped, each refused row with place and reason, the files that are left out, by reason,
-    and how much of the images is cut off. Raises UserError where no pair is left, or more rows than `data.max_refused`
+    That is rows, pairs, ties dropped, rows without a pair, each refused row with place and reason, the files that are
+    `left` out, by reason, and how much of the images is cut off. Raises UserError where no pair is left, or more rows than `data.max_refused`
     are refused.
     """
     corrupt = [row for row in pairs.refused if row.reason != TIE]
@@ -26,10 +26,10 @@ def report(pairs: Pairs, source: PairSource, data: Data) -> dict:
         "rows": len(source),
         "pairs": len(pairs),
         "ties_dropped": len(pairs.refused) - len(corrupt),
-        "refused_rows": len({row.row for row in corrupt}),
+        "refused_rows": len({row.row for row in corrupt} - set(pairs.row.tolist())),
         "refused": [{"place": row.place, "reason": row.reason} for row in corrupt],
         "split": source.split,
-        "left_out": left_out(source),
+        "left_out": left,
         **shapes(pairs.sizes),
     }
     if not len(pairs):

@@ -19,6 +19,7 @@ from fdpo_fast.data.reading import UnusableError, not_utf8, patiently, read_file
 from fdpo_fast.files import digest, file_digest
 
 METADATA = "metadata.jsonl"
+_HEAD = 1 << 16  # bytes that tell what a file is
 _IMAGES_AT_MOST = 1024  # of a ranking; ids of its pairs have ten bits for each image
 
 
@@ -63,24 +64,19 @@ class JSONRecords:
             raise UserError(f"{self.path} holds no record: a line each in .jsonl, one array in .json")
 
     def _index(self) -> None:
-        """Find where the records are; all of them are read where the file has no lines."""
+        """Find where the records are; all of them are read where they are no lines of UTF-8."""
         with self.path.open("rb") as file:
-            head = file.read(3)
-        array = self.path.suffix == ".json"
-        if not array and not head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            head = file.read(_HEAD)
+        wide = head.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+        first = head.removeprefix(BOM_UTF8).lstrip()[:1]
+        if not wide and (first != b"[" and self.path.suffix != ".json"):
             self.starts = list(_line_starts(self.path))
             return
         try:
             content = text(read_file(self.path, str(self.path)))
-            records = json.loads(content) if array else [line for line in content.split("\n") if line.strip()]
         except UnusableError as error:
             raise UserError(f"{self.path} is no JSON: {error}") from None
-        except ValueError as error:
-            raise UserError(f"{self.path} is not valid JSON: {error}") from None
-        if not isinstance(records, list):
-            keys = f" with the keys {', '.join(records)}" if isinstance(records, dict) else ""
-            raise UserError(f"{self.path} holds {type(records).__name__}{keys}, not an array of records")
-        self.lines = [json.dumps(record).encode() if array else record.encode() for record in records]
+        self.lines = _lines(content, self.path)
         self.starts = list(range(len(self.lines)))
 
     def __len__(self) -> int:
@@ -208,10 +204,27 @@ def _has_pairs(path: Path) -> bool:
     """Say whether a file begins as one of records of pairs does."""
     try:
         with path.open("rb") as file:
-            head = file.read(1 << 16)
+            head = file.read(_HEAD)
     except OSError:
         return False
-    return any(f'"{key}"'.encode() in head for key in RECORD)
+    return any(f'"{key}"'.encode() in head.replace(b"\0", b"") for key in RECORD)  # UTF-16 has zeros between
+
+
+def _lines(content: str, path: Path) -> list[bytes]:
+    """Return a line for each record of a file that holds one array, or already is lines; UserError for other JSON."""
+    lines = [line.encode("utf-8", "surrogatepass") for line in content.split("\n") if line.strip()]
+    try:
+        records = json.loads(content)
+    except ValueError as error:
+        if content.lstrip().startswith("{") and isinstance(_parsed(lines[0]), Record):
+            return lines
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if isinstance(records, dict) and len(lines) == 1 and isinstance(_parsed(lines[0]), Record):
+        return lines
+    if not isinstance(records, list):
+        keys = f" with the keys {', '.join(records)}" if isinstance(records, dict) else ""
+        raise UserError(f"{path} holds {type(records).__name__}{keys}, not an array of records")
+    return [json.dumps(record).encode() for record in records]
 
 
 def _parsed(line: bytes) -> Record | str:
