@@ -18,8 +18,8 @@ def report(pairs: Pairs, source: PairSource, left: dict[str, dict], data: Data) 
     """Return what became of the source's rows, for JSON.
 
     That is rows, pairs, ties dropped, rows without a pair, each refused row with place and reason, the files that are
-    `left` out, by reason, and how much of the images is cut off. Raises UserError where no pair is left, or more rows than `data.max_refused`
-    are refused.
+    `left` out, by reason, and how much of the images is cut off. Raises UserError where no pair is left, or more rows
+    than `data.max_refused` are refused.
     """
     corrupt = [row for row in pairs.refused if row.reason != TIE]
     found: dict[str, Any] = {
