@@ -32,6 +32,8 @@ _RECIPES: dict[tuple[str, Kind], str] = {
 }
 _OWN_PAIRS = "my_pairs_sdxl_lora.json"
 """The file that says what is otherwise where pairs are a few hundred of somebody's own."""
+_FLOAT16_VAE = "madebyollin/sdxl-vae-fp16-fix"
+"""The VAE of the published configurations that its makers changed so that it does not overflow in float16."""
 _INSIDE_BACKWARD = "sdxl_js_16gb.json"
 """The file that says what is otherwise where a step is a single pair."""
 
@@ -120,6 +122,8 @@ def _drafted(wish: Wish) -> Raw:
     train, data = raw["train"], raw["data"]
     if wish.model != raw["model"]["base"]:
         raw["model"] = {key: value for key, value in raw["model"].items() if key != "vae"} | {"base": wish.model}
+    elif raw["model"].get("vae") == _FLOAT16_VAE:
+        data["vae_dtype"] = "fp16"
     data["source"], train["output_dir"] = wish.pairs, wish.output_dir
     a_round = train["pairs_per_micro_batch"] * wish.gpus
     train["pairs_per_step"] = -(-train["pairs_per_step"] // a_round) * a_round

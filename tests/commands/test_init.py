@@ -37,6 +37,7 @@ def test_a_model_that_is_here_says_its_family_and_its_size(init, plan, pipelines
     base = str(pipelines[family])
     said, config = init("--model", base, "--pairs", "my/pairs", "--gpu", "12GB", "--train", train)
     assert (config.model.family, config.model.base, config.model.vae) == (family, base, None)
+    assert config.data.vae_dtype == "fp32"  # nothing is known of its VAE
     assert (config.data.source, config.model.train) == ("my/pairs", train)
     unet = json.loads((pipelines[family] / "unet/config.json").read_text())
     assert config.data.resolution == unet["sample_size"] * 2  # the tiny VAE halves once
@@ -105,6 +106,7 @@ def test_what_is_written_fits_the_card(init, plan, model, train, gpu, rung, samp
     assert "this configuration fits" in plan(json.loads(config.dumps()), "--gpu", f"{gpu}GB")
     assert (f"to fit: rung {rung}:" in said) == bool(rung)
     assert bool(config.log.samples_every) == samples
+    assert config.data.vae_dtype == ("fp16" if model == SDXL else "fp32")  # SDXL comes with a VAE that was made for it
     assert config.train.checkpoint_every <= config.train.max_steps // 10
     if train == "full":  # rates go with the pairs of a step: 1e-8 each, and 7e-8 for one
         each = {16: 1.6e-7, 1: 7e-8}
