@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder, Cache, lineage
-from fdpo_fast.cache.pairs import Pairs, Refused, key_bytes
+from fdpo_fast.cache.pairs import Pairs, key_bytes
 from fdpo_fast.cache.shards import VERSION, Shard, Shards, fitting
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
@@ -57,8 +57,8 @@ def cache_latents(
     """Decode and encode every image of the pairs once. Collective.
 
     Returns the shards, whose items are the images' latents, [c, h, w] or, as moments, [2, c, h, w]; the numbers of each
-    pair's images, [n, 2]; and the pairs without those whose images do not decode. A shard's list `failed` has the place
-    of such an image, the reason, and its number. `load_encoder` loads the VAE; it is asked only where something is
+    pair's images, [n, 2]; and the pairs without those whose images do not decode. A shard's list `failed` has the
+    reason and the number of such an image. `load_encoder` loads the VAE; it is asked only where something is
     missing.
     """
     data = config.data
@@ -89,7 +89,7 @@ def cache_latents(
         for found in ahead(lambda pair: _decoded(pair, wanted, geometry), _owners(source, rows, wanted), data.workers):
             for image in found:
                 if isinstance(image.content, str):
-                    failed.append([image.place, image.content, start + image.number])
+                    failed.append([image.content, start + image.number])
                     batches.latents[image.number] = torch.empty(0, dtype=torch.float32, device="cpu")
                 else:
                     batches.add(image)
@@ -119,13 +119,13 @@ def _usable(pairs: Pairs, images: Tensor, failed: list[list]) -> tuple[Tensor, P
     """Leave out the pairs of images that did not decode; returns the numbers of the images that are left, and them."""
     if not failed:
         return images, pairs
-    reasons = {number: (place, reason) for place, reason, number in failed}
-    found = [next((reasons[image] for image in both if image in reasons), None) for both in images.tolist()]
-    bad = [reason is not None for reason in found]
-    rows = zip(found, pairs.row.tolist(), strict=True)
-    refused = [Refused(reason[0], reason[1], row) for reason, row in rows if reason]
-    kept_images = images[torch.tensor([not is_bad for is_bad in bad], dtype=torch.bool, device="cpu")]
-    return kept_images, pairs.without(bad, list(dict.fromkeys(refused)))
+    reasons = {number: reason for reason, number in failed}
+    found = (
+        (at, next((reasons[image] for image in both if image in reasons), ""))
+        for at, both in enumerate(images.tolist())
+    )
+    bad = {at: reason for at, reason in found if reason}
+    return images[pairs.but(bad)], pairs.without(bad)
 
 
 Wanted = dict[int, list[tuple[int, int, bytes]]]

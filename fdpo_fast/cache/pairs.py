@@ -7,9 +7,9 @@ image that several pairs share is known to be one. It depends on no model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Pairs:
     sizes: Tensor  # [n, 2, 6] int64: `images.Frame.size` of the preferred and the dispreferred image
     keys: Tensor  # [n, 2, 2] int64: digests, equal for equal images under equal geometry
     captions: list[str]
+    places: list[str]
     refused: list[Refused]
 
     def __len__(self) -> int:
@@ -68,22 +69,28 @@ class Pairs:
         number[order] = np.arange(len(order))
         return torch.from_numpy(number[inverse].reshape(-1, 2)), torch.from_numpy(first[order])
 
-    def without(self, bad: list[bool], refused: list[Refused]) -> Pairs:
-        """Return the pairs that are not `bad`; those that are go to the refused ones."""
-        kept = torch.tensor([not is_bad for is_bad in bad], dtype=torch.bool, device="cpu")
-        captions = [caption for caption, is_bad in zip(self.captions, bad, strict=True) if not is_bad]
+    def but(self, bad: Container[int]) -> Tensor:
+        """Return which pairs are left without those at some positions, [n] bool."""
+        return torch.tensor([at not in bad for at in range(len(self))], dtype=torch.bool, device="cpu")
+
+    def without(self, bad: dict[int, str]) -> Pairs:
+        """Return the pairs but those at some positions, which go to the refused ones with their reasons."""
+        kept = self.but(bad)
+        # a broken tie kept both ways is one row
+        lost = dict.fromkeys(Refused(self.places[at], reason, int(self.row[at])) for at, reason in bad.items())
         return replace(
             self,
             **{name: getattr(self, name)[kept] for name in _COLUMNS},
-            captions=captions,
-            refused=sorted(self.refused + refused, key=lambda one: one.row),
+            captions=[caption for at, caption in enumerate(self.captions) if at not in bad],
+            places=[place for at, place in enumerate(self.places) if at not in bad],
+            refused=sorted([*self.refused, *lost], key=lambda one: one.row),
         )
 
 
 def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder: Builder) -> Pairs:
     """Read every row of a source once and note its pairs. Collective.
 
-    A shard's columns are those of `Pairs`; its lists are `captions` and `refused`.
+    A shard's columns are those of `Pairs`; its lists are `captions`, `places` and `refused`.
     """
     data = config.data
     manifest = {
@@ -101,9 +108,9 @@ def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder:
 
     items = [min(data.shard_rows, len(source) - at) for at in range(0, len(source), data.shard_rows)]
     shards = Shards(builder.build(Cache("pairs", manifest, lineage(config), items, "rows", make)), by="id")
-    columns = {name: shards.column(name) for name in _COLUMNS}
-    refused = [Refused(*entry) for entry in shards.list("refused")]
-    return Pairs(shards.folder.name, **columns, captions=shards.list("captions"), refused=refused)
+    content: dict[str, Any] = {name: shards.column(name) for name in _COLUMNS}
+    content |= {name: shards.list(name) for name in ("captions", "places")}
+    return Pairs(shards.folder.name, **content, refused=[Refused(*entry) for entry in shards.list("refused")])
 
 
 def _shard(rows: Iterable[Pair | Rejected], geometry: Geometry, workers: int, bar: Bar) -> Shard:
@@ -136,7 +143,8 @@ def _shard(rows: Iterable[Pair | Rejected], geometry: Geometry, workers: int, ba
             [[_words(key) for _, key in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"
         ).view(-1, 2, 2),
     }
-    return Shard(columns=columns, lists={"captions": [pair.caption for pair, _ in pairs], "refused": refused})
+    lists = {name: [getattr(pair, name) for pair, _ in pairs] for name in ("caption", "place")}
+    return Shard(columns, lists={"captions": lists["caption"], "places": lists["place"], "refused": refused})
 
 
 def _words(key: bytes) -> list[int]:

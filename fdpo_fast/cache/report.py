@@ -44,7 +44,7 @@ def report(pairs: Pairs, source: PairSource, left: dict[str, dict], data: Data) 
 
 
 def warnings(found: dict) -> list[str]:
-    """List what of a report a person should see before training: many refused rows, cut captions, unlike shapes."""
+    """List what of a report a person should know before hours of encoding: that many rows give no pair."""
     said = []
     if found["refused_rows"] > LOUD * found["rows"]:
         share = found["refused_rows"] / found["rows"]

@@ -82,7 +82,8 @@ class Shard:
             columns[f"{name}#crc"] = torch.tensor([crc(value) for value in values], dtype=torch.int64, device="cpu")
         sums = {name: crc(tensor) for name, tensor in columns.items()}
         # one key: safetensors writes several in any order
-        header = {"fdpo_fast": json.dumps({"crc": sums, "lists": self.lists}, sort_keys=True)}
+        own = {"crc": sums, "lists": self.lists, "lists_crc": _crc_of_lists(self.lists)}
+        header = {"fdpo_fast": json.dumps(own, sort_keys=True)}
         with replacing(path) as partial:
             save_file(tensors | columns, partial, header)
 
@@ -90,6 +91,10 @@ class Shard:
 def crc(tensor: Tensor) -> int:
     """Return the CRC-32 of the bytes."""
     return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
+
+
+def _crc_of_lists(lists: dict[str, list]) -> int:
+    return zlib.crc32(json.dumps(lists, sort_keys=True).encode())
 
 
 class _Mapped:
@@ -109,6 +114,8 @@ class _Mapped:
             raise UserError(f"{path} is damaged (it is not whole): {_REMEDY}")
         self.crc: dict[str, int] = own["crc"]
         self.lists: dict[str, list] = own["lists"]
+        if own.get("lists_crc") != _crc_of_lists(self.lists):
+            raise UserError(f"{path} is damaged (its lists do not match their checksum): {_REMEDY}")
 
     def read(self, name: str, row: int | None = None) -> Tensor:
         """Return a copy of a tensor or of one row of it."""

@@ -103,7 +103,7 @@ def examine(
     frames: list[list[Size6]] = []
 
     def look(row: Pair | Rejected) -> tuple[Pair | Rejected, _Look]:
-        return row, _look(row, geometry, row.row in chosen)
+        return row, _look(row, geometry, row.row in chosen, len(sheet.refused) < SHOWN_REFUSED)
 
     for row, (sides, shown) in ahead(look, rows, data.workers):
         if isinstance(sides, Rejected) or isinstance(row, Rejected):
@@ -148,11 +148,11 @@ def examine(
     return findings, sheet
 
 
-def _look(row: Pair | Rejected, geometry: Geometry, shown: bool) -> _Look:
+def _look(row: Pair | Rejected, geometry: Geometry, shown: bool, shown_refused: bool) -> _Look:
     """Read and decode both sides of a pair, or find why that cannot be done."""
     sides = row if isinstance(row, Rejected) else geometry.place(row)
     if isinstance(sides, Rejected):
-        return _Look(sides, _whole(sides.pictures))
+        return _Look(sides, _whole(sides.pictures) if shown_refused else [])
     images, found = [], []
     for name, side in zip(("preferred", "dispreferred"), sides, strict=True):
         try:
@@ -164,7 +164,7 @@ def _look(row: Pair | Rejected, geometry: Geometry, shown: bool) -> _Look:
         except UnusableError as error:
             assert isinstance(row, Pair)
             pictures = [side for side in (row.preferred, row.dispreferred) if isinstance(side, Picture)]
-            return _Look(Rejected(row.place, str(error), row.row), _whole(pictures))
+            return _Look(Rejected(row.place, str(error), row.row), _whole(pictures) if shown_refused else [])
         found.append((_content(side), side.frame.size))
     return _Look(found, images)
 

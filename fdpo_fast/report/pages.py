@@ -115,7 +115,7 @@ def strip(name: str, images: Iterable[Image.Image]) -> Strip:
     shown = [image.convert("RGB") for image in images]
     for number, image in enumerate(shown):
         image.thumbnail((SIDE, SIDE))
-        if (times := SIDE // image.width) > 1:  # a browser would blur what is so small
+        if (times := SIDE // max(image.size)) > 1:  # a browser would blur what is so small
             shown[number] = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     row = Image.new("RGB", (sum(image.width for image in shown), max(image.height for image in shown)))
     left = 0
