@@ -142,7 +142,7 @@ def _read_group(
     except (pa.ArrowException, OSError, ValueError) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         for row in range(max(at, wanted.start), wanted.stop):
-            yield row, f"the file is damaged: {file.name}, row group {group}: {words}"
+            yield row, f"the file is damaged: {file.name}, row group {group}: {printable(words)}"
 
 
 def _values(column: pa.Array) -> list:

@@ -24,7 +24,7 @@ _SPLITS = {
 """The names that the hub's data sets go by, and what they are short for."""
 _KEYWORDS = {word: split for split, words in _SPLITS.items() for word in words}
 _KEYWORD = re.compile(rf"(?:^|[^a-z])({'|'.join(sorted(_KEYWORDS, key=len, reverse=True))})(?=$|[^a-z])")
-_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
+_SHARD = re.compile(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]+)?$")
 
 
 def split_of(path: str) -> tuple[str, str] | None:
@@ -108,5 +108,9 @@ def _walk(root: Path, but: Collection[str]) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that can be written anywhere, and its bytes that are no UTF-8 in hexadecimal."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """Return a name, or what a library says, as text that is safe on a terminal.
+
+    Bytes that are no UTF-8, and signs that command a terminal, are written in hexadecimal.
+    """
+    decoded = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in decoded)
