@@ -53,7 +53,7 @@ def check(config: Config, json_file: Path | None, page: Path | None) -> None:
         with replacing(json_file) as partial:
             partial.write_text(json.dumps(asdict(findings), indent=2) + "\n")
     page = page or Path(config.train.output_dir).expanduser() / DATA_PAGE
-    write(page, f"Data of {short(Path(data.source).name)}", parts(findings, sheet, config))
+    write(page, f"Data of {short(Path(data.source).name)}", parts(findings, sheet, data.source, data.ties))
     print(f"{'page':11} {page}")
     if not findings.pairs and not (findings.ties and data.ties == "half"):
         raise UserError(f"data.source '{data.source}' gives no pair to train on")
@@ -109,9 +109,9 @@ def _first(what: str, said: list[str]) -> Iterator[str]:
         yield f"  ... and {len(said) - _LISTED} more: --json FILE lists them"
 
 
-def parts(findings: Findings, sheet: Sheet, config: Config) -> Iterator[Part]:
-    """Yield the parts of a page about a source."""
-    counts = lines(findings, config.data.source, config.data.ties)
+def parts(findings: Findings, sheet: Sheet, source: str, ties: str) -> Iterator[Part]:
+    """Yield the parts of a page about a source, of which `data.ties` are kept."""
+    counts = lines(findings, source, ties)
     yield Part(
         "What is there", table=Table(("figure", "value"), tuple((name, short(text)) for name, text in counts), "lw")
     )
