@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.data.pairs import LeftOut, Pair, ReadyLatents, Rejected, Rules, compared
-from fdpo_fast.data.readers.parquet import ParquetRows
+from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Rules, compared
+from fdpo_fast.data.readers.parquet import ParquetPairs
 from fdpo_fast.data.reading import UnusableError
 
 _LATENTS = ("latents_0", "latents_1")
@@ -29,38 +29,20 @@ _LOOKED_AT = 16  # rows that tell which shape the others of their group have
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
 
 
-class EncodedPairs:
+class EncodedPairs(ParquetPairs):
     """Reader of latents in parquet; `source` as for `ParquetRows`.
 
     Raises UserError when a column is missing, or embeddings are not of one shape in all files.
     """
 
     def __init__(self, source: str, rules: Rules | None = None) -> None:
-        self.rules = rules or Rules()
-        self.rows = ParquetRows(source, self.rules.split)
-        self.split = self.rows.split
+        super().__init__("latents", source, rules)
         embedded = [name for name in EMBEDDINGS if name in self.rows.names]
         geometry = [name for name in _GEOMETRY if name in self.rows.names]
         self.columns = COLUMNS + geometry + embedded
         self.rows.require(COLUMNS, "latents")
         self.rows.require(self.columns, "latents")
         self.embedded = {name: self._shape(name) for name in embedded}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def identity(self) -> dict:
-        """Return what is done with ties and votes, and each file's name, size and footer."""
-        rules = {"ties": self.rules.ties, "votes": self.rules.votes}
-        return {"format": "latents", **rules, "files": self.rows.identity()}
-
-    def extent(self) -> tuple[int, int]:
-        """Return how many pairs and images there are at most."""
-        return len(self), 2 * len(self)
-
-    def left_out(self) -> list[LeftOut]:
-        """List the files that no row is read from."""
-        return self.rows.left_out()
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop); their sides are `ReadyLatents`."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fdpo_fast.config.errors import UserError, did_you_mean
-from fdpo_fast.data.pairs import LeftOut, Rejected
+from fdpo_fast.data.pairs import LeftOut, Rejected, Rules
 from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable
 from fdpo_fast.data.reading import PatientFile, UnreachableError, UnusableError, not_utf8, patiently
 from fdpo_fast.files import is_hub_name
@@ -94,6 +94,31 @@ class ParquetRows:
                         good = record if isinstance(record, dict) else Rejected(place, record, row)
                         yield row, place, good
                 first += rows
+
+
+class ParquetPairs:
+    """What readers of pairs in parquet share: a pair to a row."""
+
+    def __init__(self, format: str, source: str, rules: Rules | None = None) -> None:
+        self.format, self.rules = format, rules or Rules()
+        self.rows = ParquetRows(source, self.rules.split)
+        self.split = self.rows.split
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def identity(self) -> dict:
+        """Return what is done with ties and votes, and each file's name, size and footer."""
+        rules = {"ties": self.rules.ties, "votes": self.rules.votes}
+        return {"format": self.format, **rules, "files": self.rows.identity()}
+
+    def extent(self) -> tuple[int, int]:
+        """Return how many pairs and images there are at most."""
+        return len(self), 2 * len(self)
+
+    def left_out(self) -> list[LeftOut]:
+        """List the files that no row is read from."""
+        return self.rows.left_out()
 
 
 def _open(system: fsspec.AbstractFileSystem, path: str, name: str) -> _File:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared, in_text, short
-from fdpo_fast.data.readers.parquet import ParquetRows
+from fdpo_fast.data.pairs import Pair, Picture, Rejected, Rules, compared, in_text, short
+from fdpo_fast.data.readers.parquet import ParquetPairs
 from fdpo_fast.files import replacing
 
 SCHEMA = pa.schema(
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
 
 
-class PickAPic:
+class PickAPic(ParquetPairs):
     """Reader of Pick-a-Pic parquet; `source` as for `ParquetRows`.
 
     label_0 in {1, 0, 0.5} says that image 0 is preferred, dispreferred, or tied with image 1; between them lie shares
@@ -47,26 +47,8 @@ class PickAPic:
     """
 
     def __init__(self, source: str, rules: Rules | None = None) -> None:
-        self.rules = rules or Rules()
-        self.rows = ParquetRows(source, self.rules.split)
+        super().__init__("pickapic", source, rules)
         self.rows.require(COLUMNS, "Pick-a-Pic")
-        self.split = self.rows.split
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def identity(self) -> dict:
-        """Return what is done with ties and votes, and each file's name, size and footer."""
-        rules = {"ties": self.rules.ties, "votes": self.rules.votes}
-        return {"format": "pickapic", **rules, "files": self.rows.identity()}
-
-    def extent(self) -> tuple[int, int]:
-        """Return how many pairs and images there are at most."""
-        return len(self), 2 * len(self)
-
-    def left_out(self) -> list[LeftOut]:
-        """List the files that no row is read from."""
-        return self.rows.left_out()
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop); a row without image, caption or valid labels is rejected."""
