@@ -96,7 +96,7 @@ def cache_latents(
             bar.update(len(found))
             if (now := time.monotonic()) - told > _TOLD:
                 told = now
-                bar.set_postfix_str(_bound(batches.busy, now - began))
+                bar.set_postfix_str(_pace(len(batches.latents), batches.busy, now - began))
         batches.finish()
         if missing := [number for number in range(stop - start) if number not in batches.latents]:
             row = int(pairs.row[int(first[start + missing[0]]) // 2])
@@ -225,10 +225,11 @@ class _Batches:
             self.latents[image.number] = fitting(latent, self.dtype, what, by="the VAE", key="data.vae_dtype")
 
 
-def _bound(busy: float, passed: float) -> str:
-    """Say what the work waits for most."""
-    share = busy / max(passed, 1e-9)
-    return f"bound by the VAE, {share:.0%}" if share >= 0.5 else f"bound by decoding (data.workers), {1 - share:.0%}"
+def _pace(done: int, busy: float, passed: float) -> str:
+    """Say how fast the work goes, and what it waits for most: the encoder, which was `busy`, or its images."""
+    share = busy / passed
+    bound = f"the VAE, {share:.0%}" if share >= 0.5 else f"decoding (data.workers), {1 - share:.0%}"
+    return f"{done / passed:.3g} images/s, bound by {bound}"
 
 
 _POSTERIOR = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
