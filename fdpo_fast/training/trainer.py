@@ -102,7 +102,7 @@ class Trainer:
 
     def warn(self, words: str) -> None:
         """Say it now, and keep it for the next record in metrics.jsonl."""
-        self.rank.warn(words)
+        self.rank.say(f"warning: {words}")
         self.warnings.append(words)
 
     def run(self) -> None:
@@ -241,7 +241,7 @@ class Trainer:
             rounding = export(self.family, trained, DTYPES[name] if name else None, folder)
             self.rank.say(f"exported to {folder}")
             if words := rounding.sentence():
-                self.rank.warn(words)
+                self.rank.say(f"warning: {words}")
         for _ in trained:  # the other ranks have their part in each
             pass
         if self.writer:
