@@ -3,7 +3,8 @@
 `python -m benchmarks.encoding [LABEL=PYTHON ...]` runs every case with each interpreter in turns, by default with its
 own, and writes results/encoding.csv: medians of the seconds and of the processor's, and images a second. The clocks run
 from the first line that announces a cache to that which announces the text embeddings, so that looking at the pairs and
-reading the VAE count and imports do not; the command is ended there. JPEGs of 1024 x 768; VAEs with random weights; every run has an empty cache.
+reading the VAE count and imports do not; the command is ended there. JPEGs of 1024 x 768; VAEs with random weights;
+every run has an empty cache.
 """
 
 from __future__ import annotations
