@@ -7,12 +7,13 @@ import binascii
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from fdpo_fast.data.reading import UnusableError, read_file
+from fdpo_fast.data.reading import Seen, UnusableError, printable, read_file
 
 
 class ReadyLatents(NamedTuple):
@@ -32,13 +33,17 @@ class Picture(NamedTuple):
     name: str
     """What sentences call it: its path within the source, or its column."""
     content: bytes | Path
+    seen: Seen | None = None
+    """What told the content of its file when the source was opened."""
 
     def read(self) -> bytes:
         """Return the stored bytes.
 
         Raises UnusableError for a file that is none, UnreachableError for one that cannot be read now.
         """
-        return self.content if isinstance(self.content, bytes) else read_file(self.content, str(self.content))
+        if isinstance(self.content, bytes):
+            return self.content
+        return read_file(self.content, printable(str(self.content)), self.seen)
 
 
 Side = Picture | ReadyLatents
@@ -144,13 +149,14 @@ def compared(
     sides: tuple[Side | str, Side | str],
     labels: tuple[object, object],
     rules: Rules,
+    votes: bool = True,
 ) -> Iterator[Pair | Rejected]:
     """Yield the pair of two images by how each was judged: the larger label is preferred, equal ones are a tie.
 
     In place of an image, or of the caption, stands why there is none. A tie is dropped, or ("half") kept both ways at
-    half weight. Two shares of votes, which add up to 1, decide; or ("weight") their difference weighs the loss; or
-    ("conservative") the pair is kept both ways, each at the weight of its share: the loss of a label that is right with
-    that probability. The mirrored half has `id` + 1, so ids go in twos.
+    half weight. Labels that are `votes`, or shares of them, decide; or ("weight") the difference of the shares weighs
+    the loss; or ("conservative") the pair is kept both ways, each at the weight of its share: the loss of a label that
+    is right with that probability. The mirrored half has `id` + 1, so ids go in twos.
     """
     values = [value for label in labels if (value := number(label)) is not None]
     there = [side for side in sides if not isinstance(side, str)]
@@ -172,7 +178,7 @@ def compared(
     if second > first:
         one, other = other, one
     in_order = None if first == second else first > second
-    more, less = _weights(max(first, second), min(first, second), rules)
+    more, less = _weights(max(first, second), min(first, second), rules if votes else Rules())
     yield Pair(id, place, str(caption), one, other, more, in_order, row)
     if less:
         yield Pair(id + 1, place, str(caption), other, one, less, None, row)
@@ -182,15 +188,15 @@ def _weights(larger: float, smaller: float, rules: Rules) -> tuple[float, float]
     """Return the weight of a pair, and that of its mirrored half."""
     if larger == smaller:
         return 0.5, 0.5
-    shares = smaller > 0 and abs(larger + smaller - 1) < 1e-6
-    return {"decide": (1.0, 0.0), "weight": (larger - smaller, 0.0), "conservative": (larger, smaller)}[
-        rules.votes if shares else "decide"
-    ]
+    if rules.votes == "decide" or smaller < 0:  # no number of votes
+        return 1.0, 0.0
+    share = larger / (larger + smaller)
+    return (2 * share - 1, 0.0) if rules.votes == "weight" else (share, 1 - share)
 
 
 def number(label: object) -> float | None:
     """Return a label as a number, also one that is written as text; None where it is none."""
-    if not isinstance(label, (bool, int, float, str)):
+    if not isinstance(label, (bool, int, float, str, Decimal)):
         return None
     try:
         value = float({"true": 1, "false": 0}.get(label.strip().lower(), label) if isinstance(label, str) else label)
@@ -221,7 +227,7 @@ def short(value: object) -> str:
 
 
 _IMAGES_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A", "data:image/")
-"""How text starts that is PNG, JPEG, WebP, GIF, BMP or TIFF in base64, or a data URL."""
+"""How text starts that is PNG, JPEG, WebP, GIF, BMP or TIFF in base64, or a data URL; paths have a point."""
 
 
 def in_text(value: str) -> bytes | None:
@@ -229,6 +235,6 @@ def in_text(value: str) -> bytes | None:
     if not value.startswith(_IMAGES_IN_BASE64) or len(value) < 64:
         return None
     try:
-        return base64.b64decode(value.split(",", 1)[-1], validate=False)
+        return base64.b64decode("".join(value.split(",", 1)[-1].split()), validate=True)
     except (binascii.Error, ValueError):
         return None

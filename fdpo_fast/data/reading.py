@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import stat
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fdpo_fast.progress import say
 
 PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds between two tries."""
-_OWN = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+OF_A_NAME = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL)
 """Errors that are of a name, whatever the state of its disk."""
 T = TypeVar("T")
 
@@ -57,32 +58,42 @@ def patiently(read: Callable[[], T], name: str) -> T:
     raise AssertionError
 
 
-def stamp(path: Path) -> list:
-    """Return name, size and time of change of a file, which tell another content without reading it.
-
-    Raises UnreachableError where a file that was there a moment ago cannot be looked at for a few seconds.
-    """
-
-    def look() -> list:
-        status = path.stat()
-        return [path.name, status.st_size, status.st_mtime_ns]
-
-    return patiently(look, str(path))
+Seen = tuple[int, int]
+"""Size and time of change of a file: they tell another content without reading it."""
 
 
-def read_file(path: Path, name: str) -> bytes:
-    """Read a file that was there before.
+def look(path: Path) -> Seen:
+    """Return what tells the content of a file; UnreachableError where that cannot be had for a few seconds."""
+    return patiently(lambda: _seen(path.stat()), str(path))
+
+
+def _seen(status: os.stat_result) -> Seen:
+    return status.st_size, status.st_mtime_ns
+
+
+def unchanged(status: os.stat_result, seen: Seen | None) -> None:
+    """Raise OSError where a file is not what it was when it was `seen`: it may be so again in a moment."""
+    if seen is not None and _seen(status) != seen:
+        raise OSError(errno.ESTALE, "it has changed since the source was opened")
+
+
+def read_file(path: Path, name: str, seen: Seen | None = None) -> bytes:
+    """Read a file that was there before, as it was when it was `seen`.
 
     Raises UnusableError for what is no regular file, UnreachableError where it cannot be read for a few seconds.
     """
 
     def read() -> bytes:
         try:
-            if not stat.S_ISREG(path.stat().st_mode):
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
                 raise UnusableError("it is no regular file")
-            return path.read_bytes()
+            unchanged(status, seen)
+            content = path.read_bytes()
+            unchanged(path.stat(), seen)
+            return content
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-            if isinstance(error, OSError) and error.errno not in _OWN:
+            if isinstance(error, OSError) and error.errno not in OF_A_NAME:
                 raise
             raise UnusableError(getattr(error, "strerror", None) or str(error)) from None
 
@@ -160,3 +171,12 @@ def not_utf8(error: UnicodeDecodeError) -> str:
     """Say where bytes are not UTF-8, and what they may be."""
     byte = error.object[error.start]
     return f"byte {byte:#04x} at {error.start} is not {error.encoding.upper()}, as of Windows-1252: save it as UTF-8"
+
+
+def printable(name: str) -> str:
+    """Return a name, or what a library says, as text that is safe on a terminal.
+
+    Bytes that are no UTF-8, and signs that command a terminal, are written in hexadecimal.
+    """
+    decoded = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in decoded)

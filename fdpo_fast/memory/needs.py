@@ -13,7 +13,7 @@ from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import brought_by
 from fdpo_fast.data.readers.detect import detect, open_source
-from fdpo_fast.data.readers.parquet import is_here
+from fdpo_fast.data.readers.find import is_here
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, moments, step_account
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes

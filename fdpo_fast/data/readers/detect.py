@@ -13,11 +13,11 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.pairs import EmbeddedSource, LeftOut, Pair, PairSource, Rejected, Rules, brought_by
 from fdpo_fast.data.readers.folders import Folders, folders_of_pairs
-from fdpo_fast.data.readers.jsonl import METADATA, JSONRecords, files_of_records
+from fdpo_fast.data.readers.jsonl import METADATA, SUFFIXES, JSONRecords, files_of_records
 from fdpo_fast.data.readers.latents import EncodedPairs
 from fdpo_fast.data.readers.parquet import ParquetRows
 from fdpo_fast.data.readers.pickapic import PickAPic
-from fdpo_fast.data.readers.splits import ALL, hidden, local, walk
+from fdpo_fast.data.readers.splits import ALL, hidden, is_file, is_folder, local, walk
 
 READERS: dict[str, Callable[[str, Rules], PairSource]] = {
     "pickapic": PickAPic,
@@ -27,8 +27,11 @@ READERS: dict[str, Callable[[str, Rules], PairSource]] = {
 }
 
 
-PARTS: dict[str, Callable[[Path], list[str]]] = {"folders": folders_of_pairs, "jsonl": files_of_records}
-"""The formats of which a folder may hold several, as of splits, and what lists them by their names within it."""
+PARTS: dict[str, tuple[Callable[[Path], list[str]], Callable[[str, Rules, str], PairSource]]] = {
+    "folders": (folders_of_pairs, Folders),
+    "jsonl": (files_of_records, JSONRecords),
+}
+"""The formats of which a folder may hold several, as of splits: what lists them by their names, and what reads one."""
 
 
 def open_source(data: Data) -> PairSource:
@@ -38,9 +41,9 @@ def open_source(data: Data) -> PairSource:
     """
     name = detect(data.source, data.split) if data.format == "auto" else data.format
     rules = Rules(data.ties, data.votes, data.split)
-    parts = PARTS[name](local(data.source)) if data.split == ALL and name in PARTS else []
-    joined = len(parts) > 1
-    source: PairSource = Joined(data.source, parts, name, rules) if joined else READERS[name](data.source, rules)
+    listed, read = PARTS.get(name, (None, None))
+    parts = listed(local(data.source)) if listed and data.split == ALL else []
+    source = Joined(data.source, parts, read, rules) if read and len(parts) > 1 else READERS[name](data.source, rules)
     if not len(source):
         raise UserError(f"data.source '{data.source}' has no row")
     return Spread(source, data.max_rows) if data.max_rows and data.max_rows < len(source) else source
@@ -51,13 +54,18 @@ def detect(source: str, split: str | None = None) -> str:
     path = local(source)
     if folders_of_pairs(path):
         return "folders"
-    if path.suffix in (".json", ".jsonl") and not path.is_dir():
+    folder = is_folder(path)
+    if path.suffix.lower() in SUFFIXES and not folder:
         return "jsonl"
-    records = files_of_records(path) if path.is_dir() else []
+    if not folder and path.suffix and path.suffix.lower() != ".parquet" and is_file(path):
+        raise UserError(
+            f"data.source '{source}' is in no known format: a file is .parquet, .jsonl or .json, not {path.suffix}"
+        )
+    records = files_of_records(path)
     if any(name.endswith(METADATA) for name in records):
         return "jsonl"
-    files = walk(path) if path.is_dir() else []
-    if path.is_dir() and not any(name.endswith(".parquet") and not hidden(name) for name in files):
+    files = walk(path) if folder else []
+    if folder and not any(name.lower().endswith(".parquet") and not hidden(name) for name in files):
         if records:
             return "jsonl"
         there = f"it has {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}" if files else "it is empty"
@@ -73,9 +81,10 @@ class Joined:
 
     split: str | None = None
 
-    def __init__(self, source: str, names: list[str], format: str, rules: Rules) -> None:
-        root, rules = local(source), replace(rules, split=None)
-        self.parts = {name: READERS[format](str(root / name), rules) for name in names}
+    def __init__(
+        self, source: str, names: list[str], read: Callable[[str, Rules, str], PairSource], rules: Rules
+    ) -> None:
+        self.parts = {name: read(source, rules, name) for name in names}
         self.starts = list(accumulate((len(part) for part in self.parts.values()), initial=0))
 
     def __len__(self) -> int:
@@ -91,22 +100,21 @@ class Joined:
         return sum(pairs), sum(images)
 
     def left_out(self) -> list[LeftOut]:
-        """List the files that the sources leave out."""
-        return [
-            LeftOut(f"{name}/{out.file}", out.reason) for name, part in self.parts.items() for out in part.left_out()
-        ]
+        """List the files that all of the sources leave out."""
+        lists = [part.left_out() for part in self.parts.values()]
+        unused = set.intersection(*({out.file for out in left} for left in lists))
+        return [out for out in lists[0] if out.file in unused]
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop) of all; ids begin with the number of a source."""
-        for number, (name, part) in enumerate(self.parts.items()):
+        for number, part in enumerate(self.parts.values()):
             first = self.starts[number]
             low, high = max(start - first, 0), min(stop - first, len(part))
             for item in part.read(low, high) if low < high else ():
-                place, row = f"{name}: {item.place}", item.row + first
                 if isinstance(item, Pair):
-                    yield replace(item, id=number << _SOURCE | item.id, place=place, row=row)
+                    yield replace(item, id=number << _SOURCE | item.id, row=item.row + first)
                 else:
-                    yield replace(item, place=place, row=row)
+                    yield replace(item, row=item.row + first)
 
 
 _SOURCE = 52  # bits of an id below the number of its source; a ranking's pair of a billion rows has 51
@@ -142,7 +150,7 @@ class Spread:
         for stretch in range(self.STRETCHES):
             first, end = (self.rows * at // self.STRETCHES for at in (stretch, stretch + 1))
             low, high = max(start, first), min(stop, end)
-            shift = len(self.source) * stretch // self.STRETCHES - first
+            shift = (len(self.source) - self.rows) * stretch // self.STRETCHES
             if low < high:
                 yield low + shift, high + shift, shift
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -13,8 +17,8 @@ from PIL import Image
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.decode import SUFFIXES
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared
-from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable, walk
-from fdpo_fast.data.reading import UnusableError, read_file, stamp, text
+from fdpo_fast.data.readers.splits import choose, hidden, is_file, is_folder, local, outside_split, walk
+from fdpo_fast.data.reading import Seen, UnusableError, look, patiently, printable, read_file, text
 from fdpo_fast.files import digest
 
 SIDES = ("w", "l")
@@ -31,24 +35,25 @@ class Folders:
     when one of the folders is missing or no image is there.
     """
 
-    def __init__(self, source: str, rules: Rules | None = None) -> None:
-        root, rules = local(source), rules or Rules()
-        found = folders_of_pairs(root)
+    def __init__(self, source: str, rules: Rules | None = None, part: str | None = None) -> None:
+        self.outer, rules = local(source), rules or Rules()
+        found = folders_of_pairs(self.outer) if part is None else [part]
         if not found:
-            lacking = next((side for side in SIDES if not (root / side).is_dir()), "")
+            lacking = next((side for side in SIDES if not is_folder(self.outer / side)), "")
             raise UserError(f"data.source '{source}' has no folder '{lacking}': pairs are two folders, w and l")
-        chosen, self.split = choose(found, rules.split, source) if found != [""] else (found, None)
+        chosen, self.split = choose(found, rules.split, source) if part is None and found != [""] else (found, None)
         if len(chosen) > 1:
             raise UserError(f"data.source '{source}' has the folders of pairs {', '.join(chosen)}: name one of them")
-        self.outer, self.root = root, root / chosen[0]
-        self.images: list[Files] = []
+        self.part, self.root = f"{chosen[0]}/" if chosen[0] else "", self.outer / chosen[0]
         self.texts: Files = defaultdict(list)
         self._unused: list[LeftOut] = []
-        for side in SIDES:
-            self.images.append(self._images(side))
-        for path in sorted(self.root.iterdir()):
-            if path.suffix.lower() in CAPTIONS and path.is_file() and not hidden(path.name):
-                self.texts[_name(path.name)].append(path)
+        self.images = [self._images(side) for side in SIDES]
+        for within in walk(self.root, SIDES):
+            path = self.root / within
+            if path.suffix.lower() in CAPTIONS and not hidden(within) and not _dangling(path):
+                self.texts[_name(within)].append(path)
+            else:
+                self._unused.append(LeftOut(within, "hidden" if hidden(within) else "neither in w nor in l"))
         self.names = sorted(set().union(*self.images))
         if not self.names:
             raise UserError(f"data.source '{source}' has no image in its folders w and l")
@@ -58,35 +63,46 @@ class Folders:
         files: Files = defaultdict(list)
         for within in walk(self.root / side):
             path = self.root / side / within
-            if hidden(within):
-                self._unused.append(LeftOut(f"{side}/{within}", "hidden"))
-            elif path.suffix.lower() in CAPTIONS:
+            suffix = path.suffix.lower()
+            reason = "hidden" if hidden(within) else "a link to nothing" if _dangling(path) else "no image that is read"
+            if reason != "no image that is read":
+                self._unused.append(LeftOut(f"{side}/{within}", reason))
+            elif suffix in CAPTIONS:
                 self.texts[_name(within)].append(path)
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
+            elif suffix in SUFFIXES and is_file(path):
                 files[_name(within)].append(path)
-            elif not any(letter.isalpha() for letter in path.suffix) and _is_image(path):
+            elif not any(letter.isalpha() for letter in suffix) and _is_image(path):
                 files[_composed(within)].append(path)
             else:
-                self._unused.append(LeftOut(f"{side}/{within}", "no image that is read"))
+                self._unused.append(LeftOut(f"{side}/{within}", reason))
         return dict(files)
+
+    @cached_property
+    def seen(self) -> dict[Path, Seen]:
+        """Look at all files once: what is read later has to be the same."""
+        images = (path for files in self.images for name in files.values() for path in name)
+        texts = (path for name in self.names for path in self.texts.get(name, []))
+        return {path: look(path) for path in (*images, *texts)}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def identity(self) -> dict:
         """Return the digests of the captions' content and of the images' names, sizes and times of change."""
-        captions = [
-            [name, hashlib.sha256(read_file(path, str(path))).hexdigest()]
-            for name in self.names
-            for path in self.texts.get(name, [])
-        ]
+        captions = [[name, self._content(path)] for name in self.names for path in self.texts.get(name, [])]
         images = [
-            [side, name, *stamp(path)]
+            [side, name, path.name, *self.seen[path]]
             for side, files in zip(SIDES, self.images, strict=True)
             for name, paths in files.items()
             for path in paths
         ]
         return {"format": "folders", "rows": len(self), "captions": digest(captions), "images": digest(images)}
+
+    def _content(self, path: Path) -> str:
+        try:
+            return hashlib.sha256(read_file(path, str(path), self.seen[path])).hexdigest()
+        except UnusableError as error:
+            return str(error)
 
     def extent(self) -> tuple[int, int]:
         """Return how many pairs and images there are at most."""
@@ -94,27 +110,25 @@ class Folders:
 
     def left_out(self) -> list[LeftOut]:
         """List the files of the source that are neither image nor caption of a pair."""
+        named = set(self.names)
         captions = [
             LeftOut(str(path.relative_to(self.root)), "a caption without an image")
             for name, paths in self.texts.items()
-            if name not in set(self.names)
+            if name not in named
             for path in paths
         ]
-        texts = {path for paths in self.texts.values() for path in paths}
-        beside = [name for name in walk(self.root, SIDES) if self.root / name not in texts]
-        above = [LeftOut(name, "hidden" if hidden(name) else "neither in w nor in l") for name in beside]
+        own = [LeftOut(self.part + file, reason) for file, reason in (*self._unused, *captions)]
         other = [
             LeftOut(name, "hidden" if hidden(name) else out.reason)
-            for name in (walk(self.outer, (self.root.name,)) if self.outer != self.root else [])
+            for name in (walk(self.outer, (self.root.name,)) if self.part else [])
             for out in outside_split([name])
         ]
-        found = [*self._unused, *captions, *above, *other]
-        return [LeftOut(printable(file), reason) for file, reason in found]
+        return [LeftOut(printable(file), reason) for file, reason in (*own, *other)]
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the names [start, stop) in their order; ids are 2 * row, since nothing here is a tie."""
         for row, name in enumerate(self.names[start:stop], start):
-            place = f"pair '{printable(name)}'"
+            place = f"pair '{self.part}{printable(name)}'"
             sides = [images.get(name, []) for images in self.images]
             without = [side for side, found in zip(SIDES, sides, strict=True) if not found]
             twice = [
@@ -137,7 +151,7 @@ class Folders:
                 yield pair if isinstance(pair, Rejected) else _unordered(pair)
 
     def _picture(self, path: Path) -> Picture:
-        return Picture(printable(str(path.relative_to(self.root))), path)
+        return Picture(printable(str(path.relative_to(self.outer))), path, self.seen[path])
 
     def _caption(self, name: str) -> str:
         """Read the caption of a name; UnusableError where there is none, or several that differ."""
@@ -147,9 +161,13 @@ class Folders:
             raise UnusableError(f"no caption: looked for {looked} in w, in l and above them")
         captions = set()
         for path in paths:
-            place = printable(str(path.relative_to(self.root)))
+            place = printable(str(path.relative_to(self.outer)))
             try:
-                captions.add(text(read_file(path, str(path))).strip())
+                content = read_file(path, str(path), self.seen[path])
+            except UnusableError as error:
+                raise UnusableError(f"no caption: {place}: {error}") from None
+            try:
+                captions.add(text(content).strip())
             except UnusableError as error:
                 raise UnusableError(f"the caption is not UTF-8: {place}: {error}") from None
         if len(captions) > 1:
@@ -160,14 +178,24 @@ class Folders:
 
 def folders_of_pairs(root: Path) -> list[str]:
     """List the folders that hold w and l: the source itself, or those in it, as of splits; by their names within it."""
-    inside = [path.name for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-    return [name for name in ("", *inside) if all((root / name / side).is_dir() for side in SIDES)][
-        : 1 if all((root / side).is_dir() for side in SIDES) else None
-    ]
+    if not is_folder(root):
+        return []
+    if _has_sides(root):
+        return [""]
+    inside = patiently(lambda: sorted(path.name for path in root.iterdir()), printable(str(root)))
+    return [name for name in inside if not hidden(name) and is_folder(root / name) and _has_sides(root / name)]
+
+
+def _has_sides(root: Path) -> bool:
+    return all(is_folder(root / side) for side in SIDES)
+
+
+def _dangling(path: Path) -> bool:
+    return path.is_symlink() and not patiently(lambda: os.path.exists(path), str(path))
 
 
 def _unordered(pair: Pair) -> Pair:
-    return Pair(pair.id, pair.place, pair.caption, pair.preferred, pair.dispreferred, row=pair.row)
+    return replace(pair, first=None)
 
 
 def _name(within: str) -> str:
@@ -180,9 +208,20 @@ def _composed(name: str) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    """Say whether a file whose name does not tell is an image, by its first bytes."""
+    """Say whether a regular file whose name does not tell is an image, by its first bytes."""
+    if not is_file(path):
+        return False
+
+    def head() -> bytes:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+
+    content = patiently(head, printable(str(path)))
     try:
-        with Image.open(path):
-            return path.is_file()
+        with Image.open(BytesIO(content)):
+            return True
     except Exception:  # PIL's decoders raise whatever they like
         return False
+
+
+_HEAD = 1 << 16

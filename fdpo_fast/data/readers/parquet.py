@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,15 +13,14 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fdpo_fast.config.errors import UserError, did_you_mean
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut, Rejected, Rules
-from fdpo_fast.data.readers.splits import choose, hidden, local, outside_split, printable
-from fdpo_fast.data.reading import PatientFile, UnreachableError, UnusableError, not_utf8, patiently
-from fdpo_fast.files import is_hub_name
+from fdpo_fast.data.readers.find import find
+from fdpo_fast.data.readers.splits import choose, outside_split
+from fdpo_fast.data.reading import PatientFile, UnreachableError, UnusableError, not_utf8, patiently, printable
 
 _ROWS_AT_ONCE = 64  # two images each
 _AT_ONCE = 16  # footers read side by side: a hub data set has hundreds
-_PATTERN = "*?["
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class ParquetRows:
     """
 
     def __init__(self, source: str, split: str | None = None) -> None:
-        found = _find(source)
+        found = find(source)
         names = list(found.paths)
-        chosen, self.split = (names, None) if found.alone else choose(names, split, source)
+        chosen, self.split = (names, None) if found.alone and split is None else choose(names, split, source)
         self._others = found.others + list(outside_split(name for name in names if name not in set(chosen)))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             self.files = list(pool.map(lambda n: _open(found.system, found.paths[n], printable(n)), chosen))
@@ -59,6 +59,8 @@ class ParquetRows:
         """Raise UserError when a file lacks one of `columns`."""
         for file in self.files:
             found = file.parquet.schema_arrow.names
+            if twice := [name for name, count in Counter(found).items() if count > 1 and name in columns]:
+                raise UserError(f"{file.name} has the column {twice[0]} twice: rename one of them")
             missing = [column for column in columns if column not in found]
             if missing:
                 raise UserError(
@@ -185,88 +187,6 @@ def _value(cell: pa.Scalar) -> Any:
         return UnusableError(not_utf8(error))
     except (ValueError, pa.ArrowException) as error:
         return error
-
-
-@dataclass(frozen=True)
-class _Found:
-    system: fsspec.AbstractFileSystem
-    paths: dict[str, str]
-    """The paths of parquet files, by their names within the source, sorted."""
-    others: list[LeftOut]
-    """What else is there."""
-    alone: bool = False
-    """Whether the source is that one file."""
-
-
-def _find(source: str) -> _Found:
-    """Find the parquet files of a `data.source`."""
-    path = local(source)
-    url = source if "://" in source else str(path)
-    if "://" not in source and not path.exists() and _is_hub_path(source):
-        url = f"hf://datasets/{source}"
-    try:
-        system, whole = fsspec.core.url_to_fs(url)
-        whole = whole.rstrip("/") or whole
-        root, pattern = _existing(system, whole)
-        if not pattern:
-            found = [whole] if system.isfile(whole) else _below(system, whole)
-        else:
-            matches = system.glob(_glob(root, pattern))
-            found = [
-                below for match in matches for below in ([match] if system.isfile(match) else _below(system, match))
-            ]
-    except Exception as error:  # each file system and its network library has exceptions of its own
-        what = "is not a path here, and as a data set of the hub it" if url.startswith("hf://") else ""
-        words = (str(error).splitlines() or [""])[0]
-        raise UserError(f"data.source '{source}' {what} cannot be read: {type(error).__name__}: {words}") from None
-    if found == [whole]:
-        return _Found(system, {whole.rsplit("/", 1)[-1]: whole}, [], alone=True)
-    within = {file[len(root.rstrip("/")) :].lstrip("/"): file for file in sorted(found)}
-    paths = {name: file for name, file in within.items() if name.endswith(".parquet") and not hidden(name)}
-    if not paths:
-        beside = [name.name for name in path.parent.iterdir()] if path.parent.is_dir() else []
-        lacks = "has no parquet file" if path.exists() else f"is not here{did_you_mean(path.name, beside)}"
-        raise UserError(f"data.source '{source}' {lacks}: give a file, a folder, a glob or owner/name")
-    rest = (name for name in within if name not in paths)
-    others = [LeftOut(printable(name), "hidden" if hidden(name) else "no parquet file") for name in rest]
-    return _Found(system, paths, others)
-
-
-def _existing(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
-    """Divide a path where it stops to exist: what is there, and the pattern behind it."""
-    if not any(sign in path for sign in _PATTERN) or system.exists(path):
-        return path, ""
-    parts = path.split("/")
-    first = next(at for at, part in enumerate(parts) if any(sign in part for sign in _PATTERN))
-    for length in range(len(parts) - 1, first, -1):  # a folder whose name looks like a pattern
-        if system.exists("/".join(parts[:length])):
-            first = length
-            break
-    return "/".join(parts[:first]), "/".join(parts[first:])
-
-
-def _glob(root: str, pattern: str) -> str:
-    """Put a path and the pattern behind it together, so that nothing of the path counts as a pattern."""
-    return "".join(f"[{letter}]" if letter in _PATTERN else letter for letter in root) + "/" + pattern
-
-
-def is_here(source: str) -> bool:
-    """Say whether a source is a path on this machine, or a pattern of some."""
-    if "://" in source:
-        return False
-    system = fsspec.filesystem("file")
-    root, pattern = _existing(system, str(local(source).absolute()))
-    return bool(system.glob(_glob(root, pattern))) if pattern else system.exists(root)
-
-
-def _below(system: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    return list(system.find(folder))
-
-
-def _is_hub_path(source: str) -> bool:
-    """Say whether a source that is no path here could be `owner/name` on the hub, or a folder in it."""
-    name = "/".join(source.split("/")[:2])
-    return is_hub_name(name) and not source.endswith(".parquet") and not any(sign in source for sign in _PATTERN)
 
 
 def _footer(stream: PatientFile, size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from fdpo_fast.data.pairs import Pair, Picture, Rejected, Rules, compared, in_text, short
 from fdpo_fast.data.readers.parquet import ParquetPairs
+from fdpo_fast.data.reading import UnusableError, text
 from fdpo_fast.files import replacing
 
 SCHEMA = pa.schema(
@@ -57,8 +59,17 @@ class PickAPic(ParquetPairs):
                 yield record
                 continue
             sides = _picture("jpg_0", record["jpg_0"]), _picture("jpg_1", record["jpg_1"])
-            labels = record["label_0"], record["label_1"]
-            yield from compared(row, 2 * row, place, record["caption"], sides, labels, self.rules)
+            labels, caption = (record["label_0"], record["label_1"]), record["caption"]
+            if isinstance(caption, bytes):
+                caption = _text(caption)
+            yield from compared(row, 2 * row, place, caption, sides, labels, self.rules)
+
+
+def _text(caption: bytes) -> str | UnusableError:
+    try:
+        return text(caption)
+    except UnusableError as error:
+        return UnusableError(f"the caption is not UTF-8: {error}")
 
 
 def _picture(column: str, value: object) -> Picture | str:
@@ -66,6 +77,9 @@ def _picture(column: str, value: object) -> Picture | str:
     content = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(content, str):
         content = in_text(content)
+    elif isinstance(content, list):
+        with suppress(ValueError, TypeError):  # not of bytes
+            content = bytes(content)
     return Picture(column, content) if isinstance(content, bytes) else f"{column} holds {short(value)}, no bytes"
 
 

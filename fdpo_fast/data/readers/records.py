@@ -8,6 +8,8 @@ read too. A key whose value is null counts as one that is not there.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +42,8 @@ class Record:
     images: list
     labels: list
     caption: object
+    votes: bool = False
+    """Whether the labels are numbers of votes, or their shares."""
     listed: bool = True
     """Whether the order of its images says nothing of which is preferred."""
 
@@ -53,17 +57,19 @@ def parse(raw: Any) -> Record:
     """Read a record; UnusableError where it is none, with what was found and what is looked for."""
     if not isinstance(raw, dict):
         raise UnusableError(f"no JSON object: found {short(raw)}")
+    if _TWICE in raw:
+        raise UnusableError(f"a key is there twice: {short(raw[_TWICE])}")
     record = {key: value for key, value in raw.items() if value is not None}
     caption = _first(record, _CAPTION)
     if caption is None:
         caption = UnusableError(f"no caption: found the keys {', '.join(raw)}; looked for {', '.join(_CAPTION)}")
     for one, other in _IN_ORDER:
         if one in record and other in record:
-            return Record([record[one], record[other]], _shares(record), caption, listed=False)
+            return Record([record[one], record[other]], _shares(record), caption, votes=True, listed=False)
     if _JUDGED[0] in record:
         images = [record.get(key) for key in _JUDGED]
         labels = next(([record.get(k) for k in keys] for keys in _LABELS if any(k in record for k in keys)), [None] * 2)
-        return Record(images, labels, caption)
+        return Record(images, labels, caption, votes=True)
     images, ranks, scores = (_first(record, keys) for keys in (_IMAGES, _BEST_IS_LOWEST, _BEST_IS_HIGHEST))
     labels = [_negated(rank) for rank in ranks] if isinstance(ranks, list) else scores
     if not isinstance(images, list) or not isinstance(labels, list):
@@ -74,15 +80,41 @@ def parse(raw: Any) -> Record:
 
 
 def _shares(record: dict) -> list:
-    """Return the labels of a pair whose first image is preferred: shares of votes where they say so too, or 1 and 0."""
+    """Return the labels of a pair whose first image is preferred: the votes where there are some, or 1 and 0.
+
+    Raises UnusableError where the votes are for the other one.
+    """
     votes = record.get("choice_dist")
     counts = [count for vote in votes if (count := number(vote)) is not None] if isinstance(votes, list) else []
     confidence = number(record.get("confidence"))
-    if len(counts) == 2 and counts[0] > counts[1] >= 0:
-        return [counts[0] / sum(counts), counts[1] / sum(counts)]
-    if confidence is not None and 0.5 < confidence <= 1:
-        return [confidence, 1 - confidence]
-    return [1, 0]
+    if len(counts) != 2:
+        counts = [confidence, 1 - confidence] if confidence is not None and 0 <= confidence <= 1 else [1, 0]
+    if counts[0] < counts[1]:
+        raise UnusableError(
+            f"the votes are for the image that is said to be dispreferred: {counts[0]:g} to {counts[1]:g}"
+        )
+    return counts if counts[0] > counts[1] else [1, 0]
+
+
+_TWICE = "\0twice"
+"""Stands in an object for a key that it has twice; no file that says so by itself has such a key."""
+
+
+def loads(text: str) -> Any:
+    """Read JSON. A whole number of hundreds of digits counts as infinite; `parse` refuses a key that comes twice."""
+    return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        found[_TWICE] = next(key for at, key in enumerate(names) if key in names[:at])
+    return found
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < 400 else math.inf
 
 
 def _negated(rank: object) -> object:

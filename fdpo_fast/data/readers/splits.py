@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut
-from fdpo_fast.data.reading import patiently
+from fdpo_fast.data.reading import OF_A_NAME, UnreachableError, patiently, printable
 
 ALL = "all"
 _SPLITS = {
@@ -51,7 +51,8 @@ def choose(paths: list[str], wanted: str | None, source: str) -> tuple[list[str]
         return paths, None
     if wanted is not None:
         exact = [path for path, split in splits.items() if split and split[0] == wanted]
-        chosen = exact or [path for path, split in splits.items() if split and split[1] == wanted]
+        kind = _KEYWORDS.get(wanted, wanted)
+        chosen = exact or [path for path, split in splits.items() if split and split[1] == kind]
         if not chosen:
             there = f"there are {', '.join(names)}" if names else "no name in it tells a split"
             raise UserError(f"data.split '{wanted}' is not in data.source '{source}': {there}")
@@ -73,44 +74,73 @@ def outside_split(paths: Iterable[str]) -> Iterator[LeftOut]:
 
 def hidden(path: str) -> bool:
     """Say whether a path within a source is one that tools hide, as .ipynb_checkpoints/a.parquet is."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    return any(part.startswith(".") or part in _SYSTEMS for part in path.split("/"))
+
+
+_SYSTEMS = ("__MACOSX", "lost+found")
 
 
 def local(source: str) -> Path:
-    """Return a source as a path here."""
-    return Path(source).expanduser()
+    """Return a source as a path here; UserError where no path can be of that name."""
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError) as error:  # no such user; a zero in the name
+        raise UserError(f"data.source '{source}' is no path: {error}") from None
+    except OSError as error:
+        if error.errno in OF_A_NAME:
+            raise UserError(f"data.source '{source}' is no path: {error.strerror}") from None
+        patiently(path.exists, source)
+    return path
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether a path is a folder; UnreachableError where that cannot be told for a few seconds."""
+    return patiently(path.is_dir, printable(str(path)))
+
+
+def is_file(path: Path) -> bool:
+    """Say whether a path is a regular file; UnreachableError where that cannot be told for a few seconds."""
+    return patiently(path.is_file, printable(str(path)))
 
 
 def walk(root: Path, but: Collection[str] = ()) -> list[str]:
-    """List the files below a folder, `but` those in some folders of it, by their paths within it, sorted.
+    """List what is below a folder and no folder, `but` those in some folders of it, by paths within it, sorted.
 
-    A link to a folder is followed once. Raises UnreachableError where a folder cannot be listed.
+    Links to folders are followed, but for those that lead back. Raises UnreachableError where a folder cannot be
+    listed, unless it is a hidden one.
     """
-    return patiently(lambda: _walk(root, but), str(root))
-
-
-def _walk(root: Path, but: Collection[str]) -> list[str]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        if folder == str(root):
-            folders[:] = [name for name in folders if name not in but]
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        within = os.path.relpath(folder, root)
-        found += [file if within == "." else f"{within}/{file}" for file in files]
+    found: list[str] = []
+    _walk(root, "", (), but, found)
     return sorted(found)
 
 
-def printable(name: str) -> str:
-    """Return a name, or what a library says, as text that is safe on a terminal.
+def _walk(folder: Path, within: str, above: tuple, but: Collection[str], found: list[str]) -> None:
+    def listed() -> tuple[tuple[int, int], list[tuple[str, bool]]]:
+        status = folder.stat()
+        with os.scandir(folder) as entries:
+            return (status.st_dev, status.st_ino), [(entry.name, _leads_to_folder(entry)) for entry in entries]
 
-    Bytes that are no UTF-8, and signs that command a terminal, are written in hexadecimal.
-    """
-    decoded = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in decoded)
+    try:
+        own, entries = patiently(listed, printable(str(folder)))
+    except UnreachableError:
+        if not hidden(within):
+            raise
+        return
+    if own in above:
+        return
+    for name, is_dir in entries:
+        path = f"{within}/{name}" if within else name
+        if not is_dir:
+            found.append(path)
+        elif within or name not in but:
+            _walk(folder / name, path, (*above, own), but, found)
+
+
+def _leads_to_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link that leads in circles
+        if error.errno in OF_A_NAME:
+            return False
+        raise
