@@ -1,6 +1,7 @@
 """From two labels to pairs: what is preferred, and what becomes of ties and shares of votes."""
 
 import json
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -26,11 +27,23 @@ def told(pairs):
 
 @pytest.mark.parametrize("votes", ["decide", "weight", "conservative"])
 @pytest.mark.parametrize(
-    "labels", [(1, 0), (True, False), ("1", "0"), ("true", "False"), (3, 1), (-1, -2), (0.9, 0.3), (1.0, 0.5)]
+    "labels", [(1, 0), (True, False), ("1", "0"), ("true", "False"), (3, 0), (-1, -2), (0.9, 0.0), (1.0, -0.5)]
 )
 def test_what_is_no_share_of_votes_decides(votes, labels):
     assert told(judged(labels, votes=votes)) == [("ab", 1.0, True)]
     assert told(judged(labels[::-1], votes=votes)) == [("ba", 1.0, False)]
+
+
+@pytest.mark.parametrize("labels", [(3, 1), (0.75, 0.25), ("66", "22"), (0.6, 0.2), (Decimal("0.75"), Decimal("0.25"))])
+def test_numbers_of_votes_are_shares_of_their_sum(labels):
+    assert told(judged(labels)) == [("ab", 1.0, True)]
+    assert told(judged(labels, votes="weight")) == [("ab", 0.5, True)]
+    assert told(judged(labels, votes="conservative")) == [("ab", 0.75, True), ("ba", 0.25, None)]
+
+
+def test_scores_and_ranks_are_no_votes():
+    (pair,) = compared(3, 6, "row 3", "x", (A, B), (21.3, 20.1), Rules(votes="weight"), votes=False)
+    assert pair.weight == 1
 
 
 @given(share=st.floats(0.501, 0.999))
@@ -104,7 +117,14 @@ def test_readers_hand_votes_over(tmp_path, make, votes, weights):
 
 @pytest.mark.parametrize(
     ("said", "weight"),
-    [({"choice_dist": [12, 4]}, 0.5), ({"confidence": 0.75}, 0.5), ({}, 1.0), ({"confidence": 0}, 1.0)],
+    [
+        ({"choice_dist": [12, 4]}, 0.5),
+        ({"choice_dist": [4, 12], "confidence": 0.9}, 0.5),  # the keys say who is preferred
+        ({"confidence": 0.75}, 0.5),
+        ({}, 1.0),
+        ({"confidence": 0}, 1.0),
+        ({"choice_dist": [5, 5], "confidence": None}, 1.0),
+    ],
 )
 def test_votes_beside_two_images_in_order(tmp_path, said, weight):
     for name, content in (("a.jpg", RED), ("b.jpg", BLUE)):

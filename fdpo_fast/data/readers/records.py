@@ -82,18 +82,17 @@ def parse(raw: Any) -> Record:
 def _shares(record: dict) -> list:
     """Return the labels of a pair whose first image is preferred: the votes where there are some, or 1 and 0.
 
-    Raises UnusableError where the votes are for the other one.
+    The keys say who is preferred, and the votes how surely: the larger number is the preferred image's, in whichever
+    order they are listed.
     """
     votes = record.get("choice_dist")
     counts = [count for vote in votes if (count := number(vote)) is not None] if isinstance(votes, list) else []
     confidence = number(record.get("confidence"))
-    if len(counts) != 2:
-        counts = [confidence, 1 - confidence] if confidence is not None and 0 <= confidence <= 1 else [1, 0]
-    if counts[0] < counts[1]:
-        raise UnusableError(
-            f"the votes are for the image that is said to be dispreferred: {counts[0]:g} to {counts[1]:g}"
-        )
-    return counts if counts[0] > counts[1] else [1, 0]
+    if len(counts) == 2 and counts[0] != counts[1] and min(counts) >= 0:
+        return sorted(counts, reverse=True)
+    if confidence is not None and 0.5 < confidence <= 1:
+        return [confidence, 1 - confidence]
+    return [1, 0]
 
 
 _TWICE = "\0twice"
