@@ -86,7 +86,11 @@ def cache_latents(
         batches = _Batches(encode, data.encoded_at_once, DTYPES[data.cache_dtype])
         failed = []
         began = told = time.monotonic()
-        for found in ahead(lambda pair: _decoded(pair, wanted, geometry), _owners(source, rows, wanted), data.workers):
+
+        def decoded(pair: Pair) -> list[_Image]:
+            return _decoded(pair, wanted, geometry, pairs.folder)
+
+        for found in ahead(decoded, _owners(source, rows, wanted), data.workers):
             for image in found:
                 if isinstance(image.content, str):
                     failed.append([image.content, start + image.number])
@@ -100,7 +104,7 @@ def cache_latents(
         batches.finish()
         if missing := [number for number in range(stop - start) if number not in batches.latents]:
             row = int(pairs.row[int(first[start + missing[0]]) // 2])
-            raise UserError(f"row {row} of data.source has changed since it was looked at: run the same command again")
+            raise UserError(_changed(f"row {row} of data.source", pairs.folder))
         return Shard(
             items={"image": [batches.latents[number] for number in range(stop - start)]}, lists={"failed": failed}
         )
@@ -154,8 +158,16 @@ def _owners(source: PairSource, rows: list[int], wanted: Wanted) -> Iterator[Pai
                 yield pair
 
 
-def _decoded(pair: Pair, wanted: Wanted, geometry: Geometry) -> list[_Image]:
-    """Decode the images of a pair that are wanted."""
+def _changed(place: str, folder: str) -> str:
+    """Say that what is read is not what the cache of pairs, in a folder, was made from."""
+    return (
+        f"{place} has changed since it was looked at, in the same size and time of change: delete the folder {folder} "
+        "in data.cache_dir, and run the same command again"
+    )
+
+
+def _decoded(pair: Pair, wanted: Wanted, geometry: Geometry, folder: str) -> list[_Image]:
+    """Decode the images of a pair that are wanted; `folder` is that of the cache of pairs."""
     sides = geometry.place(pair)
     found = []
     for number, side, key in wanted[pair.id]:
@@ -164,7 +176,7 @@ def _decoded(pair: Pair, wanted: Wanted, geometry: Geometry) -> list[_Image]:
             continue
         placed = sides[side]
         if placed.key != key:
-            raise UserError(f"{pair.place} has changed since it was looked at: run the same command again")
+            raise UserError(_changed(pair.place, folder))
         if isinstance(placed.side, ReadyLatents):
             found.append(_Image(number, key, pair.place, torch.from_numpy(placed.side.values), True))
             continue

@@ -197,13 +197,18 @@ def _flat(image: Image.Image, packing: str) -> Image.Image:
         if gray:
             image = image.convert("L") if alpha is None else image.getchannel(0)
         elif image.mode != "CMYK":
-            image = image.convert("RGB")
+            image = _rgb(image)
         to_srgb = _to_srgb(profile, image.mode)
-        image = to_srgb(image) if to_srgb else image.convert("RGB")
+        image = to_srgb(image) if to_srgb else _rgb(image)
     if alpha is not None:
         image.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB what is not: a copy takes as long as decoding does."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _shares(image: Image.Image, packing: str) -> np.ndarray:
