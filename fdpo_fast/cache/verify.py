@@ -86,7 +86,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
     if not brought_by(open_source(config.data)):
         encoder = family.text_encoder(rank.device)
         encoded = encoder(captions)
-        stored = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in encoded}
+        stored = {key: torch.stack([data.text.entry(key, data.entries[c, 0]) for c in captions]) for key in encoded}
         found["text"] = _worst([(stored[key], encoded[key]) for key in encoded])
     if data.reference is not None:
         denoiser = reference_model(config, family, rank.device)

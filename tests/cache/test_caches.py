@@ -9,6 +9,7 @@ import torch
 
 from fdpo_fast import noise
 from fdpo_fast.cache.report import describe
+from fdpo_fast.cache.text import EMPTY
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.models.prediction import errors, predict
 from fdpo_fast.ops.constants import Stream
@@ -109,7 +110,7 @@ def test_half_precision_on_disk(training_set, dtype):
 
 def test_captions_drop_at_the_rate_asked_for(training_set):
     data = training_set(None, "data.caption_dropout=0.5")
-    empty = data.text.entry("prompt_embeds", data.entries[""])
+    empty = data.text.entry("prompt_embeds", data.entries[EMPTY])
     dropped = []
     for visit in range(40):
         embeds = data.batch(torch.arange(16), torch.full((16,), visit % 2)).condition["prompt_embeds"][:16]
@@ -144,9 +145,10 @@ def test_embeddings_of_the_source_are_used(training_set, tmp_path):
     source = as_latents(tmp_path, rows, {"prompt_embeds": (77, 64), "pooled_prompt_embeds": (32,)})
     data = training_set(source=source, family="sdxl")
     found = {caption: values for _, caption, values in open_source(data.config.data).embeddings(0, len(rows))}
-    for caption in ("picture 2", "größe ✓ 猫", ""):
+    assert {caption for caption, _ in data.entries} >= {"picture 2", "größe ✓ 猫", ""}
+    for (caption, _), entry in data.entries.items():
         for key in ("prompt_embeds", "pooled_prompt_embeds"):
-            assert data.text.entry(key, data.entries[caption]).tolist() == found[caption][key].tolist()
+            assert data.text.entry(key, entry).tolist() == found[caption][key].tolist()
     half = as_latents(tmp_path, rows, {"prompt_embeds": (77, 64)})
     with pytest.raises(ValueError, match="has the column prompt_embeds but not pooled_prompt_embeds: give all or none"):
         training_set(source=half, family="sdxl")

@@ -8,10 +8,12 @@ that are scaled already; optional `original_size_0`, `original_size_1` [height, 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -54,9 +56,9 @@ class EncodedPairs(ParquetPairs):
                 continue
             try:
                 sides = _side(record, 0), _side(record, 1)
+                embedded = {name: _finite(name, record[name]) for name in self.embedded}
                 for name, shape in self.embedded.items():
-                    found = _finite(name, record[name])
-                    if found.shape != shape:
+                    if (found := embedded[name]).shape != shape:
                         raise UnusableError(
                             f"an embedding is of another shape: {name} is {found.shape}, others {shape}"
                         )
@@ -64,13 +66,16 @@ class EncodedPairs(ParquetPairs):
                 yield Rejected(place, str(error), row)
                 continue
             labels = record["label_0"], record["label_1"]
-            yield from compared(row, 2 * row, place, record["caption"], sides, labels, self.rules)
+            text = _text(embedded)
+            for item in compared(row, 2 * row, place, record["caption"], sides, labels, self.rules):
+                yield item if isinstance(item, Rejected) else replace(item, text=text)
 
     def embeddings(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
         """Yield row, caption and text embeddings, in float32, of the rows [start, stop) that can be read."""
         for row, _, record in self.rows.read(start, stop, ["caption", *self.embedded], tuple(self.embedded)):
-            if isinstance(record, dict):
-                yield row, record["caption"], {name: numbers(name, record[name]) for name in self.embedded}
+            with suppress(UnusableError):
+                if isinstance(record, dict):
+                    yield row, record["caption"], {name: numbers(name, record[name]) for name in self.embedded}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Find the shape that most rows of an embedding have; UserError where that is another in some file.
@@ -101,6 +106,14 @@ class EncodedPairs(ParquetPairs):
                 if isinstance(record, dict):
                     counts[numbers(name, record[name]).shape] += 1
         return counts
+
+
+def _text(embedded: dict[str, np.ndarray]) -> int:
+    """Return 63 bits that are equal for equal embeddings; 0 for none."""
+    digest = hashlib.blake2b(digest_size=8)
+    for values in embedded.values():
+        digest.update(values.tobytes())
+    return int.from_bytes(digest.digest(), "little") >> 1 if embedded else 0
 
 
 def _side(record: dict, side: int) -> ReadyLatents:
