@@ -1,7 +1,7 @@
 """The cache of pairs: who is compared with whom and how both are cut, found before anything is encoded.
 
 Every row is read and every image looked at, by its header, so what cannot be used is known within minutes, and each
-image that several pairs share is known to be one. It depends on no model.
+image that several pairs share is known to be one. Of a model it depends on the shapes it takes alone.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder:
         "source": source.identity(),
         "geometry": geometry.identity(),
         "factor": geometry.vae_factor,
+        "channels": geometry.channels,
+        "denoiser_factor": geometry.denoiser_factor,
         "max_megapixels": data.max_megapixels,
         "shard_rows": data.shard_rows,
     }
