@@ -17,7 +17,7 @@ from fdpo_fast.cache.latents import cache_latents, sampled
 from fdpo_fast.cache.pairs import cache_pairs
 from fdpo_fast.cache.report import report, warnings
 from fdpo_fast.cache.shards import Shard, Shards
-from fdpo_fast.cache.text import cache_text, check_embeddings
+from fdpo_fast.cache.text import EMPTY, cache_text, check_embeddings
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.found import left_out
@@ -33,7 +33,7 @@ from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
     from fdpo_fast.models.denoiser import Denoiser
-    from fdpo_fast.models.family import Family, ImageEncoder
+    from fdpo_fast.models.family import Facts, Family, ImageEncoder
 
 
 VERSION = 4  # of how reference errors are computed
@@ -55,13 +55,18 @@ def image_encoder(config: Config, family: Family, device: torch.device) -> Image
     return family.image_encoder(device, DTYPES[config.data.vae_dtype], config.data.vae_compile)
 
 
+def geometry_of(config: Config, facts: Facts) -> Geometry:
+    """Return how the images of the pairs are cut for a model; UserError where its sizes do not divide."""
+    return Geometry(config.data, config.reference.seed, facts.vae_factor, facts.denoiser_factor, facts.channels)
+
+
 class TrainingSet:
     """The pairs of a source. What a pair's visit looks like depends on (reference.seed, pair id, visit) alone."""
 
     def __init__(self, config: Config, family: Family, source: PairSource, builder: Builder) -> None:
         self.config, self.family, self.builder = config, family, builder
         facts, self.device, data = family.facts, builder.rank.device, config.data
-        geometry = Geometry(data, config.reference.seed, facts.vae_factor, facts.denoiser_factor)
+        geometry = geometry_of(config, facts)
         check_embeddings(config, source, facts)
         found = cache_pairs(config, source, geometry, builder)
         left = left_out(source)
@@ -72,14 +77,9 @@ class TrainingSet:
             config, source, found, geometry, facts, lambda: image_encoder(config, family, self.device), builder
         )
         self.pairs, self.report = pairs, report(pairs, source, left, data)
-        channels = self.latents.entry("image", int(self.images[0, 0])).shape[-3]
-        if channels != facts.channels:
-            raise UserError(f"latents have {channels} channels, the denoiser of model.base takes {facts.channels}")
         self.text, self.entries = cache_text(config, pairs, source, facts, family.text_encoder, family.excess, builder)
         self.captions = pairs.captions
-        self.caption = torch.tensor(
-            [self.entries[caption] for caption in self.captions], dtype=torch.int64, device="cpu"
-        )
+        self.caption = torch.tensor([self.entries[text] for text in pairs.texts()], dtype=torch.int64, device="cpu")
         self.report["over_length"] = int((self.text.column("excess") > 0).sum())
         self.report["caches"] = {
             "pairs": pairs.folder,
@@ -107,7 +107,7 @@ class TrainingSet:
         if self.config.data.latents == "moments" and latents.ndim == 6:
             latents = sampled(latents, ids, visits, self.seed)
         dropped = noise.uniforms(draws, Stream.CAPTION) < self.config.data.caption_dropout
-        captions = self.caption[positions].masked_fill(dropped, self.entries[""]).tolist()
+        captions = self.caption[positions].masked_fill(dropped, self.entries[EMPTY]).tolist()
         text = {key: torch.stack([self.text.entry(key, at) for at in captions]) for key in self.family.facts.text_keys}
         sizes = to_rows(self.sizes[positions])
         condition = self.family.condition({key: both(values) for key, values in text.items()}, sizes)
@@ -140,6 +140,7 @@ class TrainingSet:
             # names by digest: of images, VAE and geometry; of captions and text encoders
             "latents": self.latents.folder.name,
             "text": self.text.folder.name,
+            "captions": digest(self.caption.tolist()),  # which pair has which
             "scheduler": digest(dict(family.schedule.config)),
             "prediction_type": family.prediction,
             "noise": noise.NOISE_SPEC,

@@ -1,7 +1,7 @@
 """The cache of pairs: who is compared with whom and how both are cut, found before anything is encoded.
 
 Every row is read and every image looked at, by its header, so what cannot be used is known within minutes, and each
-image that several pairs share is known to be one. It depends on no model.
+image that several pairs share is known to be one. Of a model it depends on the shapes it takes alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Refused(NamedTuple):
     row: int
 
 
-_COLUMNS = ("id", "row", "weight", "sizes", "keys")
+_COLUMNS = ("id", "row", "text", "weight", "sizes", "keys")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Pairs:
     """The name of their cache."""
     id: Tensor  # [n] int64
     row: Tensor  # [n] int64, of the source
+    text: Tensor  # [n] int64: what tells the embeddings of one caption apart
     weight: Tensor  # [n] float32
     sizes: Tensor  # [n, 2, 6] int64: `images.Frame.size` of the preferred and the dispreferred image
     keys: Tensor  # [n, 2, 2] int64: digests, equal for equal images under equal geometry
@@ -56,6 +57,10 @@ class Pairs:
     def digest(self) -> str:
         """Return the SHA-256 of what is encoded for them, in which order."""
         return hashlib.sha256(self.id.numpy().tobytes() + self.keys.numpy().tobytes()).hexdigest()
+
+    def texts(self) -> list[tuple[str, int]]:
+        """List what is embedded for each pair: its caption, and what tells the embeddings of one caption apart."""
+        return list(zip(self.captions, self.text.tolist(), strict=True))
 
     def distinct(self) -> tuple[Tensor, Tensor]:
         """Number the images in the order in which they come first.
@@ -98,6 +103,8 @@ def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder:
         "source": source.identity(),
         "geometry": geometry.identity(),
         "factor": geometry.vae_factor,
+        "channels": geometry.channels,
+        "denoiser_factor": geometry.denoiser_factor,
         "max_megapixels": data.max_megapixels,
         "shard_rows": data.shard_rows,
     }
@@ -135,6 +142,7 @@ def _shard(rows: Iterable[Pair | Rejected], geometry: Geometry, workers: int, ba
     columns = {
         "id": torch.tensor([pair.id for pair, _ in pairs], dtype=torch.int64, device="cpu"),
         "row": torch.tensor([pair.row for pair, _ in pairs], dtype=torch.int64, device="cpu"),
+        "text": torch.tensor([pair.text for pair, _ in pairs], dtype=torch.int64, device="cpu"),
         "weight": torch.tensor([pair.weight for pair, _ in pairs], dtype=torch.float32, device="cpu"),
         "sizes": torch.tensor(
             [[size for size, _ in sides] for _, sides in pairs], dtype=torch.int64, device="cpu"

@@ -31,7 +31,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-VERSION = 3
+VERSION = 4
 """Of what the shards of pairs, latents and text hold."""
 _REMEDY = "delete this file and run again, which makes it anew"
 

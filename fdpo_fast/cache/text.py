@@ -1,4 +1,8 @@
-"""The cache of text embeddings: every distinct caption goes through the text encoders once."""
+"""The cache of text embeddings: every distinct caption goes through the text encoders once.
+
+An entry is a text: a caption, and what tells its embeddings apart where rows bring them along. ("", 0) is the empty
+caption of dropout.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from fdpo_fast.models.tokenizer import Excess
 
 _CAPTIONS_PER_SHARD = 1024
+EMPTY = ("", 0)
+"""The text that dropped captions become."""
 
 
 def check_embeddings(config: Config, source: PairSource, facts: Facts, captions: list[str] | None = None) -> None:
@@ -59,16 +65,23 @@ def cache_text(
     load_encoder: Callable[[torch.device], TextEncoder],
     load_excess: Callable[[], Excess | None],
     builder: Builder,
-) -> tuple[Shards, dict[str, int]]:
-    """Embed every distinct caption once, the empty one included; returns the shards and each caption's entry.
+) -> tuple[Shards, dict[tuple[str, int], int]]:
+    """Embed every distinct text once, `EMPTY` included; returns the shards and each text's entry.
 
-    Embeddings that the source brings along are taken as they are; the empty caption's, for dropout, is still encoded.
+    Embeddings that the source brings along are taken as they are; `EMPTY` has those of the first row with an empty
+    caption, and is encoded where there is none.
     The column `excess` has by how many tokens a caption is longer than what the encoders read. Collective.
     """
     dtype = DTYPES[config.data.cache_dtype]
-    distinct = ["", *(caption for caption in dict.fromkeys(pairs.captions) if caption)]
+    texts = pairs.texts()
+    distinct = list(dict.fromkeys([EMPTY, *texts]))
     ready = source if brought_by(source) and isinstance(source, EmbeddedSource) else None
-    rows = dict(zip(reversed(pairs.captions), pairs.row.flip(0).tolist(), strict=True)) if ready else {}
+    rows: dict[tuple[str, int], int] = {}
+    if ready:
+        for text, row in zip(texts, pairs.row.tolist(), strict=True):
+            rows.setdefault(text, row)
+            if not text[0]:
+                rows.setdefault(EMPTY, row)
     manifest = {
         "version": VERSION,
         "text": facts.text,
@@ -80,43 +93,55 @@ def cache_text(
     # of embeddings that came ready only the empty caption's is missing: no model goes to the GPU for that
     device = torch.device("cpu") if ready else builder.rank.device
 
-    def encode(part: list[str]) -> dict[str, list[Tensor]]:
-        return {key: list(value) for key, value in encoder(device)(part).items()}
+    def encode(captions: list[str]) -> dict[str, list[Tensor]]:
+        return {key: list(value) for key, value in encoder(device)(captions).items()}
 
     def make(shard: int, bar: Bar) -> Shard:
         part = distinct[shard * _CAPTIONS_PER_SHARD : (shard + 1) * _CAPTIONS_PER_SHARD]
         items: dict[str, list[Tensor]] = {key: [] for key in facts.text_keys}
         found = _embeddings(ready, part, rows) if ready else {}
-        if ready and "" in part and "" not in rows:
-            found[""] = {key: value[0] for key, value in encode([""]).items()}
+        if ready and EMPTY in part and EMPTY not in rows:
+            found[EMPTY] = {key: value[0] for key, value in encode([""]).items()}
         step = config.data.encoded_at_once
         for at in range(0, len(part), step):
             chunk = part[at : at + step]
-            encoded = {key: [found[c][key] for c in chunk] for key in facts.text_keys} if ready else encode(chunk)
+            if ready:
+                encoded = {key: [found[text][key] for text in chunk] for key in facts.text_keys}
+            else:
+                encoded = encode([caption for caption, _ in chunk])
             by = "data.source" if ready else "the text encoder"
             for key, values in encoded.items():
                 items[key] += [
                     fitting(value, dtype, f"'{key}' of the caption {caption[:60]!r}", by)
-                    for value, caption in zip(values, chunk, strict=True)
+                    for value, (caption, _) in zip(values, chunk, strict=True)
                 ]
             bar.update(len(chunk))
-        over = [0] * len(part) if ready or not (count := excess()) else count(part)
+        over = [0] * len(part) if ready or not (count := excess()) else count([caption for caption, _ in part])
         return Shard(columns={"excess": torch.tensor(over, dtype=torch.int64, device="cpu")}, items=items)
 
     counts = [min(_CAPTIONS_PER_SHARD, len(distinct) - at) for at in range(0, len(distinct), _CAPTIONS_PER_SHARD)]
     shapes = brought_by(source) or facts.text_shapes
     size = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
     sizes = [float(count * size) for count in counts]
-    text = Cache("text", manifest, lineage(config), counts, "captions", make, sizes)
-    return Shards(builder.build(text), by=facts.text_keys[0]), {caption: row for row, caption in enumerate(distinct)}
+    cache_of = Cache("text", manifest, lineage(config), counts, "captions", make, sizes)
+    return Shards(builder.build(cache_of), by=facts.text_keys[0]), {text: entry for entry, text in enumerate(distinct)}
 
 
-def _embeddings(source: EmbeddedSource, captions: list[str], rows: dict[str, int]) -> dict[str, dict[str, Tensor]]:
-    """Read embeddings by caption; captions are in the order of their first row, so a shard's lie close together."""
-    wanted = {rows[caption] for caption in captions if caption in rows}
-    found: dict[str, dict[str, Tensor]] = {}
+def _embeddings(
+    source: EmbeddedSource, texts: list[tuple[str, int]], rows: dict[tuple[str, int], int]
+) -> dict[tuple[str, int], dict[str, Tensor]]:
+    """Read embeddings by text; texts are in the order of their first row, so a shard's lie close together.
+
+    Raises UserError where a row cannot be read any more.
+    """
+    first = {text: rows[text] for text in texts if text in rows}
+    wanted, found = set(first.values()), {}
     if wanted:
-        for row, caption, values in source.embeddings(min(wanted), max(wanted) + 1):
+        for row, _, values in source.embeddings(min(wanted), max(wanted) + 1):
             if row in wanted:
-                found[caption] = {key: torch.from_numpy(value) for key, value in values.items()}
-    return found
+                found[row] = {key: torch.from_numpy(value) for key, value in values.items()}
+    if lost := wanted - set(found):
+        raise UserError(
+            f"row {min(lost)} of data.source has changed since it was looked at: run the same command again"
+        )
+    return {text: found[row] for text, row in first.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fdpo_fast.cache.build import Builder
-from fdpo_fast.cache.dataset import image_encoder
+from fdpo_fast.cache.dataset import geometry_of, image_encoder
 from fdpo_fast.cache.latents import kept
 from fdpo_fast.cache.open import Prepared, cache_root, caches_of, look_for, reference_model
 from fdpo_fast.cache.pairs import Refused
@@ -86,7 +86,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
     if not brought_by(open_source(config.data)):
         encoder = family.text_encoder(rank.device)
         encoded = encoder(captions)
-        stored = {key: torch.stack([data.text.entry(key, data.entries[c]) for c in captions]) for key in encoded}
+        stored = {key: torch.stack([data.text.entry(key, data.entries[c, 0]) for c in captions]) for key in encoded}
         found["text"] = _worst([(stored[key], encoded[key]) for key in encoded])
     if data.reference is not None:
         denoiser = reference_model(config, family, rank.device)
@@ -104,7 +104,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
 def usable_now(prepared: Prepared) -> tuple[list[Refused], int]:
     """Look again at the rows that were refused; returns those of which a pair can be used now, and their number."""
     config, pairs = prepared.config, prepared.data.pairs
-    source, geometry = open_source(config.data), _geometry(prepared)
+    source, geometry = open_source(config.data), geometry_of(config, prepared.family.facts)
     before = {one.row: one for one in reversed(pairs.refused) if one.reason != TIE}
     usable = []
     for row in progress(sorted(before), desc="looking at refused rows", leave=False):
@@ -128,15 +128,10 @@ def _reason(item: Pair | Rejected, geometry: Geometry) -> str | None:
     return None
 
 
-def _geometry(prepared: Prepared) -> Geometry:
-    facts = prepared.family.facts
-    return Geometry(prepared.config.data, prepared.config.reference.seed, facts.vae_factor, facts.denoiser_factor)
-
-
 def _latents(prepared: Prepared, rank: Rank, positions: Tensor) -> tuple[float, float] | None:
     """Compare the images at `positions`, decoded and encoded again; None where latents came ready."""
     config, data = prepared.config, prepared.data
-    geometry, source, pieces = _geometry(prepared), open_source(config.data), []
+    geometry, source, pieces = geometry_of(config, prepared.family.facts), open_source(config.data), []
     encoder = image_encoder(config, prepared.family, rank.device)
     for position in positions.tolist():
         row = int(data.pairs.row[position])

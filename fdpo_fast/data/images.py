@@ -73,6 +73,8 @@ class Geometry:
     """How many pixels a latent spans along a side."""
     denoiser_factor: int
     """How many latents an element of the denoiser's coarsest level spans along a side."""
+    channels: int = 0
+    """Those of the latents that the denoiser takes; 0 for any."""
 
     def __post_init__(self) -> None:
         name = "bucket_step" if self.data.buckets else "resolution"
@@ -101,6 +103,8 @@ class Geometry:
             if shapes[0] != shapes[1]:
                 differ = f"the latents of its sides differ in shape: {shapes[0]}, {shapes[1]}"
                 return Rejected(pair.place, differ, pair.row)
+            if unfit := self._unfit(shapes[0]):
+                return Rejected(pair.place, unfit, pair.row)
             first, second = (self._ready(side) for side in ready)
             return first, second
         pictures = [side for side in sides if isinstance(side, Picture)]
@@ -131,6 +135,16 @@ class Geometry:
             if self.data.crop == "random":
                 x, y = uniform[:2].tolist()
         return [frame(size, target, (x, y), mirrored < self.data.flip) for size in sizes]
+
+    def _unfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say why the denoiser does not take ready latents [c, h, w]; None where it does."""
+        channels, *sides = shape
+        if self.channels and channels != self.channels:
+            return f"latents have {channels} channels, model.base takes {self.channels}: they are {list(shape)}"
+        if any(side % self.denoiser_factor for side in sides):
+            by = self.denoiser_factor
+            return f"a side of latents is no multiple of {by}, by which model.base divides it: they are {list(shape)}"
+        return None
 
     def _ready(self, side: ReadyLatents) -> Placed:
         height, width = (self.vae_factor * n for n in side.values.shape[1:])

@@ -66,6 +66,8 @@ class Pair:
     weight: float = 1.0
     first: bool | None = None
     row: int = field(default=0, compare=False)
+    text: int = field(default=0, compare=False)
+    """What tells the embeddings of one caption apart; 0 where captions are encoded."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from fdpo_fast import noise
 from fdpo_fast.cache.report import describe
+from fdpo_fast.cache.text import EMPTY
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.models.prediction import errors, predict
 from fdpo_fast.ops.constants import Stream
@@ -109,7 +110,7 @@ def test_half_precision_on_disk(training_set, dtype):
 
 def test_captions_drop_at_the_rate_asked_for(training_set):
     data = training_set(None, "data.caption_dropout=0.5")
-    empty = data.text.entry("prompt_embeds", data.entries[""])
+    empty = data.text.entry("prompt_embeds", data.entries[EMPTY])
     dropped = []
     for visit in range(40):
         embeds = data.batch(torch.arange(16), torch.full((16,), visit % 2)).condition["prompt_embeds"][:16]
@@ -144,9 +145,10 @@ def test_embeddings_of_the_source_are_used(training_set, tmp_path):
     source = as_latents(tmp_path, rows, {"prompt_embeds": (77, 64), "pooled_prompt_embeds": (32,)})
     data = training_set(source=source, family="sdxl")
     found = {caption: values for _, caption, values in open_source(data.config.data).embeddings(0, len(rows))}
-    for caption in ("picture 2", "größe ✓ 猫", ""):
+    assert {caption for caption, _ in data.entries} >= {"picture 2", "größe ✓ 猫", ""}
+    for (caption, _), entry in data.entries.items():
         for key in ("prompt_embeds", "pooled_prompt_embeds"):
-            assert data.text.entry(key, data.entries[caption]).tolist() == found[caption][key].tolist()
+            assert data.text.entry(key, entry).tolist() == found[caption][key].tolist()
     half = as_latents(tmp_path, rows, {"prompt_embeds": (77, 64)})
     with pytest.raises(ValueError, match="has the column prompt_embeds but not pooled_prompt_embeds: give all or none"):
         training_set(source=half, family="sdxl")
@@ -259,10 +261,30 @@ def test_embeddings_that_are_not_numbers_cost_their_row_alone(training_set, tmp_
 
 
 def test_latents_of_another_vae_are_refused(training_set, tmp_path):
+    source = of_shapes(tmp_path / "x.parquet", (16, 8, 8))
+    with pytest.raises(ValueError, match=r"gives no pair.*1 x latents have 16 channels, model.base takes 4, first at"):
+        training_set(source=source)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_latents_that_the_denoiser_does_not_take_cost_their_row_alone(training_set, tmp_path, first):
+    """Whichever row is first, so all that is left can be trained on."""
+    shapes = [(16, 8, 8), (4, 8, 8), (4, 9, 8), (4, 8, 11), (1, 8, 8), (4, 16, 8)]
+    data = training_set(None, "data.max_refused=1", source=of_shapes(tmp_path / "x.parquet", *shapes[first:]))
+    assert len(data) == 2
+    assert data.reference.isfinite().all()
+    assert [row["reason"] for row in data.report["refused"]][1 - first :] == [
+        "a side of latents is no multiple of 2, by which model.base divides it: they are [4, 9, 8]",
+        "a side of latents is no multiple of 2, by which model.base divides it: they are [4, 8, 11]",
+        "latents have 1 channels, model.base takes 4: they are [1, 8, 8]",
+    ]
+
+
+def of_shapes(path, *shapes):
+    """Ready latents of one shape each row."""
     import pyarrow.parquet as pq
 
-    sides = {f"latents_{side}": [np.full((16, 8, 8), side).tolist()] for side in (0, 1)}
-    columns = {"caption": ["a"], **sides}
-    pq.write_table(pa.table(columns | {"label_0": [1.0], "label_1": [0.0]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"latents have 16 channels, the denoiser of model.base takes 4"):
-        training_set(source=tmp_path / "x.parquet")
+    columns = {f"latents_{side}": [np.full(shape, side / 2).tolist() for shape in shapes] for side in (0, 1)}
+    columns |= {"caption": ["a"] * len(shapes), "label_0": [1.0] * len(shapes), "label_1": [0.0] * len(shapes)}
+    pq.write_table(pa.table(columns), path)
+    return path

@@ -8,23 +8,27 @@ that are scaled already; optional `original_size_0`, `original_size_1` [height, 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Rules, compared
+from fdpo_fast.data.pairs import Pair, ReadyLatents, Rejected, Rules, compared, short
 from fdpo_fast.data.readers.parquet import ParquetPairs
 from fdpo_fast.data.reading import UnusableError
 
 _LATENTS = ("latents_0", "latents_1")
 COLUMNS = ["caption", *_LATENTS, "label_0", "label_1"]
 _GEOMETRY = ["original_size_0", "original_size_1", "crop_0", "crop_1"]
+_LARGEST = 2**31 - 1  # of a size or crop
+_SHOWN = 4  # lengths in a sentence
 _LOOKED_AT = 16  # rows that tell which shape the others of their group have
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
 
@@ -52,9 +56,9 @@ class EncodedPairs(ParquetPairs):
                 continue
             try:
                 sides = _side(record, 0), _side(record, 1)
+                embedded = {name: _finite(name, record[name]) for name in self.embedded}
                 for name, shape in self.embedded.items():
-                    found = _finite(name, record[name])
-                    if found.shape != shape:
+                    if (found := embedded[name]).shape != shape:
                         raise UnusableError(
                             f"an embedding is of another shape: {name} is {found.shape}, others {shape}"
                         )
@@ -62,13 +66,16 @@ class EncodedPairs(ParquetPairs):
                 yield Rejected(place, str(error), row)
                 continue
             labels = record["label_0"], record["label_1"]
-            yield from compared(row, 2 * row, place, record["caption"], sides, labels, self.rules)
+            text = _text(embedded)
+            for item in compared(row, 2 * row, place, record["caption"], sides, labels, self.rules):
+                yield item if isinstance(item, Rejected) else replace(item, text=text)
 
     def embeddings(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
         """Yield row, caption and text embeddings, in float32, of the rows [start, stop) that can be read."""
         for row, _, record in self.rows.read(start, stop, ["caption", *self.embedded], tuple(self.embedded)):
-            if isinstance(record, dict):
-                yield row, record["caption"], {name: numbers(name, record[name]) for name in self.embedded}
+            with suppress(UnusableError):
+                if isinstance(record, dict):
+                    yield row, record["caption"], {name: numbers(name, record[name]) for name in self.embedded}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Find the shape that most rows of an embedding have; UserError where that is another in some file.
@@ -101,15 +108,40 @@ class EncodedPairs(ParquetPairs):
         return counts
 
 
+def _text(embedded: dict[str, np.ndarray]) -> int:
+    """Return 63 bits that are equal for equal embeddings; 0 for none."""
+    digest = hashlib.blake2b(digest_size=8)
+    for values in embedded.values():
+        digest.update(values.tobytes())
+    return int.from_bytes(digest.digest(), "little") >> 1 if embedded else 0
+
+
 def _side(record: dict, side: int) -> ReadyLatents:
     """Read the latents of a side; UnusableError where something is wrong with them."""
     values = _finite(_LATENTS[side], record[_LATENTS[side]])
     if values.ndim != 3:
-        raise UnusableError(f"latents are not [c][h][w]: {_LATENTS[side]} is {list(values.shape)}")
-    size, crop = record.get(f"original_size_{side}"), record.get(f"crop_{side}")
-    if any(value and (len(value) != 2 or None in value) for value in (size, crop)):
-        raise UnusableError(f"original size or crop are not two numbers: {size}, {crop}")
-    return ReadyLatents(values, tuple(size) if size else None, tuple(crop) if crop else (0, 0))
+        raise UnusableError(f"latents are not [c][h][w]: {_LATENTS[side]} is {short(list(values.shape))}")
+    size, crop = _two(record, f"original_size_{side}", 1), _two(record, f"crop_{side}", 0)
+    return ReadyLatents(values, size, crop or (0, 0))
+
+
+def _two(record: dict, name: str, least: int) -> tuple[int, int] | None:
+    """Return two whole numbers of a row; None where it has none."""
+    value = record.get(name)
+    if value is None:
+        return None
+    good = isinstance(value, list) and len(value) == 2 and all(_whole(number, least) for number in value)
+    if not good:
+        raise UnusableError(
+            f"original size or crop are not two whole numbers: found {short(value)} in {name}, each is to be {least} "
+            f"or more, up to {_LARGEST}"
+        )
+    return int(value[0]), int(value[1])
+
+
+def _whole(value: object, least: int) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and least <= value <= _LARGEST and value == int(value)  # type: ignore[operator, call-overload]
 
 
 def _finite(name: str, cell: pa.Scalar) -> np.ndarray:
@@ -120,17 +152,36 @@ def _finite(name: str, cell: pa.Scalar) -> np.ndarray:
 
 
 def numbers(name: str, cell: pa.Scalar) -> np.ndarray:
-    """Return nested lists as an array, float32; UnusableError where rows differ in length, or one is lacking."""
-    inner = getattr(cell, "values", None)
-    if inner is None:
-        raise UnusableError(f"numbers are lacking: {name} is {cell.as_py()}")
-    shape = [len(inner)]
-    while pa.types.is_nested(inner.type):
+    """Return nested lists as an array, float32.
+
+    Raises UnusableError for what else there is, where rows differ in length, or a number is lacking.
+    """
+    if not _is_list(cell.type) or not cell.is_valid:
+        raise UnusableError(f"numbers are lacking: {name} is {_found(cell)}")
+    inner, shape = cell.values, [len(cell.values)]
+    while _is_list(inner.type) and len(inner):
         lengths = pc.unique(pc.list_value_length(inner)).to_pylist()
         if inner.null_count or len(lengths) != 1:
-            raise UnusableError(f"rows differ in length: {name} has rows of {', '.join(map(str, lengths))} numbers")
+            some = ", ".join(map(str, lengths[:_SHOWN])) + ", ..." * (len(lengths) > _SHOWN)
+            raise UnusableError(f"rows differ in length: {name} has rows of {some} numbers")
         shape.append(lengths[0])
         inner = inner.flatten()
+    if not len(inner):
+        raise UnusableError(f"numbers are lacking: {name} is {_found(cell)}")
     if inner.null_count or not (pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)):
-        raise UnusableError(f"numbers are lacking: {name} holds {'null' if inner.null_count else inner.type}")
-    return inner.to_numpy(zero_copy_only=False).astype(np.float32).reshape(shape)
+        raise UnusableError(f"numbers are lacking: {name} holds {'null' if inner.null_count else _found(inner[0])}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and found to be
+        return inner.to_numpy(zero_copy_only=False).astype(np.float32).reshape(shape)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    """Say whether a type is one of lists; those of maps and structs are nested, too."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _found(cell: pa.Scalar) -> str:
+    """Show a cell in a few letters: its value, or its type where Python has none for it."""
+    try:
+        return short(cell.as_py())
+    except (ValueError, OverflowError, pa.ArrowException):
+        return short(str(cell.type))
