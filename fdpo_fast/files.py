@@ -19,12 +19,25 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; UserError that names it where it is broken."""
+def expanded(path: str | Path, key: str) -> Path:
+    """Return the path that is the value of a key, `~` replaced by the home folder; UserError where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key} '{path}' begins with a home folder that is not known here: give it in full") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds; UserError that names it where it cannot be read, or is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): mend or delete it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not valid JSON (no object in braces): mend or delete it")
+    return value
 
 
 def file_digest(path: Path) -> str:

@@ -70,7 +70,8 @@ class Builder:
         """Return the folder of the cache, filled now if need be. Collective.
 
         Raises UserError, before anything is built, when there is no room for it, when its manifest was changed, when
-        one was asked for that differs, the run was trained from another, or the nodes do not agree.
+        one was asked for that differs, the run was trained from another, or the nodes do not agree; and wherever its
+        folder cannot be read or written.
         """
         folder = self.root / f"{cache.kind}-{digest(cache.manifest)[:16]}"
         check_equal(
@@ -79,8 +80,9 @@ class Builder:
             f"the nodes would make another {cache.kind} cache each: data.source or model.base is not the same on all "
             "(a copy of pairs with other times of change counts as other pairs); put both on a file system they share",
         )
-        self._agree(folder, cache)
-        missing = [shard for shard in range(len(cache.items)) if not _file(folder, shard).exists()]
+        with reading(folder):
+            self._agree(folder, cache)
+            missing = [shard for shard in range(len(cache.items)) if not _file(folder, shard).exists()]
         if missing and self.complete:
             raise UserError(f"the {cache.kind} cache of this configuration is not complete: run `fdpo cache` first")
         self.rank.barrier()  # nobody writes before all have looked
@@ -91,7 +93,7 @@ class Builder:
                 self._fill(folder, cache)
                 self.rank.barrier()
         if self.requested and self.rank.index == 0:
-            _write(folder / _REQUESTED, cache.lineage)
+            self._mark(folder, cache)
         self.rank.barrier()
         return folder
 
@@ -118,23 +120,37 @@ class Builder:
                     "this configuration to have both"
                 )
 
+    def _mark(self, folder: Path, cache: Cache) -> None:
+        """Note that a cache was asked for; a whole one on a disk that is only read is as good without."""
+        path = folder / _REQUESTED
+        try:
+            if not path.is_file() or path.read_bytes() != _text(cache.lineage).encode():
+                _write(path, cache.lineage)
+        except OSError as error:
+            self.rank.warn(
+                f"{folder} cannot be marked as made by `fdpo cache` ({error.strerror}): it is used all the same, but a "
+                "configuration that does not match it will make another and not be refused"
+            )
+
     @contextmanager
     def _alone(self, folder: Path) -> Iterator[None]:
         """Let one run at a time fill a folder; what a killed one left half written is cleared away."""
         if self.rank.index:
             yield
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                self.rank.say(f"another run is filling {folder}: waiting for it")
+                lock.acquire()
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.rank.say(f"another run is filling {folder}: waiting for it")
-            lock.acquire()
-        try:
-            for pattern in (".*.partial", ".tmp??????"):  # ours, and what safetensors writes to first
-                for partial in folder.glob(pattern):
-                    partial.unlink()
+            with writing(folder):
+                for pattern in (".*.partial", ".tmp??????"):  # ours, and what safetensors writes to first
+                    for partial in folder.glob(pattern):
+                        partial.unlink()
             yield
         finally:
             lock.release()
@@ -145,7 +161,8 @@ class Builder:
             return
         items = sum(cache.items[shard] for shard in missing)
         need = sum(cache.sizes[shard] for shard in missing) if cache.sizes else 0.0
-        free = shutil.disk_usage(folder).free
+        with reading(folder):
+            free = shutil.disk_usage(folder).free
         if need > free:
             raise UserError(
                 f"the {cache.kind} cache needs about {_size(need)} and {self.root} has {_size(free)}: set "
@@ -153,7 +170,8 @@ class Builder:
             )
         room = f", about {_size(need)}, {_size(free)} free" if cache.sizes else ""
         self.rank.say(f"caching {cache.kind}: {items:,} {cache.unit}{room}, to {folder}")
-        _write(folder / _MANIFEST, cache.manifest)
+        with writing(folder):
+            _write(folder / _MANIFEST, cache.manifest)
 
     def _fill(self, folder: Path, cache: Cache) -> None:
         mine = range(self.rank.index, len(cache.items), self.rank.count)
@@ -163,26 +181,44 @@ class Builder:
         with progress(total=total, desc=f"caching {cache.kind}", unit=unit, show=self.rank.index == 0) as bar:
             for shard in missing:
                 content = cache.make(shard, bar)
-                with room_for(folder, content.bytes, cache.kind):
+                with writing(folder, content.bytes):
                     content.save(_file(folder, shard))
 
 
 @contextmanager
-def room_for(folder: Path, size: int, kind: str) -> Iterator[None]:
-    """Write a file of so many bytes into a folder; UserError where the disk is full, before or within the block."""
-    full = (
-        f"the disk of {folder} is full, the {kind} cache needs {_size(size)} more for its next file: what is there "
-        "stays; make room, or set data.cache_dir to a larger disk, and run the same command again"
-    )
-    if shutil.disk_usage(folder).free < size:
-        raise UserError(full)
+def reading(folder: Path) -> Iterator[None]:
+    """Look into a folder of `data.cache_dir`; UserError where that is not possible within the block."""
     try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read: {error.strerror}; mend that, or set another data.cache_dir"
+        ) from None
+
+
+@contextmanager
+def writing(folder: Path, size: int = 0) -> Iterator[None]:
+    """Write into a folder of `data.cache_dir`, a file of so many bytes if that is known.
+
+    Raises UserError where the disk is full, before or within the block, or the folder cannot be written within it.
+    """
+    more = f", {_size(size)} more are needed for the next file" if size else ""
+    full = (
+        f"the disk of {folder} is full, in bytes or in number of files{more}: what is there stays; make room, or set "
+        "data.cache_dir to a larger disk, and run the same command again"
+    )
+    try:
+        if size and shutil.disk_usage(folder).free < size:
+            raise UserError(full)
         yield
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in _FULL):
             raise UserError(full) from None
-        raise UserError(f"{folder} cannot be written: {error}; what is there stays") from None
+        words = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder} cannot be written: {words}; what is there stays; mend that, or set another data.cache_dir"
+        ) from None
 
 
 _FULL = ("StorageFull", "No space left", "os error 28", "QuotaExceeded", "os error 122")
@@ -193,9 +229,13 @@ def _file(folder: Path, shard: int) -> Path:
     return folder / f"{shard:06d}.safetensors"
 
 
+def _text(value: dict) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
 def _write(path: Path, value: dict) -> None:
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        partial.write_text(_text(value))
 
 
 def _difference(folder: Path, manifest: dict) -> str:

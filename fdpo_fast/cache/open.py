@@ -14,6 +14,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.distributed import Rank, check_shared
+from fdpo_fast.files import expanded
 from fdpo_fast.models import find, load_family, quiet_libraries, trainable
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
@@ -70,7 +71,7 @@ def reference_model(config: Config, family: Family, device: torch.device) -> Den
 
 def cache_root(config: Config) -> Path:
     """Return the folder of the caches, made now; UserError where it cannot be."""
-    root = Path(config.data.cache_dir).expanduser()
+    root = expanded(config.data.cache_dir, "data.cache_dir")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -108,7 +108,9 @@ class _Mapped:
             self.tensors = json.loads(self.map[8 : self.start])
             own = json.loads(self.tensors.pop("__metadata__")["fdpo_fast"])
             ends = [entry["data_offsets"][1] for entry in self.tensors.values()]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}): {_REMEDY}") from None
         if self.start + max(ends) != len(self.map):
             raise UserError(f"{path} is damaged (it is not whole): {_REMEDY}")

@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from fdpo_fast.cache.build import reading, writing
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.data.readers.pickapic import write_pairs
 from fdpo_fast.digits.pipeline import build_pipeline
-from fdpo_fast.files import digest, replacing
+from fdpo_fast.files import digest, expanded, replacing
 from fdpo_fast.progress import progress
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ def name_of(recipe: DigitsRecipe) -> str:
 
 def embedded(recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
     """Return the folder with `pipeline/` (diffusers format) and `pairs.parquet`, made now if it is not there yet."""
-    folder = Path(cache_dir).expanduser() / name_of(recipe)
-    if not (folder / "pairs.parquet").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=2))
-        build_pipeline(recipe, *scans(), CAPTIONS, folder)
-        build_pairs(recipe, folder)
+    folder = expanded(cache_dir, "data.cache_dir") / name_of(recipe)
+    with reading(folder):
+        there = (folder / "pairs.parquet").exists()
+    if not there:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=2))
+            build_pipeline(recipe, *scans(), CAPTIONS, folder)
+            build_pairs(recipe, folder)
     return folder
 
 
