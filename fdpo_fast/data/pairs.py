@@ -228,8 +228,8 @@ def short(value: object) -> str:
     return words if len(words) <= 60 else f"{words[:57]}..."
 
 
-_IMAGES_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0A", "data:image/")
-"""How text starts that is PNG, JPEG, WebP, GIF, BMP or TIFF in base64, or a data URL; paths have a point."""
+_IMAGES_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "SUkq", "TU0A", "data:image/")
+"""How text starts that is PNG, JPEG, WebP, GIF or TIFF in base64, or a data URL; paths have a point."""
 
 
 def in_text(value: str) -> bytes | None:

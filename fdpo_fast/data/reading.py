@@ -58,6 +58,43 @@ def patiently(read: Callable[[], T], name: str) -> T:
     raise AssertionError
 
 
+def status(path: Path | str) -> os.stat_result | None:
+    """Return what the disk says of a path; None where nothing is there, or can be under such a name.
+
+    Raises UnreachableError where that cannot be told for a few seconds.
+    """
+
+    def read() -> os.stat_result | None:
+        try:
+            return os.stat(path)
+        except ValueError:  # a name that no file can have
+            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, *OF_A_NAME):
+                return None
+            raise
+
+    return patiently(read, printable(str(path)))
+
+
+def is_folder(path: Path | str) -> bool:
+    """Say whether a path is a folder."""
+    found = status(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_file(path: Path | str) -> bool:
+    """Say whether a path is a regular file."""
+    found = status(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def is_dangling(path: Path | str) -> bool:
+    """Say whether a path is a link to nothing."""
+    own = patiently(lambda: os.lstat(path), printable(str(path)))
+    return stat.S_ISLNK(own.st_mode) and status(path) is None
+
+
 Seen = tuple[int, int]
 """Size and time of change of a file: they tell another content without reading it."""
 

@@ -17,7 +17,8 @@ from fdpo_fast.data.readers.jsonl import METADATA, SUFFIXES, JSONRecords, files_
 from fdpo_fast.data.readers.latents import EncodedPairs
 from fdpo_fast.data.readers.parquet import ParquetRows
 from fdpo_fast.data.readers.pickapic import PickAPic
-from fdpo_fast.data.readers.splits import ALL, hidden, is_file, is_folder, local, walk
+from fdpo_fast.data.readers.splits import ALL, hidden, local, walk
+from fdpo_fast.data.reading import is_file, is_folder
 
 READERS: dict[str, Callable[[str, Rules], PairSource]] = {
     "pickapic": PickAPic,

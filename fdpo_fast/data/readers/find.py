@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
 
 from fdpo_fast.config.errors import UserError, did_you_mean
 from fdpo_fast.data.pairs import LeftOut
 from fdpo_fast.data.readers.splits import hidden, local, walk
-from fdpo_fast.data.reading import UnreachableError, patiently, printable
+from fdpo_fast.data.reading import UnreachableError, is_dangling, is_folder, patiently, printable, status
 from fdpo_fast.files import is_hub_name
 
 _PATTERN = "*?["
@@ -37,13 +36,13 @@ def find(source: str) -> Found:
     """Find the parquet files of a `data.source`."""
     path = local(source)
     url = source if "://" in source else str(path)
-    if "://" not in source and not path.exists() and _is_hub_path(source):
+    if "://" not in source and status(path) is None and _is_hub_path(source):
         url = f"hf://datasets/{source}"
     try:
         system, whole = fsspec.core.url_to_fs(url)
         whole = whole.rstrip("/") or whole
         root, pattern = _existing(system, whole)
-        if isinstance(system, LocalFileSystem) and not os.path.exists(root or "/"):
+        if isinstance(system, LocalFileSystem) and status(root or "/") is None:
             found = []
         elif pattern:
             found = _matches(system, root, pattern)
@@ -59,11 +58,12 @@ def find(source: str) -> Found:
         return Found(system, {whole.rsplit("/", 1)[-1]: whole}, [], alone=True)
     within = {file[len(root.rstrip("/")) :].lstrip("/"): file for file in sorted(found)}
     tables = {name: file for name, file in within.items() if name.lower().endswith(".parquet") and not hidden(name)}
-    broken = {name for name, file in tables.items() if os.path.islink(file) and not os.path.exists(file)}
+    here = isinstance(system, LocalFileSystem)
+    broken = {name for name, file in tables.items() if here and is_dangling(file)}
     paths = {name: file for name, file in tables.items() if name not in broken}
     if not paths:
         beside = [name.name for name in path.parent.iterdir()] if path.parent.is_dir() else []
-        lacks = "has no parquet file" if path.exists() else f"is not here{did_you_mean(path.name, beside)}"
+        lacks = "has no parquet file" if status(path) else f"is not here{did_you_mean(path.name, beside)}"
         raise UserError(f"data.source '{source}' {lacks}: give a file, a folder, a glob or owner/name")
     rest = (name for name in within if name not in paths)
     reasons = (
@@ -76,20 +76,19 @@ def find(source: str) -> Found:
 
 def _existing(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
     """Divide a path where it stops to exist: what is there, and the pattern behind it."""
-    if not any(sign in path for sign in _PATTERN) or system.exists(path):
+    if not any(sign in path for sign in _PATTERN) or _exists(system, path):
         return path, ""
     parts = path.split("/")
     first = next(at for at, part in enumerate(parts) if any(sign in part for sign in _PATTERN))
     for length in range(len(parts) - 1, first, -1):  # a folder whose name looks like a pattern
-        if system.exists("/".join(parts[:length])):
+        if _exists(system, "/".join(parts[:length])):
             first = length
             break
     return "/".join(parts[:first]), "/".join(parts[first:])
 
 
-def _glob(root: str, pattern: str) -> str:
-    """Put a path and the pattern behind it together, so that nothing of the path counts as a pattern."""
-    return "".join(f"[{letter}]" if letter in _PATTERN else letter for letter in root) + "/" + pattern
+def _exists(system: fsspec.AbstractFileSystem, path: str) -> bool:
+    return status(path) is not None if isinstance(system, LocalFileSystem) else system.exists(path)
 
 
 def is_here(source: str) -> bool:
@@ -98,7 +97,7 @@ def is_here(source: str) -> bool:
         return False
     system = fsspec.filesystem("file")
     root, pattern = _existing(system, str(local(source).absolute()))
-    return bool(system.glob(_glob(root, pattern))) if pattern else system.exists(root)
+    return bool(_expand(root, pattern)) if pattern else status(root) is not None
 
 
 def _below(system: fsspec.AbstractFileSystem, folder: str) -> list[str]:
@@ -110,18 +109,35 @@ def _below(system: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
 def _matches(system: fsspec.AbstractFileSystem, root: str, pattern: str) -> list[str]:
     """List the files that a pattern behind a path matches, and those below the folders that it matches."""
-    here = isinstance(system, LocalFileSystem)
-    if here and "**" in pattern:
-        sign = re.compile(glob_translate(pattern))
-        return [name for name in _below(system, root) if sign.match(name[len(root.rstrip("/")) + 1 :])]
-    if here:
-        patiently(lambda: os.scandir(root or "/").close(), root)
-    found = system.glob(_glob(root, pattern))
-    return [below for match in found for below in (_below(system, match) if _is_folder(system, match) else [match])]
+    if isinstance(system, LocalFileSystem):
+        found = [(match, is_folder(match)) for match in _expand(root, pattern)]
+    else:
+        literal = "".join(f"[{letter}]" if letter in _PATTERN else letter for letter in root)
+        found = [(match, system.isdir(match)) for match in system.glob(f"{literal}/{pattern}")]
+    return list(
+        dict.fromkeys(file for match, folder in found for file in (_below(system, match) if folder else [match]))
+    )
 
 
-def _is_folder(system: fsspec.AbstractFileSystem, path: str) -> bool:
-    return patiently(lambda: system.info(path)["type"] == "directory", path)
+def _expand(folder: str, pattern: str) -> list[str]:
+    """List the paths here that a pattern matches. Unlike glob's, it fails where a folder cannot be listed."""
+    part, _, rest = pattern.partition("/")
+    if part == "**":
+        deep = walk(Path(folder or "/"))
+        folders = {"", *(name[:at] for name in deep for at, letter in enumerate(name) if letter == "/")}
+        if not rest:
+            return [f"{folder}/{name}" for name in deep]
+        return [match for name in sorted(folders) for match in _expand(f"{folder}/{name}".rstrip("/"), rest)]
+    if not is_folder(folder or "/"):
+        return []
+    names = patiently(lambda: _names(folder or "/"), printable(folder))
+    matches = [f"{folder}/{name}" for name in names if fnmatch.fnmatchcase(name, part)]
+    return [found for match in matches for found in (_expand(match, rest) if rest else [match])]
+
+
+def _names(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
 
 
 def _is_hub_path(source: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,8 +16,19 @@ from PIL import Image
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.decode import SUFFIXES
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared
-from fdpo_fast.data.readers.splits import choose, hidden, is_file, is_folder, local, outside_split, walk
-from fdpo_fast.data.reading import Seen, UnusableError, look, patiently, printable, read_file, text
+from fdpo_fast.data.readers.splits import ALL, choose, hidden, local, outside_split, walk
+from fdpo_fast.data.reading import (
+    Seen,
+    UnusableError,
+    is_dangling,
+    is_file,
+    is_folder,
+    look,
+    patiently,
+    printable,
+    read_file,
+    text,
+)
 from fdpo_fast.files import digest
 
 SIDES = ("w", "l")
@@ -41,7 +51,9 @@ class Folders:
         if not found:
             lacking = next((side for side in SIDES if not is_folder(self.outer / side)), "")
             raise UserError(f"data.source '{source}' has no folder '{lacking}': pairs are two folders, w and l")
-        chosen, self.split = choose(found, rules.split, source) if part is None and found != [""] else (found, None)
+        names = [self.outer.name] if found == [""] and rules.split not in (None, ALL) else found
+        chosen, self.split = choose(names, rules.split, source) if part is None and names != [""] else (found, None)
+        chosen = found if found == [""] else chosen
         if len(chosen) > 1:
             raise UserError(f"data.source '{source}' has the folders of pairs {', '.join(chosen)}: name one of them")
         self.part, self.root = f"{chosen[0]}/" if chosen[0] else "", self.outer / chosen[0]
@@ -50,10 +62,11 @@ class Folders:
         self.images = [self._images(side) for side in SIDES]
         for within in walk(self.root, SIDES):
             path = self.root / within
-            if path.suffix.lower() in CAPTIONS and not hidden(within) and not _dangling(path):
+            reason = _unread(within, path) or "neither in w nor in l"
+            if path.suffix.lower() in CAPTIONS and reason == "neither in w nor in l":
                 self.texts[_name(within)].append(path)
             else:
-                self._unused.append(LeftOut(within, "hidden" if hidden(within) else "neither in w nor in l"))
+                self._unused.append(LeftOut(within, reason))
         self.names = sorted(set().union(*self.images))
         if not self.names:
             raise UserError(f"data.source '{source}' has no image in its folders w and l")
@@ -64,8 +77,7 @@ class Folders:
         for within in walk(self.root / side):
             path = self.root / side / within
             suffix = path.suffix.lower()
-            reason = "hidden" if hidden(within) else "a link to nothing" if _dangling(path) else "no image that is read"
-            if reason != "no image that is read":
+            if reason := _unread(within, path):
                 self._unused.append(LeftOut(f"{side}/{within}", reason))
             elif suffix in CAPTIONS:
                 self.texts[_name(within)].append(path)
@@ -74,7 +86,7 @@ class Folders:
             elif not any(letter.isalpha() for letter in suffix) and _is_image(path):
                 files[_composed(within)].append(path)
             else:
-                self._unused.append(LeftOut(f"{side}/{within}", reason))
+                self._unused.append(LeftOut(f"{side}/{within}", "no image that is read"))
         return dict(files)
 
     @cached_property
@@ -190,8 +202,9 @@ def _has_sides(root: Path) -> bool:
     return all(is_folder(root / side) for side in SIDES)
 
 
-def _dangling(path: Path) -> bool:
-    return path.is_symlink() and not patiently(lambda: os.path.exists(path), str(path))
+def _unread(within: str, path: Path) -> str | None:
+    """Say why a file is not read, whatever it is; None where it may be."""
+    return "hidden" if hidden(within) else "a link to nothing" if is_dangling(path) else None
 
 
 def _unordered(pair: Pair) -> Pair:

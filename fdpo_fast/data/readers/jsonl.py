@@ -14,15 +14,17 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, Side, compared, in_text, short
 from fdpo_fast.data.readers.lines import lines
 from fdpo_fast.data.readers.records import RECORD, Record, loads, parse
-from fdpo_fast.data.readers.splits import ALL, choose, hidden, is_file, is_folder, local, outside_split, walk
+from fdpo_fast.data.readers.splits import ALL, choose, hidden, local, outside_split, walk
 from fdpo_fast.data.reading import (
-    OF_A_NAME,
     Seen,
     UnusableError,
+    is_file,
+    is_folder,
     look,
     not_utf8,
     patiently,
     printable,
+    status,
     unchanged,
 )
 from fdpo_fast.files import digest, file_digest
@@ -179,16 +181,9 @@ class JSONRecords:
 
     def _located(self, name: str) -> Path | None:
         spellings = dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))))
-        for folder in self.folders:
-            for spelling in spellings:
-                try:
-                    if (path := folder / spelling).exists():
-                        return path
-                except ValueError:  # a name that no file can have
-                    return None
-                except OSError as error:
-                    if error.errno not in OF_A_NAME:
-                        raise
+        for path in (folder / spelling for folder in self.folders for spelling in spellings):
+            if status(path) is not None:
+                return path
         self.path.stat()  # OSError where even the records are not there, as with a disk that is gone
         return None
 

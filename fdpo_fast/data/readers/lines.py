@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.readers.records import loads
-from fdpo_fast.data.reading import Seen, UnusableError, read_file, text
+from fdpo_fast.data.reading import Seen, printable, read_file, text
 
 HEAD = 1 << 16
 """Bytes that tell how a file is laid out."""
@@ -41,6 +41,8 @@ def lines(path: Path, seen: Seen) -> Lines:
             return _kept(_array(content) if content.lstrip().startswith("[") else own)
         if begins.startswith(b"[") or (named and not _is_object(begins.split(b"\n")[0])):
             return _kept(_array(_content(path, seen)))
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         if named or wide:
             raise UserError(f"{path} is no array of records, nor lines of them: {error}") from None
@@ -52,10 +54,7 @@ def _kept(records: list[bytes]) -> Lines:
 
 
 def _content(path: Path, seen: Seen) -> str:
-    try:
-        return text(read_file(path, str(path), seen))
-    except UnusableError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+    return text(read_file(path, printable(str(path)), seen))
 
 
 def _array(content: str) -> list[bytes]:

@@ -6,6 +6,7 @@ One rule for a folder here and a data set on the hub: where names tell splits, t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut
-from fdpo_fast.data.reading import OF_A_NAME, UnreachableError, patiently, printable
+from fdpo_fast.data.reading import OF_A_NAME, UnreachableError, patiently, printable, status
 
 ALL = "all"
 _SPLITS = {
@@ -84,24 +85,13 @@ def local(source: str) -> Path:
     """Return a source as a path here; UserError where no path can be of that name."""
     try:
         path = Path(source).expanduser()
-        path.exists()
+        os.stat(path)
     except (RuntimeError, ValueError) as error:  # no such user; a zero in the name
         raise UserError(f"data.source '{source}' is no path: {error}") from None
     except OSError as error:
-        if error.errno in OF_A_NAME:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise UserError(f"data.source '{source}' is no path: {error.strerror}") from None
-        patiently(path.exists, source)
     return path
-
-
-def is_folder(path: Path) -> bool:
-    """Say whether a path is a folder; UnreachableError where that cannot be told for a few seconds."""
-    return patiently(path.is_dir, printable(str(path)))
-
-
-def is_file(path: Path) -> bool:
-    """Say whether a path is a regular file; UnreachableError where that cannot be told for a few seconds."""
-    return patiently(path.is_file, printable(str(path)))
 
 
 def walk(root: Path, but: Collection[str] = ()) -> list[str]:
@@ -111,15 +101,16 @@ def walk(root: Path, but: Collection[str] = ()) -> list[str]:
     listed, unless it is a hidden one.
     """
     found: list[str] = []
-    _walk(root, "", (), but, found)
+    parents = (status(folder) for folder in Path(os.path.realpath(root)).parents)
+    _walk(root, "", tuple((one.st_dev, one.st_ino) for one in parents if one), but, found)
     return sorted(found)
 
 
 def _walk(folder: Path, within: str, above: tuple, but: Collection[str], found: list[str]) -> None:
     def listed() -> tuple[tuple[int, int], list[tuple[str, bool]]]:
-        status = folder.stat()
+        here = folder.stat()
         with os.scandir(folder) as entries:
-            return (status.st_dev, status.st_ino), [(entry.name, _leads_to_folder(entry)) for entry in entries]
+            return (here.st_dev, here.st_ino), [(entry.name, _leads_to_folder(entry)) for entry in entries]
 
     try:
         own, entries = patiently(listed, printable(str(folder)))
