@@ -43,7 +43,7 @@ def fdpo(write_config, capsys):
                 cwd=ROOT,
                 env=launcher.environment(threads=1) | environment,
                 capture_output=True,
-                timeout=120,
+                timeout=400,  # DeepSpeed may compile its collectives first
             )
             return Said(done.returncode, *(part.decode(errors="replace") for part in (done.stdout, done.stderr)))
         code = 0
