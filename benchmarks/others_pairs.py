@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results/others_pairs.csv"
 COLUMNS = ("tree", "case", "command", "pairs_of", "pairs", "refused", "status", "seconds", "last_line")
 LIMIT = 300
 """Seconds after which a command is ended."""
+TREE = re.compile(r"/\S*/fdpo_fast/")
 WHERE = re.compile(r"next: |page  |(pairs|latents|text|reference): ")
 
 
@@ -59,7 +60,8 @@ def outcomes(case: Case, folder: Path, python: str) -> list[tuple]:
     if status == 0:
         status, seconds, said = run(python, ("cache",), case, folder)
         pairs = re.search(r"([\d,]+) pairs", said) if status == 0 else None
-        refusals = re.findall(r"(\d+) x ", said.partition("refused: ")[2])
+        refused = re.search(r"refused: ([^;\n]*)", said)  # files that are left out are counted behind a semicolon
+        refusals = re.findall(r"(\d+) x ", refused[1]) if refused else []
         counted = (pairs[1], sum(map(int, refusals))) if pairs else ("", "")
         of = str(case.cached) if case.cached else case.expected
         made.append((case.name, "cache", of, *counted, status, seconds, last(said, folder)))
@@ -83,7 +85,7 @@ def run(python: str, words: tuple[str, ...], case: Case, folder: Path) -> tuple[
 def last(said: str, folder: Path) -> str:
     """The last line that was written but for those that name what comes next and where; 300 characters at most."""
     lines = [line for line in said.splitlines() if line.strip() and not WHERE.match(line)]
-    return lines[-1].replace(str(folder), ".")[:300] if lines else ""
+    return TREE.sub("fdpo_fast/", lines[-1].replace(str(folder), "."))[:300] if lines else ""
 
 
 def main() -> None:
