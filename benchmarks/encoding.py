@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -54,20 +54,20 @@ class Case:
     data: dict[str, Any]
 
 
-def write_picture(path: Path, number: int) -> None:
-    """Write a picture of soft shapes and a little noise, about as large a file as a photograph's."""
+def write_picture(path: Path, number: int, size: tuple[int, int] = (1024, 768)) -> None:
+    """Write a picture of soft shapes and a little noise, about as large a file as a photograph's; size: its sides."""
     draw = np.random.default_rng(number)
-    shapes = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((1024, 768), 3)
-    pixels = np.asarray(shapes, dtype=np.int16) + draw.integers(-4, 5, (768, 1024, 3), dtype=np.int16)
+    shapes = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(size, 3)
+    pixels = np.asarray(shapes, dtype=np.int16) + draw.integers(-4, 5, (*size[::-1], 3), dtype=np.int16)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def pairs(folder: Path, images: int) -> None:
+def pairs(folder: Path, images: int, size: tuple[int, int] = (1024, 768)) -> None:
     """Write pairs of which no two share an image."""
     for half, first in (("w", 0), ("l", images // 2)):
         (folder / half).mkdir(parents=True)
         for row in range(images // 2):
-            write_picture(folder / half / f"{row}.jpg", first + row)
+            write_picture(folder / half / f"{row}.jpg", first + row, size)
             (folder / half / f"{row}.txt").write_text(f"picture {row}")
 
 
@@ -118,17 +118,17 @@ def prepare(folder: Path, case: Case) -> None:
     (folder / "run.json").write_text(json.dumps(config))
 
 
-def run(folder: Path, python: str, built: Path) -> tuple[float, float]:
+def run(folder: Path, python: str, environment: dict[str, str], changes: Sequence[str] = ()) -> tuple[float, float]:
     """Fill an empty cache of latents; returns the seconds that took, and the processor's, of all threads.
 
-    built: where torch keeps what it compiles, one folder for each interpreter.
+    environment: the interpreter's, beside the process's own. changes: `section.key=value` of the configuration.
     """
     words = [python, "-u", "-m", "fdpo_fast.cli", "cache", "--config", "run.json"]
-    environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "TORCH_EXTENSIONS_DIR": str(built)}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
     with (
         TemporaryDirectory(dir=folder) as cache,
         subprocess.Popen(
-            [*words, "--set", f"data.cache_dir={cache}"],
+            [*words, "--set", f"data.cache_dir={cache}", *changes],
             cwd=folder,
             env=environment,
             text=True,
@@ -164,7 +164,9 @@ def main() -> None:
             taken: dict[str, list[tuple[float, float]]] = {label: [] for label in trees}
             for _ in range(options.runs):
                 for label, python in trees.items():
-                    taken[label].append(run(Path(name), python, Path(extensions.name, label)))
+                    # torch keeps what it compiles in one folder for each interpreter
+                    own = {"PYTHONPATH": "", "TORCH_EXTENSIONS_DIR": str(Path(extensions.name, label))}
+                    taken[label].append(run(Path(name), python, own))
         for label, times in taken.items():
             seconds, processor = zip(*times, strict=True)
             middle = median(seconds)

@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = ("train", "eval", "dev")
 THERE = ("torch", "triton")
 """Taken to be there, with NVIDIA's libraries: a GPU machine is one that has torch for its GPU."""
+NOT_WANTED = ("clang-format", "import-linter", "mypy", "playwright", "ruff")
+"""Of the developers' extra: what measures nothing, and is half of a pack."""
 SOURCES = ("deepspeed",)
 """Made into wheels here, without compiled operators: there are none to download."""
 COLLECT = ("--no-deps", "--only-binary=:all:", "--implementation", "cp")
@@ -104,12 +106,12 @@ def lacking(there: dict[str, str]) -> list[str]:
         requirement = waiting.pop()
         name, known = canonicalize_name(requirement.name), required.get(canonicalize_name(requirement.name))
         required[name] = requirement.specifier if known is None else known & requirement.specifier
-        if known is None and name not in THERE:
+        if known is None and name not in (*THERE, *NOT_WANTED):
             waiting += needed(name, requirement.extras)
     return sorted(
         name
         for name, versions in required.items()
-        if name not in THERE and is_here(name) and not suits(versions, there.get(name))
+        if name not in (*THERE, *NOT_WANTED) and is_here(name) and not suits(versions, there.get(name))
     )
 
 

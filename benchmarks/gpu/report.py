@@ -87,6 +87,7 @@ def markdown(device: str, lines: list[Line]) -> Iterator[str]:
     yield from training(device, lines)
     yield from losses(lines)
     yield from optimizers(lines)
+    yield from encodings(lines)
     yield from ends(lines)
 
 
@@ -177,6 +178,17 @@ def optimizers(lines: list[Line]) -> Iterator[str]:
         "state, bytes a parameter": figure("state_bytes", ".2f"),
     }
     yield from table(columns, sorted(of(lines, "optimizer", "ms"), key=lambda line: line["layout"], reverse=True), 2)
+
+
+def encodings(lines: list[Line]) -> Iterator[str]:
+    columns: Columns = {
+        "`fdpo cache`": lambda line: f"{line['images']} images of {line['size']}",
+        "VAE": lambda line: line["form"],
+        "s": figure("seconds"),
+        "processor, s": figure("processor_seconds"),
+        "images/s": figure("images_per_second"),
+    }
+    yield from table(columns, of(lines, "encoding", "seconds"), 2)
 
 
 def ends(lines: list[Line]) -> Iterator[str]:

@@ -68,6 +68,9 @@ STAGES = (
         "A-off-cuda_graphs", "forward and backward a launch each", rehearsed=False,
         rung="A", checkpointing="off", changes=("model.cuda_graphs=true",),
     ),
+    Stage("encoding", "`fdpo cache` with SDXL's VAE at 1024 x 1024, by dtype and compiled", "encoding", 120,
+          needs=(*TRAINER, "PIL")),
+    _train("A-lora", "LoRA", rung="A", changes=("model.train=lora",)),
     Stage("torchao", "torchao's AdamW8bit, which compiles first", "optimizers", 90, {"compiled": True},
           ("diffusers", "torchao"), rehearsed=False),
     _train(
