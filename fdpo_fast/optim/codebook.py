@@ -18,7 +18,9 @@ thresholds s - 1 and s of the eight segments (seven decades and the value 1):
 the nearest value: within a decade the cells are equal parts, and the thresholds are the middles between decades. The
 bits of a float, read as an integer, are its logarithm to within 0.09 binades: product and shift make s or s - 1 of it,
 
-    ((bits of max(x, LOWEST) >> 16) * SEGMENTS_PER_BIT >> 16) mod 8,
+    (bits of max(x, LOWEST) * SEGMENTS_PER_BIT >> 32) mod 8,
+
+with or without the lower 16 bits,
 
 and one comparison says which.
 
@@ -64,6 +66,15 @@ class DynamicMap(NamedTuple):
     def table(self) -> Tensor:
         """Return the lines [6, 8] as the kernels read them: offset, slope, threshold, start, rise, last."""
         return torch.stack(self[2:])
+
+    @property
+    def decoded(self) -> Tensor:
+        """Return what the lines give for each code [256], in float32: `values` to within two ulp."""
+        codes = torch.arange(256, dtype=torch.int32, device="cpu")
+        ranks = (codes - 127).abs() + 0.5 if self.signed else codes + 1.0
+        exponent = (ranks.view(torch.int32) >> 23) & 7
+        values = self.offset[exponent] + self.slope[exponent] * ranks
+        return torch.where(codes < 127, -values, values) if self.signed else values
 
 
 @once

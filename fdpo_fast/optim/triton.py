@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import reduce
 from itertools import accumulate, compress
 from operator import not_, or_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,13 +28,19 @@ ROWS = 4
 """The number of a program's blocks: one for each of its warps."""
 CHUNK = 16 * ROWS * STATE_BLOCK
 """The number of elements of a program that adds up squares: with fewer, more of them would come together at the end."""
-_OPTIONS = OPTIONS | ({"maxnreg": 160} if "maxnreg" in OPTIONS else {})  # with fewer it spills on sm_100
+
+
+def _options(kind: Kind, aligned: bool) -> dict[str, Any]:
+    """Return the launch's options: as few registers as do without spills, since then more programs run at once."""
+    registers = 160 if not aligned else 80 if torch.float32 in (kind.data, kind.grad) else 72
+    return OPTIONS | ({"maxnreg": registers} if "maxnreg" in OPTIONS else {})
 
 
 @once
 def _lines(device: torch.device) -> Tensor:
-    """Return both maps' tables [2, 6, 8] on a device."""
-    return torch.stack([dynamic_map(signed).table for signed in (True, False)]).to(device)
+    """Return both maps' tables [2, 6, 8] and, behind them, the values of their codes [2, 256], flat, on a device."""
+    maps = [dynamic_map(signed) for signed in (True, False)]
+    return torch.cat([*(one.table.flatten() for one in maps), *(one.decoded for one in maps)]).to(device)
 
 
 @once
@@ -189,7 +195,7 @@ class Stepper:
                     ALIGNED=launch.aligned,
                     ROWS=ROWS,
                     BLOCK=STATE_BLOCK,
-                    **_OPTIONS,
+                    **_options(kind, launch.aligned),
                 )
 
 

@@ -14,24 +14,59 @@ _LOWEST, _SEGMENTS_PER_BIT = tl.constexpr(LOWEST), tl.constexpr(SEGMENTS_PER_BIT
 _ROUNDING = tl.constexpr(Stream.ROUNDING.value)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _SMALLEST = tl.constexpr(1.1754943508222875e-38)
+_EXACT = tl.constexpr(not isinstance(philox_words, triton.JITFunction))
+"""Whether this is the interpreter, which has neither assembly nor a fused product and sum."""
 _LANES = tl.constexpr(128)  # partial sums read at once
-
-
-@triton.jit
-def _line(lines, rank):
-    """Return the map's values at ranks, which carry 1/2 or 1: offset + slope * rank, by the rank's exponent."""
-    at = (rank.to(tl.int32, bitcast=True) >> 23) & 7
-    return tl.load(lines + at) + tl.load(lines + 8 + at) * rank
 
 
 @triton.jit
 def _rank(lines, x):
     """Return the ranks of values in [0, 1]."""
-    bits = tl.maximum(x, _LOWEST).to(tl.int32, bitcast=True)
-    before = ((bits >> 16) * _SEGMENTS_PER_BIT >> 16) & 7
+    bits = tl.maximum(x, _LOWEST).to(tl.uint32, bitcast=True)
+    before = tl.umulhi(bits, _SEGMENTS_PER_BIT).to(tl.int32) & 7
     at = before + (x >= tl.load(lines + 16 + before)).to(tl.int32)
     rank = tl.minimum(tl.load(lines + 24 + at) + tl.load(lines + 32 + at) * x, tl.load(lines + 40 + at))
     return rank.to(tl.int32)
+
+
+@triton.jit
+def _about(x, ASM: tl.constexpr):
+    """Return what an instruction of the hardware makes of x, to within an ulp or so: "rcp" 1 / x, "rsqrt" its root."""
+    return tl.inline_asm_elementwise(
+        ASM + ".approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _root(x):
+    """Return sqrt(x) of values >= 0, correctly rounded, where x is finite.
+
+    As `sqrt_rn` does it, but for all lanes alike: where that leaves the fast path, eight of them wait for each other.
+    """
+    if _EXACT:
+        root = tl.sqrt_rn(x)
+    else:
+        small = x < 5.421010862427522e-20  # 2^-64: what is left over below would be denormal
+        y = x * tl.where(small, 7.922816251426434e28, 1.0)
+        about = tl.minimum(_about(y, "rsqrt"), _LARGEST)
+        first = y * about
+        root = tl.fma(tl.fma(-first, first, y), 0.5 * about, first)
+        root *= tl.where(small, 3.552713678800501e-15, 1.0)
+    return root
+
+
+@triton.jit
+def _quotient(a, b):
+    """Return a / b, correctly rounded where neither b nor what is left over, 2^-25 of a, is denormal; finite b > 0."""
+    if _EXACT:
+        q = tl.div_rn(a, b)
+    else:
+        about = _about(b, "rcp")
+        about = tl.fma(tl.fma(-b, about, 1.0), about, about)
+        q = a * about
+        q = tl.fma(tl.fma(-b, q, a), about, q)
+        q = tl.fma(tl.fma(-b, q, a), about, q)
+    return q
 
 
 @triton.jit
@@ -159,7 +194,7 @@ def step_kernel(
     table,  # [12, tensors] int64, see optim.triton: addresses of data, grad, m, v, copy; count; absmax of both; ...
     rates,  # [rules, 14]: the seven of `Rates`
     words,  # [rules, 7], the same memory: seed, step and first behind the rates
-    lines,  # [2, 6, 8]
+    lines,  # [2, 6, 8], then the values of all codes, [2, 256]
     factors,  # [tensors], of the gradients; or None
     tensors,
     data_like,
@@ -195,17 +230,17 @@ def step_kernel(
         factor = tl.load(factors + tensor)
         dtype: tl.constexpr = grad_like.dtype.element_ty
         g = tl.where(factor > 0, _nearest(g * _nearest(factor, dtype).to(tl.float32), dtype).to(tl.float32), 0.0)
-    p = tl.load(data + at, inside, 0.0).to(tl.float32)
     CODED: tl.constexpr = state_like.dtype.element_ty == tl.uint8
     m, v = tl.load(m_at + at, inside, 0), tl.load(v_at + at, inside, 0)
     if CODED:
-        signed = m.to(tl.int32) - 127
-        size = _line(lines, tl.abs(signed).to(tl.float32) + 0.5)
-        m = tl.where(signed < 0, -size, size) * tl.load(absmax_m + blocks, there, 0.0)[:, None]
-        v = _line(lines + 48, (v.to(tl.int32) + 1).to(tl.float32)) * tl.load(absmax_v + blocks, there, 0.0)[:, None]
+        m = tl.load(lines + 96 + m.to(tl.uint32)) * tl.load(absmax_m + blocks, there, 0.0)[:, None]
+        v = tl.load(lines + 352 + v.to(tl.uint32)) * tl.load(absmax_v + blocks, there, 0.0)[:, None]
     m = tl.load(rate) * m + tl.load(rate + 1) * g
     v = tl.load(rate + 2) * v + tl.load(rate + 3) * g * g
-    moved = p - (tl.load(rate + 4) * p + tl.div_rn(tl.load(rate + 5) * m, tl.sqrt_rn(v) + tl.load(rate + 6)))
+    p = tl.load(data + at, inside, 0.0).to(tl.float32)
+    change = tl.load(rate + 5) * m
+    change = tl.where(v == float("inf"), change * 0.0, _quotient(change, _root(v) + tl.load(rate + 6)))
+    moved = p - (tl.load(rate + 4) * p + change)
     if STOCHASTIC:
         index, first = tl.load(table + 8 * tensors + tensor), tl.load(word + 6) + block * BLOCK
         bits = _random_bits(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
