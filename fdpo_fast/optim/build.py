@@ -15,14 +15,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from fdpo_fast.config import schema
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 
+Parameters = Iterable[Parameter] | Iterable[dict[str, Any]]
 
-def _bitsandbytes(parameters: Iterable[Parameter], **options: Any) -> Optimizer:
+
+def _bitsandbytes(parameters: Parameters, **options: Any) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, **options)
 
 
-def _cpu_adam(parameters: Iterable[Parameter], **options: Any) -> Optimizer:
+def _cpu_adam(parameters: Parameters, **options: Any) -> Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
@@ -41,8 +43,11 @@ def _options(settings: schema.Optimizer, seed: int) -> dict[str, Any]:
     return settings.model_dump(include={"lr", "betas", "eps", "weight_decay"}) | rounding
 
 
-def optimizer(settings: schema.Optimizer, parameters: Iterable[Parameter], seed: int) -> Optimizer:
-    """Make the optimizer of the configuration's section over `parameters`; `seed` is that of stochastic rounding."""
+def optimizer(settings: schema.Optimizer, parameters: Parameters, seed: int) -> Optimizer:
+    """Make the optimizer of the configuration's section over `parameters`, or groups of them.
+
+    seed: of stochastic rounding.
+    """
     return OPTIMIZERS[settings.type](parameters, **_options(settings, seed))
 
 

@@ -7,7 +7,7 @@ copies once all are bf16 and on the host.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,30 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.optim.adamw8bit import AdamW8bit
+
+GROUP = 100_000_000
+"""The most elements of a group of parameters, but for one that is larger by itself."""
+
+
+def grouped(parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
+    """Return parameters in groups of an optimizer, in their order, of `GROUP` elements at most.
+
+    ZeRO stages 1 and 2 flatten a group beside its parameters, and copy its flat weights on the GPU before they move to
+    the host: of one group, as large as the model, there would be twice the weights on the GPU before the first step.
+    """
+    groups: list[dict[str, Any]] = []
+    room = 0
+    for parameter in parameters:
+        if parameter.numel() > room:
+            groups.append({"params": []})
+            room = GROUP
+        groups[-1]["params"].append(parameter)
+        room -= parameter.numel()
+    return groups
 
 
 def split(module: nn.Module, settings: dict[str, Any], device: torch.device) -> None:

@@ -56,7 +56,8 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     torch.manual_seed(settings.seed)  # the initial weights of an adapter
     denoiser = family.denoiser(DTYPES[config.model.dtype])
     trained = trainable.ready(denoiser, config.model)
-    optimizer = build.optimizer(config.optimizer, trained, settings.seed)
+    in_groups = config.stage in (1, 2) and config.offloaded("optimizer")
+    optimizer = build.optimizer(config.optimizer, zero.grouped(trained) if in_groups else trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
     guard = SkipNonFinite(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
     if config.stage == 3:

@@ -50,6 +50,16 @@ def test_a_resumed_run_is_the_same_run(raw_config, launch, read_metrics, tmp_pat
     assert all(weight.isfinite().all() for weight in runs[0].values())
 
 
+def test_groups_of_parameters_are_small_before_they_are_flat(raw_config, launch, read_metrics, tmp_path):
+    """Each is a master of its own, which a resumed run finds again."""
+    with patch.object(ours, "GROUP", 2_000), patch.object(ours, "grouped", wraps=ours.grouped) as grouped:
+        test_a_resumed_run_is_the_same_run(raw_config, launch, read_metrics, tmp_path, 2, "cpu", 1)
+    assert grouped.call_count == 3
+    with patch.object(ours, "GROUP", 10):
+        sizes = [[p.numel() for p in group["params"]] for group in ours.grouped(map(torch.empty, (4, 6, 1, 11, 9)))]
+    assert sizes == [[4, 6], [1], [11], [9]]
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "D" else pytest.mark.slow) for n in RUNGS])
 def test_every_rung_trains(raw_config, launch, read_metrics, tmp_path, name):
     raw = run_of(raw_config, tmp_path / name)
