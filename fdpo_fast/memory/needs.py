@@ -21,17 +21,19 @@ from fdpo_fast.models.architecture import Architecture, read_architecture
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.progress import progress
 
-CONTEXT = 0.75 * GIB
-"""Allowance: CUDA context, cuBLAS and cuDNN workspaces. Not measured by us."""
-FRAGMENTATION = 0.06
-"""Allowance: the share by which the allocator's segments outgrow the tensors in them. Not measured by us."""
+CONTEXT = 1.7 * GIB
+"""Allowance: what the driver counts beside the allocator: context, kernels, NCCL. 1.68 on an H200, by its driver."""
+WORKSPACES = 0.35 * GIB
+"""Allowance: tensors of cuBLAS and cuDNN. On an H200 its allocator held 0.1 to 0.32 beyond a plan's tensors."""
+FRAGMENTATION = 0.07
+"""Allowance: the share by which the allocator's segments outgrow the tensors in them. 0.05 to 0.07 on an H200."""
 PROCESS = 2 * GIB
 """Allowance: host memory of a process with torch, CUDA and DeepSpeed loaded, on a machine with a GPU."""
 
 
 def with_allowances(tensors: float) -> float:
     """Return the memory of a GPU that holds so many bytes of tensors, with what else takes room there."""
-    return tensors * (1 + FRAGMENTATION) + CONTEXT
+    return (tensors + WORKSPACES) * (1 + FRAGMENTATION) + CONTEXT
 
 
 @dataclass(frozen=True)

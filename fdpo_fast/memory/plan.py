@@ -12,7 +12,7 @@ from fdpo_fast.files import replacing
 from fdpo_fast.memory.account import GIB, PHASES, Account
 from fdpo_fast.memory.cards import CARDS, ENCODING, encoding_hours, seconds
 from fdpo_fast.memory.ladder import RUNGS
-from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, Needs, Plan, make_plan, with_allowances
+from fdpo_fast.memory.needs import CONTEXT, FRAGMENTATION, PROCESS, WORKSPACES, Needs, Plan, make_plan, with_allowances
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.models.precision import DTYPES
 
@@ -140,7 +140,9 @@ def table(plan: Plan, config_file: str, machine: Machine) -> Iterator[str]:
     held = account.total(phase["host"], "host")
     yield f"{'tensors, in ' + phase['gpu']:34}{needs.gpu_tensors / GIB:10.2f}{held / GIB:10.2f}"
     yield f"{'allowance: context, or process':34}{CONTEXT / GIB:10.2f}{PROCESS / GIB:10.2f}"
-    yield f"{f'allowance: fragmentation, {FRAGMENTATION:.0%}':34}{FRAGMENTATION * needs.fullest[1] / GIB:10.2f}"
+    yield f"{'allowance: libraries at work':34}{WORKSPACES / GIB:10.2f}"
+    fragments = FRAGMENTATION * (needs.fullest[1] + WORKSPACES)
+    yield f"{f'allowance: fragmentation, {FRAGMENTATION:.0%}':34}{fragments / GIB:10.2f}"
     yield f"{'total; host: of all ranks':34}{needs.gpu_total / GIB:10.2f}{needs.host / GIB:10.2f}"
     others = {name: account.total(name, "gpu") for name in PHASES} | needs.beside
     yield "\nGPU tensors by phase: " + ", ".join(f"{name} {bytes_ / GIB:.2f}" for name, bytes_ in others.items())

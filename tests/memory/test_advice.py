@@ -45,7 +45,7 @@ def test_where_only_sample_grids_are_too_large(plan, tiny_config, tmp_path):
     raw["model"]["compile"] = True  # which ZeRO-3 cannot
     raw["log"] |= {"samples_every": 2, "images_per_prompt": 100_000, "prompts": ["a cat"]}
     figures = json.loads(plan(raw, "--json"))
-    steps = figures["gpu_tensors_gib"] * 1.06 + 0.75
+    steps = (figures["gpu_tensors_gib"] + 0.35) * 1.07 + 1.7
     assert 2 * steps < figures["gpu_total_gib"]
     text = plan(raw, "--gpu", f"{2 * steps:.6f}GB")
     assert "its steps do; change" in text
