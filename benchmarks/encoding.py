@@ -121,7 +121,7 @@ def prepare(folder: Path, case: Case) -> None:
 def run(folder: Path, python: str, environment: dict[str, str], changes: Sequence[str] = ()) -> tuple[float, float]:
     """Fill an empty cache of latents; returns the seconds that took, and the processor's, of all threads.
 
-    environment: the interpreter's, beside the process's own. changes: `section.key=value` of the configuration.
+    environment: the interpreter's, beside the process's own. changes: more words of the command.
     """
     words = [python, "-u", "-m", "fdpo_fast.cli", "cache", "--config", "run.json"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | environment

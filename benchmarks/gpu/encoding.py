@@ -10,31 +10,32 @@ import sys
 from functools import partial
 
 from benchmarks.encoding import LITTLE, Case, pairs, prepare, run
-from benchmarks.gpu.lab import Lab, Work, reported
+from benchmarks.gpu.lab import Lab, Work
 from fdpo_fast.models import presets
 
-WAYS: tuple[tuple[str, ...], ...] = (
-    ("data.vae_dtype=fp16",),
-    ("data.vae_dtype=bf16",),
-    ("data.vae_dtype=fp32",),
-    ("data.vae_dtype=fp16", "data.vae_compile=true"),
+WAYS: tuple[dict[str, str], ...] = (
+    {"vae_dtype": "fp16"},
+    {"vae_dtype": "fp32"},
+    {"vae_dtype": "fp16", "vae_compile": "true"},
+    {"vae_dtype": "bf16"},
 )
-"""What the configuration says of the VAE."""
+"""What the configuration says of the VAE, in its section `data`."""
 
 
 def ready(lab: Lab) -> Work:
     """Write the pictures."""
     side, images = (64, 8) if lab.rehearse else (1024, 256)
     vae = LITTLE if lab.rehearse else presets.PRESETS["sdxl"]["vae"]
-    folder = lab.scratch / lab.stage
     write = partial(pairs, size=(side, side))
-    prepare(folder, Case(f"{images // 2} pairs at {side}", images, write, vae, {"resolution": side}))
+    prepare(lab.scratch / lab.stage, Case(f"{images // 2} pairs at {side}", images, write, vae, {"resolution": side}))
     return lambda: measure(lab, images, side)
 
 
 def measure(lab: Lab, images: int, side: int) -> None:
     for way in WAYS[: 1 if lab.rehearse else None]:
-        about = {"what": "encoding", "form": ", ".join(way), "images": images, "size": f"{side} x {side}"}
-        with reported(lab, **about):
-            seconds, processor = run(lab.scratch / lab.stage, sys.executable, {}, way)
-            lab.line(**about, seconds=seconds, processor_seconds=processor, images_per_second=images / seconds)
+        changes = [word for key, value in way.items() for word in ("--set", f"data.{key}={value}")]
+        seconds, processor = run(lab.scratch / lab.stage, sys.executable, {}, changes)
+        lab.line(
+            what="encoding", form=", ".join(changes[1::2]), images=images, size=f"{side} x {side}", seconds=seconds,
+            processor_seconds=processor, images_per_second=images / seconds,
+        )  # fmt: skip

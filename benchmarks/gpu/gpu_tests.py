@@ -39,8 +39,11 @@ def ready(lab: Lab) -> Work:
 
 
 def run(lab: Lab) -> None:
-    """`pytest -m gpu`, on several processes where pytest-xdist is there: most tests wait for a compiler."""
-    words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-W", "ignore", *(REHEARSED if lab.rehearse else ())]
+    """`pytest -m gpu`, on several processes where pytest-xdist is there: most tests wait for a compiler.
+
+    The log has a line for each test, so that a stage that is stopped tells which ones it has not come to.
+    """
+    words = ["-v", "-m", "gpu", "-p", "no:cacheprovider", "-W", "ignore", *(REHEARSED if lab.rehearse else ())]
     if find_spec("xdist") and not lab.rehearse:
         words += ["-n", str(min(8, max(1, (os.cpu_count() or 2) // 2)))]
     status = pytest.main(words, plugins=[Watch(lab)])

@@ -48,16 +48,16 @@ def _rival(kind: str, about: str, seconds: float, needs: tuple[str, ...] = ()) -
 
 STAGES = (
     Stage("probe", "versions, driver and clocks; what the card copies and multiplies at most", "probe", 45),
-    Stage("tests", "pytest -m gpu", "gpu_tests", 180, needs=("pytest", *TRAINER)),
+    Stage("tests", "pytest -m gpu", "gpu_tests", 240, needs=("pytest", *TRAINER)),
     _train("A", "rung A", rung="A"),
     Stage("optimizers", "AdamW8bit and others on SDXL's tensors", "optimizers", 75, needs=("diffusers",)),
     _train("B", "rung B", rung="B"),
     _rival("lean", "a step by the leanest means that libraries offer", 60, ("bitsandbytes",)),
     Stage("loss", "the loss by CUDA graphs beside the published expression, its torch.compile and a copy", "loss", 90),
     _train("A-off", "rung A without checkpointing", rung="A", checkpointing="off"),
-    _train("C", "rung C", rung="C"),
+    _train("C", "rung C", 90, rung="C", timed=3),
     _rival("published", "a step as the published scripts take it", 75),
-    _train("D", "rung D", rung="D"),
+    _train("D", "rung D", 120, rung="D", timed=3),
     _train("A-per_block", "rung A, transformer blocks computed again", rung="A", checkpointing="per_block"),
     _train("A-off-4-pairs", "four pairs at a time", rung="A", checkpointing="off", pairs=4),
     _train(
@@ -68,7 +68,7 @@ STAGES = (
         "A-off-cuda_graphs", "forward and backward a launch each", rehearsed=False,
         rung="A", checkpointing="off", changes=("model.cuda_graphs=true",),
     ),
-    Stage("encoding", "`fdpo cache` with SDXL's VAE at 1024 x 1024, by dtype and compiled", "encoding", 120,
+    Stage("encoding", "`fdpo cache` with SDXL's VAE at 1024 x 1024, by dtype and compiled", "encoding", 90,
           needs=(*TRAINER, "PIL")),
     _train("A-lora", "LoRA", rung="A", changes=("model.train=lora",)),
     Stage("torchao", "torchao's AdamW8bit, which compiles first", "optimizers", 90, {"compiled": True},

@@ -33,14 +33,16 @@ PAIRS = 8
 """In the data set."""
 
 
-def ready(lab: Lab, rung: str, checkpointing: str = "full", pairs: int = 1, changes: Sequence[str] = ()) -> Work:
-    """Import what the trainer does, and draw up the plan: neither needs the GPU."""
+def ready(
+    lab: Lab, rung: str, checkpointing: str = "full", pairs: int = 1, changes: Sequence[str] = (), timed: int = 6
+) -> Work:
+    """Import what the trainer does, and draw up the plan: neither needs the GPU. timed: steps that count."""
     import deepspeed  # noqa: F401
 
     import fdpo_fast.models.sdxl
     import fdpo_fast.training.trainer  # noqa: F401
 
-    run = Run(lab, configuration(lab, rung, checkpointing, pairs, changes), 1 if lab.rehearse else 2)
+    run = Run(lab, configuration(lab, rung, checkpointing, pairs, changes), *((1, 2) if lab.rehearse else (2, timed)))
     plan = planned(run.config)
     about = {"rung": rung, "checkpointing": checkpointing, "pairs": pairs, "changes": ",".join(changes)}
     return lambda: lab.line(what="train", **about, **run.measure(plan["tflop_per_step"]), **plan)
@@ -85,9 +87,9 @@ class Run:
     lab: Lab
     config: Config
     warm: int
+    timed: int
 
     def __post_init__(self) -> None:
-        self.timed = 2 if self.lab.rehearse else 6
         last = self.warm + self.timed
         train = self.config.train.model_copy(update={"max_steps": last})
         log = self.config.log.model_copy(update={"every": last})
