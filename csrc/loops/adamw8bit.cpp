@@ -25,10 +25,10 @@ constexpr uint8_t kZero = 127;  // the code of m = 0
 constexpr uint16_t kSegmentsPerBit = 154;
 constexpr float kLowest = 0x1.8p-21f;
 
-// A map's values times `scale`, by rank.
+// A map's values, by rank.
 struct Line {
   Table offset, slope;
-  Line(const Map& map, float scale) : offset(table(map.offset, scale)), slope(table(map.slope, scale)) {}
+  explicit Line(const Map& map) : offset(table(map.offset)), slope(table(map.slope)) {}
 
   F32 operator()(F32 rank) const {
     const U32 exponent = (U32)rank >> 23;
@@ -55,18 +55,6 @@ struct States {
   float most_m, most_v;
 };
 
-// Forgets what float32 cannot hold: an element whose v overflowed. Its neighbours' codes are then not lost beside it.
-void mend(States& states) {
-  states.most_m = states.most_v = 0;
-  for (int64_t i = 0; i < kStateBlock; ++i) {
-    float &m = states.m[i], &v = states.v[i];
-    if (!(v <= kLargest)) m = v = 0;
-    const float size = m < 0 ? -m : m;
-    if (size > states.most_m) states.most_m = size;
-    if (v > states.most_v) states.most_v = v;
-  }
-}
-
 // The factor that brings a block's states into [-1, 1].
 float normalise(float& absmax) {
   if (absmax < kSmallestNormal) return absmax = 0;  // its reciprocal overflows; eps outweighs such states by far
@@ -80,19 +68,18 @@ struct Coder {
   // use(i, to_m * m, to_v * v) of the elements i .. i + kFloats
   template <class Use>
   void decode(const uint8_t* m, const uint8_t* v, float to_m, float to_v, Use use) const {
-    const Line line_m(maps.m, to_m), line_v(maps.v, to_v);
+    const Line line_m(maps.m), line_v(maps.v);
     for (int64_t i = 0; i < kStateBlock; i += kFloats) {
       const F32 rank = __builtin_convertvector(load_bytes(m + i) - kZero, F32);
       const F32 magnitude = line_m((F32)((U32)rank & ~kSign) + 0.5f);
       const F32 above = __builtin_convertvector(load_bytes(v + i) + 1, F32);
-      use(i, (F32)((U32)magnitude | ((U32)rank & kSign)), line_v(above));
+      use(i, (F32)((U32)magnitude | ((U32)rank & kSign)) * to_m, line_v(above) * to_v);
     }
   }
 
   // `between(i)` is called ahead of the elements i .. i + kRegister.
   template <class Between>
   void encode(States& states, uint8_t* m, uint8_t* v, float& absmax_m, float& absmax_v, Between between) const {
-    if (states.most_v > kLargest) mend(states);
     absmax_m = states.most_m;
     absmax_v = states.most_v;
     const float to_m = normalise(absmax_m), to_v = normalise(absmax_v);
@@ -203,9 +190,13 @@ class Stepper {
     F32 most_m{}, most_v{};
     auto step = [&](int64_t i, F32 kept_m, F32 kept_v) {
       const F32 g = grad.at(i);
-      const F32 m = kept_m + rates.one_minus_beta1 * g, v = kept_v + rates.one_minus_beta2 * g * g;
+      F32 m = kept_m + rates.one_minus_beta1 * g, v = kept_v + rates.one_minus_beta2 * g * g;
       const F32 p = data.at(i);
       put(i, p - (rates.decay * p + rates.step_size * m / (square_root(v) + rates.eps)));
+      // what float32 cannot hold is forgotten: a block's other codes would be lost beside it, and 0 times it is no number
+      const U32 held = (U32)(v <= F32{} + kLargest);
+      m = (F32)((U32)m & held);
+      v = (F32)((U32)v & held);
       store(ms + i, m);
       store(vs + i, v);
       most_m = larger((F32)((U32)m & ~kSign), most_m);

@@ -125,12 +125,12 @@ inline float highest(F32 lanes) {
 // Eight floats to look up by the lowest three bits of an index.
 #if defined(__AVX2__)
 using Table = F32;
-inline Table table(const float (&values)[8], float scale = 1) {
+inline Table table(const float (&values)[8]) {
   const __m256 eight = _mm256_loadu_ps(values);
 #if defined(__AVX512F__)
-  return (F32)_mm512_broadcast_f32x8(eight) * scale;
+  return (F32)_mm512_broadcast_f32x8(eight);
 #else
-  return (F32)eight * scale;
+  return (F32)eight;
 #endif
 }
 inline F32 look_up(Table t, U32 index) {
@@ -144,9 +144,9 @@ inline F32 look_up(Table t, U32 index) {
 struct Table {
   float values[8];
 };
-inline Table table(const float (&values)[8], float scale = 1) {
+inline Table table(const float (&values)[8]) {
   Table t;
-  for (int i = 0; i < 8; ++i) t.values[i] = values[i] * scale;
+  for (int i = 0; i < 8; ++i) t.values[i] = values[i];
   return t;
 }
 inline F32 look_up(const Table& t, U32 index) {

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from fdpo_fast.noise import draws, words
 from fdpo_fast.ops.constants import STATE_BLOCK, Stream
-from fdpo_fast.optim.codebook import LEAST_M, LEAST_V, dynamic_map
+from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.update import Clip, Updates
 
 _ZERO = 127  # the code of m = 0
@@ -16,12 +16,12 @@ _ZERO = 127  # the code of m = 0
 
 def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
     """Decode uint8 codes of any shape, with absmax [blocks], to states in float32."""
-    values = dynamic_map(signed).values.to(codes.device)[codes.flatten().int()]
+    values = dynamic_map(signed).decoded.to(codes.device)[codes.flatten().int()]
     return (values * absmax.repeat_interleave(STATE_BLOCK)[: codes.numel()]).reshape(codes.shape)
 
 
 def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """Encode states to (codes, absmax [blocks]): the nearest values of the map, but for its lower end (`dynamic_map`).
+    """Encode states to (codes, absmax [blocks]): the nearest values of the map, but for its lower end, by its lines.
 
     What is not a number gets the code of 0; blocks whose largest magnitude is denormal are zeros.
     """
@@ -29,14 +29,14 @@ def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     blocks = pad(flat, (0, -flat.numel() % STATE_BLOCK)).reshape(-1, STATE_BLOCK)
     absmax = blocks.abs().amax(1)
     absmax = torch.where(absmax < torch.finfo(torch.float32).tiny, 0.0, absmax)
-    x = torch.where(absmax[:, None] > 0, blocks / absmax[:, None], 0.0).flatten()[: flat.numel()]
-    values = dynamic_map(signed).values.to(x.device)
-    codes = torch.bucketize(x, (values[1:] + values[:-1]) / 2, right=True)
+    scale = torch.where(absmax > 0, absmax.reciprocal(), 0.0)
+    x = (blocks * scale[:, None]).flatten()[: flat.numel()]
+    of = dynamic_map(signed)
+    threshold, start, rise, last = (line.to(x.device) for line in (of.threshold, of.start, of.rise, of.last))
+    segment = torch.bucketize(x.abs(), threshold[:-1], right=True)
+    codes = torch.minimum(start[segment] + rise[segment] * x.abs(), last[segment]).int()
     if signed:
-        rank = (codes - _ZERO).abs().clamp_min(LEAST_M)
-        codes = torch.where(x > 0, _ZERO + rank, torch.where(x < 0, _ZERO - rank, _ZERO)).clamp(max=255)
-    else:
-        codes = codes.clamp_min(LEAST_V)
+        codes = torch.where(x < 0, _ZERO - codes, _ZERO + codes).clamp_min(0)
     return codes.to(torch.uint8).reshape(states.shape), absmax
 
 
@@ -74,13 +74,14 @@ def step(updates: Updates, clip: Clip | None = None) -> None:
         clip.gradients(updates)
     for u in updates.rows():
         rule, g = u.rule, u.grad.float()
-        rates, coded = rule.rates, u.absmax_m is not None
-        m = u.m if u.absmax_m is None else decode(u.m, u.absmax_m, True)
-        v = u.v if u.absmax_v is None else decode(u.v, u.absmax_v, False)
-        m = rates.beta1 * m + rates.one_minus_beta1 * g
-        v = rates.beta2 * v + rates.one_minus_beta2 * g * g
+        rates = rule.rates
+        m = rates.beta1 * u.m if u.absmax_m is None else decode(u.m, rates.beta1 * u.absmax_m, True)
+        v = rates.beta2 * u.v if u.absmax_v is None else decode(u.v, rates.beta2 * u.absmax_v, False)
+        m = m + rates.one_minus_beta1 * g
+        v = v + rates.one_minus_beta2 * g * g
         p = u.data.float()
-        moved = p - (rates.decay * p + rates.step_size * m / (v.sqrt() + rates.eps))
+        root = v.double().sqrt().float()  # torch's of float32 may be MKL's, which is an ulp off here and there
+        moved = p - (rates.decay * p + rates.step_size * m / (root + rates.eps))
         if rule.stochastic and u.data.dtype != torch.float32:
             bits = random_bits(rule.seed, u.number, rule.step, rule.first, u.data.numel(), u.data.device)
             u.data.copy_(round_randomly(moved, bits.reshape(moved.shape), u.data.dtype))
@@ -88,9 +89,9 @@ def step(updates: Updates, clip: Clip | None = None) -> None:
             u.data.copy_(moved)
         if u.copy is not None:
             u.copy.copy_(moved)
-        if coded:  # what float32 cannot hold is forgotten, so that the block's other codes are not lost beside it
-            held = v <= torch.finfo(torch.float32).max
-            m, v = torch.where(held, m, 0.0), torch.where(held, v, 0.0)
+        # what float32 cannot hold is forgotten: other codes of its block would be lost, and 0 times it is no number
+        held = v <= torch.finfo(torch.float32).max
+        m, v = torch.where(held, m, 0.0), torch.where(held, v, 0.0)
         for state, absmax, new, signed in ((u.m, u.absmax_m, m, True), (u.v, u.absmax_v, v, False)):
             if absmax is None:
                 state.copy_(new)

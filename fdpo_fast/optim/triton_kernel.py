@@ -233,10 +233,13 @@ def step_kernel(
     CODED: tl.constexpr = state_like.dtype.element_ty == tl.uint8
     m, v = tl.load(m_at + at, inside, 0), tl.load(v_at + at, inside, 0)
     if CODED:
-        m = tl.load(lines + 96 + m.to(tl.uint32)) * tl.load(absmax_m + blocks, there, 0.0)[:, None]
-        v = tl.load(lines + 352 + v.to(tl.uint32)) * tl.load(absmax_v + blocks, there, 0.0)[:, None]
-    m = tl.load(rate) * m + tl.load(rate + 1) * g
-    v = tl.load(rate + 2) * v + tl.load(rate + 3) * g * g
+        to_m, to_v = tl.load(absmax_m + blocks, there, 0.0), tl.load(absmax_v + blocks, there, 0.0)
+        m = tl.load(lines + 96 + m.to(tl.uint32)) * (tl.load(rate) * to_m)[:, None]
+        v = tl.load(lines + 352 + v.to(tl.uint32)) * (tl.load(rate + 2) * to_v)[:, None]
+    else:
+        m, v = tl.load(rate) * m, tl.load(rate + 2) * v
+    m = m + tl.load(rate + 1) * g
+    v = v + tl.load(rate + 3) * g * g
     p = tl.load(data + at, inside, 0.0).to(tl.float32)
     change = tl.load(rate + 5) * m
     change = tl.where(v == float("inf"), change * 0.0, _quotient(change, _root(v) + tl.load(rate + 6)))
@@ -250,10 +253,11 @@ def step_kernel(
     if COPIED:
         copy = tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.bfloat16))
         tl.store((tl.multiple_of(copy, 16) if ALIGNED else copy) + at, _nearest(moved, tl.bfloat16), inside)
+    held = inside & (v <= _LARGEST)  # what float32 cannot hold is forgotten
+    m, v = tl.where(held, m, 0.0), tl.where(held, v, 0.0)
     if CODED:
-        held = inside & (v <= _LARGEST)  # what float32 cannot hold is forgotten
-        x, largest_m = _normalised(tl.where(held, m, 0.0))
-        y, largest_v = _normalised(tl.where(held, v, 0.0))
+        x, largest_m = _normalised(m)
+        y, largest_v = _normalised(v)
         rank = _rank(lines, tl.abs(x))
         tl.store(m_at + at, tl.maximum(tl.where(x < 0, 127 - rank, 127 + rank), 0).to(tl.uint8), inside)
         tl.store(v_at + at, _rank(lines + 48, y).to(tl.uint8), inside)
