@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -69,15 +70,42 @@ def is_hub_name(name: str) -> bool:
     return "/" in name
 
 
+def settle(partial: Path, path: Path) -> None:
+    """Give a file or folder that was written under another name its own, so that a power cut leaves it whole or absent.
+
+    Its bytes reach the disk first, then the names of its files, then its own name; that is on the disk at the return.
+    """
+    for folder, _, names in os.walk(partial, topdown=False):
+        for name in names:
+            _flush(Path(folder, name))
+        _flush(Path(folder))
+    if not partial.is_dir():
+        _flush(partial)
+    elif path.is_dir() and not path.is_symlink():  # a file in place of a folder is nobody's wish: os.replace refuses
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Return once the bytes of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that has no such wish for a folder
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends well."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        if path.is_dir() and partial.is_dir():  # a file in place of a folder is nobody's wish: os.replace refuses
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        settle(partial, path)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
