@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def start(config: Config, resume: bool, dry_run: bool) -> None:
+def start(config: Config, resume: bool | str, dry_run: bool) -> None:
     """Check what can be checked at once, then train; a dry run prints the configuration instead."""
     config.accumulation(int(os.environ.get("WORLD_SIZE", 1)))  # set by the launcher
     if dry_run:
@@ -42,7 +42,7 @@ def start(config: Config, resume: bool, dry_run: bool) -> None:
         train(config, resume)
 
 
-def check_output(folder: Path, resume: bool) -> None:
+def check_output(folder: Path, resume: bool | str) -> None:
     """Make a run's folder; UserError where it cannot be made, or holds another run that is not to be resumed.
 
     The first rank alone looks into it: what the others find may be its own already.
@@ -59,7 +59,7 @@ OPENED = ("config.json", "data.json", "metrics.jsonl", "tensorboard", "wandb", "
 """What a run writes before it has taken a step."""
 
 
-def train(config: Config, resume: bool) -> None:
+def train(config: Config, resume: bool | str) -> None:
     """Run a configuration to its last step and export the policy. Collective over the launcher's ranks.
 
     A new run that fails before it has taken a step leaves nothing in its folder, where the next one would be refused.
