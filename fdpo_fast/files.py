@@ -77,17 +77,25 @@ def settle(partial: Path, path: Path) -> None:
     """
     for folder, _, names in os.walk(partial, topdown=False):
         for name in names:
-            _flush(Path(folder, name))
-        _flush(Path(folder))
+            flush(Path(folder, name))
+        flush(Path(folder))
     if not partial.is_dir():
-        _flush(partial)
+        flush(partial)
     elif path.is_dir() and not path.is_symlink():  # a file in place of a folder is nobody's wish: os.replace refuses
         shutil.rmtree(path)
     os.replace(partial, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, where it is missing: on the disk at the return."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush(folder.parent)
+
+
+def flush(path: Path) -> None:
     """Return once the bytes of a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -103,11 +111,16 @@ def _flush(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends well."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)  # of a killed process that had our number, as the first ones of a container have
     try:
         yield partial
         settle(partial, path)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from fdpo_fast import cli
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
+from fdpo_fast.files import make_folder
 from fdpo_fast.signals import speaks
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work
@@ -48,7 +49,7 @@ def check_output(folder: Path, resume: bool | str) -> None:
     The first rank alone looks into it: what the others find may be its own already.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
     if speaks() and not resume and any(path.name not in (LOCK, DATA_PAGE) for path in folder.iterdir()):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fdpo_fast import checksums
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.distributed import agreed
-from fdpo_fast.files import digest, replacing, settle
+from fdpo_fast.files import digest, make_folder, replacing, settle
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 from fdpo_fast.training import resumption
 
@@ -60,8 +60,10 @@ class Checkpoints:
         """Write the state after `step` optimizer steps, then point `latest` to it, then drop the oldest. Collective."""
         first, tag = dist.get_rank() == 0, resumption.name_of(step)
         partial = self.folder / ".step.partial"  # has its name once all ranks have written: a kill leaves no half
-        if first and partial.exists():
-            shutil.rmtree(partial)
+        if first:
+            make_folder(self.folder)
+            if partial.exists():
+                shutil.rmtree(partial)
         dist.barrier()
         engine.save_checkpoint(str(self.folder), tag=partial.name, client_state={"step": step}, save_latest=False)
         if ema:
