@@ -59,7 +59,7 @@ class Checkpoints:
     def save(self, engine: DeepSpeedEngine, step: int, config_text: str, ema: EMA | None) -> None:
         """Write the state after `step` optimizer steps, then point `latest` to it, then drop the oldest. Collective."""
         first, tag = dist.get_rank() == 0, resumption.name_of(step)
-        partial = self.folder / ".step.partial"  # has its name once all ranks have written: a kill leaves no half
+        partial = self.folder / resumption.PARTIAL
         if first:
             make_folder(self.folder)
             if partial.exists():

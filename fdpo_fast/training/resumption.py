@@ -17,6 +17,8 @@ from fdpo_fast.distributed import Rank, agreed
 
 LATEST = "latest"
 """The file that names the checkpoint a resumed run goes on from."""
+PARTIAL = ".step.partial"
+"""The name of a checkpoint while the ranks write it: it has its own once all have, so that a kill leaves no half."""
 _NAME = re.compile(r"step-(\d{6,})")
 _ASKED = re.compile(r"(?:step-)?(\d+)")
 _TRANSPORT = {

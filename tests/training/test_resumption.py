@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.training import weights
+from fdpo_fast import checksums
+from tests.helpers.training import run_of, weights
 
 
 @pytest.fixture
@@ -251,3 +252,46 @@ def test_states_that_are_split_do_not(run, launch, refused, stage):
         flip(file, 100)
     run["deepspeed"] = {}
     assert "deepspeed.zero_optimization.stage" in refused(ranks=2)
+
+
+def test_another_model_is_told_before_it_is_read(run, checkpoints, launch):
+    checkpoint = checkpoints / "step-000006"
+    facts = checksums.facts_of(checkpoint)
+    checksums.write(checkpoint, facts.pop("files"), **(facts | {"trained": "of other shapes"}))
+    done = launch(run, "--resume", check=False)
+    assert "is of another model: what is trained has other names or shapes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        (2, {"offload_optimizer": {"device": "cpu"}}),
+        (2, {"reduce_bucket_size": 1000, "allgather_bucket_size": 5000, "overlap_comm": False}),
+        (3, {"offload_optimizer": {"device": "cpu"}}),
+        (3, {"offload_param": {"device": "cpu"}}),
+        (3, {"stage3_param_persistence_threshold": 10, "stage3_max_live_parameters": 1000}),
+    ],
+)
+def test_what_moves_states_alone_gives_the_same_run(raw_config, launch, tmp_path, stage, changed):
+    whole = run_of(raw_config, tmp_path / "whole", zero_optimization={"stage": stage})
+    launch(whole, ranks=2)
+    parts = run_of(raw_config, tmp_path / "parts", zero_optimization={"stage": stage})
+    parts["train"]["max_steps"] = 3
+    launch(parts, ranks=2)
+    parts["train"]["max_steps"] = 6
+    parts["deepspeed"]["zero_optimization"] |= changed
+    assert "resumed behind step 3 with another deepspeed.zero_optimization" in launch(parts, "--resume", ranks=2).stdout
+    ours, theirs = weights(parts), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+def test_what_orders_states_otherwise_is_refused(raw_config, launch, tmp_path):
+    """DeepSpeed would read them without a word, each at another's place."""
+    raw = run_of(raw_config, tmp_path / "run", zero_optimization={"stage": 2})
+    launch(raw, ranks=2)
+    raw["deepspeed"]["zero_optimization"]["round_robin_gradients"] = True
+    said = launch(raw, "--resume", ranks=2, check=False).stderr
+    assert "cannot be read with another deepspeed.zero_optimization.round_robin_gradients (none -> True)" in said
