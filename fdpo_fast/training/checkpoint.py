@@ -200,7 +200,9 @@ class EMA:
             save_file(self.average, self._file(folder))
 
     def load(self, folder: Path) -> None:
-        """Read the averages from a checkpoint."""
+        """Read the averages from a checkpoint; UserError where an older version's has lost them."""
+        if not self._file(folder).is_file():
+            raise UserError(f"{folder} has no average: take another checkpoint by --resume-from")
         for name, value in load_file(self._file(folder)).items():
             self.average[name].copy_(value)
 

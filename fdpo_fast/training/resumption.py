@@ -5,6 +5,7 @@ All of it is known before torch, DeepSpeed or pickle read a byte of the checkpoi
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,14 +144,16 @@ def _fitting(checkpoint: Path, config: Config, ranks: int) -> Start:
             f"{checkpoint}: set at least {step}, or take an earlier one by --resume-from"
         )
     before = load(checkpoint / "config.json")
-    was, now = _layout(before, facts.get("ranks", ranks)), _layout(config, ranks)
+    # DeepSpeed has a file for each rank's part of the states, which tells of older versions
+    parts = len(list(checkpoint.glob("*zero_pp_rank_*optim_states.pt")))
+    was, now = _layout(before, facts.get("ranks", parts or ranks)), _layout(config, ranks)
     if config.train.ema_decay and not before.train.ema_decay:  # there is none to go on with
-        now["train.ema_decay"] = config.train.ema_decay
-    if other := [
-        f"{key} ({_short(was.get(key))} -> {_short(now.get(key))})"
-        for key in {**was, **now}
-        if was.get(key) != now.get(key)
-    ]:
+        was["train.ema_decay"], now["train.ema_decay"] = None, config.train.ema_decay
+    if other := sorted(
+        f"{key} ({json.dumps(was[key])} -> {json.dumps(now[key])})"
+        for key in was.keys() & now.keys()
+        if was[key] != now[key]
+    ):
         export = checkpoint.parent.parent / "export"
         new = f"a new run from its export, model.base '{export}'" if export.is_dir() else "a new run in another folder"
         raise UserError(
@@ -161,24 +164,20 @@ def _fitting(checkpoint: Path, config: Config, ranks: int) -> Start:
 
 
 def _layout(config: Config, ranks: int) -> dict[str, Any]:
-    """Return what decides which numbers a checkpoint holds, and in which file, by the words for it."""
-    lora = config.model.lora if config.model.train == "lora" else None
-    split = config.stage > 0 or config.master  # DeepSpeed writes each rank's part of the states by itself
-    return {
-        "model.family": config.model.family,
+    """Return what decides which numbers a checkpoint holds, and in which file; what only one has decides nothing."""
+    layout: dict[str, Any] = {
         "model.train": config.model.train,
         "model.dtype": config.model.dtype,
-        "model.lora.rank": lora and lora.rank,
-        "model.lora.targets": lora and sorted(lora.targets),
         "optimizer.type": config.optimizer.type,
         "deepspeed.zero_optimization.stage": config.stage,
+        "deepspeed.zero_optimization": {key: config.zero[key] for key in config.zero.keys() - _TRANSPORT},
         "deepspeed.bf16.enabled": config.master,
         "deepspeed.bf16.bf16_master_weights_and_grads": config.bf16_masters,
         "deepspeed.data_types": config.deepspeed.get("data_types"),
-        **{f"deepspeed.zero_optimization.{key}": config.zero[key] for key in config.zero.keys() - _TRANSPORT},
-        "number of ranks": ranks if split else None,
     }
-
-
-def _short(value: Any) -> str:
-    return "none" if value is None else repr(value)
+    if config.model.train == "lora":
+        layout["model.lora.rank"] = config.model.lora.rank
+        layout["model.lora.targets"] = sorted(config.model.lora.targets)
+    if config.stage or config.master:  # DeepSpeed writes each rank's part of the states by itself
+        layout["number of ranks"] = ranks
+    return layout
