@@ -39,7 +39,7 @@ class Record:
         status = os.fstat(handle)
         path = Path(os.readlink(f"/proc/self/fd/{handle}"))
         if stat.S_ISDIR(status.st_mode):
-            self.folders[status.st_ino] = {entry.name: entry.inode() for entry in os.scandir(path)}
+            self.folders[status.st_ino] = {e.name: (e.inode(), e.is_dir()) for e in os.scandir(path)}
         else:
             self.files[status.st_ino] = path.read_bytes()
 
@@ -59,9 +59,9 @@ class Record:
 
     def _kept(self, folder, path):
         found = {}
-        for name, number in self.folders.get(folder, {}).items():
-            if number in self.folders:
-                found |= self._kept(number, path / name)
+        for name, (number, is_folder) in self.folders.get(folder, {}).items():
+            if is_folder:
+                found |= self._kept(number, path / name) or {str(path / name): None}
             else:
                 found[str(path / name)] = self.files.get(number, b"")
         return found
@@ -89,4 +89,7 @@ def restore(state, folder):
     """Write what is left."""
     for name, content in state:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        if content is None:  # a folder of which nothing is known
+            (folder / name).mkdir()
+        else:
+            (folder / name).write_bytes(content)
