@@ -30,6 +30,7 @@ import psutil
 from benchmarks import launcher
 from benchmarks.common.device import CUDA, GIB, machine, smi
 from benchmarks.common.tables import write_csv
+from fdpo_fast.training.resumption import PARTIAL
 
 ROOT = Path(__file__).parent.parent
 CSV = Path(__file__).parent / "results/full_sdxl.csv"
@@ -142,7 +143,7 @@ class Watch:
             ("reference cache", lambda text: "caching reference" in text),
             ("load", lambda text: "data: " in text),
             ("steps", lambda text: "train: " in text),
-            ("checkpoint", lambda text: (checkpoints / self.last).exists()),
+            ("checkpoint", lambda text: any((checkpoints / name).exists() for name in (PARTIAL, self.last))),
             ("export", lambda text: latest.exists() and latest.read_text().strip() == self.last),
             ("exit", lambda text: "exported to" in text),
         ]

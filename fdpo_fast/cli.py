@@ -25,11 +25,27 @@ from fdpo_fast.commands import (
     report,
     sample,
     train,
+    verify,
 )
 from fdpo_fast.commands.common import MissingPackageError
 from fdpo_fast.config.errors import UserError, did_you_mean
 
-COMMANDS = (init, config, data, plan, cache, train, calibrate, sample, evaluate, compare, report, demo, completion)
+COMMANDS = (
+    init,
+    config,
+    data,
+    plan,
+    cache,
+    train,
+    calibrate,
+    sample,
+    evaluate,
+    compare,
+    report,
+    verify,
+    demo,
+    completion,
+)
 """A module each, in the order in which they are used; its `add` makes the parsers and says what they run."""
 
 

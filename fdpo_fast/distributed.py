@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from filelock import FileLock
 
 from fdpo_fast import progress, signals
 from fdpo_fast.config.errors import UserError
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,20 @@ def _appears(file: Path, seconds: float = 10) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def agreed(work: Callable[[], Found]) -> list[Found]:
+    """Do a work on every rank; return what each has found. A UserError of any is one of all. Collective."""
+    found, error = None, None
+    try:
+        found = work()
+    except UserError as raised:
+        error = str(raised)
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (found, error))
+    if said := [error for _, error in told if error is not None]:
+        raise UserError(said[0])
+    return [found for found, _ in told]
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -69,17 +70,57 @@ def is_hub_name(name: str) -> bool:
     return "/" in name
 
 
+def settle(partial: Path, path: Path) -> None:
+    """Give a file or folder that was written under another name its own, so that a power cut leaves it whole or absent.
+
+    Its bytes reach the disk first, then the names of its files, then its own name; that is on the disk at the return.
+    """
+    for folder, _, names in os.walk(partial, topdown=False):
+        for name in names:
+            flush(Path(folder, name))
+        flush(Path(folder))
+    if not partial.is_dir():
+        flush(partial)
+    elif path.is_dir() and not path.is_symlink():  # a file in place of a folder is nobody's wish: os.replace refuses
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    flush(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, where it is missing: on the disk at the return."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush(folder.parent)
+
+
+def flush(path: Path) -> None:
+    """Return once the bytes of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that has no such wish for a folder
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends well."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)  # of a killed process that had our number, as the first ones of a container have
     try:
         yield partial
-        if path.is_dir() and partial.is_dir():  # a file in place of a folder is nobody's wish: os.replace refuses
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        settle(partial, path)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

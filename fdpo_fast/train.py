@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from fdpo_fast import cli
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
+from fdpo_fast.files import make_folder
 from fdpo_fast.signals import speaks
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def start(config: Config, resume: bool, dry_run: bool) -> None:
+def start(config: Config, resume: bool | str, dry_run: bool) -> None:
     """Check what can be checked at once, then train; a dry run prints the configuration instead."""
     config.accumulation(int(os.environ.get("WORLD_SIZE", 1)))  # set by the launcher
     if dry_run:
@@ -42,13 +43,13 @@ def start(config: Config, resume: bool, dry_run: bool) -> None:
         train(config, resume)
 
 
-def check_output(folder: Path, resume: bool) -> None:
+def check_output(folder: Path, resume: bool | str) -> None:
     """Make a run's folder; UserError where it cannot be made, or holds another run that is not to be resumed.
 
     The first rank alone looks into it: what the others find may be its own already.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
     if speaks() and not resume and any(path.name not in (LOCK, DATA_PAGE) for path in folder.iterdir()):
@@ -59,7 +60,7 @@ OPENED = ("config.json", "data.json", "metrics.jsonl", "tensorboard", "wandb", "
 """What a run writes before it has taken a step."""
 
 
-def train(config: Config, resume: bool) -> None:
+def train(config: Config, resume: bool | str) -> None:
     """Run a configuration to its last step and export the policy. Collective over the launcher's ranks.
 
     A new run that fails before it has taken a step leaves nothing in its folder, where the next one would be refused.

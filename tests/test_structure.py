@@ -138,8 +138,8 @@ names = [module.__name__.rpartition(".")[2] for module in cli.COMMANDS]
 helps = [["--help"], ["--version"], ["completion", "bash"], ["__complete", "tra"], ["__complete", "train", "--"]]
 helps += [[*name.split(), "--help"] for name in cli._parsers()[1]]
 words = [*helps, ["config", "--explain"], ["__complete", "train", "--set", ""], ["init"]]
-words += [[name, "--config", path] for name in names if name != "report" for path in (file, broken)]
-words += [["data", "check", "--config", file], ["report", "/nowhere"]]
+words += [[name, "--config", path] for name in names if name not in ("report", "verify") for path in (file, broken)]
+words += [["data", "check", "--config", file], ["report", "/nowhere"], ["verify", "/nowhere"]]
 words += [[name, "--config", file, "--set", "train.max_steps=0"] for name in ("plan", "train")]
 for line in words:
     said = io.StringIO()

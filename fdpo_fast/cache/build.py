@@ -23,7 +23,7 @@ from fdpo_fast.cache.shards import Shard
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, check_equal
-from fdpo_fast.files import digest, read_json, replacing
+from fdpo_fast.files import digest, make_folder, read_json, replacing
 from fdpo_fast.progress import Bar, progress
 
 _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
@@ -139,7 +139,7 @@ class Builder:
             yield
             return
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             lock = FileLock(folder / ".lock")
             try:
                 lock.acquire(timeout=0)

@@ -25,13 +25,16 @@ def add(commands: Commands) -> None:
     )
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in train.output_dir")
+    parser.add_argument(
+        "--resume-from", dest="resume", metavar="step-N", help="go on from that checkpoint in train.output_dir"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     parser.set_defaults(
         run=run, left="what is cached stays, and --resume goes on from the last checkpoint, if there is one"
     )
 
 
-def run(config_file: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
+def run(config_file: str, overrides: list[str], resume: bool | str, dry_run: bool) -> None:
     """Check the configuration, then train."""
     config = read_config(config_file, overrides)
     warn_of_deepspeed(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -233,17 +234,23 @@ class Config(Section):
 
     def differences(self, other: Config) -> list[str]:
         """List `section.key: ours -> theirs` for each key that is not equal."""
-        ours, theirs = (
-            {section: values or {} for section, values in config.model_dump(mode="json").items()}
-            for config in (self, other)
-        )
+        ours, theirs = (config.model_dump(mode="json") for config in (self, other))
         return [
-            f"{section}.{key}: {json.dumps(ours[section].get(key))} -> {json.dumps(theirs[section].get(key))}"
+            change
             for section in ours
-            for key in ours[section] | theirs[section]
-            if ours[section].get(key) != theirs[section].get(key)
+            for change in _differences(f"{section}.", ours[section] or {}, theirs[section] or {})
         ]
 
     def dumps(self) -> str:
         """Return the resolved configuration as JSON text that `load` reads back to an equal object."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _differences(path: str, ours: dict, theirs: dict) -> Iterator[str]:
+    """Yield what differs below a path; DeepSpeed's own keys hold what they hold, and are not looked into."""
+    for key in ours | theirs:
+        one, two = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(two, dict) and path != "deepspeed.":
+            yield from _differences(f"{path}{key}.", one, two)
+        elif one != two:
+            yield f"{path}{key}: {json.dumps(one)} -> {json.dumps(two)}"

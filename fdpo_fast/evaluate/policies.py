@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from fdpo_fast import checksums
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
@@ -69,8 +70,12 @@ class Policy:
         """Load a diffusers pipeline ready to draw, in the configuration's dtype.
 
         A policy that is a pipeline brings all of its own components; a run with an adapter is drawn with the adapter
-        itself, as it was trained. Raises UserError for a checkpoint of another model.
+        itself, as it was trained. Raises UserError for a checkpoint of another model, and where a file is not as it was
+        written.
         """
+        sums = self.folder / checksums.NAME
+        if sums.is_file() and (words := checksums.damage(self.folder)):
+            raise UserError(f"{self.folder} is damaged: {words}; where that was changed on purpose, delete {sums}")
         dtype, family = DTYPES[config.model.dtype], self.family(config, family)
         if self._is_checkpoint:
             denoiser = family.denoiser(dtype)

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fdpo_fast import checksums
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import read_json, replacing
 from fdpo_fast.models.family import ADAPTER, Family
@@ -98,8 +99,8 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
 
     trained: the trained parameters with their names in the denoiser, each whole and on the CPU; they are read once.
     dtype: of all weights in the folder; None is that of the base's UNet. With an adapter, its file
-    (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads) lies there too. Raises UserError where a
-    weight does not fit the dtype, and where the folder cannot be written.
+    (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads) lies there too, and always the checksums
+    of all. Raises UserError where a weight does not fit the dtype, and where the folder cannot be written.
     """
     unet, state, adapter = _architecture(family), _stored(family), family.model.train == "lora"
     rounding = Rounding(dtype or next(iter(state.values())).dtype, adapter)
@@ -115,6 +116,7 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
             weights = _tuned(trained, state, DTYPES[family.model.dtype])
         stored = ((name, _fitting(name, weight.value, rounding(weight))) for name, weight in weights)
         _write(partial / "unet" / WEIGHTS, state, stored, rounding.dtype)
+        checksums.write(partial, checksums.sums(partial, checksums.names_in(partial)))
     return rounding
 
 

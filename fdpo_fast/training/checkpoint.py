@@ -15,81 +15,115 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fdpo_fast import checksums
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.files import replacing
+from fdpo_fast.distributed import agreed
+from fdpo_fast.files import digest, make_folder, replacing, settle
 from fdpo_fast.optim.adamw8bit import AdamW8bit
+from fdpo_fast.training import resumption
 
 
 class Checkpoints:
-    """`<output_dir>/checkpoints/step-N`, written by all ranks; `latest` names the newest whole one."""
+    """`<output_dir>/checkpoints/step-N`, written by all ranks; `latest` names the one that a resumed run goes on from.
+
+    One goes only once the run is behind it: the oldest of the run's own way, and those of another way that it has
+    passed. Those behind more steps than the run stay, until it gets there.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self.start, self.written = 0, set[int]()
+        """Where this run began, and what it has written since: its own way."""
 
     def latest(self) -> str | None:
-        """Return the name of the newest checkpoint that was written to its end."""
-        pointer = self.folder / "latest"
-        return pointer.read_text().strip() if pointer.exists() else None
+        """Return the name of the checkpoint that a resumed run goes on from."""
+        path = resumption.pointed(self.folder)
+        return path.name if path else None
 
     def fall_back(self, step: int) -> Path | None:
         """Make the newest checkpoint behind at most `step` steps the one that a resumed run loads. Collective."""
-        steps = {int(path.name[5:]): path for path in self.folder.glob("step-*")}
-        sound = [steps[number] for number in sorted(steps) if number <= step]
+        sound = [path for number, path in self._own().items() if number <= step]
         dist.barrier()
         if sound and dist.get_rank() == 0:
             self._point_to(sound[-1].name)
         return sound[-1] if sound else None
 
+    def _own(self) -> dict[int, Path]:
+        found = resumption.listed(self.folder).items()
+        return {number: path for number, path in found if number <= self.start or number in self.written}
+
     def _point_to(self, tag: str) -> None:
-        with replacing(self.folder / "latest") as partial:
+        with replacing(self.folder / resumption.LATEST) as partial:
             partial.write_text(tag + "\n")
 
     def save(self, engine: DeepSpeedEngine, step: int, config_text: str, ema: EMA | None) -> None:
         """Write the state after `step` optimizer steps, then point `latest` to it, then drop the oldest. Collective."""
-        tag = f"step-{step:06d}"
-        # `latest` is ours: it is renamed into place after every rank has written, so a kill leaves the previous one.
-        engine.save_checkpoint(str(self.folder), tag=tag, client_state={"step": step}, save_latest=False)
-        if ema:
-            ema.save(self.folder / tag)
+        first, tag = dist.get_rank() == 0, resumption.name_of(step)
+        partial = self.folder / resumption.PARTIAL
+        if first:
+            make_folder(self.folder)
+            if partial.exists():
+                shutil.rmtree(partial)
         dist.barrier()
-        if dist.get_rank() == 0:
-            (self.folder / tag / "config.json").write_text(config_text)
+        engine.save_checkpoint(str(self.folder), tag=partial.name, client_state={"step": step}, save_latest=False)
+        if ema:
+            ema.save(partial)
+        if first:
+            (partial / "config.json").write_text(config_text)
+        dist.barrier()
+        names = agreed(lambda: checksums.names_in(partial))[0]  # the first rank's: others may see some later
+        mine = names[dist.get_rank() :: dist.get_world_size()]
+        parts = agreed(lambda: checksums.sums(partial, mine))
+        if first:
+            whole = {name: found for part in parts for name, found in part.items()}
+            facts = {"step": step, "ranks": dist.get_world_size(), "trained": _shapes(engine)}
+            checksums.write(partial, whole, **facts)
+            if (self.folder / tag).is_file():  # in the place of a checkpoint
+                (self.folder / tag).unlink()
+            settle(partial, self.folder / tag)
             self._point_to(tag)
-            steps = {int(path.name[5:]): path for path in self.folder.glob("step-*")}
-            kept = sorted(number for number in steps if number <= step)[-self.keep :]
-            for number in steps.keys() - set(kept):  # later numbers are leftovers of a kill
-                shutil.rmtree(steps[number])
+        self.written.add(step)
+        if first:
+            kept = sorted(number for number in self._own() if number <= step)[-self.keep :]
+            for number, path in resumption.listed(self.folder).items():
+                if number <= step and number not in kept and path.is_dir():
+                    shutil.rmtree(path)
         dist.barrier()
 
-    def load(self, engine: DeepSpeedEngine, ema: EMA | None) -> int:
-        """Load the `latest` checkpoint; returns the number of optimizer steps it has behind it. Collective."""
-        tag = self.latest()
-        if tag is None:
-            raise UserError(f"{self.folder} has no checkpoint to go on from")
+    def load(self, engine: DeepSpeedEngine, ema: EMA | None, begin: resumption.Start) -> None:
+        """Load the checkpoint that a run goes on from; from there it is the `latest`. Collective."""
+        checkpoint = begin.checkpoint
+        if checksums.facts_of(checkpoint).get("trained", _shapes(engine)) != _shapes(engine):
+            raise UserError(
+                f"the checkpoint {checkpoint} is of another model: what is trained has other names or shapes"
+            )
         options: dict[str, Any] = {}
         plain = is_plain(engine)
         if plain:
             _let_go(engine.module)
             options = {"custom_load_fn": _adopt_weights, "load_optimizer_states": False}
-        path, state = engine.load_checkpoint(str(self.folder), tag=tag, **options)
+        path, state = engine.load_checkpoint(str(self.folder), tag=checkpoint.name, **options)
         if path is None:
-            raise UserError(f"the checkpoint {self.folder / tag} cannot be loaded: it is incomplete")
+            raise UserError(f"the checkpoint {checkpoint} cannot be loaded: it is incomplete")
         if plain:
             adopt = {"copy": False} if isinstance(engine.optimizer, AdamW8bit) else {}  # torch's do by themselves
             try:
                 engine.optimizer.load_state_dict(state.pop("optimizer"), **adopt)
             except ValueError as error:
-                raise UserError(
-                    f"the checkpoint {self.folder / tag} is of another optimizer or model: {error}"
-                ) from None
+                raise UserError(f"the checkpoint {checkpoint} is of another optimizer or model: {error}") from None
         if ema:
-            ema.load(self.folder / tag)
+            ema.load(checkpoint)
+        self.start = begin.step
         dist.barrier()
-        if dist.get_rank() == 0:  # leftovers of a kill, or of steps that are about to be taken anew
-            for later in self.folder.glob("step-*"):
-                if int(later.name[5:]) > state["step"]:
-                    shutil.rmtree(later)
-        return state["step"]
+        if dist.get_rank() == 0 and self.latest() != checkpoint.name:
+            self._point_to(checkpoint.name)
+        dist.barrier()
+
+
+def _shapes(engine: DeepSpeedEngine) -> str:
+    """Return a digest of the names and shapes of what is trained."""
+    trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    return digest({name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained.items()})
 
 
 def is_plain(engine: DeepSpeedEngine) -> bool:
@@ -132,6 +166,7 @@ class EMA:
         # ZeRO-3 adds methods to parameters
         self.live: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: local(parameter).float().clone() for name, parameter in self.live.items()}
+        self._split = any(hasattr(parameter, "ds_id") for parameter in self.live.values())
 
     @torch.no_grad()
     def update(self) -> None:
@@ -156,19 +191,19 @@ class EMA:
         return total
 
     def _file(self, folder: Path) -> Path:
-        return folder / f"ema-rank{dist.get_rank():05d}.safetensors"
+        """Return the file of this rank's averages; all share the first one's where each holds parameters whole."""
+        return folder / f"ema-rank{dist.get_rank() if self._split else 0:05d}.safetensors"
 
     def save(self, folder: Path) -> None:
-        """Write this rank's averages into a checkpoint."""
-        with replacing(self._file(folder)) as partial:
-            save_file(self.average, partial)
+        """Write the averages into a checkpoint."""
+        if self._split or dist.get_rank() == 0:
+            save_file(self.average, self._file(folder))
 
     def load(self, folder: Path) -> None:
-        """Read this rank's averages from a checkpoint; UserError where it has none."""
-        file = self._file(folder)
-        if not file.exists():
-            raise UserError(f"{folder} has no average for this rank: resume with its rank count and train.ema_decay")
-        for name, value in load_file(file).items():
+        """Read the averages from a checkpoint; UserError where an older version's has lost them."""
+        if not self._file(folder).is_file():
+            raise UserError(f"{folder} has no average: take another checkpoint by --resume-from")
+        for name, value in load_file(self._file(folder)).items():
             self.average[name].copy_(value)
 
 

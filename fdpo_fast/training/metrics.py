@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
-from fdpo_fast.files import replacing
+from fdpo_fast.files import flush, replacing
 from fdpo_fast.loss.stats import LossStats
 from fdpo_fast.training.trackers import Trackers
 
@@ -239,6 +239,7 @@ class Writer:
         """Add records to `metrics.jsonl` and to the trackers."""
         with self.path.open("a") as file:
             file.writelines(map(_line, records))
+        flush(self.path)  # before the checkpoint behind them
         for record in records:
             values = {name: value for name, value in record.items() if isinstance(value, float)}
             for part in record.get("bins", []):

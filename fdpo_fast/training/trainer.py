@@ -13,7 +13,6 @@ from fdpo_fast.cache.dataset import Batch
 from fdpo_fast.cache.open import cache_root, caches_of, look_for, reference_model
 from fdpo_fast.cache.report import describe, warnings
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import StopSignal, check_shared, ranks_here, start_processes
 from fdpo_fast.files import read_json, replacing
@@ -30,6 +29,7 @@ from fdpo_fast.training import checkpoint, policy
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
 from fdpo_fast.training.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
 from fdpo_fast.training.order import PairOrder
+from fdpo_fast.training.resumption import Start, start
 from fdpo_fast.training.samples import SampleGrids
 
 
@@ -38,10 +38,11 @@ class Trainer:
 
     Opening it fills the caches, before the policy arrives: VAE, text encoders and reference are gone by then.
 
-    Raises UserError for whatever of configuration, data, model and folder does not fit.
+    resume: whether to go on from the newest checkpoint, or the one to go on from. Raises UserError for whatever of
+    configuration, data, model and folder does not fit.
     """
 
-    def __init__(self, config: Config, resume: bool) -> None:
+    def __init__(self, config: Config, resume: bool | str) -> None:
         look_for(config)
         self.rank = rank = start_processes()
         self.folder = folder = Path(config.train.output_dir).expanduser()
@@ -53,8 +54,8 @@ class Trainer:
             self.warn(short)
 
         self.checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-        goes_on = resume and self.checkpoints.latest() is not None
-        before = read_json(folder / "data.json").get("caches", {}) if goes_on else {}
+        begin = start(self.checkpoints.folder, resume, config, rank)
+        before = read_json(folder / "data.json").get("caches", {}) if begin else {}
         prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
         self.config, self.family, self.data = config, family, data = prepared.config, prepared.family, prepared.data
         rank.say(f"data: {describe(data.report)}")
@@ -72,9 +73,9 @@ class Trainer:
         self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
         self.average = EMA(self.policy.denoiser, config.train.ema_decay) if config.train.ema_decay else None
         self.options = config.loss.options()
-        if resume and not goes_on:
+        if resume and not begin:
             rank.say(f"{folder} has no checkpoint: starting at step 0")
-        self.first_step = self._go_on() if goes_on else 0
+        self.first_step = self._go_on(begin) if begin else 0
         if rank.index == 0:
             with replacing(folder / "config.json") as partial:
                 partial.write_text(config.dumps())
@@ -90,15 +91,14 @@ class Trainer:
         """Whether a step has been taken."""
         self.metrics = Metrics(config.log, len(family.signal), rank.device)  # last: its clock starts now
 
-    def _go_on(self) -> int:
-        """Load the newest checkpoint; returns the step to take next."""
+    def _go_on(self, begin: Start) -> int:
+        """Load a checkpoint and say what is new since; returns the step to take next."""
         engine = self.policy.engine
-        step = self.checkpoints.load(engine, self.average)
+        self.checkpoints.load(engine, self.average, begin)
         build.reapply(self.config.optimizer, self.config.train.seed, engine.optimizer, engine.lr_scheduler)
-        if self.rank.index == 0:
-            for change in load(self.folder / "config.json").differences(self.config):
-                self.rank.say(f"resumed with another {change}")
-        return step
+        for words in begin.warnings(self.config, self.rank.count):
+            self.warn(words)
+        return begin.step
 
     def warn(self, words: str) -> None:
         """Say it now, and keep it for the next record in metrics.jsonl."""
