@@ -200,11 +200,12 @@ def test_tables_by_links(tmp_path, secret):
         rows, _ = read(source, outside=True)
         assert {caption(row) for row in rows} == {"mine", "a secret"}
     (folder / "a.parquet").unlink()
-    for source in (folder, f"{folder}/*.parquet"):
+    for source in (folder, f"{folder}/*.parquet", f"{folder}/**/*.parquet", f"{folder}/*/*.parquet"):
         with pytest.raises(UserError, match=r"data\.outside"):
             read(source)
-    rows, _ = read(folder / "b.parquet")  # the user has named it
-    assert [caption(row) for row in rows] == ["a secret"]
+    for source in (folder / "b.parquet", folder / "sub", f"{folder}/sub/*.parquet"):  # the user has named it
+        rows, _ = read(source)
+        assert [caption(row) for row in rows] == ["a secret"]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "latents"])
