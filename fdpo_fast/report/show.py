@@ -82,6 +82,8 @@ def _state(run: Run) -> Iterator[str]:
     peak = max(run.series("memory_gib")[1], default=math.nan)
     if peak == peak:
         yield f"Peak memory of the first rank so far: {peak:.2f} GiB."
+    if out := run.metrics.left_out:
+        yield f"Left out: {out} lines of metrics.jsonl that are no records, or of a step that is there twice."
     if not run.records:
         yield "Nothing is written yet."
         return

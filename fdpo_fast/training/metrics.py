@@ -18,6 +18,7 @@ from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
 from fdpo_fast.files import replacing
 from fdpo_fast.loss.stats import LossStats
+from fdpo_fast.training.records import FILE, read_metrics
 from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.
@@ -194,24 +195,6 @@ class FirstMargin:
         return median.item()
 
 
-def read_records(folder: Path) -> list[dict]:
-    """Return what a run has written to `metrics.jsonl`; a kill, or a run at work, may leave half of the last line."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    if lines and not _is_whole(lines[-1]):
-        lines.pop()
-    records = map(json.loads, lines)
-    return [{key: math.nan if value is None else value for key, value in record.items()} for record in records]
-
-
-def _is_whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
 def _line(record: dict) -> str:
     """Return a record as JSON, which knows no NaN and no infinity: null."""
     values: dict[str, Any] = {
@@ -228,9 +211,13 @@ class Writer:
     def __init__(self, folder: Path, first_step: int, settings: Log, data_report: dict) -> None:
         with replacing(folder / "data.json") as partial:
             partial.write_text(json.dumps(data_report, indent=2))
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / FILE
+        self.lacking = ""
+        """What of the steps that are done has no record any more, in words."""
         # steps after the checkpoint are about to be taken again
-        kept = [record for record in read_records(folder) if record["step"] < first_step]
+        kept = [record for record in read_metrics(folder).records if record["step"] < first_step]
+        if first_step > len(kept):
+            self.lacking = f"{self.path} lacks the records of {first_step - len(kept)} of the {first_step} steps so far"
         with replacing(self.path) as partial:
             partial.write_text("".join(map(_line, kept)))
         self.trackers = Trackers(settings, folder, first_step)

@@ -80,6 +80,8 @@ class Trainer:
                 partial.write_text(config.dumps())
 
         self.writer = Writer(folder, self.first_step, config.log, data.report) if rank.index == 0 else None
+        if self.writer and self.writer.lacking:
+            self.warn(f"{self.writer.lacking}: the run goes on without them")
         self.grids = SampleGrids(
             config.log, family, folder / "samples", config.data.resolution, config.train.seed, rank.device
         )

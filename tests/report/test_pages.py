@@ -187,3 +187,14 @@ def test_a_comparison_leads_on(tmp_path):
     part = Comparison(found.config, found.points[:-1], found.report, found.galleries)
     write_comparison(part, tmp_path / "a grid")
     assert "Make what is missing, 1 of 12 runs" in (tmp_path / "a grid/report/report.md").read_text()
+
+
+def test_a_run_whose_records_are_broken_in_the_middle_has_a_page(tmp_path):
+    file = written(tmp_path / "run") / "metrics.jsonl"
+    lines = file.read_bytes().splitlines()
+    half = lines[7][: len(lines[7]) // 2]
+    file.write_bytes(b"\n".join([*lines[:7], half, b"\x80\xff\0", *lines[8:20], b'{"step": "x"}', *lines[19:], b""]))
+    report(tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Left out: 4 lines of metrics.jsonl" in page
+    assert "Step 40 of 40, finished." in page
