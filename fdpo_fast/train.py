@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from fdpo_fast import cli
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
+from fdpo_fast.files import clear_partial
 from fdpo_fast.signals import speaks
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work
@@ -39,6 +40,9 @@ def start(config: Config, resume: bool, dry_run: bool) -> None:
     folder = Path(config.train.output_dir).expanduser()
     check_output(folder, resume)
     with at_work(folder):
+        if speaks():
+            for own in ("samples", "checkpoints"):
+                clear_partial(folder / own, alone=True)
         train(config, resume)
 
 
@@ -51,6 +55,8 @@ def check_output(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
+    if speaks():
+        clear_partial(folder)
     if speaks() and not resume and any(path.name not in (LOCK, DATA_PAGE) for path in folder.iterdir()):
         raise UserError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
 

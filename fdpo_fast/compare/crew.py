@@ -29,7 +29,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate import gallery, score
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
-from fdpo_fast.files import replacing
+from fdpo_fast.files import clear_partial, replacing
 from fdpo_fast.progress import Bar, progress, say
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.training import trackers
@@ -108,6 +108,8 @@ _FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\
 
 def claim(folder: Path, config: Config) -> None:
     """Refuse a folder whose runs are of another configuration; measures of them, and their number, may change."""
+    for own in (folder, folder / "runs", folder / "images"):
+        clear_partial(own)
     file = folder / "comparison.json"
     if file.is_file() and (folder / "calibration.json").is_file():  # before that there is nothing to lose
         before = load(file)
