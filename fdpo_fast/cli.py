@@ -100,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     name, run, options = parse(words)
     left = options.pop("left")
+    signals.follow()
     try:
         with signals.raised():
             run(**options)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 1.0
@@ -78,3 +79,30 @@ def raised() -> Iterator[None]:
 
     with handled_by(handle):
         yield
+
+
+FOLLOWED = "FDPO_ENDS_WITH"
+"""In the environment: the number of the process for which this one works, and which it does not outlive."""
+GRACE = 60.0
+"""Seconds that a process has to stop in, as behind a step and its checkpoint, once nobody waits for it."""
+
+
+def follow() -> None:
+    """Ask this process to stop, as SIGTERM does, once the one it works for is gone, even by a kill that nobody hears.
+
+    A launcher between the two hands the environment on, though no file that is open.
+    """
+    if number := os.environ.get(FOLLOWED):
+        threading.Thread(target=_follow, args=(int(number),), daemon=True).start()
+
+
+def _follow(number: int) -> None:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        followed = psutil.Process(number)
+        while followed.is_running() and followed.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
