@@ -36,6 +36,10 @@ def at_work(folder: Path) -> Iterator[None]:
                 lock.acquire(timeout=patience)
             except (Timeout, BlockingIOError):
                 raise UserError(f"another run is at work in {folder}: wait for it, or end it") from None
+            except OSError as error:
+                raise UserError(
+                    f"{folder} cannot be written: {error.strerror}; name another train.output_dir"
+                ) from None
         try:
             yield
         finally:
@@ -73,3 +77,11 @@ def _is_locked(place: int, last: bool) -> bool:
         if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP):
             raise
     return True
+
+
+def gone(folder: Path) -> str:
+    """Say that the folder of a run is not there any more."""
+    return (
+        f"train.output_dir '{folder}' has been moved or deleted under the run: put it back and go on with --resume, or "
+        "start anew"
+    )

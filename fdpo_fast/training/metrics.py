@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import deque
 from itertools import pairwise
@@ -14,10 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
 from fdpo_fast.files import replacing
 from fdpo_fast.loss.stats import LossStats
+from fdpo_fast.training.lock import gone
 from fdpo_fast.training.records import FILE, read_metrics
 from fdpo_fast.training.trackers import Trackers
 
@@ -211,7 +214,7 @@ class Writer:
     def __init__(self, folder: Path, first_step: int, settings: Log, data_report: dict) -> None:
         with replacing(folder / "data.json") as partial:
             partial.write_text(json.dumps(data_report, indent=2))
-        self.path = folder / FILE
+        self.path, self.place = folder / FILE, folder.stat()
         self.lacking = ""
         """What of the steps that are done has no record any more, in words."""
         # steps after the checkpoint are about to be taken again
@@ -223,7 +226,9 @@ class Writer:
         self.trackers = Trackers(settings, folder, first_step)
 
     def write(self, records: list[dict]) -> None:
-        """Add records to `metrics.jsonl` and to the trackers."""
+        """Add records to `metrics.jsonl` and to the trackers; UserError where the run's folder is another by now."""
+        if not os.path.samestat(self.place, self.path.parent.stat()):
+            raise UserError(gone(self.path.parent))
         with self.path.open("a") as file:
             file.writelines(map(_line, records))
         for record in records:

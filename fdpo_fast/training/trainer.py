@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -226,6 +228,13 @@ class Trainer:
     def _kept(self) -> str:
         return self.checkpoints.latest() or "the start"
 
+    def safe(self) -> str:
+        """Say what is left of a run that has to end, and how to go on."""
+        with suppress(OSError):
+            if kept := self.checkpoints.latest():
+                return f"{kept} is safe, and --resume goes on from it"
+        return "no checkpoint was written yet: --resume starts anew"
+
     def _draw(self, done: int) -> None:
         """Draw the sample grid of so many steps, if one is due."""
         every = self.config.log.samples_every
@@ -233,7 +242,13 @@ class Trainer:
             self.grids.write(self.policy.denoiser, done, self.rank.index)
 
     def _save(self, done: int) -> None:
-        self.checkpoints.save(self.policy.engine, done, self.config.dumps(), self.average)
+        try:
+            self.checkpoints.save(self.policy.engine, done, self.config.dumps(), self.average)
+        except Exception:  # what is half written would take the room that going on needs
+            half = self.checkpoints.folder / f"step-{done:06d}"
+            if self.rank.index == 0 and self.checkpoints.latest() != half.name:
+                shutil.rmtree(half, ignore_errors=True)
+            raise
 
     def export(self) -> None:
         """Write the policy, or its average, as a pipeline of diffusers; say so where that keeps less than it learnt."""
