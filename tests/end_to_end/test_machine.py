@@ -1,4 +1,4 @@
-"""What a machine may do to a run: full disks, limits, folders that go, terminals that close. Each ends in a sentence."""
+"""What a machine may do to a run: full disks, limits, folders that go, terminals that close: each ends in words."""
 
 import os
 import shutil
