@@ -76,4 +76,4 @@ class Run:
     @property
     def grids(self) -> list[Path]:
         """List the pictures of samples, by step."""
-        return sorted((self.folder / "samples").glob("step-*.png"))
+        return sorted(file for file in (self.folder / "samples").glob("step-*.png") if file.stem[5:].isdecimal())

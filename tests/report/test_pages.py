@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from fdpo_fast.compare.analysis import COLUMNS, Comparison
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.digits.dataset import from_pil
+from fdpo_fast.report import figures
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.report.pages import prose
 from fdpo_fast.report.pictures import Panel, Picture
@@ -166,3 +168,33 @@ def test_a_run_whose_records_are_broken_in_the_middle_has_a_page(tmp_path):
     page = (tmp_path / "run/report.html").read_text()
     assert "Left out: 4 lines of metrics.jsonl" in page
     assert "Step 40 of 40, finished." in page
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", "{", r"config\.json is not valid JSON"),
+        ("data.json", "[1]", r"data\.json is not valid JSON \(no object in braces\)"),
+        ("evaluation/evaluation.json", '{"captions": 2}', "is not what `fdpo evaluate` writes: delete it"),
+        ("evaluation/evaluation.json", "", r"evaluation\.json is not valid JSON"),
+        ("samples/step-000040.png", "half", "is no picture that can be read"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_named(tmp_path, file, content, says):
+    run = written(tmp_path / "run")
+    (run / "samples/step-mine.png").write_text("a user's own")
+    (run / file).write_text(content)
+    with pytest.raises(UserError, match=says):
+        report(run)
+
+
+def test_a_slip_on_a_page_is_not_called_a_broken_file(tmp_path, monkeypatch):
+    """What is raised on purpose has a class of its own: any other ValueError is ours."""
+
+    def slip(*_):
+        return [*zip([1], [], strict=True)]
+
+    monkeypatch.setattr(figures, "curves", slip)
+    with pytest.raises(ValueError, match="zip") as error:
+        report(written(tmp_path / "run"))
+    assert not isinstance(error.value, UserError)
