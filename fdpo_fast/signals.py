@@ -68,17 +68,37 @@ def ignore() -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Raise `Stopped` at a signal within the block; at a second one end the process, whatever it is doing."""
+    """Raise `Stopped` at a signal within the block; at a second one end the process, whatever it is doing.
+
+    A library that is being imported may make another error of it, or none: the block ends as one that was stopped all
+    the same, at that error or at the next `check`.
+    """
 
     def handle(number: int, frame: object) -> None:
         first = is_first()
         if first:
+            _raised.append(number)
             raise Stopped(number)
         if first is False:
             os._exit(128 + number)
 
-    with handled_by(handle):
-        yield
+    _raised.clear()
+    try:
+        with handled_by(handle):
+            yield
+    except Exception:
+        check()
+        raise
+
+
+_raised: list[int] = []
+"""The signal that `Stopped` was raised for."""
+
+
+def check() -> None:
+    """Raise `Stopped` where it was raised before, and somebody kept it from ending what goes on."""
+    if _raised:
+        raise Stopped(_raised[0]) from None
 
 
 FOLLOWED = "FDPO_ENDS_WITH"

@@ -17,11 +17,10 @@ if __name__ == "__main__":
     sys.path[0:1] = []
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from fdpo_fast import cli, faults
+from fdpo_fast import cli, faults, signals
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.files import clear_partial
-from fdpo_fast.signals import speaks
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work, gone
 
@@ -41,7 +40,7 @@ def start(config: Config, resume: bool, dry_run: bool) -> None:
     folder = Path(config.train.output_dir).expanduser()
     check_output(folder, resume)
     with at_work(folder):
-        if speaks():
+        if signals.speaks():
             for own in ("samples", "checkpoints"):
                 clear_partial(folder / own, alone=True)
         train(config, resume)
@@ -56,7 +55,7 @@ def check_output(folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
-    if not speaks():
+    if not signals.speaks():
         return
     try:
         clear_partial(folder)
@@ -93,11 +92,12 @@ def train(config: Config, resume: bool) -> None:
 
     trainer = None
     try:
+        signals.check()
         trainer = Trainer(config, resume)
         trainer.run()
     except BaseException as error:
         folder = Path(config.train.output_dir).expanduser()
-        if speaks() and not resume and not (trainer and trainer.began):
+        if signals.speaks() and not resume and not (trainer and trainer.began):
             for path in (folder / name for name in OPENED):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
