@@ -58,34 +58,6 @@ def stamp(path: Path) -> list:
     return [path.name, status.st_size, status.st_mtime_ns]
 
 
-def is_hub_name(name: str) -> bool:
-    """Say whether a name can be that of a repository on the hub, `owner/name`."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its __all__ is computed
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        if path.is_dir() and partial.is_dir():  # a file in place of a folder is nobody's wish: os.replace refuses
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
-
-
 _PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 _OF_SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")
 
@@ -112,3 +84,31 @@ def _is_alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return process != os.getpid()
+
+
+def is_hub_name(name: str) -> bool:
+    """Say whether a name can be that of a repository on the hub, `owner/name`."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its __all__ is computed
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write a file or folder to; it becomes `path` when the block ends well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if path.is_dir() and partial.is_dir():  # a file in place of a folder is nobody's wish: os.replace refuses
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
