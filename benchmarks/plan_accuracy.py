@@ -31,7 +31,7 @@ from benchmarks import launcher
 from benchmarks.common.device import CUDA, GIB, machine
 from benchmarks.common.tables import write_csv
 from benchmarks.full_sdxl import Watch, config, prepare
-from fdpo_fast.training.metrics import read_records
+from fdpo_fast.training.records import read_records
 
 CSV = Path(__file__).parent / "results/plan_accuracy.csv"
 COLUMNS = ("unet", "parameters", "latents", "rung", "predicted_gib", "measured_gib", "predicted_by_measured", "machine")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Collection
 from io import TextIOWrapper
@@ -10,7 +12,7 @@ from itertools import takewhile
 from typing import Any
 
 import fdpo_fast
-from fdpo_fast import signals
+from fdpo_fast import faults, signals
 from fdpo_fast.commands import (
     cache,
     calibrate,
@@ -103,7 +105,8 @@ def parse(words: list[str]) -> tuple[str, Callable[..., None], dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command that the arguments name, by default those of the process.
 
-    A mistake in the input, a package that is missing, or a signal to stop ends the process with one sentence.
+    A mistake in the input, a package that is missing, what the machine refuses, or a signal to stop ends the process
+    with one sentence; a slip of ours with its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a file's name may have letters that a terminal has not
@@ -116,9 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
         return
     name, run, options = parse(words)
     left = options.pop("left")
+    signals.follow()
     try:
         with signals.raised():
             run(**options)
+            sys.stdout.flush()
     except UserError as error:
         sys.exit(f"fdpo {name}: {error}")
     except MissingPackageError as error:
@@ -128,6 +133,14 @@ def main(arguments: list[str] | None = None) -> None:
             print("\n" * sys.stderr.isatty() + f"fdpo {name}: {str(stop) or f'stopped; {left}'}", file=sys.stderr)
         signals.ignore()
         sys.exit(stop.status)
+    except BrokenPipeError:  # as of `fdpo plan | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the interpreter flushes it at its end
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if refused := faults.of_machine(error):
+            sys.exit(f"fdpo {name}: {refused}; {left}")
+        faults.ask_to_report(f"fdpo {name}", fdpo_fast.__version__)
+        raise
 
 
 def _name_first(words: list[str], names: Collection[str]) -> list[str]:

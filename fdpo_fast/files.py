@@ -6,9 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,34 @@ def stamp(path: Path) -> list:
         return [path.name, None, None]
     status = path.stat()
     return [path.name, status.st_size, status.st_mtime_ns]
+
+
+_PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
+_OF_SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")
+
+
+def clear_partial(folder: Path, alone: bool = False) -> None:
+    """Delete what killed processes of ours have left half written in a folder, though not in the folders in it.
+
+    What a live process is writing stays, unless we are `alone` there, by a lock: then it is another's number that has
+    come again, and what safetensors writes to first goes, too.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _PARTIAL.fullmatch(path.name)
+        if (found and (alone or not _is_alive(int(found[1])))) or (alone and _OF_SAFETENSORS.fullmatch(path.name)):
+            with suppress(FileNotFoundError):  # another start clears it, too
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Say whether another process has this number: what bears our own is from before, as in a container."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return process != os.getpid()
 
 
 def is_hub_name(name: str) -> bool:

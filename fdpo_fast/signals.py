@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 1.0
@@ -67,14 +68,61 @@ def ignore() -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Raise `Stopped` at a signal within the block; at a second one end the process, whatever it is doing."""
+    """Raise `Stopped` at a signal within the block; at a second one end the process, whatever it is doing.
+
+    A library that is being imported may make another error of it, or none: the block ends as one that was stopped all
+    the same, at that error or at the next `check`.
+    """
 
     def handle(number: int, frame: object) -> None:
         first = is_first()
         if first:
+            _raised.append(number)
             raise Stopped(number)
         if first is False:
             os._exit(128 + number)
 
-    with handled_by(handle):
-        yield
+    _raised.clear()
+    try:
+        with handled_by(handle):
+            yield
+    except Exception:
+        check()
+        raise
+
+
+_raised: list[int] = []
+"""The signal that `Stopped` was raised for."""
+
+
+def check() -> None:
+    """Raise `Stopped` where it was raised before, and somebody kept it from ending what goes on."""
+    if _raised:
+        raise Stopped(_raised[0]) from None
+
+
+FOLLOWED = "FDPO_ENDS_WITH"
+"""In the environment: the number of the process for which this one works, and which it does not outlive."""
+GRACE = 60.0
+"""Seconds that a process has to stop in, as behind a step and its checkpoint, once nobody waits for it."""
+
+
+def follow() -> None:
+    """Ask this process to stop, as SIGTERM does, once the one it works for is gone, even by a kill that nobody hears.
+
+    A launcher between the two hands the environment on, though no file that is open.
+    """
+    if number := os.environ.get(FOLLOWED):
+        threading.Thread(target=_follow, args=(int(number),), daemon=True).start()
+
+
+def _follow(number: int) -> None:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        followed = psutil.Process(number)
+        while followed.is_running() and followed.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -16,13 +17,12 @@ if __name__ == "__main__":
     sys.path[0:1] = []
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from fdpo_fast import cli
+from fdpo_fast import cli, faults, signals
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.files import make_folder
-from fdpo_fast.signals import speaks
+from fdpo_fast.files import clear_partial, make_folder
 from fdpo_fast.training import trackers
-from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work
+from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work, gone
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,6 +40,9 @@ def start(config: Config, resume: bool | str, dry_run: bool) -> None:
     folder = Path(config.train.output_dir).expanduser()
     check_output(folder, resume)
     with at_work(folder):
+        if signals.speaks():
+            for own in ("samples", "checkpoints"):
+                clear_partial(folder / own, alone=True)
         train(config, resume)
 
 
@@ -52,8 +55,28 @@ def check_output(folder: Path, resume: bool | str) -> None:
         make_folder(folder)
     except OSError as error:
         raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
-    if speaks() and not resume and any(path.name not in (LOCK, DATA_PAGE) for path in folder.iterdir()):
+    if not signals.speaks():
+        return
+    try:
+        clear_partial(folder)
+        check_kinds(folder)
+        there = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise UserError(f"train.output_dir '{folder}' cannot be used: {error.strerror}") from None
+    if not resume and any(name not in (LOCK, DATA_PAGE) for name in there):
         raise UserError(f"train.output_dir '{folder}' is not empty: pass --resume to go on, or name another folder")
+
+
+FOLDERS, FILES = ("checkpoints", "export", "samples"), ("config.json", "data.json", "metrics.jsonl")
+
+
+def check_kinds(folder: Path) -> None:
+    """Raise UserError where something in a run's folder has the name of what the run writes, and is of another kind."""
+    for name in (*FOLDERS, *FILES):
+        path = folder / name
+        if os.path.lexists(path) and not (path.is_dir() if name in FOLDERS else path.is_file()):
+            kind = "folder" if name in FOLDERS else "file"
+            raise UserError(f"{path} is in the way of the {kind} of that name, which the run writes: move it")
 
 
 OPENED = ("config.json", "data.json", "metrics.jsonl", "tensorboard", "wandb", "samples")
@@ -69,15 +92,22 @@ def train(config: Config, resume: bool | str) -> None:
 
     trainer = None
     try:
+        signals.check()
         trainer = Trainer(config, resume)
         trainer.run()
-    except BaseException:
-        if speaks() and not resume and not (trainer and trainer.began):
-            for path in (Path(config.train.output_dir).expanduser() / name for name in OPENED):
+    except BaseException as error:
+        folder = Path(config.train.output_dir).expanduser()
+        if signals.speaks() and not resume and not (trainer and trainer.began):
+            for path in (folder / name for name in OPENED):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
+        if trainer and not isinstance(error, UserError) and (refused := faults.of_machine(error, folder)):
+            raise UserError(f"{refused}; {trainer.safe()}") from None
+        if trainer and isinstance(error, (OSError, RuntimeError)) and not folder.is_dir():
+            raise UserError(gone(folder)) from None
         raise
 
 

@@ -87,3 +87,29 @@ def test_a_command_ends_in_a_sentence(name, raw_config, write_config, tmp_path):
     assert run.process.returncode == 130
     assert said.endswith(f"\nfdpo {name}: stopped; {LEFT[name]}\n")
     assert "Traceback" not in said
+
+
+SWALLOWED = """
+import os, signal, sys
+from fdpo_fast import cli, signals
+from fdpo_fast.commands import plan
+from fdpo_fast.commands.common import imports
+
+def run(**_):
+    with imports():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException:  # as some do when they are imported
+            {then}
+    print("went on")
+
+plan.run = run
+cli.main(["plan", "--config", "x"])
+"""
+
+
+@pytest.mark.parametrize("then", ["pass", "raise RecursionError", "raise ImportError('numpy')", "raise ValueError"])
+def test_a_library_that_keeps_a_stop_to_itself(then):
+    with commands.begun(script=SWALLOWED.format(then=then)) as run:
+        assert run.end(patience=20) == "fdpo plan: stopped; nothing was written\n"
+    assert run.process.returncode == 130

@@ -27,7 +27,7 @@ from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.needs import needs
 from fdpo_fast.memory.trace import flops, trace
 from fdpo_fast.models.architecture import read_architecture
-from fdpo_fast.training.metrics import read_records
+from fdpo_fast.training.records import read_records
 
 PAIRS = 8
 """In the data set."""

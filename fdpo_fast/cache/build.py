@@ -23,7 +23,7 @@ from fdpo_fast.cache.shards import Shard
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, check_equal
-from fdpo_fast.files import digest, make_folder, read_json, replacing
+from fdpo_fast.files import clear_partial, digest, make_folder, read_json, replacing
 from fdpo_fast.progress import Bar, progress
 
 _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
@@ -148,9 +148,7 @@ class Builder:
                 lock.acquire()
         try:
             with writing(folder):
-                for pattern in (".*.partial", ".tmp??????"):  # ours, and what safetensors writes to first
-                    for partial in folder.glob(pattern):
-                        partial.unlink()
+                clear_partial(folder, alone=True)
             yield
         finally:
             lock.release()

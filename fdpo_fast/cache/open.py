@@ -35,7 +35,7 @@ def look_for(config: Config) -> None:
     """Raise UserError where model or pairs are not there: before processes join, which may compile for a minute."""
     find(config.model)
     if config.data.source != EMBEDDED and config.data.format == "auto":
-        detect(config.data.source, config.data.split)
+        detect(config.data.source, config.data.split, config.data.outside)
 
 
 def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Prepared:

@@ -1,4 +1,4 @@
-"""Sharded safetensors with a checksum for whatever is read by itself; memory-mapped, so nothing is loaded unasked.
+"""Sharded safetensors with a checksum for whatever is read by itself; nothing is loaded unasked.
 
 A shard has columns (small tensors with a row per entry, read whole), items (one tensor per entry, of any shape, read
 one by one), and lists in JSON. Items of one shape lie in one tensor, `name.0`, `name.1`, ...; `name#at` says which
@@ -11,7 +11,7 @@ import bisect
 import itertools
 import json
 import math
-import mmap
+import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,30 +97,46 @@ def _crc_of_lists(lists: dict[str, list]) -> int:
     return zlib.crc32(json.dumps(lists, sort_keys=True).encode())
 
 
-class _Mapped:
-    """A safetensors file, memory-mapped. Raises UserError where it is not whole."""
+class _File:
+    """A safetensors file, of which parts are read. Raises UserError where it is not whole, or not any more.
+
+    It is not memory-mapped: where a mapped file is cut off, or its disk fails, the process dies of SIGBUS.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
-            with path.open("rb") as file:
-                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self.start = 8 + int.from_bytes(self.map[:8], "little")
-            self.tensors = json.loads(self.map[8 : self.start])
+            self.file = path.open("rb", buffering=0)
+            size = os.fstat(self.file.fileno()).st_size
+            self.start = 8 + int.from_bytes(self._bytes(0, min(8, size)), "little")
+            self.tensors = json.loads(self._bytes(8, min(self.start, size) - 8))
             own = json.loads(self.tensors.pop("__metadata__")["fdpo_fast"])
             ends = [entry["data_offsets"][1] for entry in self.tensors.values()]
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        except UserError:
+            raise
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}): {_REMEDY}") from None
-        if self.start + max(ends) != len(self.map):
+        if self.start + max(ends) != size:
             raise UserError(f"{path} is damaged (it is not whole): {_REMEDY}")
         self.crc: dict[str, int] = own["crc"]
         self.lists: dict[str, list] = own["lists"]
         if own.get("lists_crc") != _crc_of_lists(self.lists):
             raise UserError(f"{path} is damaged (its lists do not match their checksum): {_REMEDY}")
 
+    def _bytes(self, first: int, size: int) -> bytearray:
+        content = bytearray(max(0, size))
+        rest = memoryview(content)
+        while rest:
+            count = os.preadv(self.file.fileno(), [rest], first)
+            if not count:
+                raise UserError(f"{self.path} is damaged (its end has been cut off meanwhile): {_REMEDY}")
+            rest, first = rest[count:], first + count
+        return content
+
     def read(self, name: str, row: int | None = None) -> Tensor:
-        """Return a copy of a tensor or of one row of it."""
+        """Return a tensor or one row of it."""
         entry = self.tensors[name]
         dtype, shape, first = _DTYPES[entry["dtype"]], entry["shape"], self.start + entry["data_offsets"][0]
         if row is not None:
@@ -129,9 +145,10 @@ class _Mapped:
         size = math.prod(shape) * dtype.itemsize
         if not size:
             return torch.empty(shape, dtype=dtype, device="cpu")
-        content = bytearray(self.map[first : first + size])
-        self.map.madvise(mmap.MADV_DONTNEED)  # out of our resident memory; the page cache may keep it
-        return torch.frombuffer(content, dtype=dtype).reshape(shape)
+        try:
+            return torch.frombuffer(self._bytes(first, size), dtype=dtype).reshape(shape)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}") from None
 
 
 class Shards:
@@ -143,7 +160,7 @@ class Shards:
     def __init__(self, folder: Path, by: str) -> None:
         self.folder = folder
         self.paths = sorted(folder.glob("*.safetensors"))
-        self.files = [_Mapped(path) for path in self.paths]
+        self.files = [_File(path) for path in self.paths]
         self.range = range(len(self.files))
         counted = by if by in self.files[0].crc else f"{by}#crc"
         self.starts = list(itertools.accumulate((len(self._column(s, counted)) for s in self.range), initial=0))

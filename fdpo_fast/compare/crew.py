@@ -7,30 +7,24 @@ on where it was when it is started again.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from pathlib import Path
-from queue import Queue
-
-import torch
 
 from fdpo_fast.compare import grid
 from fdpo_fast.compare.analysis import FIGURES, Comparison
 from fdpo_fast.compare.grid import Point
+from fdpo_fast.compare.jobs import Crew
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate import gallery, score
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
-from fdpo_fast.files import replacing
-from fdpo_fast.progress import Bar, progress, say
+from fdpo_fast.files import clear_partial, replacing
+from fdpo_fast.progress import progress, say
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import at_work
@@ -108,6 +102,8 @@ _FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|batch|resample)|compare\
 
 def claim(folder: Path, config: Config) -> None:
     """Refuse a folder whose runs are of another configuration; measures of them, and their number, may change."""
+    for own in (folder, folder / "runs", folder / "images"):
+        clear_partial(own)
     file = folder / "comparison.json"
     if file.is_file() and (folder / "calibration.json").is_file():  # before that there is nothing to lose
         before = load(file)
@@ -116,89 +112,6 @@ def claim(folder: Path, config: Config) -> None:
             raise UserError(f"{folder} holds a comparison with another {changes[0]}: name another train.output_dir")
     with replacing(file) as partial:
         partial.write_text(config.dumps())
-
-
-class Crew:
-    """Runs our commands, several at a time, each on its share of the GPUs or of the cores."""
-
-    def __init__(self, logs: Path, jobs: int) -> None:
-        self.logs, self.jobs = logs, jobs
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        self.gpus = [visible[n] if visible[0] else str(n) for n in range(torch.cuda.device_count())]
-        self.places: Queue[int] = Queue()
-        for place in range(jobs):
-            self.places.put(place)
-        self.running: set[subprocess.Popen] = set()
-        self.stopped = False
-        logs.mkdir(parents=True, exist_ok=True)
-
-    def run(self, bar: Bar, log: str, *commands: tuple[str, list[str]]) -> None:
-        """Run commands of ours one after the other, with the last line of their output behind the figures of a bar.
-
-        Raises UserError, with that line, where one fails.
-        """
-        place = self.places.get()
-        try:
-            for name, arguments in commands:
-                if self.stopped:
-                    raise UserError("stopped")
-                self._run(bar, log, place, name, arguments)
-        finally:
-            self.places.put(place)
-
-    def _run(self, bar: Bar, log: str, place: int, name: str, arguments: list[str]) -> None:
-        command, environment = [sys.executable], dict(os.environ)
-        mine = self.gpus[place :: self.jobs] or self.gpus[place % max(1, len(self.gpus)) :][:1]
-        if mine:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        else:
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        if len(mine) > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(mine))]
-        path = self.logs / f"{log}.txt"
-        with path.open("a") as output:
-            process = subprocess.Popen(  # noqa: S603
-                [*command, "-m", "fdpo_fast.cli", name, *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for us, who pass it on once: a second signal would kill
-            )
-            self.running.add(process)
-            try:
-                code = _ended(process, path, bar)
-            except BaseException:  # Ctrl-C, which it has not heard
-                process.terminate()
-                process.wait()
-                raise
-            finally:
-                self.running.discard(process)
-        if code:
-            raise UserError(f"{name} of {log} failed: {_last_line(path)} (all of it: {path})")
-
-    def stop(self) -> None:
-        """End the commands that run, for good; training keeps a checkpoint."""
-        self.stopped = True
-        for process in list(self.running):
-            process.terminate()
-        for process in list(self.running):
-            process.wait()
-
-
-def _ended(process: subprocess.Popen, log: Path, bar: Bar) -> int:
-    """Return the exit status of a process once it has ended; meanwhile a bar shows what it says."""
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=2)
-        bar.set_postfix_str(f"{log.stem}: {_last_line(log)[:80]}")
-
-
-def _last_line(log: Path) -> str:
-    """Return the last line of a log that says something."""
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        lines = file.read().decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 GIVES_UP = 3

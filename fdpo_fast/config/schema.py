@@ -85,6 +85,9 @@ class Data(Section):
     split: str | None = Field(
         None, description="of a source whose file or folder names tell splits; null: of training; `all`: every one"
     )
+    outside: bool = Field(
+        False, description="read files that lie outside the source too, where it names them by path or by links"
+    )
     max_rows: int | None = Field(None, ge=1, description="take that many rows, evenly over a larger source")
     max_refused: float = Field(
         0.5, ge=0, le=1, description="share of the rows; where more cannot be used, nothing is trained"

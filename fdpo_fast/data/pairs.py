@@ -94,6 +94,9 @@ class LeftOut(NamedTuple):
 
 
 TIE = "a tie"
+MISSING = "an image is missing"
+OUTSIDE = "outside data.source, which takes data.outside"
+"""How reasons end of what lies elsewhere, by a link, by `..` or by a whole path."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Rules:
     ties: Literal["drop", "half"] = "drop"
     votes: Literal["decide", "weight", "conservative"] = "decide"
     split: str | None = None
+    outside: bool = False
+    """Whether files are read that lie outside the source."""
 
 
 class PairSource(Protocol):
@@ -155,10 +160,10 @@ def compared(
 ) -> Iterator[Pair | Rejected]:
     """Yield the pair of two images by how each was judged: the larger label is preferred, equal ones are a tie.
 
-    In place of an image, or of the caption, stands why there is none. A tie is dropped, or ("half") kept both ways at
-    half weight. Labels that are `votes`, or shares of them, decide; or ("weight") the difference of the shares weighs
-    the loss; or ("conservative") the pair is kept both ways, each at the weight of its share: the loss of a label that
-    is right with that probability. The mirrored half has `id` + 1, so ids go in twos.
+    In place of an image, or of the caption, stands the reason why there is none. A tie is dropped, or ("half") kept
+    both ways at half weight. Labels that are `votes`, or shares of them, decide; or ("weight") the difference of the
+    shares weighs the loss; or ("conservative") the pair is kept both ways, each at the weight of its share: the loss of
+    a label that is right with that probability. The mirrored half has `id` + 1, so ids go in twos.
     """
     values = [value for label in labels if (value := number(label)) is not None]
     there = [side for side in sides if not isinstance(side, str)]
@@ -170,7 +175,7 @@ def compared(
     elif half := why_no_text(caption):
         reason = half
     elif len(there) < 2:
-        reason = f"an image is missing: {next(side for side in sides if isinstance(side, str))}"
+        reason = next(side for side in sides if isinstance(side, str))
     elif values[0] == values[1] and rules.ties == "drop":
         reason = TIE
     if reason is not None:

@@ -25,7 +25,7 @@ from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.data.readers.pickapic import write_pairs
 from fdpo_fast.digits.pipeline import build_pipeline
-from fdpo_fast.files import digest, expanded, replacing
+from fdpo_fast.files import clear_partial, digest, expanded, replacing
 from fdpo_fast.progress import progress
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def embedded(recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
     if not there:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            clear_partial(folder)
             (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=2))
             build_pipeline(recipe, *scans(), CAPTIONS, folder)
             build_pairs(recipe, folder)

@@ -23,7 +23,7 @@ from fdpo_fast.files import replacing
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.models.family import ADAPTER, has_adapter
 from fdpo_fast.progress import progress
-from fdpo_fast.training.metrics import read_records
+from fdpo_fast.training.records import read_records
 from fdpo_fast.training.samples import side_by_side
 
 SEED = 20_000  # no seed of training: the pairs were drawn with small ones

@@ -23,7 +23,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, single_process, start_processes, under_launcher
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
-from fdpo_fast.files import digest, read_json, replacing
+from fdpo_fast.files import clear_partial, digest, read_json, replacing
 from fdpo_fast.models import find, load_family, quiet_libraries
 from fdpo_fast.models.family import Family, Pipeline
 from fdpo_fast.progress import progress
@@ -104,6 +104,8 @@ class Studio:
 
     def _claim(self, path: Path, content: dict) -> None:
         """Write down what the images of a folder are of, or refuse where they are of something else."""
+        if self.rank.index == 0:
+            clear_partial(path.parent)
         before = read_json(path) if path.is_file() and any(path.parent.rglob("*.png")) else None
         self.rank.barrier()
         if before is None and self.rank.index == 0:

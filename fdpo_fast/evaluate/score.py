@@ -30,7 +30,7 @@ from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.evaluate.tables import table
-from fdpo_fast.files import digest, read_json, replacing, stamp
+from fdpo_fast.files import clear_partial, digest, read_json, replacing, stamp
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.progress import progress
 
@@ -44,6 +44,7 @@ def evaluate(config: Config, images: Path | None) -> None:
     check(config.evaluate)
     folder = (images or Path(config.train.output_dir) / "evaluation").expanduser()
     galleries = gallery.galleries(folder)
+    clear_partial(folder)
     report = measure(config, galleries)
     with replacing(folder / "evaluation.json") as partial:
         partial.write_text(json.dumps(report.figures(), indent=2) + "\n")
@@ -176,6 +177,8 @@ def measure(config: Config, galleries: list[Gallery]) -> Report:
     for other in galleries[1:]:
         if (other.prompts, other.seeds) != (first.prompts, first.seeds):
             raise UserError(f"{other.folder} and {first.folder} hold images of other captions or seeds: draw them anew")
+    for sampled in galleries:
+        clear_partial(sampled.folder / "scores")
     report = Report(first.images_per_prompt, len(first.prompts), settings.seed, settings.resample)
     device = single_process().device
     taken = ((_scores, report.scores), (_spreads, report.diversity))

@@ -137,7 +137,7 @@ class Ready(NamedTuple):
 def brought(config: Config, architecture: Architecture) -> Ready:
     """Look up what the data bring, by the format that is configured or the columns that are here; no row is read."""
     data, here = config.data, config.data.source != EMBEDDED and is_here(config.data.source)
-    name = detect(data.source, data.split) if here and data.format == "auto" else data.format
+    name = detect(data.source, data.split, data.outside) if here and data.format == "auto" else data.format
     if name != "latents" or not here:
         return Ready(name == "latents", text=False)
     return Ready(True, set(architecture.family.text_keys) <= set(brought_by(open_source(data))))

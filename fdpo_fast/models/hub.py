@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fdpo_fast.bounds import Bounds
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import is_hub_name, read_json
 from fdpo_fast.progress import say
@@ -35,7 +36,20 @@ def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.bas
         weights = [path for path in folder.glob(f"{name}/*.safetensors") if not any(map(path.match, VARIANTS))]
         if not weights or not (folder / name / "config.json").is_file():
             raise UserError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")
+    for name in ("model_index.json", *(name for name in parts if name == Path(name).name != "..")):
+        _stay_within(folder, folder / name, key)
     return folder
+
+
+def _stay_within(folder: Path, part: Path, key: str) -> None:
+    """Raise UserError where a part of a folder of models, or a file in it, leads out of the folder by a link.
+
+    An export would publish what lies there. The links of the hub's cache are within.
+    """
+    bounds = Bounds(folder)
+    for path in (part, *(sorted(part.iterdir()) if bounds.hold(part) and part.is_dir() else ())):
+        if not bounds.hold(path):
+            raise UserError(f"{path} is a link out of {key} '{folder}': put there what it leads to")
 
 
 def check_kind(base: str, parts: dict[str, Any], pipelines: tuple[str, ...], key: str = "model.base") -> None:
@@ -53,6 +67,7 @@ def vae_folder(name: str) -> Path:
     for candidate in (folder, folder / "vae"):
         config = candidate / "config.json"
         if config.is_file() and read_json(config).get("_class_name", "").startswith("AutoencoderKL"):
+            _stay_within(folder, candidate, "model.vae")
             return candidate
     raise UserError(f"model.vae '{name}' holds no AutoencoderKL: give its folder or hub name")
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from fdpo_fast.files import replacing
+from fdpo_fast.files import clear_partial, replacing
 from fdpo_fast.report import theme
 from fdpo_fast.report.pictures import Picture
 from fdpo_fast.report.words import Word
@@ -86,6 +86,7 @@ def write(path: Path, title: str, parts: Iterable[Part]) -> None:
     """Write the page, and each picture that has a file's name."""
     parts = list(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_partial(path.parent)
     for part in parts:
         if part.file and part.picture:
             with replacing(path.parent / part.file) as partial:

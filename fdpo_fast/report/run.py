@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fdpo_fast.files import read_json
-from fdpo_fast.training.metrics import read_records
+from fdpo_fast.training.records import Records, read_metrics
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,14 @@ class Run:
     folder: Path
 
     @cached_property
-    def records(self) -> list[dict]:
+    def metrics(self) -> Records:
         """Read the records of every step that is on disk."""
-        return read_records(self.folder)
+        return read_metrics(self.folder)
+
+    @property
+    def records(self) -> list[dict]:
+        """List the records of every step that is on disk."""
+        return self.metrics.records
 
     @property
     def done(self) -> int:
@@ -35,7 +40,10 @@ class Run:
     def bin_series(self, edge: list[int], key: str) -> tuple[list[int], list[float]]:
         """Return the same of a bin of timesteps."""
         there = [
-            (step + 1, part[key]) for step, parts in self.bins for part in parts if part["timesteps"] == list(edge)
+            (step + 1, part[key])
+            for step, parts in self.bins
+            for part in parts
+            if part["timesteps"] == list(edge) and key in part
         ]
         return [step for step, _ in there], [value for _, value in there]
 
@@ -68,4 +76,4 @@ class Run:
     @property
     def grids(self) -> list[Path]:
         """List the pictures of samples, by step."""
-        return sorted((self.folder / "samples").glob("step-*.png"))
+        return sorted(file for file in (self.folder / "samples").glob("step-*.png") if file.stem[5:].isdecimal())

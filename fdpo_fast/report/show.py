@@ -30,11 +30,7 @@ FILES = ("metrics.jsonl", "config.json", "data.json", "data.html", "samples", "e
 def report(folder: Path) -> None:
     """Write `report.html` into a run's folder, and print its path; UserError where a file of the run is broken."""
     page = folder / "report.html"
-    run = Run(folder)
-    try:
-        write(page, f"Run {short(folder.resolve().name)}", parts(run))
-    except ValueError as error:  # pydantic's, and those of broken files
-        raise UserError(f"{folder} cannot be read: {str(error).splitlines()[0]}") from None
+    write(page, f"Run {short(folder.resolve().name)}", parts(Run(folder)))
     print(page)
 
 
@@ -52,7 +48,7 @@ def parts(run: Run) -> Iterator[Part]:
         yield Part("Warnings", tuple(f"After step {step}: {short(warning)}" for step, warning in run.warnings))
     evaluation = run.folder / "evaluation/evaluation.json"
     if evaluation.is_file():
-        yield _evaluation(read_json(evaluation))
+        yield _evaluation(evaluation)
     if run.records:
         about = f"Faint: every step; full: means of {figures.SMOOTH}. Dashed: where a figure starts."
         yield Part("Curves", (about,), picture=figures.curves(run, config.loss.type))
@@ -82,6 +78,8 @@ def _state(run: Run) -> Iterator[str]:
     peak = max(run.series("memory_gib")[1], default=math.nan)
     if peak == peak:
         yield f"Peak memory of the first rank so far: {peak:.2f} GiB."
+    if out := run.metrics.left_out:
+        yield f"Left out: {out} lines of metrics.jsonl that are no records, or of a step that is there twice."
     if not run.records:
         yield "Nothing is written yet."
         return
@@ -89,20 +87,25 @@ def _state(run: Run) -> Iterator[str]:
     yield f"Latest: means of steps {since} to {run.done}, where a figure differs from batch to batch."
 
 
-def _evaluation(found: dict) -> Part:
+def _evaluation(file: Path) -> Part:
     """Tabulate what `fdpo evaluate` has found of the base and the policy."""
+    found = read_json(file)
     rows: list[tuple[str | Word, ...]] = []
-    for kind in ("scores", "diversity"):
-        for name, by_model in found[kind].items():
-            word = words.measure(name)
-            for model, summary in by_model.items():
-                cells = (_estimate(summary[figure]) for figure in ("mean", "win_rate"))
-                rows.append((word, short(model), *cells))
+    try:
+        about = f"{found['captions']} captions, {found['images_per_prompt']} images each"
+        for kind in ("scores", "diversity"):
+            for name, by_model in found[kind].items():
+                word = words.measure(name)
+                for model, summary in by_model.items():
+                    cells = (_estimate(summary[figure]) for figure in ("mean", "win_rate"))
+                    rows.append((word, short(model), *cells))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(f"{file} is not what `fdpo evaluate` writes: delete it, and evaluate again") from None
     return Part(
         "Evaluation",
         (
-            f"{found['captions']} captions, {found['images_per_prompt']} images each; intervals of 95 %. Of all "
-            "measures more is better; a win rate of 0.5 is a draw with the base from the same noise.",
+            f"{about}; intervals of 95 %. Of all measures more is better; a win rate of 0.5 is a draw with the base "
+            "from the same noise.",
         ),
         table=Table(("measure", "model", "mean", "win rate"), tuple(rows), "llrr"),
     )
@@ -115,10 +118,20 @@ def _estimate(figures: dict | None) -> str:
     return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
+def _opened(path: Path) -> Image.Image:
+    """Open and decode a sheet of samples; UserError where it is none."""
+    try:
+        sheet = Image.open(path)
+        sheet.load()
+    except (OSError, SyntaxError) as error:  # PIL's of what is broken
+        raise UserError(f"{path} is no picture that can be read ({error}): delete it") from None
+    return sheet
+
+
 def _samples(path: Path, config: Config) -> Part:
     """Cut the newest sheet into strips that a page can arrange by its width."""
     log, side = config.log, config.data.resolution
-    with Image.open(path) as sheet:
+    with _opened(path) as sheet:
         layout = Layout.of(log.prompts, [log.images_per_prompt * side] * 2, side)
         if layout.size != sheet.size:  # drawn for other captions, before the run went on with these
             rows: tuple[Samples, ...] = (Samples("", (strip(path.stem, [sheet]),)),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import deque
 from itertools import pairwise
@@ -14,10 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
 from fdpo_fast.files import flush, replacing
 from fdpo_fast.loss.stats import LossStats
+from fdpo_fast.training.lock import gone
+from fdpo_fast.training.records import FILE, read_metrics
 from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.
@@ -194,24 +198,6 @@ class FirstMargin:
         return median.item()
 
 
-def read_records(folder: Path) -> list[dict]:
-    """Return what a run has written to `metrics.jsonl`; a kill, or a run at work, may leave half of the last line."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    if lines and not _is_whole(lines[-1]):
-        lines.pop()
-    records = map(json.loads, lines)
-    return [{key: math.nan if value is None else value for key, value in record.items()} for record in records]
-
-
-def _is_whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
 def _line(record: dict) -> str:
     """Return a record as JSON, which knows no NaN and no infinity: null."""
     values: dict[str, Any] = {
@@ -228,15 +214,21 @@ class Writer:
     def __init__(self, folder: Path, first_step: int, settings: Log, data_report: dict) -> None:
         with replacing(folder / "data.json") as partial:
             partial.write_text(json.dumps(data_report, indent=2))
-        self.path = folder / "metrics.jsonl"
+        self.path, self.place = folder / FILE, folder.stat()
+        self.lacking = ""
+        """What of the steps that are done has no record any more, in words."""
         # steps after the checkpoint are about to be taken again
-        kept = [record for record in read_records(folder) if record["step"] < first_step]
+        kept = [record for record in read_metrics(folder).records if record["step"] < first_step]
+        if first_step > len(kept):
+            self.lacking = f"{self.path} lacks the records of {first_step - len(kept)} of the {first_step} steps so far"
         with replacing(self.path) as partial:
             partial.write_text("".join(map(_line, kept)))
         self.trackers = Trackers(settings, folder, first_step)
 
     def write(self, records: list[dict]) -> None:
-        """Add records to `metrics.jsonl` and to the trackers."""
+        """Add records to `metrics.jsonl` and to the trackers; UserError where the run's folder is another by now."""
+        if not os.path.samestat(self.place, self.path.parent.stat()):
+            raise UserError(gone(self.path.parent))
         with self.path.open("a") as file:
             file.writelines(map(_line, records))
         flush(self.path)  # before the checkpoint behind them

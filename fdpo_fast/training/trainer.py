@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +27,7 @@ from fdpo_fast.models.prediction import as_in_training
 from fdpo_fast.optim import build
 from fdpo_fast.progress import progress
 from fdpo_fast.signals import Stopped
-from fdpo_fast.training import checkpoint, policy
+from fdpo_fast.training import checkpoint, policy, resumption
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
 from fdpo_fast.training.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
 from fdpo_fast.training.order import PairOrder
@@ -81,6 +83,8 @@ class Trainer:
                 partial.write_text(config.dumps())
 
         self.writer = Writer(folder, self.first_step, config.log, data.report) if rank.index == 0 else None
+        if self.writer and self.writer.lacking:
+            self.warn(f"{self.writer.lacking}: the run goes on without them")
         self.grids = SampleGrids(
             config.log, family, folder / "samples", config.data.resolution, config.train.seed, rank.device
         )
@@ -224,6 +228,13 @@ class Trainer:
     def _kept(self) -> str:
         return self.checkpoints.latest() or "the start"
 
+    def safe(self) -> str:
+        """Say what is left of a run that has to end, and how to go on."""
+        with suppress(OSError):
+            if kept := self.checkpoints.latest():
+                return f"{kept} is safe, and --resume goes on from it"
+        return "no checkpoint was written yet: --resume starts anew"
+
     def _draw(self, done: int) -> None:
         """Draw the sample grid of so many steps, if one is due."""
         every = self.config.log.samples_every
@@ -231,7 +242,12 @@ class Trainer:
             self.grids.write(self.policy.denoiser, done, self.rank.index)
 
     def _save(self, done: int) -> None:
-        self.checkpoints.save(self.policy.engine, done, self.config.dumps(), self.average)
+        try:
+            self.checkpoints.save(self.policy.engine, done, self.config.dumps(), self.average)
+        except Exception:  # what is half written would take the room that going on needs
+            if self.rank.index == 0:
+                shutil.rmtree(self.checkpoints.folder / resumption.PARTIAL, ignore_errors=True)
+            raise
 
     def export(self) -> None:
         """Write the policy, or its average, as a pipeline of diffusers; say so where that keeps less than it learnt."""

@@ -226,7 +226,7 @@ def test_an_array_that_cannot_be_read_is_no_fault_of_it(tmp_path, failing):
 
 def in_parquet(source):
     """What a reader of parquet yields, without another look at the source before it to tell its format."""
-    return contents(opened(source, format="pickapic"))
+    return contents(opened(source, format="pickapic", outside=True))
 
 
 def shards(folder):

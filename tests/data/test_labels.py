@@ -88,8 +88,8 @@ def test_the_reason_is_the_first_that_is_found():
         (judged((1, 0), caption=5), "no caption: found 5"),
         (judged((1, 0), caption=UnusableError("no caption: found the keys a")), "no caption: found the keys a"),
         (judged((1, 0), caption="ab\ud83d"), "the caption is no text: it has half a letter, \\ud83d, at 2"),
-        (judged((1, 0), sides=(A, "b.jpg is not in .")), "an image is missing: b.jpg is not in ."),
-        (judged((1, 1), sides=("no path", B)), "an image is missing: no path"),  # before a tie
+        (judged((1, 0), sides=(A, "an image is missing: b.jpg is not in .")), "an image is missing: b.jpg is not in ."),
+        (judged((1, 1), sides=("an image is missing: no path", B)), "an image is missing: no path"),  # before a tie
         (judged((None, 1), sides=("no path", B), caption=None), "no valid label: found None and 1"),
     ]
     assert [(row.reason, row.place, row.row) for (row,), _ in cases] == [(words, "row 3", 3) for _, words in cases]

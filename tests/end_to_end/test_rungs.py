@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks import launcher
 from benchmarks.full_sdxl import config, prepare
-from fdpo_fast.training.metrics import read_records
+from fdpo_fast.training.records import read_records
 from tests.helpers import ROOT
 from tests.helpers.training import called
 

@@ -49,7 +49,6 @@ def main() -> None:
 
     import torch
 
-
     torch.set_num_threads(1)
     for line in sys.stdin:
         run = json.loads(line)

@@ -1,5 +1,6 @@
 """Commands as a user runs them, in a process of their own, while they run."""
 
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -8,13 +9,25 @@ from benchmarks import launcher
 from tests.helpers import ROOT
 
 
+def hears():
+    """Hear Ctrl-C also where the tests do not, as in the background of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """A process whose output, of both kinds, is read as it comes."""
 
     def __init__(self, words, environment):
         self.said = ""
         self.process = subprocess.Popen(
-            words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+            words,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            preexec_fn=hears,
         )
 
     def wait_for(self, sign):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fdpo_fast import train as trainer
 from fdpo_fast.config.run import Config
-from fdpo_fast.training.metrics import read_records
+from fdpo_fast.training.records import read_records
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Models of the hub: asked for once, and what is said where it does not answer."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +11,9 @@ import time
 
 import pytest
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
+from fdpo_fast.files import read_json
 from fdpo_fast.models import find
 from tests.helpers import ROOT
 
@@ -73,3 +77,37 @@ def test_offline_nobody_is_asked(silent, tmp_path):
 def test_a_base_that_is_no_pipeline_is_found_without_processes(tmp_path):
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
         find(Model(family="sd", base=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["link", "vae", "vae/diffusion_pytorch_model.safetensors", "..", "link/../../secret"])
+def test_a_base_that_leads_out_of_its_folder_is_refused_before_training(pipelines, tmp_path, name):
+    """What lies there would be published by the export."""
+    base = shutil.copytree(pipelines["sd"], tmp_path / "base")
+    secret = tmp_path / "secret"
+    shutil.copytree(base / "vae", secret)
+    index = base / "model_index.json"
+    index.write_text(json.dumps(read_json(index) | {name: [None, None]}))
+    target = base / name
+    if name in ("..", "link/../../secret"):  # no name of a component: it is neither read nor written
+        (base / "link").symlink_to(secret)
+        find(Model(family="sd", base=str(base)))
+        return
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    target.symlink_to(secret / name.partition("/")[2])
+    with pytest.raises(UserError, match=r"is a link out of model\.base"):
+        find(Model(family="sd", base=str(base)))
+
+
+def test_a_base_in_the_layout_of_the_hubs_cache(pipelines, tmp_path):
+    snapshot, blobs = tmp_path / "models--o--n/snapshots/1", tmp_path / "models--o--n/blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in pipelines["sd"].rglob("*") if path.is_file())):
+        place = snapshot / path.relative_to(pipelines["sd"])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blobs / f"{number}")
+        place.symlink_to(os.path.relpath(blobs / f"{number}", place.parent))
+    find(Model(family="sd", base=str(snapshot)))
+    (tmp_path / "named").symlink_to(snapshot)
+    find(Model(family="sd", base=str(tmp_path / "named")))

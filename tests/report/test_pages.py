@@ -3,7 +3,6 @@
 import csv
 import re
 import shlex
-from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
@@ -11,8 +10,10 @@ import torch
 from PIL import Image
 
 from fdpo_fast.compare.analysis import COLUMNS, Comparison
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.digits.dataset import from_pil
+from fdpo_fast.report import figures
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.report.pages import prose
 from fdpo_fast.report.pictures import Panel, Picture
@@ -21,39 +22,8 @@ from fdpo_fast.report.show import parts, report
 from fdpo_fast.report.words import FIGURES
 from fdpo_fast.training.samples import Layout, side_by_side
 from tests.helpers.comparison import CONFIG, comparison
+from tests.helpers.html import Elements, holds_itself
 from tests.helpers.run import written
-
-
-class Elements(HTMLParser):
-    """The elements of a page, and the letters between them."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.found, self.letters = [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.letters.append(data)
-
-
-def holds_itself(page):
-    """Whether the page fetches and runs nothing, and its pictures take its colours and letters."""
-    elements = Elements(page).found
-    assert not {"script", "iframe", "object", "embed", "link"} & {
-        tag for tag, a in elements if a.get("href") != "data:,"
-    }
-    assert not [key for _, attributes in elements for key in attributes if key.startswith("on")]
-    for tag, attributes in elements:
-        for key in ("src", "href", "xlink:href"):
-            assert re.match(r"data:|#|\./", attributes.get(key) or "#"), (tag, attributes)
-    ids = [attributes["id"] for tag, attributes in elements if "id" in attributes and tag in ("section", "g")]
-    assert len(set(ids)) == len(ids)
-    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
-        drawn = re.sub(r'href="[^"]*"|url\(#\w+\)', "", svg)
-        assert not re.search(r"#[0-9a-f]{6}|DejaVu", drawn)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +157,44 @@ def test_a_comparison_leads_on(tmp_path):
     part = Comparison(found.config, found.points[:-1], found.report, found.galleries)
     write_comparison(part, tmp_path / "a grid")
     assert "Make what is missing, 1 of 12 runs" in (tmp_path / "a grid/report/report.md").read_text()
+
+
+def test_a_run_whose_records_are_broken_in_the_middle_has_a_page(tmp_path):
+    file = written(tmp_path / "run") / "metrics.jsonl"
+    lines = file.read_bytes().splitlines()
+    half = lines[7][: len(lines[7]) // 2]
+    file.write_bytes(b"\n".join([*lines[:7], half, b"\x80\xff\0", *lines[8:20], b'{"step": "x"}', *lines[19:], b""]))
+    report(tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Left out: 4 lines of metrics.jsonl" in page
+    assert "Step 40 of 40, finished." in page
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", "{", r"config\.json is not valid JSON"),
+        ("data.json", "[1]", r"data\.json is not valid JSON \(no object in braces\)"),
+        ("evaluation/evaluation.json", '{"captions": 2}', "is not what `fdpo evaluate` writes: delete it"),
+        ("evaluation/evaluation.json", "", r"evaluation\.json is not valid JSON"),
+        ("samples/step-000040.png", "half", "is no picture that can be read"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_named(tmp_path, file, content, says):
+    run = written(tmp_path / "run")
+    (run / "samples/step-mine.png").write_text("a user's own")
+    (run / file).write_text(content)
+    with pytest.raises(UserError, match=says):
+        report(run)
+
+
+def test_a_slip_on_a_page_is_not_called_a_broken_file(tmp_path, monkeypatch):
+    """What is raised on purpose has a class of its own: any other ValueError is ours."""
+
+    def slip(*_):
+        return [*zip([1], [], strict=True)]
+
+    monkeypatch.setattr(figures, "curves", slip)
+    with pytest.raises(ValueError, match="zip") as error:
+        report(written(tmp_path / "run"))
+    assert not isinstance(error.value, UserError)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Log
 from fdpo_fast.training.lock import at_work
-from fdpo_fast.training.metrics import WinnerWatch, Writer, read_records
+from fdpo_fast.training.metrics import WinnerWatch, Writer
+from fdpo_fast.training.records import read_metrics, read_records
 from fdpo_fast.training.trainer import Trainer
 
 RECORDS = [
@@ -109,3 +111,53 @@ def test_preferred_images_that_get_worse_are_told_once():
 @pytest.mark.parametrize("means", [(-1, 1, 2, 3), (1, 2, 2, 3), (4, 3, 2, 1), (1, 2, 3), (1, 3, 2, 3, 4)])
 def test_no_word_of_errors_that_fall_or_are_below_the_reference(means):
     assert not any(watched(*means))
+
+
+BROKEN = {
+    "half": b'{"step": 3, "loss": 0.',
+    "binary": bytes(range(128, 256)),
+    "zeros": bytes(512),
+    "no object": b"[1, 2]",
+    "no step": b'{"loss": 0.5}',
+    "a step in words": b'{"step": "3"}',
+    "a step before the first": b'{"step": -1}',
+    "a step of a thousand digits": b'{"step": ' + b"9" * 1000 + b"}",
+    "a figure in words": b'{"step": 3, "loss": "low"}',
+    "a figure that is true": b'{"step": 3, "loss": true}',
+    "bins that are none": b'{"step": 3, "bins": {"a": 1}}',
+    "bins without edges": b'{"step": 3, "bins": [{"loss": 1}]}',
+    "warnings that are none": b'{"step": 3, "warnings": "careful"}',
+    "nested without end": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+def test_what_is_no_record_is_left_out_and_counted(tmp_path, line):
+    good = [b'{"step": 0, "loss": 0.5}', b'{"step": 2, "loss": 0.3}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good[0], line, good[1], b""]))
+    found = read_metrics(tmp_path)
+    assert [record["step"] for record in found.records] == [0, 2]
+    assert found.left_out == 1
+
+
+def test_the_last_of_two_records_of_a_step_counts(tmp_path):
+    lines = ['{"step": 1, "loss": 1}', '{"step": 0, "loss": 1}', '{"step": 1, "loss": 2}', ""]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert read_metrics(tmp_path) == ([{"step": 0, "loss": 1}, {"step": 1, "loss": 2}], 1)
+
+
+@pytest.mark.parametrize("lines", [None, "", '\n\0\0\n{"step": 0, "loss": 1.0}\n'], ids=["missing", "empty", "broken"])
+def test_a_resumed_writer_says_what_is_missing(tmp_path, lines):
+    if lines is not None:
+        (tmp_path / "metrics.jsonl").write_text(lines)
+    writer = Writer(tmp_path, 3, Log(tensorboard=False), {})
+    there = 1 if lines else 0
+    assert writer.lacking.endswith(f"metrics.jsonl lacks the records of {3 - there} of the 3 steps so far")
+    writer.write([{"step": 3, "loss": 0.5}])
+    assert [record["step"] for record in read_records(tmp_path)] == [*range(there), 3]
+
+
+def test_metrics_that_are_no_file_are_a_sentence(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is no file"):
+        read_metrics(tmp_path)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fdpo_fast.bounds import Bounds
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
-from fdpo_fast.data.pairs import EmbeddedSource, LeftOut, Pair, PairSource, Rejected, Rules, brought_by
+from fdpo_fast.data.pairs import OUTSIDE, EmbeddedSource, LeftOut, Pair, PairSource, Rejected, Rules, brought_by
 from fdpo_fast.data.readers.folders import Folders, folders_of_pairs
 from fdpo_fast.data.readers.jsonl import METADATA, SUFFIXES, JSONRecords, files_of_records
 from fdpo_fast.data.readers.latents import EncodedPairs
@@ -28,7 +29,7 @@ READERS: dict[str, Callable[[str, Rules], PairSource]] = {
 }
 
 
-PARTS: dict[str, tuple[Callable[[Path], list[str]], Callable[[str, Rules, str], PairSource]]] = {
+PARTS: dict[str, tuple[Callable[[Path, Bounds], list[str]], Callable[[str, Rules, str], PairSource]]] = {
     "folders": (folders_of_pairs, Folders),
     "jsonl": (files_of_records, JSONRecords),
 }
@@ -40,20 +41,21 @@ def open_source(data: Data) -> PairSource:
 
     Raises UserError where the source is in no known format, or has no row.
     """
-    name = detect(data.source, data.split) if data.format == "auto" else data.format
-    rules = Rules(data.ties, data.votes, data.split)
+    name = detect(data.source, data.split, data.outside) if data.format == "auto" else data.format
+    rules = Rules(data.ties, data.votes, data.split, data.outside)
     listed, read = PARTS.get(name, (None, None))
-    parts = listed(local(data.source)) if listed and data.split == ALL else []
+    parts = listed(local(data.source), Bounds(local(data.source), data.outside)) if listed and data.split == ALL else []
     source = Joined(data.source, parts, read, rules) if read and len(parts) > 1 else READERS[name](data.source, rules)
     if not len(source):
         raise UserError(f"data.source '{data.source}' has no row")
     return Spread(source, data.max_rows) if data.max_rows and data.max_rows < len(source) else source
 
 
-def detect(source: str, split: str | None = None) -> str:
+def detect(source: str, split: str | None = None, outside: bool = False) -> str:
     """Name the format of a source by its files. Raises UserError where they are of none."""
     path = local(source)
-    if folders_of_pairs(path):
+    bounds = Bounds(path, outside)
+    if folders_of_pairs(path, bounds):
         return "folders"
     folder = is_folder(path)
     if path.suffix.lower() in SUFFIXES and not folder:
@@ -62,19 +64,19 @@ def detect(source: str, split: str | None = None) -> str:
         raise UserError(
             f"data.source '{source}' is in no known format: a file is .parquet, .jsonl or .json, not {path.suffix}"
         )
-    records = files_of_records(path)
+    records = files_of_records(path, bounds)
     if any(name.endswith(METADATA) for name in records):
         return "jsonl"
-    files = walk(path) if folder else []
+    files = walk(path, bounds=bounds) if folder else []
     if folder and not any(name.lower().endswith(".parquet") and not hidden(name) for name in files):
         if records:
             return "jsonl"
         there = f"it has {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}" if files else "it is empty"
         raise UserError(
             f"data.source '{source}' is in no known format: a folder has parquet files, the folders w and l, or "
-            f"{METADATA}; {there}"
+            f"{METADATA}; {there}{'' if all(bounds.hold(path / name) for name in files) else f', some of it {OUTSIDE}'}"
         )
-    return "latents" if "latents_0" in ParquetRows(source, split).names else "pickapic"
+    return "latents" if "latents_0" in ParquetRows(source, split, outside).names else "pickapic"
 
 
 class Joined:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from fdpo_fast.bounds import Bounds
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.decode import SUFFIXES
-from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, compared
+from fdpo_fast.data.pairs import OUTSIDE, LeftOut, Pair, Picture, Rejected, Rules, compared
 from fdpo_fast.data.readers.splits import ALL, choose, hidden, local, outside_split, walk
 from fdpo_fast.data.reading import (
     Seen,
@@ -47,7 +48,8 @@ class Folders:
 
     def __init__(self, source: str, rules: Rules | None = None, part: str | None = None) -> None:
         self.outer, rules = local(source), rules or Rules()
-        found = folders_of_pairs(self.outer) if part is None else [part]
+        self.bounds = Bounds(self.outer, rules.outside)
+        found = folders_of_pairs(self.outer, self.bounds) if part is None else [part]
         if not found:
             lacking = next((side for side in SIDES if not is_folder(self.outer / side)), "")
             raise UserError(f"data.source '{source}' has no folder '{lacking}': pairs are two folders, w and l")
@@ -57,12 +59,15 @@ class Folders:
         if len(chosen) > 1:
             raise UserError(f"data.source '{source}' has the folders of pairs {', '.join(chosen)}: name one of them")
         self.part, self.root = f"{chosen[0]}/" if chosen[0] else "", self.outer / chosen[0]
+        for folder in (self.root, *(self.root / side for side in SIDES)):
+            if not self.bounds.hold(folder):
+                raise UserError(f"the folder {folder} is {OUTSIDE}: set it to true")
         self.texts: Files = defaultdict(list)
         self._unused: list[LeftOut] = []
         self.images = [self._images(side) for side in SIDES]
-        for within in walk(self.root, SIDES):
+        for within in walk(self.root, SIDES, self.bounds):
             path = self.root / within
-            reason = _unread(within, path) or "neither in w nor in l"
+            reason = self._unread(within, path) or "neither in w nor in l"
             if path.suffix.lower() in CAPTIONS and reason == "neither in w nor in l":
                 self.texts[_name(within)].append(path)
             else:
@@ -74,15 +79,17 @@ class Folders:
     def _images(self, side: str) -> Files:
         """Find the image files of a side by their names without extension; captions are noted by the way."""
         files: Files = defaultdict(list)
-        for within in walk(self.root / side):
+        for within in walk(self.root / side, bounds=self.bounds):
             path = self.root / side / within
             suffix = path.suffix.lower()
-            if reason := _unread(within, path):
+            if reason := self._unread(within, path):
                 self._unused.append(LeftOut(f"{side}/{within}", reason))
             elif suffix in CAPTIONS:
                 self.texts[_name(within)].append(path)
-            elif suffix in SUFFIXES and is_file(path):
+            elif suffix in SUFFIXES and (not self.bounds.hold(path) or is_file(path)):
                 files[_name(within)].append(path)
+            elif not self.bounds.hold(path):
+                self._unused.append(LeftOut(f"{side}/{within}", OUTSIDE))
             elif not any(letter.isalpha() for letter in suffix) and _is_image(path):
                 files[_composed(within)].append(path)
             else:
@@ -94,7 +101,7 @@ class Folders:
         """Look at all files once: what is read later has to be the same."""
         images = (path for files in self.images for name in files.values() for path in name)
         texts = (path for name in self.names for path in self.texts.get(name, []))
-        return {path: look(path) for path in (*images, *texts)}
+        return {path: look(path) for path in (*images, *texts) if self.bounds.hold(path)}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,7 +110,7 @@ class Folders:
         """Return the digests of the captions' content and of the images' names, sizes and times of change."""
         captions = [[name, self._content(path)] for name in self.names for path in self.texts.get(name, [])]
         images = [
-            [side, name, path.name, *self.seen[path]]
+            [side, name, path.name, *self.seen.get(path, ())]
             for side, files in zip(SIDES, self.images, strict=True)
             for name, paths in files.items()
             for path in paths
@@ -112,7 +119,7 @@ class Folders:
 
     def _content(self, path: Path) -> str:
         try:
-            return hashlib.sha256(read_file(path, str(path), self.seen[path])).hexdigest()
+            return hashlib.sha256(self._read(path)).hexdigest()
         except UnusableError as error:
             return str(error)
 
@@ -132,7 +139,7 @@ class Folders:
         own = [LeftOut(self.part + file, reason) for file, reason in (*self._unused, *captions)]
         other = [
             LeftOut(name, "hidden" if hidden(name) else out.reason)
-            for name in (walk(self.outer, (self.root.name,)) if self.part else [])
+            for name in (walk(self.outer, (self.root.name,), self.bounds) if self.part else [])
             for out in outside_split([name])
         ]
         return [LeftOut(printable(file), reason) for file, reason in (*own, *other)]
@@ -148,6 +155,9 @@ class Folders:
                 for side, found in zip(SIDES, sides, strict=True)
                 if len(found) > 1
             ]
+            if out := [path for found in sides for path in found if not self.bounds.hold(path)]:
+                yield Rejected(place, f"an image lies {OUTSIDE}: {self._place(out[0])}", row)
+                continue
             pictures = [self._picture(path) for found in sides for path in found]
             if without or twice:
                 reason = f"no image in {without[0]}" if without else printable(twice[0])
@@ -163,7 +173,21 @@ class Folders:
                 yield pair if isinstance(pair, Rejected) else _unordered(pair)
 
     def _picture(self, path: Path) -> Picture:
-        return Picture(printable(str(path.relative_to(self.outer))), path, self.seen[path])
+        return Picture(self._place(path), path, self.seen[path])
+
+    def _place(self, path: Path) -> str:
+        return printable(str(path.relative_to(self.outer)))
+
+    def _read(self, path: Path) -> bytes:
+        if not self.bounds.hold(path):
+            raise UnusableError(f"it lies {OUTSIDE}")
+        return read_file(path, str(path), self.seen[path])
+
+    def _unread(self, within: str, path: Path) -> str | None:
+        """Say why a file is not read, whatever it is; None where it may be."""
+        if hidden(within):
+            return "hidden"
+        return "a link to nothing" if self.bounds.hold(path) and is_dangling(path) else None
 
     def _caption(self, name: str) -> str:
         """Read the caption of a name; UnusableError where there is none, or several that differ."""
@@ -173,9 +197,9 @@ class Folders:
             raise UnusableError(f"no caption: looked for {looked} in w, in l and above them")
         captions = set()
         for path in paths:
-            place = printable(str(path.relative_to(self.outer)))
+            place = self._place(path)
             try:
-                content = read_file(path, str(path), self.seen[path])
+                content = self._read(path)
             except UnusableError as error:
                 raise UnusableError(f"no caption: {place}: {error}") from None
             try:
@@ -188,23 +212,21 @@ class Folders:
         return captions.pop()
 
 
-def folders_of_pairs(root: Path) -> list[str]:
-    """List the folders that hold w and l: the source itself, or those in it, as of splits; by their names within it."""
+def folders_of_pairs(root: Path, bounds: Bounds) -> list[str]:
+    """List the folders that hold w and l, by their names within the source.
+
+    They are the source itself, or those in it and within bounds, as of splits.
+    """
     if not is_folder(root):
         return []
     if _has_sides(root):
         return [""]
     inside = patiently(lambda: sorted(path.name for path in root.iterdir()), printable(str(root)))
-    return [name for name in inside if not hidden(name) and is_folder(root / name) and _has_sides(root / name)]
+    return [name for name in inside if not hidden(name) and bounds.hold(root / name) and _has_sides(root / name)]
 
 
 def _has_sides(root: Path) -> bool:
     return all(is_folder(root / side) for side in SIDES)
-
-
-def _unread(within: str, path: Path) -> str | None:
-    """Say why a file is not read, whatever it is; None where it may be."""
-    return "hidden" if hidden(within) else "a link to nothing" if is_dangling(path) else None
 
 
 def _unordered(pair: Pair) -> Pair:

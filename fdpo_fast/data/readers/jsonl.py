@@ -10,8 +10,21 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+from fdpo_fast.bounds import Bounds
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.data.pairs import LeftOut, Pair, Picture, Rejected, Rules, Side, compared, in_text, short
+from fdpo_fast.data.pairs import (
+    MISSING,
+    OUTSIDE,
+    LeftOut,
+    Pair,
+    Picture,
+    Rejected,
+    Rules,
+    Side,
+    compared,
+    in_text,
+    short,
+)
 from fdpo_fast.data.readers.lines import lines
 from fdpo_fast.data.readers.records import RECORD, Record, loads, parse
 from fdpo_fast.data.readers.splits import ALL, choose, hidden, local, outside_split, walk
@@ -56,7 +69,8 @@ class JSONRecords:
     def __init__(self, source: str, rules: Rules | None = None, part: str | None = None) -> None:
         self.source, self.rules, self.split = local(source), rules or Rules(), None
         self.inside = self.source if is_folder(self.source) else self.source.parent
-        files = [part] if part is not None else files_of_records(self.source)
+        self.bounds = Bounds(self.inside, self.rules.outside)
+        files = [part] if part is not None else files_of_records(self.source, self.bounds)
         self.path = self.source if self.inside != self.source else self.source / METADATA
         if files:
             chosen, self.split = choose(files, self.rules.split, source) if part is None else (files, None)
@@ -68,6 +82,8 @@ class JSONRecords:
         self.name = printable(str(self.path.relative_to(self.inside)))
         parent = self.path.parent
         self.folders = list(dict.fromkeys((parent, parent / "images", parent / self.path.stem, self.inside)))
+        if self.path != self.source and not self.bounds.hold(self.path):
+            raise UserError(f"the records {self.path} are {OUTSIDE}: set it to true")
         if not is_file(self.path):
             raise UserError(f"data.source '{source}' cannot be read: there is no file {self.path}")
         self.seen = look(self.path)
@@ -118,12 +134,14 @@ class JSONRecords:
             return []
         found = (self._locate(name) for name, seen in self.survey.seen.items() if seen)
         named = {os.path.realpath(path) for path in (self.path, *found) if path}
-        rest = [name for name in walk(self.source) if os.path.realpath(self.source / name) not in named]
-        records = set(files_of_records(self.source)) - {self.name}
+        rest = [
+            name for name in walk(self.source, bounds=self.bounds) if os.path.realpath(self.source / name) not in named
+        ]
+        records = set(files_of_records(self.source, self.bounds)) - {self.name}
         reasons = (
             (name, "hidden" if hidden(name) else next(iter(outside_split([name]))).reason)
             if hidden(name) or name in records
-            else (name, "named by no record")
+            else (name, "named by no record" if self.bounds.hold(self.source / name) else OUTSIDE)
             for name in rest
         )
         return [LeftOut(printable(name), reason) for name, reason in reasons]
@@ -165,33 +183,36 @@ class JSONRecords:
     def _side(self, image: object) -> Side | str:
         """Find an image by what a record says of it, or say why there is none."""
         if not isinstance(image, str) or not image.strip():
-            return f"{short(image)} is no path"
+            return f"{MISSING}: {short(image)} is no path"
         if (content := in_text(image)) is not None:
             return Picture("an image in base64", content)
         seen = self.survey.seen.get(image)
         if seen is None:
+            if not all(self.bounds.hold(folder / image) for folder in self.folders):
+                return f"an image lies {OUTSIDE}: {short(image)}"
             folders = ", ".join(printable(str(folder)) for folder in self.folders)
-            return f"{short(image)} is not in {folders}"
+            return f"{MISSING}: {short(image)} is not in {folders}"
         # it was there; what is not there now is out of reach, which reading finds
         return Picture(printable(image), self._locate(image) or self.folders[0] / image, seen)
 
     def _locate(self, name: str) -> Path | None:
-        """Find an image by its name, however its letters are spelled; None where it is not there."""
+        """Find an image by its name, however its letters are spelled; None where it is not there, or not in bounds."""
         return patiently(lambda: self._located(name), printable(str(self.path)))
 
     def _located(self, name: str) -> Path | None:
         spellings = dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))))
         for path in (folder / spelling for folder in self.folders for spelling in spellings):
-            if status(path) is not None:
+            if self.bounds.hold(path) and status(path) is not None:
                 return path
         self.path.stat()  # OSError where even the records are not there, as with a disk that is gone
         return None
 
 
-def files_of_records(root: Path) -> list[str]:
+def files_of_records(root: Path, bounds: Bounds) -> list[str]:
     """List the files of records in a folder, by their names within it.
 
-    They are metadata.jsonl, or that of the folders in it, as of splits, or else whatever .jsonl and .json holds pairs.
+    They are metadata.jsonl, or that of the folders in it and within bounds, as of splits, or else whatever .jsonl and
+    .json holds pairs.
     """
     if not is_folder(root):
         return []
@@ -199,11 +220,15 @@ def files_of_records(root: Path) -> list[str]:
         return [METADATA]
     names = patiently(lambda: sorted(path.name for path in root.iterdir()), printable(str(root)))
     inside = [root / name for name in names if not hidden(name)]
-    below = [f"{path.name}/{METADATA}" for path in inside if is_folder(path) and is_file(path / METADATA)]
+    below = [f"{path.name}/{METADATA}" for path in inside if _is_split(path, bounds)]
     return below or [path.name for path in inside if path.suffix.lower() in SUFFIXES and _has_pairs(path)]
 
 
 SUFFIXES = (".json", ".jsonl")
+
+
+def _is_split(path: Path, bounds: Bounds) -> bool:
+    return bounds.hold(path) and is_folder(path) and is_file(path / METADATA)
 
 
 def _has_pairs(path: Path) -> bool:

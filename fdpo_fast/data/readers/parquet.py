@@ -40,8 +40,8 @@ class ParquetRows:
     such file, or one that is no parquet.
     """
 
-    def __init__(self, source: str, split: str | None = None) -> None:
-        found = find(source)
+    def __init__(self, source: str, split: str | None = None, outside: bool = False) -> None:
+        found = find(source, outside)
         names = list(found.paths)
         chosen, self.split = (names, None) if found.alone and split is None else choose(names, split, source)
         self._others = found.others + list(outside_split(name for name in names if name not in set(chosen)))
@@ -103,7 +103,7 @@ class ParquetPairs:
 
     def __init__(self, format: str, source: str, rules: Rules | None = None) -> None:
         self.format, self.rules = format, rules or Rules()
-        self.rows = ParquetRows(source, self.rules.split)
+        self.rows = ParquetRows(source, self.rules.split, self.rules.outside)
         self.split = self.rows.split
 
     def __len__(self) -> int:

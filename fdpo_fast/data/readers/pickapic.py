@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fdpo_fast.data.pairs import Pair, Picture, Rejected, Rules, compared, in_text, short
+from fdpo_fast.data.pairs import MISSING, Pair, Picture, Rejected, Rules, compared, in_text, short
 from fdpo_fast.data.readers.parquet import ParquetPairs
 from fdpo_fast.data.reading import UnusableError, text
 from fdpo_fast.files import replacing
@@ -80,7 +80,11 @@ def _picture(column: str, value: object) -> Picture | str:
     elif isinstance(content, list):
         with suppress(ValueError, TypeError):  # not of bytes
             content = bytes(content)
-    return Picture(column, content) if isinstance(content, bytes) else f"{column} holds {short(value)}, no bytes"
+    return (
+        Picture(column, content)
+        if isinstance(content, bytes)
+        else f"{MISSING}: {column} holds {short(value)}, no bytes"
+    )
 
 
 def write_pairs(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from fdpo_fast.bounds import Bounds
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.pairs import LeftOut
 from fdpo_fast.data.reading import OF_A_NAME, UnreachableError, patiently, printable, status
@@ -94,23 +95,25 @@ def local(source: str) -> Path:
     return path
 
 
-def walk(root: Path, but: Collection[str] = ()) -> list[str]:
+def walk(root: Path, but: Collection[str] = (), bounds: Bounds | None = None) -> list[str]:
     """List what is below a folder and no folder, `but` those in some folders of it, by paths within it, sorted.
 
-    Links to folders are followed, but for those that lead back. Raises UnreachableError where a folder cannot be
-    listed, unless it is a hidden one.
+    Links to folders are followed, but for those that lead back; those that lead out of `bounds` count as files. Raises
+    UnreachableError where a folder cannot be listed, unless it is a hidden one.
     """
     found: list[str] = []
     parents = (status(folder) for folder in Path(os.path.realpath(root)).parents)
-    _walk(root, "", tuple((one.st_dev, one.st_ino) for one in parents if one), but, found)
+    _walk(root, "", tuple((one.st_dev, one.st_ino) for one in parents if one), but, bounds, found)
     return sorted(found)
 
 
-def _walk(folder: Path, within: str, above: tuple, but: Collection[str], found: list[str]) -> None:
+def _walk(
+    folder: Path, within: str, above: tuple, but: Collection[str], bounds: Bounds | None, found: list[str]
+) -> None:
     def listed() -> tuple[tuple[int, int], list[tuple[str, bool]]]:
         here = folder.stat()
         with os.scandir(folder) as entries:
-            return (here.st_dev, here.st_ino), [(entry.name, _leads_to_folder(entry)) for entry in entries]
+            return (here.st_dev, here.st_ino), [(entry.name, _leads_to_folder(entry, bounds)) for entry in entries]
 
     try:
         own, entries = patiently(listed, printable(str(folder)))
@@ -125,12 +128,12 @@ def _walk(folder: Path, within: str, above: tuple, but: Collection[str], found: 
         if not is_dir:
             found.append(path)
         elif within or name not in but:
-            _walk(folder / name, path, (*above, own), but, found)
+            _walk(folder / name, path, (*above, own), but, bounds, found)
 
 
-def _leads_to_folder(entry: os.DirEntry) -> bool:
+def _leads_to_folder(entry: os.DirEntry, bounds: Bounds | None) -> bool:
     try:
-        return entry.is_dir()
+        return entry.is_dir() and not (bounds and entry.is_symlink() and not bounds.hold(entry.path))
     except OSError as error:  # a link that leads in circles
         if error.errno in OF_A_NAME:
             return False
