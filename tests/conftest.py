@@ -41,6 +41,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test leaves in the environment, such as a rank's number, would be another's launcher."""
+    with patch.dict(os.environ):
+        yield
+
+
 @pytest.fixture
 def triton_device():
     """Where Triton kernels run: a GPU, or the CPU under the interpreter."""

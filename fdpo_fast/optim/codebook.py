@@ -51,10 +51,11 @@ LOWEST = 1.5 * 2.0**-21
 
 
 class DynamicMap(NamedTuple):
-    """One of the two maps as tensors of float32; `values` are [256], the others [8]."""
+    """One of the two maps as tensors of float32; `values` and `decoded` are [256], the others [8]."""
 
     signed: bool
     values: Tensor
+    decoded: Tensor  # what the lines give for each code: `values` to within two ulp
     offset: Tensor  # decoding, by exponent modulo 8
     slope: Tensor
     threshold: Tensor  # encoding, by segment: where the next one begins
@@ -65,16 +66,7 @@ class DynamicMap(NamedTuple):
     @property
     def table(self) -> Tensor:
         """Return the lines [6, 8] as the kernels read them: offset, slope, threshold, start, rise, last."""
-        return torch.stack(self[2:])
-
-    @property
-    def decoded(self) -> Tensor:
-        """Return what the lines give for each code [256], in float32: `values` to within two ulp."""
-        codes = torch.arange(256, dtype=torch.int32, device="cpu")
-        ranks = (codes - 127).abs() + 0.5 if self.signed else codes + 1.0
-        exponent = (ranks.view(torch.int32) >> 23) & 7
-        values = self.offset[exponent] + self.slope[exponent] * ranks
-        return torch.where(codes < 127, -values, values) if self.signed else values
+        return torch.stack(self[3:])
 
 
 @once
@@ -111,7 +103,17 @@ def dynamic_map(signed: bool) -> DynamicMap:
         start[0], rise[0], last[0] = 0.0, 1e30, LEAST_M
     else:
         start[:2], rise[:2], last[:2] = LEAST_V, 0.0, LEAST_V
-    return DynamicMap(signed, *(table.float() for table in (values, offset, slope, threshold, start, rise, last)))
+    lines = [line.float() for line in (offset, slope, threshold, start, rise, last)]
+    return DynamicMap(signed, values.float(), _decoded(signed, *lines[:2]), *lines)
+
+
+def _decoded(signed: bool, offset: Tensor, slope: Tensor) -> Tensor:
+    """Return the values that the lines of a map give for all codes, in float32."""
+    codes = torch.arange(256, dtype=torch.float32, device="cpu")
+    ranks = (codes - 127).abs() + 0.5 if signed else codes + 1
+    exponent = (ranks.view(torch.int32) >> 23) & 7
+    values = offset[exponent] + slope[exponent] * ranks
+    return torch.where(codes < 127, -values, values) if signed else values
 
 
 def _doubles(numbers: list[float]) -> Tensor:

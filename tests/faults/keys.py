@@ -13,8 +13,22 @@ LEFT_OUT = {"train__output_dir", "data__cache_dir"}
 """With another folder there is nothing to go on from."""
 
 
+NESTED: list[tuple[str, Any]] = [
+    ("deepspeed__zero_optimization", {"stage": 1}),
+    ("deepspeed__zero_optimization", {"stage": 2, "offload_optimizer": {"device": "cpu"}}),
+    ("deepspeed__zero_optimization", {"stage": 3}),
+    ("deepspeed__bf16", {"enabled": True}),
+    ("deepspeed__zero_force_ds_cpu_optimizer", False),
+    ("model__lora", {"rank": 3}),
+    ("model__lora", {"alpha": 3.0}),
+    ("model__lora", {"targets": ["to_q"]}),
+]
+"""What is changed inside of sections that are keys themselves."""
+
+
 def changed_keys() -> Iterator[tuple[str, Any]]:
-    """Names as `section__key`, each with a value that is not the default; those of nested sections are one key."""
+    """Names as `section__key`, each with a value that is not the default."""
+    yield from NESTED
     for section, of_section in Config.model_fields.items():
         model = of_section.annotation
         for key, field in getattr(model, "model_fields", {}).items():

@@ -7,13 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from fdpo_fast.progress import progress
 from tests.helpers import ROOT
 
 COUNT, KILL, FULL = 0, 1, 2
@@ -127,7 +128,8 @@ class World:
             root.mkdir()
         return root
 
-    def each(self, jobs: int, cases: Iterable[Any], one: Callable[[Any], Any]) -> list[Any]:
-        """Take the cases, as many at a time as there are workers."""
+    def each(self, jobs: int, cases: Iterable[Any], one: Callable[[Any], Any]) -> Iterator[Any]:
+        """Take the cases, as many at a time as there are workers, and yield what comes of each, in their order."""
+        every = list(cases)
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(one, cases))
+            yield from progress(pool.map(one, every), total=len(every), desc="runs")
