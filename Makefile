@@ -7,7 +7,7 @@ LOWEST_PYTHON ?= 3.10
 CONFIG ?= configs/digits_js.json
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: setup demo test test-slow test-all test-versions rehearsal lint clean
+.PHONY: setup demo test test-slow test-all test-versions faults rehearsal lint clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ $(LOWEST)/.installed: $(SOURCES) | setup
 
 test-versions: setup $(LOWEST)/.installed
 	$(BIN)/python -m benchmarks.versions lowest=$(LOWEST)/bin/python newest=$(BIN)/python
+
+# Whatever can happen to a run's files and configuration, and random calls of loss and optimizer: half an hour.
+faults: setup
+	$(BIN)/python -m tests.faults
 
 rehearsal: setup
 	$(BIN)/python -m benchmarks.gpu --rehearse
