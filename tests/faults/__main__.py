@@ -108,14 +108,14 @@ class Faults:
         shutil.rmtree(begun / "run/checkpoints/step-000004")
         (begun / "run/checkpoints/latest").write_text("step-000002\n")
 
-        def one(case: tuple[str, Any]) -> tuple[str, Any, End]:
-            key, value = case
-            root = self.world.fresh(f"key-{key}", begun)
+        def one(case: tuple[int, tuple[str, Any]]) -> tuple[str, Any, End]:
+            number, (key, value) = case
+            root = self.world.fresh(f"key{number}", begun)
             end = self.world.run(root, "--resume", **{key: value})
             shutil.rmtree(root)
             return key, value, end
 
-        for key, value, end in self.world.each(self.jobs, changed_keys(), one):
+        for key, value, end in self.world.each(self.jobs, enumerate(changed_keys()), one):
             outcome = end.outcome(want.export)
             if outcome == "silent" and key.replace("__", ".") in end.out + end.err:
                 outcome = "said"
