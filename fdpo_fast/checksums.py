@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.files import read_json
 
 NAME = "checksums.json"
 """Of the file, in the folder; diffusers and DeepSpeed read it for nothing."""
-UNPICKLED = ".pt"
-"""The ending of files that can run code when they are read: none is there that was not written with the others."""
+UNPICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".py")
+"""The endings of files that can run code when they are read: none is there that was not written with the others."""
 
 Sums = dict[str, tuple[int, int]]
 """Size and CRC-32 by the names of files."""
@@ -47,7 +46,12 @@ def facts_of(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     if not path.exists():
         return {}
-    content = read_json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not as it was written")
     content.pop("crc", None)
     if path.read_text() != _text(content):
         raise UserError(f"{path} does not match its own checksum")

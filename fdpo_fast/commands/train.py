@@ -14,6 +14,7 @@ from fdpo_fast.commands.common import (
     say_next,
     warn_of_deepspeed,
 )
+from fdpo_fast.config.errors import UserError
 
 
 def add(commands: Commands) -> None:
@@ -36,6 +37,8 @@ def add(commands: Commands) -> None:
 
 def run(config_file: str, overrides: list[str], resume: bool | str, dry_run: bool) -> None:
     """Check the configuration, then train."""
+    if resume == "":
+        raise UserError("--resume-from '' names no checkpoint: give one, such as step-000100, or --resume alone")
     config = read_config(config_file, overrides)
     warn_of_deepspeed(config)
     check_model(config)

@@ -100,7 +100,7 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
         if (base := trained_on(policy)) not in (None, config.model.base):
             raise UserError(f"--policy {policy} was trained on '{base}', and model.base is '{config.model.base}'")
     elif policy:
-        pipeline_folder(str(policy), family.pipelines, "--policy")
+        pipeline_folder(str(policy), family.pipelines, family.components, "--policy")
     needed = 2 * (pairs + (0 if policy else steps * config.train.pairs_per_micro_batch))
     root = cache_root(config)
     if len(source) > 2 * needed:

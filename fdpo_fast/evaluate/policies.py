@@ -118,4 +118,4 @@ def policy(text: str, family: Family) -> Policy:
             f"--checkpoint '{path}' is no pipeline, adapter or checkpoint: give a run's folder, its export, or one of "
             "its checkpoints/step-N"
         )
-    return Policy(name, pipeline_folder(str(folder), family.pipelines, "--checkpoint"))
+    return Policy(name, pipeline_folder(str(folder), family.pipelines, family.components, "--checkpoint"))

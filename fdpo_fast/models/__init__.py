@@ -59,7 +59,7 @@ def find(model: Model) -> None:
     """Raise UserError where there is no base, or VAE, of the family; fetches from the hub what is not here."""
     cls = family_class(model)
     if model.base != EMBEDDED:
-        hub.pipeline_folder(model.base, cls.pipelines)
+        hub.pipeline_folder(model.base, cls.pipelines, cls.components)
     if model.vae:
         hub.vae_folder(model.vae)
 

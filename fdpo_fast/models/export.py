@@ -27,7 +27,7 @@ from fdpo_fast import checksums
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import read_json, replacing
 from fdpo_fast.models.family import ADAPTER, Family
-from fdpo_fast.models.hub import VARIANTS
+from fdpo_fast.models.hub import LOADED, VARIANTS, present
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import add_lora
 from fdpo_fast.optim.eager import random_bits, round_randomly
@@ -204,14 +204,10 @@ def _merged(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> Iterator[tu
 # --- the files ---
 
 
-LOADED = (".json", ".txt", ".model", ".safetensors")
-"""The endings of the files that a pipeline is loaded from."""
-
-
 def _copy_others(family: Family, folder: Path, dtype: torch.dtype) -> None:
     """Copy what the pipeline loads of its other components, their weights in this dtype."""
     parts = read_json(family.base / "model_index.json")
-    for name in (name for name in parts if name == Path(name).name and name not in ("unet", "..")):
+    for name in (name for name in present(parts, family.components) if name != "unet"):
         source, target = family.vae if name == "vae" else family.base / name, folder / name
         files = sorted(source.iterdir()) if source.is_dir() else []
         for file in (file for file in files if file.suffix in LOADED and not any(map(file.match, VARIANTS))):

@@ -80,6 +80,8 @@ class Family(ABC):
 
     pipelines: ClassVar[tuple[str, ...]]
     """Names of the diffusers pipelines, as in model_index.json, that are of this family."""
+    components: ClassVar[tuple[str, ...]]
+    """Names of what such a pipeline is made of: folders of its base, which alone are read and exported."""
     text_components: ClassVar[tuple[str, ...]]
     """Folders that the text embeddings depend on."""
     text_keys: ClassVar[tuple[str, ...]]
@@ -94,7 +96,7 @@ class Family(ABC):
             raise UserError(f"model.attention 'xformers' lacks {lacks}; 'auto' needs neither")
         if model.cuda_graphs and not torch.cuda.is_available():
             raise UserError("model.cuda_graphs needs a CUDA GPU, and torch finds none here: set it to false")
-        self.base = pipeline_folder(model.base, self.pipelines)
+        self.base = pipeline_folder(model.base, self.pipelines, self.components)
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
         self.schedule = DDPMScheduler.from_pretrained(self.base, subfolder="scheduler")
         self.prediction = self.schedule.config.prediction_type

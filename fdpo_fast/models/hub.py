@@ -17,11 +17,19 @@ VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 """The names of weights that a pipeline is loaded from only where it is asked for them."""
 
 
-def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.base") -> Path:
+LOADED = (".json", ".txt", ".model", ".safetensors")
+"""The endings of the files that a pipeline is loaded from."""
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+"""Whose classes a component may be of: that of safety checkers is diffusers' own."""
+
+
+def pipeline_folder(
+    base: str, pipelines: tuple[str, ...], components: tuple[str, ...], key: str = "model.base"
+) -> Path:
     """Find the folder of a whole pipeline of one of the kinds `pipelines`, fetched from the hub if it is not here.
 
-    Raises UserError where `base`, the value of `key`, is neither a folder nor a name on the hub, or holds no such
-    pipeline.
+    components: of which such a pipeline is made. Raises UserError where `base`, the value of `key`, is neither a folder
+    nor a name on the hub, or holds no such pipeline, or one that cannot be read and exported as it is.
     """
     folder = folder_of(key, base, (*_SMALL, "*/*.safetensors"))
     index = folder / "model_index.json"
@@ -29,16 +37,48 @@ def pipeline_folder(base: str, pipelines: tuple[str, ...], key: str = "model.bas
         raise UserError(f"{key} '{base}' has no model_index.json: give a diffusers pipeline folder")
     parts = read_json(index)
     check_kind(base, parts, pipelines, key)
-    missing = [name for name in ("vae", "unet", "scheduler") if name not in parts]
+    known = present(parts, components)
+    missing = [name for name in ("vae", "unet", "scheduler") if name not in known]
     if missing:
         raise UserError(f"the pipeline {folder} has no {' and no '.join(missing)}")
     for name in (name for name in parts if name in ("vae", "unet") or name.startswith("text_encoder")):
         weights = [path for path in folder.glob(f"{name}/*.safetensors") if not any(map(path.match, VARIANTS))]
         if not weights or not (folder / name / "config.json").is_file():
             raise UserError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")
-    for name in ("model_index.json", *(name for name in parts if name == Path(name).name != "..")):
+    _stay_within(folder, index, key)
+    for name in known:
+        if not _is_class(parts[name]):
+            raise UserError(f"{index} names no class of {' or '.join(_LIBRARIES[:2])} for '{name}': put one there")
         _stay_within(folder, folder / name, key)
+        _check_files(folder / name)
+    if unknown := sorted(name for name in parts.keys() - {*components} if _is_class(parts[name])):
+        raise UserError(f"{index} has a component that no {parts['_class_name']} has, '{unknown[0][:80]}': remove it")
+    if not (folder / "scheduler/scheduler_config.json").is_file():
+        raise UserError(f"the pipeline {folder} has no scheduler/scheduler_config.json")
     return folder
+
+
+def present(parts: dict[str, Any], components: tuple[str, ...]) -> list[str]:
+    """Return the names of a model_index.json that are components, and not left out by nulls."""
+    return [name for name in components if name in parts and parts[name] not in (None, [None, None])]
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and value[0] in _LIBRARIES and isinstance(value[1], str)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise UserError where a file that a component is loaded from is none, or leads to weights that are elsewhere."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in LOADED and not path.is_file():
+            raise UserError(f"{path} is {'no regular file' if path.exists() else 'a link to nowhere'}: remove it")
+        if path.name.endswith(".safetensors.index.json"):
+            files = read_json(path).get("weight_map")
+            names = {str(name) for name in files.values()} if isinstance(files, dict) else {""}
+            if not all(name and name == Path(name).name for name in names):
+                raise UserError(f"{path} has weights that are not files beside it: put them there under plain names")
+            if missing := sorted(name for name in names if not (folder / name).is_file()):
+                raise UserError(f"{folder / missing[0]} is missing, which {path.name} names")
 
 
 def _stay_within(folder: Path, part: Path, key: str) -> None:

@@ -16,6 +16,10 @@ class StableDiffusion(Family):
     """The family of Stable Diffusion 1.x and 2.x pipelines."""
 
     pipelines = ("StableDiffusionPipeline",)
+    components = (
+        *("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+        *("safety_checker", "feature_extractor", "image_encoder"),
+    )
     text_components = ("text_encoder", "tokenizer")
     text_keys = ("prompt_embeds",)
     preset = "sd15"

@@ -14,6 +14,10 @@ class StableDiffusionXL(Family):
     """The family of Stable Diffusion XL pipelines."""
 
     pipelines = ("StableDiffusionXLPipeline",)
+    components = (
+        *("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
+        *("image_encoder", "feature_extractor"),
+    )
     text_components = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     text_keys = ("prompt_embeds", "pooled_prompt_embeds")
     preset = "sdxl"

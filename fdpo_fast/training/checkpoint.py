@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Checkpoints:
         if first:
             kept = sorted(number for number in self._own() if number <= step)[-self.keep :]
             for number, path in resumption.listed(self.folder).items():
-                if number <= step and number not in kept and path.is_dir():
+                if number <= step and number not in kept and path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
         dist.barrier()
 
@@ -102,7 +103,8 @@ class Checkpoints:
         if plain:
             _let_go(engine.module)
             options = {"custom_load_fn": _adopt_weights, "load_optimizer_states": False}
-        path, state = engine.load_checkpoint(str(self.folder), tag=checkpoint.name, **options)
+        with _told(checkpoint):
+            path, state = engine.load_checkpoint(str(self.folder), tag=checkpoint.name, **options)
         if path is None:
             raise UserError(f"the checkpoint {checkpoint} cannot be loaded: it is incomplete")
         if plain:
@@ -118,6 +120,23 @@ class Checkpoints:
         if dist.get_rank() == 0 and self.latest() != checkpoint.name:
             self._point_to(checkpoint.name)
         dist.barrier()
+
+
+@contextmanager
+def _told(checkpoint: Path) -> Iterator[None]:
+    """Turn what torch and DeepSpeed say of a checkpoint that nothing could check before into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if checksums.facts_of(checkpoint):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the checkpoint {checkpoint} cannot be loaded ({reason}): it may be damaged, and has no {checksums.NAME} "
+            "to tell; take another by --resume-from, or name another train.output_dir"
+        ) from None
 
 
 def _shapes(engine: DeepSpeedEngine) -> str:

@@ -20,8 +20,8 @@ LATEST = "latest"
 """The file that names the checkpoint a resumed run goes on from."""
 PARTIAL = ".step.partial"
 """The name of a checkpoint while the ranks write it: it has its own once all have, so that a kill leaves no half."""
-_NAME = re.compile(r"step-(\d{6,})")
-_ASKED = re.compile(r"(?:step-)?(\d+)")
+_NAME = re.compile(r"step-([0-9]{6,18})")
+_ASKED = re.compile(r"(?:step-)?([0-9]{1,18})")
 _TRANSPORT = {
     *("overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions"),
     *("allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
@@ -43,14 +43,17 @@ def name_of(step: int) -> str:
 
 def listed(folder: Path) -> dict[int, Path]:
     """Return the checkpoints in a folder by the steps behind them, ascending; what has another name is none."""
-    found = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+    matches = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    found = {int(match[1]): path for match, path in matches if path.name == name_of(int(match[1]))}
     return dict(sorted(found.items()))
 
 
 def pointed(folder: Path) -> Path | None:
     """Return the checkpoint that `latest` names; None where it names none that is there."""
     try:
-        name = (folder / LATEST).read_text().strip()
+        if not (point := folder / LATEST).is_file() or point.stat().st_size > 100:
+            return None
+        name = point.read_text().strip()
     except (OSError, UnicodeDecodeError):
         return None
     return next((path for path in listed(folder).values() if path.name == name), None)
@@ -130,7 +133,12 @@ def _chosen(folder: Path, resume: bool | str) -> Path | None:
 def _damage(checkpoint: Path, rank: Rank) -> str | None:
     """Return what is wrong with a checkpoint, of which each rank reads a part. Collective."""
     found = agreed(lambda: checksums.damage(checkpoint, rank.index, rank.count))
-    return next((words for words in found if words), None)
+    if words := next((words for words in found if words), None):
+        return words
+    others = [path for path in listed(checkpoint.parent).values() if path != checkpoint]
+    if not (checkpoint / checksums.NAME).exists() and any((path / checksums.NAME).exists() for path in others):
+        return f"it has no {checksums.NAME}, and others of its run have"
+    return None
 
 
 def _fitting(checkpoint: Path, config: Config, ranks: int) -> Start:

@@ -57,7 +57,9 @@ class Trainer:
 
         self.checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
         begin = start(self.checkpoints.folder, resume, config, rank)
-        before = read_json(folder / "data.json").get("caches", {}) if begin else {}
+        before = _caches_before(folder / "data.json") if begin else {}
+        if begin and not before:
+            self.warn(f"{folder / 'data.json'} is missing: nothing tells whether the data are those of before")
         prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
         self.config, self.family, self.data = config, family, data = prepared.config, prepared.family, prepared.data
         rank.say(f"data: {describe(data.report)}")
@@ -263,6 +265,16 @@ class Trainer:
         if self.writer:
             self.writer.trackers.close()
         dist.barrier()
+
+
+def _caches_before(file: Path) -> dict[str, str]:
+    """Return the names of the caches by kind with which a run has begun; UserError where its file does not say."""
+    caches = read_json(file).get("caches", {}) if file.exists() else {}
+    if not isinstance(caches, dict) or not all(isinstance(name, str) for name in caches.values()):
+        raise UserError(
+            f"{file} does not say with which caches the run has begun: delete it to go on with those of now"
+        )
+    return caches
 
 
 def figures(record: dict) -> str:

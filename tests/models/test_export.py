@@ -224,13 +224,16 @@ def test_what_no_pipeline_loads_is_not_exported(bases, tmp_path):
     for name in ("pytorch_model.bin", "setup.py", "diffusion_pytorch_model.fp16.safetensors"):
         (base / "vae" / name).write_text("x")
     index = base / "model_index.json"
-    index.write_text(json.dumps(read_json(index) | {"../secret": [None, None], "..": [None, None]}))
+    index.write_text(json.dumps(read_json(index) | {name: [None, None] for name in ("../secret", "..", "", "keys")}))
+    (base / "keys").mkdir()
+    (base / "keys/private.txt").write_text("x")
+    (base / "top.json").write_text("{}")
     made, unet = trained_policy(base, "sd", "full", 1e-2)
     export(made, iter(named(unet)), None, tmp_path / "out")
     left = {file.relative_to(base) for file in base.rglob("*") if file.is_file()}
     written = {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*") if file.is_file()}
     assert {path.name for path in left - written} == {
-        "pytorch_model.bin", "setup.py", "diffusion_pytorch_model.fp16.safetensors"
+        "pytorch_model.bin", "setup.py", "diffusion_pytorch_model.fp16.safetensors", "private.txt", "top.json"
     }  # fmt: skip
     assert written - left == {(tmp_path / checksums.NAME).relative_to(tmp_path)}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -79,16 +80,18 @@ def test_a_base_that_is_no_pipeline_is_found_without_processes(tmp_path):
         find(Model(family="sd", base=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["link", "vae", "vae/diffusion_pytorch_model.safetensors", "..", "link/../../secret"])
+@pytest.mark.parametrize(
+    "name", ["link", "vae", "vae/diffusion_pytorch_model.safetensors", "..", "", "link/../../secret"]
+)
 def test_a_base_that_leads_out_of_its_folder_is_refused_before_training(pipelines, tmp_path, name):
     """What lies there would be published by the export."""
     base = shutil.copytree(pipelines["sd"], tmp_path / "base")
     secret = tmp_path / "secret"
     shutil.copytree(base / "vae", secret)
     index = base / "model_index.json"
-    index.write_text(json.dumps(read_json(index) | {name: [None, None]}))
+    index.write_text(json.dumps({name: [None, None]} | read_json(index)))
     target = base / name
-    if name in ("..", "link/../../secret"):  # no name of a component: it is neither read nor written
+    if "vae" not in name:  # no name of a component: it is neither read nor written
         (base / "link").symlink_to(secret)
         find(Model(family="sd", base=str(base)))
         return
@@ -97,6 +100,43 @@ def test_a_base_that_leads_out_of_its_folder_is_refused_before_training(pipeline
     target.unlink(missing_ok=True)
     target.symlink_to(secret / name.partition("/")[2])
     with pytest.raises(UserError, match=r"is a link out of model\.base"):
+        find(Model(family="sd", base=str(base)))
+
+
+def alter(base, **parts):
+    index = base / "model_index.json"
+    index.write_text(json.dumps(read_json(index) | parts))
+
+
+def shards(base, name):
+    for path in (base / "text_encoder").glob("*.safetensors"):
+        path.rename(path.with_name("plain.safetensors"))
+    index = base / "text_encoder/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "plain.safetensors", "b": name}}))
+
+
+HARMS = {
+    "scheduler/scheduler_config.json": lambda base: shutil.rmtree(base / "scheduler"),
+    "no class of diffusers or transformers for 'scheduler'": lambda base: alter(base, scheduler=5),
+    "for 'text_encoder'": lambda base: alter(base, text_encoder=["subprocess", "Popen"]),
+    "no StableDiffusionPipeline has, 'keys'": lambda base: alter(base, keys=["diffusers", "AutoencoderKL"]),
+    "has no vae": lambda base: alter(base, vae=[None, None]),
+    "weights that are not files beside it": lambda base: shards(base, "../../secret/t.safetensors"),
+    "gone.safetensors is missing, which model.safetensors.index.json names": lambda base: shards(
+        base, "gone.safetensors"
+    ),
+    "notes.json is no regular file": lambda base: (base / "tokenizer/notes.json").mkdir(),
+    "y.txt is no regular file": lambda base: os.mkfifo(base / "tokenizer/y.txt"),
+    "x.json is a link to nowhere": lambda base: (base / "tokenizer/x.json").symlink_to("nowhere.json"),
+}
+
+
+@pytest.mark.parametrize("says", HARMS)
+def test_a_base_that_cannot_be_exported_is_refused_before_training(pipelines, tmp_path, says):
+    base = shutil.copytree(pipelines["sd"], tmp_path / "base")
+    find(Model(family="sd", base=str(base)))
+    HARMS[says](base)
+    with pytest.raises(UserError, match=re.escape(says)):
         find(Model(family="sd", base=str(base)))
 
 

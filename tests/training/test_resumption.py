@@ -1,6 +1,7 @@
 """What a resumed run finds: checkpoints that nothing points to, damaged ones, and those of another configuration."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def names(checkpoints):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "\n", "step-000008\n", "step-6", b"\xff\xfe", "../checkpoints/step-000006"]
+    "content", [None, "", "\n", "step-000008\n", "step-6", "step-0000006", b"\xff\xfe", "../checkpoints/step-000006"]
 )
 def test_checkpoints_without_a_pointer_are_a_choice(run, checkpoints, refused, content):
     point = checkpoints / "latest"
@@ -73,10 +74,10 @@ def test_a_pointer_to_nothing_is_told(run, checkpoints, refused):
 
 
 def test_what_lies_beside_checkpoints_is_left_alone(run, checkpoints, launch):
-    others = ["step-000008.bak", "step-7", "step-", "step-00000x", "notes.txt"]
-    for name in others[:2]:
+    others = ["step-0000002", "step-000008.bak", "step-7", "step-٠٠٠٠٠٦", "step-", "step-00000x", "notes.txt"]
+    for name in others[:4]:
         shutil.copytree(checkpoints / "step-000006", checkpoints / name)
-    for name in others[2:]:
+    for name in others[4:]:
         (checkpoints / name).touch()
     run["train"]["max_steps"] = 8
     assert "warning" not in launch(run, "--resume").stdout
@@ -297,3 +298,46 @@ def test_what_orders_states_otherwise_is_refused(raw_config, launch, tmp_path):
     raw["deepspeed"]["zero_optimization"]["round_robin_gradients"] = True
     said = launch(raw, "--resume", ranks=2, check=False).stderr
     assert 'cannot be read with another deepspeed.zero_optimization ({} -> {"round_robin_gradients": true})' in said
+
+
+def test_what_is_no_file_is_not_waited_for(run, checkpoints, refused):
+    (checkpoints / "latest").unlink()
+    os.mkfifo(checkpoints / "latest")
+    assert "'latest' names none of them" in refused()
+    (checkpoints / "step-000006" / checksums.NAME).unlink()
+    os.mkfifo(checkpoints / "step-000006" / checksums.NAME)
+    assert "is not as it was written; the newest whole one is step-000004" in refused("--resume-from", "6")
+
+
+def test_checksums_that_are_gone_are_missed(run, checkpoints, refused):
+    """Beside others that have them; where none has, what cannot be loaded is told as well."""
+    (checkpoints / "step-000006" / checksums.NAME).unlink()
+    assert "it has no checksums.json, and others of its run have" in refused()
+    for path in checkpoints.glob("step-*/" + checksums.NAME):
+        path.unlink()
+    for path in checkpoints.glob("step-000006/mp_*"):
+        os.truncate(path, 1000)
+    assert "step-000006 cannot be loaded (" in refused()
+
+
+def test_data_that_no_longer_tell_their_caches(run, launch, refused):
+    file = Path(run["train"]["output_dir"]) / "data.json"
+    for content in ('{"caches": 5}', '{"caches": {"pairs": 5}}'):
+        file.write_text(content)
+        assert "does not say with which caches the run has begun" in refused()
+    file.unlink()
+    assert "data.json is missing: nothing tells" in launch(run, "--resume").stdout
+
+
+@pytest.mark.parametrize("words", ["", "9" * 5000, "٤", "step-6.bak"])
+def test_a_checkpoint_that_is_asked_for_wrongly(refused, words):
+    assert "--resume-from '" in refused("--resume-from", words)
+
+
+def test_a_link_in_a_checkpoints_place_is_not_removed(run, checkpoints, launch, tmp_path):
+    (checkpoints / "step-000002").rename(tmp_path / "elsewhere")
+    (checkpoints / "step-000002").symlink_to(tmp_path / "elsewhere")
+    run["train"] |= {"max_steps": 8, "keep_checkpoints": 1}
+    launch(run, "--resume")
+    assert (checkpoints / "step-000002").is_symlink()
+    assert (checkpoints / "step-000008").is_dir()
