@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 _ROOM = "make room there"
+_LARGER = "allow larger files (`ulimit -f unlimited`), or name a place on another disk"
 _RIGHTS = "give it the rights, or name another place"
+_IN_THE_WAY = "move what has that name"
 REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
-    errno.EFBIG: "allow larger files (`ulimit -f unlimited`), or name a place on another disk",
+    errno.EFBIG: _LARGER,
     errno.EMFILE: "allow more open files (`ulimit -n 65536`)",
     errno.ENFILE: "let the machine open more files (fs.file-max)",
     errno.EROFS: "name a place that can be written",
@@ -22,6 +25,9 @@ REMEDIES = {
     errno.EPERM: _RIGHTS,
     errno.EIO: "its disk may be failing: look after it",
     errno.ESTALE: "its disk has been away: try again",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
 }
 """The errors by which a machine refuses, whatever program asks, and what to do about each."""
 _BY_LENGTH = sorted(REMEDIES, key=lambda number: -len(os.strerror(number)))  # one's words begin another's
@@ -43,6 +49,8 @@ def of_machine(error: BaseException, place: Path | None = None) -> str | None:
         if number is not None:
             return f"{os.strerror(number)}{at}; {REMEDIES[number]}"
         if any(words in str(cause) for words in _OF_TORCH):
+            if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+                return f"a file was not written to its end, as one beyond the limit of its size{at}; {_LARGER}"
             return f"a file was not written to its end, as on a full disk{at}; {_ROOM}"
     return None
 

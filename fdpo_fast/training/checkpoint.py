@@ -35,6 +35,8 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self.start, self.written = 0, set[int]()
         """Where this run began, and what it has written since: its own way."""
+        self.base: str | None = None
+        """The digest of what the run is trained on or beside, where no cache holds it to that."""
 
     def latest(self) -> str | None:
         """Return the name of the checkpoint that a resumed run goes on from."""
@@ -77,7 +79,7 @@ class Checkpoints:
         parts = agreed(lambda: checksums.sums(partial, mine))
         if first:
             whole = {name: found for part in parts for name, found in part.items()}
-            facts = {"step": step, "ranks": dist.get_world_size(), "trained": _shapes(engine)}
+            facts = {"step": step, "ranks": dist.get_world_size(), "trained": _shapes(engine), "base": self.base}
             checksums.write(partial, whole, **facts)
             if (self.folder / tag).is_file():  # in the place of a checkpoint
                 (self.folder / tag).unlink()
@@ -97,6 +99,11 @@ class Checkpoints:
         if checksums.facts_of(checkpoint).get("trained", _shapes(engine)) != _shapes(engine):
             raise UserError(
                 f"the checkpoint {checkpoint} is of another model: what is trained has other names or shapes"
+            )
+        if checksums.facts_of(checkpoint).get("base", self.base) not in (None, self.base):
+            raise UserError(
+                f"the checkpoint {checkpoint} was trained on another denoiser than model.base has now: put it back, or "
+                "start a new train.output_dir"
             )
         options: dict[str, Any] = {}
         plain = is_plain(engine)

@@ -16,7 +16,7 @@ from fdpo_fast.cache.open import cache_root, caches_of, look_for, reference_mode
 from fdpo_fast.cache.report import describe, warnings
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.distributed import StopSignal, check_shared, ranks_here, start_processes
+from fdpo_fast.distributed import StopSignal, agreed, check_shared, ranks_here, start_processes
 from fdpo_fast.files import read_json, replacing
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory import needs
@@ -71,6 +71,8 @@ class Trainer:
                 f"{config.train.pairs_per_step}: a step of such a shape repeats pairs"
             )
 
+        if config.model.train == "lora" or config.reference.mode == "live":  # a cache would tell of another denoiser
+            self.checkpoints.base = agreed(lambda: None if rank.index else family.denoiser_digest())[0]
         forget_caching(rank.device)
         rank.say("loading the base")
         self.policy = policy.make(config, family, rank)

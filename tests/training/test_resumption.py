@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fdpo_fast import checksums
+from tests.helpers.pictures import difficult_rows, write
 from tests.helpers.training import run_of, weights
 
 
@@ -341,3 +343,17 @@ def test_a_link_in_a_checkpoints_place_is_not_removed(run, checkpoints, launch, 
     launch(run, "--resume")
     assert (checkpoints / "step-000002").is_symlink()
     assert (checkpoints / "step-000008").is_dir()
+
+
+def test_an_adapter_goes_on_with_its_own_base(tiny_config, pipelines, launch, tmp_path):
+    base = shutil.copytree(pipelines["sd"], tmp_path / "base")
+    raw = tiny_config("sd", write(tmp_path / "pairs.parquet", difficult_rows(12)))
+    raw["model"] |= {"base": str(base), "train": "lora"}
+    raw["train"]["max_steps"] = 3
+    launch(raw)
+    file = base / "unet/diffusion_pytorch_model.safetensors"
+    save_file({name: 1.5 * weight for name, weight in load_file(file).items()}, file)
+    raw["train"]["max_steps"] = 6
+    done = launch(raw, "--resume", check=False)
+    assert done.returncode
+    assert "was trained on another denoiser than model.base has now" in done.stderr
