@@ -25,7 +25,7 @@ def run(folder: Path) -> None:
     folder = folder.expanduser()
     alone = (folder / checksums.NAME).is_file()
     found = [folder] if alone else [folder / "export", *sorted(folder.glob("**/step-*[0-9]"))]
-    found = [path for path in found if path.exists()]
+    found = [path for path in found if path.exists() and not path.is_symlink()]
     if not found:
         raise UserError(f"{folder} has neither an export nor checkpoints, and no {checksums.NAME}")
     damaged = []

@@ -72,9 +72,12 @@ def _are(found: object, kind: type) -> bool:
 
 
 def _are_figures(found: dict) -> bool:
-    return all(
-        value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in found.values()
-    )
+    return all(value is None or _is_figure(value) for value in found.values())
+
+
+def _is_figure(value: object) -> bool:
+    """Say whether a value is a number that a float can hold; JSON's integers have no end."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
 
 
 def _is_count(found: object) -> bool:

@@ -122,6 +122,7 @@ BROKEN = {
     "a step in words": b'{"step": "3"}',
     "a step before the first": b'{"step": -1}',
     "a step of a thousand digits": b'{"step": ' + b"9" * 1000 + b"}",
+    "a figure of four hundred digits": b'{"step": 3, "loss": ' + b"9" * 400 + b"}",
     "a figure in words": b'{"step": 3, "loss": "low"}',
     "a figure that is true": b'{"step": 3, "loss": true}',
     "bins that are none": b'{"step": 3, "bins": {"a": 1}}',

@@ -221,7 +221,7 @@ def files_of_records(root: Path, bounds: Bounds) -> list[str]:
     names = patiently(lambda: sorted(path.name for path in root.iterdir()), printable(str(root)))
     inside = [root / name for name in names if not hidden(name)]
     below = [f"{path.name}/{METADATA}" for path in inside if _is_split(path, bounds)]
-    return below or [path.name for path in inside if path.suffix.lower() in SUFFIXES and _has_pairs(path)]
+    return below or [path.name for path in inside if _is_records(path, bounds)]
 
 
 SUFFIXES = (".json", ".jsonl")
@@ -229,6 +229,10 @@ SUFFIXES = (".json", ".jsonl")
 
 def _is_split(path: Path, bounds: Bounds) -> bool:
     return bounds.hold(path) and is_folder(path) and is_file(path / METADATA)
+
+
+def _is_records(path: Path, bounds: Bounds) -> bool:
+    return path.suffix.lower() in SUFFIXES and bounds.hold(path) and _has_pairs(path)
 
 
 def _has_pairs(path: Path) -> bool:
