@@ -74,7 +74,8 @@ def check_kinds(folder: Path) -> None:
     """Raise UserError where something in a run's folder has the name of what the run writes, and is of another kind."""
     for name in (*FOLDERS, *FILES):
         path = folder / name
-        if os.path.lexists(path) and not (path.is_dir() if name in FOLDERS else path.is_file()):
+        fits = path.is_dir() if name in FOLDERS else path.is_file()
+        if os.path.lexists(path) and not fits or (name == "export" and path.is_symlink()):  # a link is not replaced
             kind = "folder" if name in FOLDERS else "file"
             raise UserError(f"{path} is in the way of the {kind} of that name, which the run writes: move it")
 

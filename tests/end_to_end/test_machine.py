@@ -107,6 +107,14 @@ def test_what_is_in_the_way_is_found_before_training(raw_config, command, tmp_pa
             command(raw_config, "train", "--resume")
 
 
+def test_an_export_that_is_a_link_is_found_before_training(raw_config, command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run/export").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit, match="export is in the way of the folder of that name"):
+        command(raw_config, "train", "--resume")
+
+
 def listening(process):
     """The addresses that a process listens on, other than those that only this machine reaches."""
     found = {socket.laddr.ip for socket in psutil.Process(process.pid).net_connections() if socket.status == "LISTEN"}
