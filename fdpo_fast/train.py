@@ -75,7 +75,7 @@ def check_kinds(folder: Path) -> None:
     for name in (*FOLDERS, *FILES):
         path = folder / name
         fits = path.is_dir() if name in FOLDERS else path.is_file()
-        if os.path.lexists(path) and not fits or (name == "export" and path.is_symlink()):  # a link is not replaced
+        if (os.path.lexists(path) and not fits) or (name == "export" and path.is_symlink()):  # a link is not replaced
             kind = "folder" if name in FOLDERS else "file"
             raise UserError(f"{path} is in the way of the {kind} of that name, which the run writes: move it")
 
