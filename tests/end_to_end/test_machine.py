@@ -124,6 +124,8 @@ def listening(process):
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_terminal_that_closes_leaves_a_checkpoint(raw_config, write_config, tmp_path, number):
     """As a signal to end does; and a process by itself is reached from no other machine."""
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("it is ignored here, as under nohup")
     raw_config["train"] |= {"max_steps": 100_000, "checkpoint_every": 100_000}
     raw_config["log"]["every"] = 1
     records = tmp_path / "run/metrics.jsonl"
