@@ -67,7 +67,12 @@ def prepare(
     quiet_libraries()
     folder.mkdir(parents=True, exist_ok=True)
     presets.scheduler().save_pretrained(folder / "scheduler")
-    index = {"_class_name": presets.PRESETS[preset]["pipeline"], "vae": [], "unet": [], "scheduler": []}
+    index = {
+        "_class_name": presets.PRESETS[preset]["pipeline"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index))
     with torch.device("meta"):  # the plan of memory looks at their configurations
         for name in (name for name in presets.PRESETS[preset] if name.startswith("text_encoder")):
