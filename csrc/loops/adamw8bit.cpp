@@ -193,7 +193,7 @@ class Stepper {
       F32 m = kept_m + rates.one_minus_beta1 * g, v = kept_v + rates.one_minus_beta2 * g * g;
       const F32 p = data.at(i);
       put(i, p - (rates.decay * p + rates.step_size * m / (square_root(v) + rates.eps)));
-      // what float32 cannot hold is forgotten: a block's other codes would be lost beside it, and 0 times it is no number
+      // what float32 cannot hold is forgotten: other codes of its block would be lost, and 0 times it is no number
       const U32 held = (U32)(v <= F32{} + kLargest);
       m = (F32)((U32)m & held);
       v = (F32)((U32)v & held);
