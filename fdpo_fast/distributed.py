@@ -71,7 +71,7 @@ def start_processes() -> Rank:
             store = dist.HashStore()  # type: ignore[attr-defined]  # in torch's manual, not in its types
             dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
             atexit.register(_leave)
-    if os.environ["WORLD_SIZE"] == "1":
+    if os.environ.get("WORLD_SIZE") == "1":
         for variable in ("NCCL_MIN_NCHANNELS", "NCCL_MAX_NCHANNELS"):
             os.environ.setdefault(variable, "1")  # nothing is sent: on an H200 NCCL then takes 0.17 GiB, not 0.54
     if not cuda:
