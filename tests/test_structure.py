@@ -25,6 +25,7 @@ def imports(path):
 
 
 FILES = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob("*.py")}
+HIDDEN = sys.stdlib_module_names  # a script's folder comes first on its path
 SOURCES = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
 
@@ -54,6 +55,13 @@ def test_bars_and_their_lines_are_made_in_one_place():
 def test_files_stay_short():
     sources = [*FILES.values(), *SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     assert {path.name: n for path in sources if (n := len(path.read_text().splitlines())) > 300} == {}
+
+
+def test_no_script_has_a_neighbour_that_hides_a_standard_module():
+    tracked = {path for folder in ("fdpo_fast", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")}
+    scripts = {path.parent for path in tracked if 'if __name__ == "__main__"' in path.read_text()}
+    names = {f"{path.parent.name}/{path.name}" for path in tracked if path.parent in scripts and path.stem in HIDDEN}
+    assert names == set()
 
 
 def test_nothing_is_imported_from_a_test_file():

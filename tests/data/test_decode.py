@@ -13,7 +13,7 @@ from PIL import Image
 
 from fdpo_fast.data import decode as module
 from fdpo_fast.data.decode import SUFFIXES, Unreadable, decode, size_of
-from tests.helpers.encodings import (
+from tests.helpers.encoded import (
     MODES,
     NOISE,
     P3,

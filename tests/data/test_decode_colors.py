@@ -11,7 +11,7 @@ from PIL import Image
 
 from fdpo_fast.data import decode as module
 from fdpo_fast.data.decode import decode, size_of
-from tests.helpers.encodings import (
+from tests.helpers.encoded import (
     DEEP,
     NOISE,
     P3,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fdpo_fast.data.decode import TURNS, decode, size_of
-from tests.helpers.encodings import NOISE, STRANGE, TURNED, chunk, tiff
+from tests.helpers.encoded import NOISE, STRANGE, TURNED, chunk, tiff
 from tests.helpers.pictures import encoded
 
 

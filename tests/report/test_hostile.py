@@ -10,7 +10,7 @@ from PIL import Image
 from fdpo_fast.config.run import Config
 from fdpo_fast.report.data import check
 from tests.helpers import ROOT
-from tests.helpers.html import Elements, holds_itself
+from tests.helpers.elements import Elements, holds_itself
 from tests.helpers.pictures import BLUE, RED
 
 WORDS = {

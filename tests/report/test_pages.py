@@ -22,7 +22,7 @@ from fdpo_fast.report.show import parts, report
 from fdpo_fast.report.words import FIGURES
 from fdpo_fast.training.samples import Layout, side_by_side
 from tests.helpers.comparison import CONFIG, comparison
-from tests.helpers.html import Elements, holds_itself
+from tests.helpers.elements import Elements, holds_itself
 from tests.helpers.run import written
 
 
