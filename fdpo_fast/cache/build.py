@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from fdpo_fast.cache.shards import Shard
@@ -24,6 +23,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, check_equal
 from fdpo_fast.files import clear_partial, digest, make_folder, read_json, replacing
+from fdpo_fast.locks import FolderLock
 from fdpo_fast.progress import Bar, progress
 
 _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
@@ -140,10 +140,10 @@ class Builder:
             return
         with writing(folder):
             make_folder(folder)
-            lock = FileLock(folder / ".lock")
+            lock = FolderLock(folder, ".lock")
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
+                lock.acquire(patience=0)
+            except BlockingIOError:
                 self.rank.say(f"another run is filling {folder}: waiting for it")
                 lock.acquire()
         try:

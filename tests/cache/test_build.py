@@ -74,7 +74,8 @@ def test_ranks_share_the_work(group, tmp_path):
     assert made == {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
 
 
-def test_a_second_run_waits_for_the_first(tmp_path, capsys):
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_second_run_waits_for_the_first_whose_lock_may_be_deleted(tmp_path, capsys, deleted):
     entered, leave, made = threading.Event(), threading.Event(), []
 
     def slow(shard, bar):
@@ -90,6 +91,8 @@ def test_a_second_run_waits_for_the_first(tmp_path, capsys):
     first = threading.Thread(target=lambda: Builder(tmp_path, rank()).build(cache(slow)))
     first.start()
     entered.wait(timeout=60)
+    if deleted:
+        next(tmp_path.glob("kind-*/.lock")).unlink()
     second = threading.Thread(target=lambda: Builder(tmp_path, rank()).build(cache(quick)))
     second.start()
     second.join(timeout=1)
