@@ -48,6 +48,10 @@ def test_a_run_and_its_parts(raw_config, command, write_config, capsys):
         said = ends(words)
         assert f"{part} is damaged: " in said
         assert "where that was changed on purpose, delete" in said
+    latest = run / "checkpoints/latest"
+    latest.write_text("step-000009\n")
+    assert ends(["verify", str(run)]) == f"fdpo verify: damaged: {parts[0]}, {parts[2]}, {latest}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{latest}: it names no checkpoint that is there"
     shutil.rmtree(run / "export")
     shutil.rmtree(run / "checkpoints")
     assert "has neither an export nor checkpoints" in ends(["verify", str(run)])
