@@ -225,10 +225,14 @@ class Writer:
             partial.write_text("".join(map(_line, kept)))
         self.trackers = Trackers(settings, folder, first_step)
 
-    def write(self, records: list[dict]) -> None:
-        """Add records to `metrics.jsonl` and to the trackers; UserError where the run's folder is another by now."""
+    def write(self, records: list[dict]) -> str | None:
+        """Add records to `metrics.jsonl` and to the trackers; say in a sentence if those before have gone.
+
+        Raises UserError where the run's folder is another by now.
+        """
         if not os.path.samestat(self.place, self.path.parent.stat()):
             raise UserError(gone(self.path.parent))
+        lost = None if self.path.exists() else records[0]["step"]
         with self.path.open("a") as file:
             file.writelines(map(_line, records))
         flush(self.path)  # before the checkpoint behind them
@@ -239,3 +243,4 @@ class Writer:
                 values |= {f"{name}/t{low}-{high}": part[name] for name in BY_TIMESTEP}
             self.trackers.scalars(record["step"], values)
         self.trackers.flush()
+        return f"{self.path} has been moved or deleted: it begins anew, with step {lost}" if lost is not None else None

@@ -219,8 +219,8 @@ class Trainer:
         if self.warnings:
             records[-1]["warnings"] = self.warnings.copy()
             self.warnings.clear()
-        if self.writer:
-            self.writer.write(records)
+        if self.writer and (words := self.writer.write(records)):
+            self.warn(words)
         return figures(records[-1])
 
     def _stop(self, step: int, number: int) -> NoReturn:

@@ -154,8 +154,11 @@ def test_a_resumed_writer_says_what_is_missing(tmp_path, lines):
     writer = Writer(tmp_path, 3, Log(tensorboard=False), {})
     there = 1 if lines else 0
     assert writer.lacking.endswith(f"metrics.jsonl lacks the records of {3 - there} of the 3 steps so far")
-    writer.write([{"step": 3, "loss": 0.5}])
+    assert writer.write([{"step": 3, "loss": 0.5}]) is None
     assert [record["step"] for record in read_records(tmp_path)] == [*range(there), 3]
+    (tmp_path / "metrics.jsonl").unlink()
+    assert "has been moved or deleted: it begins anew, with step 4" in writer.write([{"step": 4, "loss": 0.5}])
+    assert [record["step"] for record in read_records(tmp_path)] == [4]
 
 
 def test_metrics_that_are_no_file_are_a_sentence(tmp_path):
