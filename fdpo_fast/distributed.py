@@ -182,14 +182,21 @@ def _appears(file: Path, seconds: float = 10) -> bool:
 
 
 def agreed(work: Callable[[], Found]) -> list[Found]:
-    """Do a work on every rank; return what each has found. A UserError of any is one of all. Collective."""
-    found, error = None, None
+    """Do a work on every rank; return what each has found. A UserError of any is one of all. Collective.
+
+    What else a rank meets it raises itself, once the others know: they end by a UserError rather than wait for it.
+    """
+    found, error, own = None, None, None
     try:
         found = work()
     except UserError as raised:
         error = str(raised)
+    except Exception as raised:
+        error, own = f"rank {dist.get_rank()} has failed: {raised}", raised
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, (found, error))
+    if own:
+        raise own
     if said := [error for _, error in told if error is not None]:
         raise UserError(said[0])
     return [found for found, _ in told]

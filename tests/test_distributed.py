@@ -10,7 +10,9 @@ from importlib import import_module
 import psutil
 import pytest
 
+from fdpo_fast.config.errors import UserError
 from tests.helpers import ROOT
+from tests.helpers.ranks import together
 
 
 def test_a_guard_that_a_killed_build_left_behind_does_not_hold_up(tmp_path, monkeypatch):
@@ -69,3 +71,30 @@ def test_another_interface_may_be_named():
     if name is None:
         pytest.skip("this machine has the loopback interface alone")
     assert sockets(GLOO_SOCKET_IFNAME=name) == {(addresses[name][0], name)}
+
+
+def _meet(failing):
+    """Be a rank that agrees with another, of which the first meets a full disk."""
+    from fdpo_fast.distributed import agreed, start_processes
+
+    rank = start_processes()
+
+    def work():
+        if rank.index == 0:
+            raise failing("no space left")
+
+    try:
+        agreed(work)
+    except (UserError, OSError) as error:
+        print(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("failing", "second"),
+    [(UserError, "UserError: no space left"), (OSError, "UserError: rank 0 has failed: no space left")],
+)
+def test_what_a_rank_meets_ends_the_others_too(tmp_path, failing, second):
+    done = together(2, _meet, (failing,), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{failing.__name__}: no space left" in done.stdout.splitlines()
+    assert second in done.stdout.splitlines()
