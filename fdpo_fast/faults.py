@@ -44,7 +44,8 @@ def of_machine(error: BaseException, place: Path | None = None) -> str | None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number not in REMEDIES:
             number = next((one for one in _BY_LENGTH if os.strerror(one) in str(cause)), None)
-        where = getattr(cause, "filename", None) or place
+        # of a file that was to take another's place that other's name
+        where = getattr(cause, "filename2", None) or getattr(cause, "filename", None) or place
         at = f": {where}" if where else ""
         if number is not None:
             return f"{os.strerror(number)}{at}; {REMEDIES[number]}"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
 from fdpo_fast.files import read_json
 from fdpo_fast.training.records import Records, read_metrics
 
@@ -18,9 +20,15 @@ class Run:
     folder: Path
 
     @cached_property
+    def config(self) -> Config:
+        """Read the configuration of the run; UserError where it cannot be."""
+        return load(self.folder / "config.json")
+
+    @cached_property
     def metrics(self) -> Records:
-        """Read the records of every step that is on disk."""
-        return read_metrics(self.folder)
+        """Read the records of every step that is on disk, of a run of a comparison maybe without its configuration."""
+        begun = (self.folder / "config.json").exists()
+        return read_metrics(self.folder, *([self.config.train.max_steps] if begun else []))
 
     @property
     def records(self) -> list[dict]:

@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic_core import PydanticUndefined
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.section import Section
 from fdpo_fast.files import read_json
@@ -36,7 +35,7 @@ def report(folder: Path) -> None:
 
 def parts(run: Run) -> Iterator[Part]:
     """Yield the parts of a page about a run that is finished or still training."""
-    config = load(run.folder / "config.json")
+    config = run.config
     done, total = run.done, config.train.max_steps
     yield Part(
         "Where it stands",
@@ -79,7 +78,7 @@ def _state(run: Run) -> Iterator[str]:
     if peak == peak:
         yield f"Peak memory of the first rank so far: {peak:.2f} GiB."
     if out := run.metrics.left_out:
-        yield f"Left out: {out} lines of metrics.jsonl that are no records, or of a step that is there twice."
+        yield f"Left out: {out} lines of metrics.jsonl that are no record of a step, or of one that is there twice."
     if not run.records:
         yield "Nothing is written yet."
         return

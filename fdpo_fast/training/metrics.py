@@ -218,7 +218,7 @@ class Writer:
         self.lacking = ""
         """What of the steps that are done has no record any more, in words."""
         # steps after the checkpoint are about to be taken again
-        kept = [record for record in read_metrics(folder).records if record["step"] < first_step]
+        kept = read_metrics(folder, first_step).records
         if first_step > len(kept):
             self.lacking = f"{self.path} lacks the records of {first_step - len(kept)} of the {first_step} steps so far"
         with replacing(self.path) as partial:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from fdpo_fast.config.errors import UserError
 
 FILE = "metrics.jsonl"
+_MOST = 2**53
+"""More steps than a run takes, and the first integer that a float may not hold."""
 
 
 class Records(NamedTuple):
@@ -17,11 +19,11 @@ class Records(NamedTuple):
 
     records: list[dict]
     left_out: int
-    """Lines that are no record, or of a step that a later line is of too."""
+    """Lines that are no record of a step of the run, or of one that a later line is of too."""
 
 
-def read_metrics(folder: Path) -> Records:
-    """Read the records of a run; a kill, or a run at work, may leave half of the last line, which does not count.
+def read_metrics(folder: Path, steps: int = _MOST) -> Records:
+    """Read the records of a run of so many steps; half of a last line, which a kill or a write leaves, does not count.
 
     Raises UserError where the file cannot be read at all.
     """
@@ -33,9 +35,9 @@ def read_metrics(folder: Path) -> Records:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     whole = [line for line in lines[:-1] if line.strip()]
-    found = [record for line in whole if (record := _record(line))]
+    found = [record for line in whole if (record := _record(line, steps))]
     left_out = len(whole)
-    if last := _record(lines[-1]):
+    if last := _record(lines[-1], steps):
         found.append(last)
         left_out += 1
     by_step = {record["step"]: record for record in found}
@@ -47,13 +49,13 @@ def read_records(folder: Path) -> list[dict]:
     return read_metrics(folder).records
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Read a line, null being NaN; None where it is no record."""
+def _record(line: bytes, steps: int) -> dict[str, Any] | None:
+    """Read a line, null being NaN; None where it is no record of one of so many steps."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not _is_count(record.get("step")):
+    if not isinstance(record, dict) or type(step := record.get("step")) is not int or not 0 <= step < steps:
         return None
     bins, warnings = record.get("bins", []), record.get("warnings", [])
     figures = {key: value for key, value in record.items() if key not in ("bins", "warnings")}
@@ -77,8 +79,4 @@ def _are_figures(found: dict) -> bool:
 
 def _is_figure(value: object) -> bool:
     """Say whether a value is a number that a float can hold; JSON's integers have no end."""
-    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
-
-
-def _is_count(found: object) -> bool:
-    return type(found) is int and 0 <= found < 2**53
+    return isinstance(value, float) or (type(value) is int and abs(value) < _MOST)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fdpo_fast.cli import main
 from fdpo_fast.compare.analysis import COLUMNS, Comparison
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
@@ -163,11 +164,21 @@ def test_a_run_whose_records_are_broken_in_the_middle_has_a_page(tmp_path):
     file = written(tmp_path / "run") / "metrics.jsonl"
     lines = file.read_bytes().splitlines()
     half = lines[7][: len(lines[7]) // 2]
-    file.write_bytes(b"\n".join([*lines[:7], half, b"\x80\xff\0", *lines[8:20], b'{"step": "x"}', *lines[19:], b""]))
+    junk = [b'{"step": "x"}', b'{"step": 40}']
+    file.write_bytes(b"\n".join([*lines[:7], half, b"\x80\xff\0", *lines[8:20], *junk, *lines[19:], b""]))
     report(tmp_path / "run")
     page = (tmp_path / "run/report.html").read_text()
-    assert "Left out: 4 lines of metrics.jsonl" in page
+    assert "Left out: 5 lines of metrics.jsonl" in page
     assert "Step 40 of 40, finished." in page
+
+
+def test_a_folder_in_the_place_of_the_page_stays(tmp_path):
+    run = written(tmp_path / "run")
+    (run / "report.html").mkdir()
+    (run / "report.html/mine.txt").write_text("a user's own")
+    with pytest.raises(SystemExit, match=r"Is a directory: \S+/run/report\.html; move what has that name"):
+        main(["report", str(run)])
+    assert (run / "report.html/mine.txt").read_text() == "a user's own"
 
 
 @pytest.mark.parametrize(
