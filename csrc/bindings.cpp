@@ -28,7 +28,8 @@ struct At {
   operator T*() const { return address; }
 };
 
-// Of pairs there are, every tensor has memory: one whose storage was freed, or a wrapper without, has not.
+// Of pairs there are, every tensor has memory: one whose storage was freed, or a wrapper without, has not. Tensors that
+// may be missing are looked at in Python.
 void check_memory(const Pairs& pairs, std::initializer_list<const void*> tensors) {
   for (const void* address : tensors)
     if (!address && pairs.pairs) throw nb::value_error("a tensor of the loss has no memory: it was freed");
@@ -58,21 +59,24 @@ Layout strided(int dtype, int64_t row_stride, const Triple& sizes, const Triple&
 // How the tensors of a call lie: one object for all calls with the like, as making it anew would cost 2 us.
 struct Batch {
   Pairs pairs;
-  Layout samples, ref, target, out;
-  bool predicted, drawn;  // ref and target are given by errors and by draws without
+  Layout samples, ref, data, out;
+  bool predicted;  // ref is given by predictions, not by errors
 
   Rows rows(const Layout& layout, const void* data) const { return {layout, const_cast<void*>(data)}; }
+
+  Target target(const int64_t* draws, const void* address, const float* on) const {
+    return {rows(data, address), {draws, pairs.pairs}, on};
+  }
 };
 
 Batch batch(int64_t pairs, int64_t elements, bool interleaved, const Layout& samples, const Layout* ref,
-            const Layout* target, const Layout& out) {
+            const Layout* data, const Layout& out) {
   return {{pairs, elements, interleaved},
           samples,
           ref ? *ref : Layout{},
-          target ? *target : Layout{},
+          data ? *data : Layout{},
           out,
-          ref != nullptr,
-          target == nullptr};
+          ref != nullptr};
 }
 
 // A column of addresses, one for each parameter; empty for tensors that none of them has.
@@ -119,7 +123,7 @@ NB_MODULE(_native, m) {
       .def(nb::new_(&strided), nb::kw_only(), "dtype"_a, "row_stride"_a, "sizes"_a, "strides"_a);
   nb::class_<Batch>(m, "Batch")
       .def(nb::new_(&batch), nb::kw_only(), "pairs"_a, "elements"_a, "interleaved"_a, "samples"_a, "ref"_a.none(),
-           "target"_a.none(), "out"_a);
+           "data"_a.none(), "out"_a);
   nb::class_<Objective>(m, "Objective")
       .def(nb::new_([](std::array<double, 4> link, std::array<double, 4> loss_type, double beta, double ratio_scale,
                        bool reduce, bool mean) {
@@ -135,20 +139,18 @@ NB_MODULE(_native, m) {
   m.def(
       "loss_forward",
       [](const Kernels& kernels, int threads, const Batch& batch, const Objective& objective, At<const void> pred,
-         At<const void> ref, At<const void> target, At<const float> weight, float upstream, At<float> loss,
-         At<float> stats, At<void> grad) {
-        check_memory(batch.pairs, {pred.address, ref.address, target.address});
+         At<const void> ref, At<const int64_t> draws, At<const void> data, At<const float> on, At<const float> weight,
+         float upstream, At<float> loss, At<float> stats, At<void> grad) {
+        check_memory(batch.pairs, {pred.address, ref.address});
         nb::gil_scoped_release release;
         const void* ref_errors = batch.predicted ? nullptr : ref.address;
-        const void* draws = batch.drawn ? target.address : nullptr;
         loss_forward(kernels,
                      {.pairs = batch.pairs,
                       .pred = batch.rows(batch.samples, pred),
                       .ref = batch.rows(batch.ref, batch.predicted ? ref.address : nullptr),
-                      .target = batch.rows(batch.target, batch.drawn ? nullptr : target.address),
                       .grad = batch.rows(batch.out, grad),
                       .ref_errors = static_cast<const double*>(ref_errors),
-                      .draws = {static_cast<const int64_t*>(draws), batch.pairs.pairs},
+                      .target = batch.target(draws, data, on),
                       .weight = weight,
                       .objective = objective,
                       .upstream = upstream,
@@ -156,34 +158,33 @@ NB_MODULE(_native, m) {
                       .stats = stats},
                      threads);
       },
-      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "objective"_a, "pred"_a, "ref"_a, "target"_a, "weight"_a,
-      "upstream"_a, "loss"_a, "stats"_a, "grad"_a);
+      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "objective"_a, "pred"_a, "ref"_a, "draws"_a, "data"_a, "on"_a,
+      "weight"_a, "upstream"_a, "loss"_a, "stats"_a, "grad"_a);
 
   m.def(
       "loss_backward",
-      [](const Kernels& kernels, int threads, const Batch& batch, At<const void> pred, At<const void> target,
-         At<const float> coefficients, At<const float> grad_loss, int64_t grad_loss_stride, At<void> grad) {
-        check_memory(batch.pairs, {pred.address, target.address});
+      [](const Kernels& kernels, int threads, const Batch& batch, At<const void> pred, At<const int64_t> draws,
+         At<const void> data, At<const float> on, At<const float> coefficients, At<const float> grad_loss,
+         int64_t grad_loss_stride, At<void> grad) {
+        check_memory(batch.pairs, {pred.address});
         nb::gil_scoped_release release;
-        const void* draws = batch.drawn ? target.address : nullptr;
-        loss_backward(kernels, batch.pairs, batch.rows(batch.samples, pred),
-                      batch.rows(batch.target, batch.drawn ? nullptr : target.address),
-                      {static_cast<const int64_t*>(draws), batch.pairs.pairs}, coefficients, grad_loss,
-                      grad_loss_stride, batch.rows(batch.out, grad), threads);
+        loss_backward(kernels, batch.pairs, batch.rows(batch.samples, pred), batch.target(draws, data, on),
+                      coefficients, grad_loss, grad_loss_stride, batch.rows(batch.out, grad), threads);
       },
-      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "pred"_a, "target"_a, "coefficients"_a, "grad_loss"_a,
-      "grad_loss_stride"_a, "grad"_a);
+      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "pred"_a, "draws"_a, "data"_a, "on"_a, "coefficients"_a,
+      "grad_loss"_a, "grad_loss_stride"_a, "grad"_a);
 
   m.def(
       "add_noise",
       [](const Kernels& kernels, int threads, const Batch& batch, At<const int64_t> draws, At<const void> latents,
-         At<const float> signal, At<const float> sigma, int64_t num_timesteps, At<void> noisy, At<int64_t> timesteps) {
+         At<const float> signal, At<const float> sigma, At<const int64_t> density, int64_t num_timesteps,
+         At<void> noisy, At<int64_t> timesteps) {
         check_memory(batch.pairs, {draws.address, latents.address, signal.address, sigma.address});
         nb::gil_scoped_release release;
-        add_noise(kernels, batch.pairs, {draws, batch.pairs.pairs}, batch.rows(batch.samples, latents), signal, sigma,
-                  num_timesteps, batch.rows(batch.out, noisy), timesteps, threads);
+        add_noise(kernels, batch.pairs, {draws, batch.pairs.pairs}, batch.rows(batch.samples, latents),
+                  {signal, sigma, density, num_timesteps}, batch.rows(batch.out, noisy), timesteps, threads);
       },
-      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "draws"_a, "latents"_a, "signal"_a, "sigma"_a,
+      nb::kw_only(), "kernels"_a, "threads"_a, "batch"_a, "draws"_a, "latents"_a, "signal"_a, "sigma"_a, "density"_a,
       "num_timesteps"_a, "noisy"_a, "timesteps"_a);
 
   m.def(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fdpo_fast.loss.function import FDPOLoss, fdpo_loss, log_ratio_loss
     from fdpo_fast.loss.stats import LossStats
     from fdpo_fast.noise import add_noise, draws, pair_draw
+    from fdpo_fast.ops.target import Target
     from fdpo_fast.optim import AdamW8bit
 
     __version__: str
@@ -20,6 +21,7 @@ _HOMES = {
     "Divergence": "loss.divergences",
     "FDPOLoss": "loss.function",
     "LossStats": "loss.stats",
+    "Target": "ops.target",
     "add_noise": "noise",
     "alpha": "loss.divergences",
     "divergence": "loss.divergences",
@@ -38,6 +40,7 @@ __all__ = [
     "Divergence",
     "FDPOLoss",
     "LossStats",
+    "Target",
     "add_noise",
     "alpha",
     "divergence",

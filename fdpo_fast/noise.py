@@ -142,9 +142,14 @@ def uniforms(draws: Tensor, stream: Stream) -> Tensor:
     return words(draws, stream, 1)[:, 0].double() * 2.0**-32
 
 
-def timesteps(draws: Tensor, num_train_timesteps: int) -> Tensor:
-    """Return the timestep of each draw, uniform over 0 .. num_train_timesteps - 1, [B] int64."""
-    return words(draws, Stream.TIMESTEP, 1)[:, 0] * num_train_timesteps >> 32
+def timesteps(draws: Tensor, num_train_timesteps: int, density: Tensor | None = None) -> Tensor:
+    """Return the timestep of each draw, 0 .. num_train_timesteps - 1, [B] int64.
+
+    They are uniform, or as likely as the `density` [T] int64 says: how many of the 2^32 words of a draw give at most
+    this timestep, see `densities.cumulative`.
+    """
+    word = words(draws, Stream.TIMESTEP, 1)[:, 0]
+    return word * num_train_timesteps >> 32 if density is None else torch.searchsorted(density, word, right=True)
 
 
 def pair_draw(
@@ -154,6 +159,7 @@ def pair_draw(
     shape: tuple[int, ...],
     *,
     num_train_timesteps: int = 1000,
+    density: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
@@ -163,7 +169,8 @@ def pair_draw(
         seed: 0 <= seed < 2^64.
         pair_id, visit: an int each, or int64 tensors [B].
         shape: shape of one sample.
-        num_train_timesteps: timesteps are uniform over 0 .. num_train_timesteps - 1.
+        num_train_timesteps: timesteps are uniform over 0 .. num_train_timesteps - 1,
+        density: or as likely as this says, [num_train_timesteps] int64 of `densities.cumulative`.
         dtype: of the noise; drawn in float32 and rounded.
         device: of both results.
 
@@ -182,7 +189,9 @@ def pair_draw(
         raise ValueError(f"shape must be the sizes of one sample, got {shape}")
     single = not isinstance(pair_id, Tensor) and not isinstance(visit, Tensor)
     drawn = draws(seed, pair_id, visit, device=device)
-    timestep = timesteps(drawn, num_train_timesteps)
+    if density is not None:
+        _check_density(density, num_train_timesteps, drawn.device)
+    timestep = timesteps(drawn, num_train_timesteps, density)
     noise = normals(drawn, math.prod(shape)).to(dtype).reshape(drawn.shape[1], *shape)
     return (timestep[0], noise[0]) if single else (timestep, noise)
 
@@ -193,6 +202,7 @@ def add_noise(
     signal: Tensor,
     sigma: Tensor,
     *,
+    density: Tensor | None = None,
     layout: str = "halves",
     dtype: torch.dtype | None = None,
     backend: str | None = None,
@@ -203,7 +213,8 @@ def add_noise(
         latents: x_0 [2B, ...], float32/bfloat16/float16.
         draws: [3, B] of `draws`.
         signal, sigma: [T] by timestep, float32: for a DDPM schedule sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod),
-            for a flow 1 - t/T and t/T.
+            for a rectified flow 1 - s and s, s being the share of noise.
+        density: how likely each timestep is, [T] int64 of `densities.cumulative`; all alike by default.
         layout: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...].
         dtype: of x_t; that of `latents` by default. Formed in float32 and rounded once.
         backend: as for `fdpo_loss`. The fused ones make the noise in the kernel, once for both samples.
@@ -232,20 +243,35 @@ def add_noise(
         )
     if signal.shape != sigma.shape or signal.ndim != 1 or not len(signal):
         raise ValueError(f"signal and sigma must be [T], got {tuple(signal.shape)} and {tuple(sigma.shape)}")
+    if density is not None:
+        _check_density(density, len(signal), latents.device)
+        density = density.contiguous()
     one_of("layout", layout, LAYOUTS)
     latents = latents.detach().resolve_neg()
     dtype = dtype or latents.dtype
     signal, sigma = (table.detach().float().resolve_neg().contiguous() for table in (signal, sigma))
     backend = library.chosen(backend, latents.device, latents.dtype, dtype)
     if backend != "eager":
-        return library.add_noise(backend, latents, draws, signal, sigma, layout == "interleaved", dtype)
-    timestep = timesteps(draws, len(signal))
+        return library.add_noise(backend, latents, draws, signal, sigma, density, layout == "interleaved", dtype)
+    timestep = timesteps(draws, len(signal), density)
     shape = (-1, *[1] * (latents.ndim - 1))
     noise = eager_normals(draws, math.prod(latents.shape[1:])).reshape(-1, *latents.shape[1:])
     out = torch.empty_like(latents, dtype=dtype)
     for x, noisy in zip(LAYOUTS[layout](latents), LAYOUTS[layout](out), strict=True):
         noisy.copy_(signal[timestep].reshape(shape) * x.float() + sigma[timestep].reshape(shape) * noise)
     return out, timestep
+
+
+def _check_density(density: Tensor, num_train_timesteps: int, device: torch.device) -> None:
+    if not isinstance(density, Tensor) or density.dtype != torch.int64:
+        kind = density.dtype if isinstance(density, Tensor) else type(density).__name__
+        raise TypeError(f"density must be an int64 tensor, as densities.cumulative makes it, got {kind}")
+    if density.shape != (num_train_timesteps,):
+        raise ValueError(
+            f"density has shape {tuple(density.shape)}: give one number a timestep, ({num_train_timesteps},)"
+        )
+    if density.device != device:
+        raise ValueError(f"density is on {density.device}, not on {device}: move it there")
 
 
 def _check_range(name: str, smallest: int, largest: int, bits: int) -> None:

@@ -88,24 +88,41 @@ Rows dense(const float* data) {
   return rows;
 }
 
-// The target of a piece of work on a pair: the tensor, or the noise drawn into `buffer`, which then stands for it.
-Rows target_of(const Kernels& kernels, const Rows& target, const Draws& draws, int64_t pair, int64_t first,
-               int64_t count, float* buffer) {
-  if (target.data) return target;
-  kernels.normals(draws.seed(pair), draws.id(pair), draws.visit(pair), first, count, buffer);
-  return dense(buffer - first);
+// The targets of both samples of a pair.
+struct Sides {
+  Rows of[2];
+};
+
+// Where they are, or will be: the samples' n floats lie one after the other in `room`.
+Sides sides(const Target& target, float* room, int64_t n) {
+  if (!target.draws.words) return {{target.data, target.data}};
+  return {{dense(room), dense(room + (target.rows() - 1) * n)}};
 }
 
-void add_sums(const Kernels& kernels, const Problem& p, const Rows& target, int64_t pair, int64_t first, int64_t count,
+// Forms elements [first, first + count) of those that are drawn.
+void form_target(const Kernels& kernels, const Target& target, const Pairs& pairs, int64_t pair, int64_t first,
+                 int64_t count, const Sides& to) {
+  const Draws& draws = target.draws;
+  if (!draws.words) return;
+  float room[kChunk];
+  float* noise = target.data.data ? room : static_cast<float*>(to.of[0].data) + first;
+  kernels.normals(draws.seed(pair), draws.id(pair), draws.visit(pair), first, count, noise);
+  if (!target.data.data) return;
+  for (int side = 0; side < 2; ++side)
+    kernels.mix(target.data, dense(noise - first), to.of[side], target.on[pairs.pairs + pair], target.on[pair],
+                pairs.row(pair, side), first, count);
+}
+
+void add_sums(const Kernels& kernels, const Problem& p, const Sides& target, int64_t pair, int64_t first, int64_t count,
               Sums sums[2]) {
   for (int side = 0; side < 2; ++side) {
     const int64_t row = p.pairs.row(pair, side);
     Sums& to = sums[side];
     if (p.ref.data) {
-      const Sums piece = kernels.sums(p.pred, p.ref, target, row, first, count);
+      const Sums piece = kernels.sums(p.pred, p.ref, target.of[side], row, first, count);
       to = {to.delta + piece.delta, to.error + piece.error, to.ref_error + piece.ref_error};
     } else {
-      to.error += kernels.error(p.pred, target, row, first, count);
+      to.error += kernels.error(p.pred, target.of[side], row, first, count);
     }
   }
 }
@@ -113,20 +130,20 @@ void add_sums(const Kernels& kernels, const Problem& p, const Rows& target, int6
 // A gradient of this size will not be in the cache of the core that reads it next.
 bool past_cache(const Pairs& pairs) { return 2 * pairs.pairs * pairs.n * int64_t{sizeof(float)} >= int64_t{1} << 21; }
 
-void form_gradient(const Kernels& kernels, const Problem& p, const Rows& target, int64_t pair, int64_t first,
+void form_gradient(const Kernels& kernels, const Problem& p, const Sides& target, int64_t pair, int64_t first,
                    int64_t count) {
   for (int side = 0; side < 2; ++side) {
     const int64_t row = p.pairs.row(pair, side);
-    kernels.gradient(p.pred, target, p.grad, p.upstream * p.stat(Stat::coefficient_w, side, pair), past_cache(p.pairs),
-                     row, first, count);
+    kernels.gradient(p.pred, target.of[side], p.grad, p.upstream * p.stat(Stat::coefficient_w, side, pair),
+                     past_cache(p.pairs), row, first, count);
   }
 }
 
-// Room for the noise of one pair's n elements; kept by its thread, since a fresh one costs page faults.
-float* own_noise(int64_t n) {
+// Room for the targets of one pair; kept by its thread, since a fresh one costs page faults.
+float* own_room(int64_t floats) {
   thread_local std::unique_ptr<float[]> room;
   thread_local int64_t size = 0;
-  if (size < n) room.reset(new float[n]), size = n;
+  if (size < floats) room.reset(new float[floats]), size = floats;
   return room.get();
 }
 
@@ -145,24 +162,26 @@ void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int thre
   // in the cache of the core that read them.
   const int64_t whole = pairs / threads * threads;
   parallel_for(whole, threads, [&](int64_t pair) {
-    float* noise = p.target.data ? nullptr : own_noise(n);
+    const Sides target = sides(p.target, own_room(p.target.rows() * n), n);
     Sums sums[2];
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t first = chunk * kChunk;
-      const Rows target = target_of(kernels, p.target, p.draws, pair, first, length(chunk), noise + first);
+      form_target(kernels, p.target, p.pairs, pair, first, length(chunk), target);
       add_sums(kernels, p, target, pair, first, length(chunk), sums);
     }
     finish(p, pair, sums, losses);
     if (!p.grad.data) return;
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      form_gradient(kernels, p, p.target.data ? p.target : dense(noise), pair, chunk * kChunk, length(chunk));
+      form_gradient(kernels, p, target, pair, chunk * kChunk, length(chunk));
   });
 
   // The other pairs are shared out chunk by chunk; the sums are added in the same order.
   const int64_t rest = pairs - whole, pieces = rest * chunks;
   if (rest == 0) return;
   std::unique_ptr<Sums[]> sums(new Sums[2 * pieces]);
-  std::unique_ptr<float[]> noise(p.target.data ? nullptr : new float[rest * n]);
+  const int64_t room_of_pair = p.target.rows() * n;
+  std::unique_ptr<float[]> room(new float[rest * room_of_pair]);
+  auto target_of = [&](int64_t i) { return sides(p.target, room.get() + i * room_of_pair, n); };
   auto shared = [&](const auto& work) {
     const int64_t shares = std::min<int64_t>(threads, pieces);
     parallel_for(shares, threads, [&](int64_t share) {
@@ -172,8 +191,8 @@ void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int thre
   };
   shared([&](int64_t piece, int64_t i, int64_t chunk) {
     const int64_t first = chunk * kChunk;
-    const Rows target =
-        target_of(kernels, p.target, p.draws, whole + i, first, length(chunk), noise.get() + i * n + first);
+    const Sides target = target_of(i);
+    form_target(kernels, p.target, p.pairs, whole + i, first, length(chunk), target);
     add_sums(kernels, p, target, whole + i, first, length(chunk), &sums[2 * piece]);
   });
   for (int64_t i = 0; i < rest; ++i) {
@@ -187,8 +206,7 @@ void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int thre
   }
   if (!p.grad.data) return;
   shared([&](int64_t, int64_t i, int64_t chunk) {
-    const Rows target = p.target.data ? p.target : dense(noise.get() + i * n);
-    form_gradient(kernels, p, target, whole + i, chunk * kChunk, length(chunk));
+    form_gradient(kernels, p, target_of(i), whole + i, chunk * kChunk, length(chunk));
   });
 }
 
@@ -202,15 +220,17 @@ void each_chunk(const Pairs& pairs, int threads, const Body& body) {
   });
 }
 
-// Uniform over [0, timesteps): the first word of the stream of timesteps, by a product's high half.
-int64_t timestep(const Kernels& kernels, const Draws& draws, int64_t pair, int64_t timesteps) {
+// By the first word of the stream of timesteps: uniform by a product's high half, else looked up in the density.
+int64_t timestep(const Kernels& kernels, const Draws& draws, int64_t pair, const Process& process) {
   const uint64_t id = draws.id(pair);
   uint32_t words[4][16] = {};
   words[1][0] = draws.visit(pair);
   words[2][0] = uint32_t(id);
   words[3][0] = uint32_t(id >> 32) << 8 | uint32_t(Stream::timestep);
   kernels.philox(words[0], uint32_t(draws.seed(pair)), uint32_t(draws.seed(pair) >> 32));
-  return int64_t(uint64_t(words[0][0]) * uint64_t(timesteps) >> 32);
+  const uint32_t word = words[0][0];
+  if (!process.density) return int64_t(uint64_t(word) * uint64_t(process.timesteps) >> 32);
+  return std::upper_bound(process.density, process.density + process.timesteps, int64_t(word)) - process.density;
 }
 
 }  // namespace
@@ -231,29 +251,31 @@ void loss_forward(const Kernels& kernels, const Problem& p, int threads) {
   p.stats[std::size(kStats) * size_t(pairs)] = float(right / double(std::max<int64_t>(pairs, 1)));
 }
 
-void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Rows& target, const Draws& draws,
+void loss_backward(const Kernels& kernels, const Pairs& pairs, const Rows& pred, const Target& target,
                    const float* coefficients, const float* grad_loss, int64_t grad_loss_stride, const Rows& grad,
                    int threads) {
   each_chunk(pairs, threads, [&](int64_t pair, int64_t first, int64_t count) {
-    float noise[kChunk];
-    const Rows tensor = target_of(kernels, target, draws, pair, first, count, noise);
+    float room[2 * kChunk];
+    const Sides formed = sides(target, room - first, kChunk);
+    form_target(kernels, target, pairs, pair, first, count, formed);
     for (int side = 0; side < 2; ++side) {
       const int64_t row = pairs.row(pair, side);
       const float coefficient = grad_loss[pair * grad_loss_stride] * coefficients[side * pairs.pairs + pair];
-      kernels.gradient(pred, tensor, grad, coefficient, past_cache(pairs), row, first, count);
+      kernels.gradient(pred, formed.of[side], grad, coefficient, past_cache(pairs), row, first, count);
     }
   });
 }
 
-void add_noise(const Kernels& kernels, const Pairs& pairs, const Draws& draws, const Rows& x, const float* signal,
-               const float* sigma, int64_t timesteps, const Rows& out, int64_t* drawn, int threads) {
-  for (int64_t pair = 0; pair < pairs.pairs; ++pair) drawn[pair] = timestep(kernels, draws, pair, timesteps);
+void add_noise(const Kernels& kernels, const Pairs& pairs, const Draws& draws, const Rows& x, const Process& process,
+               const Rows& out, int64_t* drawn, int threads) {
+  for (int64_t pair = 0; pair < pairs.pairs; ++pair) drawn[pair] = timestep(kernels, draws, pair, process);
   each_chunk(pairs, threads, [&](int64_t pair, int64_t first, int64_t count) {
     float noise[kChunk];
     kernels.normals(draws.seed(pair), draws.id(pair), draws.visit(pair), first, count, noise);
     const int64_t t = drawn[pair];
     for (int side = 0; side < 2; ++side)
-      kernels.mix(x, dense(noise - first), out, signal[t], sigma[t], pairs.row(pair, side), first, count);
+      kernels.mix(x, dense(noise - first), out, process.signal[t], process.sigma[t], pairs.row(pair, side), first,
+                  count);
   });
 }
 

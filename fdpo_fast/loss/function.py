@@ -21,7 +21,8 @@ from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss, TracedLoss
 from fdpo_fast.ops.constants import Stat
 from fdpo_fast.ops.library import BACKENDS, traced, transformed
 from fdpo_fast.ops.pairs import LAYOUTS
-from fdpo_fast.ops.results import elements, is_draws, rows_of
+from fdpo_fast.ops.results import elements, rows_of
+from fdpo_fast.ops.target import Target, as_one
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 def fdpo_loss(
     pred: Tensor,
     ref: Tensor,
-    target: Tensor,
+    target: Tensor | Target,
     *,
     divergence: Link = "jensen_shannon",
     weight: Tensor | None = None,
@@ -46,7 +47,7 @@ def fdpo_loss(
         ref: reference predictions of the same shape, or reference errors (means of squares) [2B] in float32/float64.
         target: what a perfect model would predict (noise, velocity or flow) [2B, ...]. Both sides of a pair share one
             timestep and one noise. Or the draws [3, B] of `noise.draws`: their noise is the target, and the fused
-            backends make it again in the kernel.
+            backends make it again in the kernel. Or a `Target(draws, x_0, on)`, noise and data mixed there.
         divergence: a name of `DIVERGENCES`, a `Divergence` such as `alpha(0.3)`, or any callable u -> h(u) = f'(e^u).
         weight: per-pair factors [B] on the losses; "mean" still divides by B.
         **options: of `LossOptions`:
@@ -109,7 +110,7 @@ class FDPOLoss(nn.Module):
         return {field.name: getattr(self._options, field.name) for field in fields(self._options) if field.init}
 
     def forward(
-        self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None = None
+        self, pred: Tensor, ref: Tensor, target: Tensor | Target, weight: Tensor | None = None
     ) -> tuple[Tensor, LossStats]:
         """Return the loss and the statistics of a batch, as `fdpo_loss` gives them."""
         return evaluate(self._options, pred, ref, target, weight)
@@ -147,25 +148,27 @@ def log_ratio_loss(
 
 
 def evaluate(
-    options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+    options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor | Target, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     """Return what `fdpo_loss` returns, for options that were checked before."""
-    seen = traced(pred, ref, target, weight)
+    target = Target.of(target)
+    seen = traced(pred, ref, *target, weight)
     backend = backend_for(options.backend, pred, ref, target, weight, remember=not (seen or transformed()))
     saved = not seen and pred.requires_grad and torch.is_grad_enabled()
-    ref, target, weight = _constant(ref, saved), _constant(target, saved), _constant(weight, saved)
+    ref, weight, target = _constant(ref, saved), _constant(weight, saved), _constants(target, saved)
     if backend == "eager":
         return _eager(options, pred, ref, target, weight)
     if not seen:
         # what a kernel finds at an address lacks the lazy sign of a complex number's conjugate
         pred = pred.resolve_neg() if pred.is_neg() else pred
         ref = ref.resolve_neg() if ref.is_neg() else ref
-        target = target.resolve_neg() if target.is_neg() else target
+        if (data := target.data) is not None and data.is_neg():
+            target = target._replace(data=data.resolve_neg())
     if not isinstance(options.link, Divergence):
         return _fused_log_ratio(options, backend, pred, ref, target, weight)
     weight = None if weight is None else weight.resolve_neg().float().contiguous()
     if seen:
-        loss, stats = TracedLoss.apply(pred, ref, target, weight, backend, options.call)
+        loss, stats = TracedLoss.apply(pred, ref, *target, weight, backend, options.call)
         return loss, named(rows_of(stats).unbind(), stats[-1])
     upstream = FusedLoss.upstream[options.reduction] if saved and backend == "cpp" else None
     results = BACKENDS[backend].loss_forward(pred, ref, target, weight, options.call, upstream)
@@ -184,17 +187,21 @@ def _constant(value: Constant, saved: bool) -> Constant:
     return value.clone() if saved and value.is_inference() and not torch.is_inference_mode_enabled() else value
 
 
+def _constants(target: Target, saved: bool) -> Target:
+    draws, data, on = target
+    if on is not None:
+        on = on.detach().resolve_neg().float().contiguous()
+    return Target(_constant(draws, saved), _constant(data, saved), _constant(on, saved))
+
+
 def _eager(
-    options: LossOptions, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+    options: LossOptions, pred: Tensor, ref: Tensor, target: Target, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     """Evaluate by the formulas of `loss.eager`, in plain torch."""
     split = LAYOUTS[options.layout]
-    if is_draws(target):
-        normals = noise.eager_normals(target, elements(pred))
-        target = torch.empty(pred.shape, dtype=normals.dtype, device=pred.device)
-        for half in split(target):
-            half.copy_(normals.reshape(half.shape))
-    errors = denoising_errors(pred, ref, target, float(options.ratio_scale))
+    normals = None if target.draws is None else noise.eager_normals(target.draws, elements(pred))
+    whole = as_one(target, normals, pred, options.call.interleaved)
+    errors = denoising_errors(pred, ref, whole, float(options.ratio_scale))
     result = options.losses(*split(errors.log_ratio))
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
@@ -207,10 +214,10 @@ _LOG_RATIO_W, _MARGIN = Stat.LOG_RATIO_W.value, Stat.MARGIN.value  # older torch
 
 
 def _fused_log_ratio(
-    options: LossOptions, backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None
+    options: LossOptions, backend: str, pred: Tensor, ref: Tensor, target: Target, weight: Tensor | None
 ) -> tuple[Tensor, LossStats]:
     """Evaluate a link that is no row of numbers: one operator each way up to u, plain torch behind it."""
-    log_ratio, packed = FusedLogRatio.apply(pred, ref, target, backend, options.call)
+    log_ratio, packed = FusedLogRatio.apply(pred, ref, *target, backend, options.call)
     result = options.losses(*log_ratio.unbind())
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():

@@ -11,19 +11,28 @@ from torch import Tensor
 from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import Stat
 from fdpo_fast.ops.library import loss_backward, loss_forward, normals, transformed
-from fdpo_fast.ops.results import Results, coefficients_of, elements, is_draws, rows_of
+from fdpo_fast.ops.results import Results, coefficients_of, elements, rows_of
+from fdpo_fast.ops.target import Target, as_one
 
 
 class TracedLoss(torch.autograd.Function):
-    """(pred, ref, target, weight, backend, call) -> (loss, stats) of `Results`, as tracers see them."""
+    """(pred, ref, *target, weight, backend, call) -> (loss, stats) of `Results`, as tracers see them."""
 
     @staticmethod
     def forward(
-        ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, backend: str, call: Call
+        ctx: Any,
+        pred: Tensor,
+        ref: Tensor,
+        draws: Tensor | None,
+        data: Tensor | None,
+        on: Tensor | None,
+        weight: Tensor | None,
+        backend: str,
+        call: Call,
     ) -> tuple[Tensor, Tensor]:
         """Run the forward operator and keep what the gradient needs."""
-        loss, stats, _ = loss_forward(backend, pred, ref, target, weight, call, None)
-        ctx.save_for_backward(stats, pred, target)
+        loss, stats, _ = loss_forward(backend, pred, ref, Target(draws, data, on), weight, call, None)
+        ctx.save_for_backward(stats, pred, draws, data, on)
         ctx.call = backend, call
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
@@ -33,10 +42,10 @@ class TracedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
         """Run the backward operator."""
         _refuse_second_derivatives()
-        stats, pred, target = ctx.saved_tensors
+        stats, pred, *target = ctx.saved_tensors
         backend, call = ctx.call
-        grad = _gradient(backend, call, grad_loss, coefficients_of(stats), pred, target)
-        return grad, None, None, None, None, None
+        grad = _gradient(backend, call, grad_loss, coefficients_of(stats), pred, Target(*target))
+        return grad, *(None,) * 7
 
 
 class FusedLoss(torch.autograd.Function):
@@ -51,10 +60,10 @@ class FusedLoss(torch.autograd.Function):
     upstream: ClassVar[dict[str, float]] = dict.fromkeys(("mean", "sum", "none"), 1.0)
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, formed: tuple[Tensor, Results, str, Call, float | None]) -> Tensor:
+    def forward(ctx: Any, pred: Tensor, formed: tuple[Target, Results, str, Call, float | None]) -> Tensor:
         """Hand the loss over and keep what the gradient needs."""
         target, (loss, stats, grad), *call = formed
-        ctx.save_for_backward(pred, target)
+        ctx.save_for_backward(pred, *target)
         ctx.call, ctx.stats, ctx.grad = call, stats, grad  # of stats, users see other rows than the gradient needs
         return loss
 
@@ -72,22 +81,22 @@ class FusedLoss(torch.autograd.Function):
             if upstream is not None:
                 FusedLoss.upstream[call.reduction] = upstream
             del grad  # its memory serves the next one
-        pred, target = ctx.saved_tensors
-        return _gradient(backend, call, grad_loss.resolve_neg(), coefficients_of(ctx.stats), pred, target), None
+        pred, *target = ctx.saved_tensors
+        grad_loss, coefficients = grad_loss.resolve_neg(), coefficients_of(ctx.stats)
+        return _gradient(backend, call, grad_loss, coefficients, pred, Target(*target)), None
 
 
 def _gradient(
-    backend: str, call: Call, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor
+    backend: str, call: Call, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Target
 ) -> Tensor:
     """Run the backward operator; where several gradients come at once (is_grads_batched), what it says in torch."""
     interleaved = call.interleaved
     if not _batched(grad_loss, coefficients):
         return loss_backward(backend, grad_loss, coefficients, pred, target, interleaved)
-    if is_draws(target):
-        noise = normals(backend, target, elements(pred)).view(-1, *pred.shape[1:])
-        target = torch.stack((noise, noise), int(interleaved)).flatten(0, 1)
+    noise = None if target.draws is None else normals(backend, target.draws, elements(pred))
     of_rows = (grad_loss * coefficients).transpose(0, int(interleaved))
-    return (of_rows.reshape(-1, *[1] * (pred.ndim - 1)) * (pred.float() - target.float())).to(pred.dtype)
+    miss = pred.float() - as_one(target, noise, pred, interleaved).float()
+    return (of_rows.reshape(-1, *[1] * (pred.ndim - 1)) * miss).to(pred.dtype)
 
 
 def _batched(*grads: Tensor) -> bool:
@@ -114,13 +123,22 @@ def _common(grad_loss: Tensor) -> float | None:
 
 
 class FusedLogRatio(torch.autograd.Function):
-    """(pred, ref, target, backend, call) -> (log_ratio [2, B] of both sides, stats), for links that are no row."""
+    """(pred, ref, *target, backend, call) -> (log_ratio [2, B] of both sides, stats), for links that are no row."""
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, ref: Tensor, target: Tensor, backend: str, call: Call) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        pred: Tensor,
+        ref: Tensor,
+        draws: Tensor | None,
+        data: Tensor | None,
+        on: Tensor | None,
+        backend: str,
+        call: Call,
+    ) -> tuple[Tensor, Tensor]:
         """Run the forward operator for its log-ratios."""
-        _, stats, _ = loss_forward(backend, pred, ref, target, None, call, None)
-        ctx.save_for_backward(pred, target)
+        _, stats, _ = loss_forward(backend, pred, ref, Target(draws, data, on), None, call, None)
+        ctx.save_for_backward(pred, draws, data, on)
         ctx.call = backend, call
         log_ratio = rows_of(stats)[Stat.LOG_RATIO_W : Stat.MARGIN].clone()
         ctx.mark_non_differentiable(stats)
@@ -132,9 +150,9 @@ class FusedLogRatio(torch.autograd.Function):
         """Form the gradient for given gradients of the log-ratios."""
         _refuse_second_derivatives()
         backend, call = ctx.call
-        pred, target = ctx.saved_tensors
+        pred, *target = ctx.saved_tensors
         # d u / d pred = -ratio_scale * 2 / N * (pred - target)
         coefficients = grad_log_ratio * (-2 * call.ratio_scale / max(elements(pred), 1))
         one = torch.ones((), dtype=torch.float32, device=coefficients.device)
-        grad = _gradient(backend, call, one, coefficients, pred, target)
-        return grad, None, None, None, None
+        grad = _gradient(backend, call, one, coefficients, pred, Target(*target))
+        return grad, *(None,) * 6

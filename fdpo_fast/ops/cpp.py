@@ -17,8 +17,9 @@ from torch import Tensor
 from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import EXP_CAP, STATE_BLOCK, Stat, Stream
 from fdpo_fast.ops.once import once
-from fdpo_fast.ops.results import Results, is_draws
+from fdpo_fast.ops.results import Results
 from fdpo_fast.ops.strides import Strides, arrange
+from fdpo_fast.ops.target import Target
 
 DEVICE = "cpu"
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -51,19 +52,18 @@ def devices() -> tuple[str, ...]:
 
 
 def loss_forward(
-    pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+    pred: Tensor, ref: Tensor, target: Target, weight: Tensor | None, call: Call, upstream: float | None
 ) -> Results:
     """Run `ops.library.loss_forward` in C++."""
-    predicted, drawn = ref.shape == pred.shape, is_draws(target)
+    predicted = ref.shape == pred.shape
     grad = None if upstream is None else _gradient_like(pred)
     pairs, scalar = pred.shape[0] // 2, _scalar()
     loss = torch.empty_like(scalar) if call.reduction != "none" else scalar.new_empty(pairs)
     out = Results(loss, scalar.new_empty(len(Stat) * pairs + 1), grad)
-    batch, (p, r, t, g) = _arranged(pred, ref if predicted else None, None if drawn else target, grad, call.interleaved)
+    batch, (p, r, data, g) = _arranged(pred, ref if predicted else None, target, grad, call.interleaved)
     if r is None:
         r = ref.double().contiguous()
-    if t is None:
-        t = target.contiguous()
+    draws = None if target.draws is None else target.draws.contiguous()
     _native.loss_forward(
         kernels=active,
         threads=torch.get_num_threads(),
@@ -71,8 +71,10 @@ def loss_forward(
         objective=_objective(call),
         pred=p.data_ptr(),
         ref=r.data_ptr(),
-        target=t.data_ptr(),
-        weight=0 if weight is None else _address(weight),
+        draws=_address("draws", draws),
+        data=_address("target", data),
+        on=_address("on", target.on),
+        weight=_address("weight", weight),
         upstream=0.0 if upstream is None else upstream,
         loss=out.loss.data_ptr(),
         stats=out.stats.data_ptr(),
@@ -83,19 +85,20 @@ def loss_forward(
     return out
 
 
-def loss_backward(grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
+def loss_backward(grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Target, interleaved: bool) -> Tensor:
     """Run `ops.library.loss_backward` in C++."""
-    grad, drawn = _gradient_like(pred), is_draws(target)
-    batch, (p, _, t, g) = _arranged(pred, None, None if drawn else target, grad, interleaved)
-    if t is None:
-        t = target.contiguous()
+    grad = _gradient_like(pred)
+    batch, (p, _, data, g) = _arranged(pred, None, target, grad, interleaved)
+    draws = None if target.draws is None else target.draws.contiguous()
     grad_loss, coefficients = grad_loss.float().expand(len(pred) // 2), coefficients.contiguous()
     _native.loss_backward(
         kernels=active,
         threads=torch.get_num_threads(),
         batch=batch,
         pred=p.data_ptr(),
-        target=t.data_ptr(),
+        draws=_address("draws", draws),
+        data=_address("target", data),
+        on=_address("on", target.on),
         coefficients=coefficients.data_ptr(),
         grad_loss=grad_loss.data_ptr(),
         grad_loss_stride=grad_loss.stride(0),
@@ -105,11 +108,17 @@ def loss_backward(grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target:
 
 
 def add_noise(
-    latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
+    latents: Tensor,
+    draws: Tensor,
+    signal: Tensor,
+    sigma: Tensor,
+    density: Tensor | None,
+    interleaved: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Run `ops.library.add_noise` in C++."""
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
-    batch, (x, _, _, noisy) = _arranged(latents, None, None, out, interleaved)
+    batch, (x, _, _, noisy) = _arranged(latents, None, Target(draws=draws), out, interleaved)
     _native.add_noise(
         kernels=active,
         threads=torch.get_num_threads(),
@@ -118,6 +127,7 @@ def add_noise(
         latents=x.data_ptr(),
         signal=signal.data_ptr(),
         sigma=sigma.data_ptr(),
+        density=_address("density", density),
         num_timesteps=len(signal),
         noisy=noisy.data_ptr(),
         timesteps=timesteps.data_ptr(),
@@ -139,10 +149,13 @@ def normals(draws: Tensor, count: int) -> Tensor:
     return out
 
 
-def _address(weight: Tensor) -> int:
-    address = weight.data_ptr()
-    if not address and weight.numel():
-        raise ValueError("weight has no memory: it was freed")
+def _address(name: str, tensor: Tensor | None) -> int:
+    """Return where a tensor lies that may be missing: 0 for none."""
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        raise ValueError(f"{name} has no memory: it was freed")
     return address
 
 
@@ -166,13 +179,13 @@ def _objective(call: Call) -> Any:
 
 
 def _arranged(
-    samples: Tensor, ref: Tensor | None, target: Tensor | None, out: Tensor | None, interleaved: bool
+    samples: Tensor, ref: Tensor | None, target: Target, out: Tensor | None, interleaved: bool
 ) -> tuple[Any, Sequence[Any]]:
     """Return the native view of a batch, and its four tensors as they are to be read; None where there is none.
 
-    Without a target its noise is drawn by the index of an element.
+    They are samples, ref, the target's data and out. Noise is drawn by the index of an element.
     """
-    given = (samples, ref, target, out)
+    given = (samples, ref, target.data, out)
     for tensor in given:
         if tensor is not None and not tensor.is_contiguous():
             break
@@ -180,11 +193,11 @@ def _arranged(
         dtypes = (
             samples.dtype,
             None if ref is None else ref.dtype,
-            None if target is None else target.dtype,
+            None if target.data is None else target.data.dtype,
             None if out is None else out.dtype,
         )
         return _dense(samples.shape, interleaved, dtypes), given
-    taken, strides = arrange([tensor for tensor in given if tensor is not None], logical=target is None)
+    taken, strides = arrange([tensor for tensor in given if tensor is not None], logical=target.draws is not None)
     own: Iterable[tuple[int, ...] | None] = repeat(None) if strides is None else strides.of
     layouts = iter([_layout(t.dtype, t.stride(0), strides, of) for t, of in zip(taken, own, strict=False)])
     lying = iter(taken)
@@ -206,14 +219,14 @@ def _layout(dtype: torch.dtype, row_stride: int, strides: Strides | None, own: t
 
 
 def _batch(shape: torch.Size, interleaved: bool, layouts: Sequence[Any]) -> Any:
-    samples, ref, target, out = layouts
+    samples, ref, data, out = layouts
     return _native.Batch(
         pairs=shape[0] // 2,
         elements=shape[1:].numel(),
         interleaved=interleaved,
         samples=samples,
         ref=ref,
-        target=target,
+        data=data,
         out=out or samples,
     )
 

@@ -24,6 +24,7 @@ from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import BACKENDS as NAMES
 from fdpo_fast.ops.constants import one_of
 from fdpo_fast.ops.results import Results
+from fdpo_fast.ops.target import Target
 from fdpo_fast.ops.triton import launch
 
 
@@ -41,17 +42,24 @@ class Backend(Protocol):
         """Return the types of device whose tensors it takes."""
 
     def loss_forward(
-        self, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+        self, pred: Tensor, ref: Tensor, target: Target, weight: Tensor | None, call: Call, upstream: float | None
     ) -> Results:
         """Run this module's `loss_forward`."""
 
     def loss_backward(
-        self, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+        self, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Target, interleaved: bool
     ) -> Tensor:
         """Run this module's `loss_backward`."""
 
     def add_noise(
-        self, latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
+        self,
+        latents: Tensor,
+        draws: Tensor,
+        signal: Tensor,
+        sigma: Tensor,
+        density: Tensor | None,
+        interleaved: bool,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         """Run this module's `add_noise`."""
 
@@ -175,16 +183,15 @@ def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> N
 
 
 def loss_forward(
-    backend: str, pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+    backend: str, pred: Tensor, ref: Tensor, target: Target, weight: Tensor | None, call: Call, upstream: float | None
 ) -> Results:
     """Return the losses of B pairs and what their gradient needs, in one pass.
 
-    pred: [2B, ...]. ref: predictions like pred, or errors [2B]. target: like pred, or the draws [3, B] int64 of its
-    noise. weight: [B] float32, or None for ones. upstream: the gradient of each loss for which that of pred is formed
-    in the same pass; None to form none.
+    pred: [2B, ...]. ref: predictions like pred, or errors [2B]. weight: [B] float32, or None for ones. upstream: the
+    gradient of each loss for which that of pred is formed in the same pass; None to form none.
     """
-    if traced(pred, ref, target, weight):
-        return Results(*_operators(backend, pred).loss_forward(pred, ref, target, weight, *call, upstream))
+    if traced(pred, ref, *target, weight):
+        return Results(*_operators(backend, pred).loss_forward(pred, ref, *target, weight, *call, upstream))
     return BACKENDS[backend].loss_forward(pred, ref, target, weight, call, upstream)
 
 
@@ -194,36 +201,40 @@ def _tensors(pred: Tensor, results: Results) -> Results:
 
 
 _define(
-    "loss_forward(Tensor pred, Tensor ref, Tensor target, Tensor? weight, float[] link, float[] loss_type, float beta, "
-    "float ratio_scale, bool interleaved, str reduction, float? upstream) -> (Tensor, Tensor, Tensor)",
-    lambda on, pred, ref, target, weight, link, of_pair, beta, scale, interleaved, reduction, upstream: _tensors(
+    "loss_forward(Tensor pred, Tensor ref, Tensor? draws, Tensor? data, Tensor? on, Tensor? weight, float[] link, "
+    "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, float? upstream) "
+    "-> (Tensor, Tensor, Tensor)",
+    lambda backend, pred, ref, draws, data, on, weight, link, of_pair, *numbers: _tensors(
         pred,
-        on.loss_forward(
-            pred, ref, target, weight, Call(tuple(link), tuple(of_pair), beta, scale, interleaved, reduction), upstream
+        backend.loss_forward(
+            pred, ref, Target(draws, data, on), weight, Call(tuple(link), tuple(of_pair), *numbers[:-1]), numbers[-1]
         ),
     ),
-    lambda pred, ref, target, weight, *numbers: _tensors(
-        pred, Results.empty(pred, numbers[-2], None if numbers[-1] is None else torch.empty_like(pred))
+    lambda pred, *others: _tensors(
+        pred, Results.empty(pred, others[-2], None if others[-1] is None else torch.empty_like(pred))
     ),
 )
 
 
 def loss_backward(
-    backend: str, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool
+    backend: str, grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Target, interleaved: bool
 ) -> Tensor:
     """Return the gradient grad_loss * c * (pred - target), like pred.
 
     grad_loss: [B], or [] for all pairs. coefficients: c [2, B] float32, of the preferred and the dispreferred samples.
     """
-    if traced(grad_loss, coefficients, pred, target):
-        return _operators(backend, pred).loss_backward(grad_loss, coefficients, pred, target, interleaved)
+    if traced(grad_loss, coefficients, pred, *target):
+        return _operators(backend, pred).loss_backward(grad_loss, coefficients, pred, *target, interleaved)
     return BACKENDS[backend].loss_backward(grad_loss, coefficients, pred, target, interleaved)
 
 
 _define(
-    "loss_backward(Tensor grad_loss, Tensor coefficients, Tensor pred, Tensor target, bool interleaved) -> Tensor",
-    lambda on, *arguments: on.loss_backward(*arguments),
-    lambda grad_loss, coefficients, pred, target, interleaved: torch.empty_like(pred),
+    "loss_backward(Tensor grad_loss, Tensor coefficients, Tensor pred, Tensor? draws, Tensor? data, Tensor? on, "
+    "bool interleaved) -> Tensor",
+    lambda backend, grad_loss, coefficients, pred, draws, data, on, interleaved: backend.loss_backward(
+        grad_loss, coefficients, pred, Target(draws, data, on), interleaved
+    ),
+    lambda grad_loss, coefficients, pred, *others: torch.empty_like(pred),
 )
 
 
@@ -233,23 +244,24 @@ def add_noise(
     draws: Tensor,
     signal: Tensor,
     sigma: Tensor,
+    density: Tensor | None,
     interleaved: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Return the noisy latents in `dtype`, like latents [2B, ...], and the timesteps [B] int64 that were drawn.
 
-    draws: [3, B] int64. signal, sigma: [T] float32, by timestep.
+    draws: [3, B] int64. signal, sigma: [T] float32, by timestep. density: [T] int64, see `noise.timesteps`.
     """
-    if traced(latents, draws, signal, sigma):
-        return _operators(backend, latents).add_noise(latents, draws, signal, sigma, interleaved, dtype)
-    return BACKENDS[backend].add_noise(latents, draws, signal, sigma, interleaved, dtype)
+    if traced(latents, draws, signal, sigma, density):
+        return _operators(backend, latents).add_noise(latents, draws, signal, sigma, density, interleaved, dtype)
+    return BACKENDS[backend].add_noise(latents, draws, signal, sigma, density, interleaved, dtype)
 
 
 _define(
-    "add_noise(Tensor latents, Tensor draws, Tensor signal, Tensor sigma, bool interleaved, ScalarType dtype) "
-    "-> (Tensor, Tensor)",
+    "add_noise(Tensor latents, Tensor draws, Tensor signal, Tensor sigma, Tensor? density, bool interleaved, "
+    "ScalarType dtype) -> (Tensor, Tensor)",
     lambda on, *arguments: on.add_noise(*arguments),
-    lambda latents, draws, signal, sigma, interleaved, dtype: (
+    lambda latents, draws, signal, sigma, density, interleaved, dtype: (
         torch.empty_like(latents, dtype=dtype),
         draws.new_empty(draws.shape[1]),
     ),

@@ -38,11 +38,6 @@ def coefficients_of(stats: Tensor) -> Tensor:
     return rows_of(stats)[Stat.COEFFICIENT_W :]
 
 
-def is_draws(target: Tensor) -> bool:
-    """Say whether the target is given by the draws [3, B] of its noise (`noise.draws`) and not as a tensor."""
-    return target.dtype == torch.int64
-
-
 def elements(samples: Tensor) -> int:
     """Count the elements of one sample of [rows, ...]."""
     return samples.numel() // max(samples.shape[0], 1)  # len() of a tensor is slow

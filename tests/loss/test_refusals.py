@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fdpo_fast import FDPOLoss, fdpo_loss
+from fdpo_fast import FDPOLoss, Target, draws, fdpo_loss
 
+DRAWS = draws(0, torch.arange(2), 0)
 GOOD = {"pred": torch.zeros(4, 3), "ref": torch.zeros(4, 3), "target": torch.zeros(4, 3)} | {
     "beta": 2.0,
     "ratio_scale": 50.0,
@@ -47,6 +48,14 @@ GOOD = {"pred": torch.zeros(4, 3), "ref": torch.zeros(4, 3), "target": torch.zer
         ({"layout": ["halves"]}, ValueError, "unknown layout"),
         ({"beta": 10**400}, ValueError, "beta must be positive and finite"),
         ({"target": torch.zeros(4, 3).to_sparse()}, TypeError, "strided"),
+        ({"target": Target()}, TypeError, "target must be a tensor"),
+        ({"target": Target(DRAWS, torch.zeros(4, 3))}, ValueError, "takes on"),
+        ({"target": Target(DRAWS, on=torch.zeros(2, 2))}, ValueError, "takes on"),
+        ({"target": Target(DRAWS, torch.zeros(4, 2), torch.zeros(2, 2))}, ValueError, "the target's data has shape"),
+        ({"target": Target(DRAWS, torch.zeros(4, 3), torch.zeros(2, 4))}, ValueError, r"give \(2, 2\), of noise"),
+        ({"target": Target(DRAWS, torch.zeros(4, 3), [1, -1])}, TypeError, "the target's on must be a tensor"),
+        ({"target": Target(DRAWS.float())}, TypeError, "draws must be int64"),
+        ({"target": Target(DRAWS[:, :1])}, ValueError, r"draws have shape \(3, 1\): give \(3, 2\)"),
     ],
 )
 def test_refusals(change, error, says):

@@ -6,7 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from fdpo_fast import DIVERGENCES, FDPOLoss, add_noise, draws, fdpo_loss
+from fdpo_fast import DIVERGENCES, FDPOLoss, Target, add_noise, draws, fdpo_loss
+from fdpo_fast.densities import cumulative
 from fdpo_fast.loss.eager import LOSS_TYPES
 from tests.helpers.backends import FUSED
 
@@ -33,8 +34,13 @@ def test_opcheck_of_the_loss(backend, device, reduction, upstream):
     pred.requires_grad_()
     errors, drawn = torch.rand(4, dtype=torch.float64, device=device), draws(0, torch.arange(2), 0, device=device)
     last = pred.detach().to(memory_format=torch.channels_last).requires_grad_()
-    for arguments in ((pred, ref, target, None), (last, errors, target, torch.ones(2, device=device)),
-                      (pred, errors, drawn, None)):  # fmt: skip
+    on = torch.ones(2, 2, dtype=torch.float32, device=device)
+    for arguments in (
+        (pred, ref, *Target(data=target), None),
+        (last, errors, *Target(data=target), torch.ones(2, device=device, dtype=torch.float32)),
+        (pred, errors, *Target(drawn), None),
+        (pred, ref, *Target(drawn, target, on), None),
+    ):
         options = (*ROWS, 2.0, 50.0, True, reduction, upstream)
         torch.library.opcheck(operators(backend, device).loss_forward.default, (*arguments, *options))
 
@@ -48,13 +54,15 @@ def test_opcheck_of_the_others(backend, device):
         torch.rand(100, device=device, dtype=torch.float32),
     )
     ops = operators(backend, device)
-    for of in (target, drawn):
+    for of in (Target(data=target), Target(drawn), Target(drawn, target, stats[:2])):
         for grad_loss in (
             torch.ones((), device=device, dtype=torch.float32),
             torch.ones(2, device=device, dtype=torch.float32),
         ):
-            torch.library.opcheck(ops.loss_backward.default, (grad_loss, stats, pred, of, False))
-    torch.library.opcheck(ops.add_noise.default, (pred, drawn, table, table, False, torch.bfloat16))
+            torch.library.opcheck(ops.loss_backward.default, (grad_loss, stats, pred, *of, False))
+    for density in (None, cumulative(table)):
+        density = None if density is None else density.to(device)
+        torch.library.opcheck(ops.add_noise.default, (pred, drawn, table, table, density, False, torch.bfloat16))
     torch.library.opcheck(ops.normals.default, (drawn, 37))
 
 

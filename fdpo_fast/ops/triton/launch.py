@@ -16,8 +16,9 @@ from torch.torch_version import TorchVersion
 from fdpo_fast.ops.call import Call
 from fdpo_fast.ops.constants import BLOCK
 from fdpo_fast.ops.once import once
-from fdpo_fast.ops.results import Results, coefficients_of, elements, is_draws
+from fdpo_fast.ops.results import Results, coefficients_of, elements
 from fdpo_fast.ops.strides import arrange
+from fdpo_fast.ops.target import Target
 
 
 class Lazy:
@@ -143,30 +144,36 @@ def counters(device: torch.device, count: int) -> Tensor:
     return _kept_counters(device, stream_of(device), max(1024, 1 << count.bit_length()))
 
 
+def _dense(draws: Tensor | None) -> Tensor | None:
+    return draws if draws is None or draws.is_contiguous() else draws.contiguous()
+
+
 def loss_forward(
-    pred: Tensor, ref: Tensor, target: Tensor, weight: Tensor | None, call: Call, upstream: float | None
+    pred: Tensor, ref: Tensor, target: Target, weight: Tensor | None, call: Call, upstream: float | None
 ) -> Results:
     """Run `ops.library.loss_forward` in Triton. A gradient asked for takes a launch of its own."""
-    out, predicted, drawn = Results.empty(pred, call.reduction, None), ref.shape == pred.shape, is_draws(target)
+    out, predicted = Results.empty(pred, call.reduction, None), ref.shape == pred.shape
+    drawn, given = target.draws is not None, [] if target.data is None else [target.data]
     if pred.shape[0] == 0:
         out.loss.zero_()
         out.stats.zero_()
         return out._replace(grad=torch.empty_like(pred)) if upstream is not None else out
-    rows, grid = _grid([pred, *([ref] if predicted else []), *([] if drawn else [target])], logical=drawn)
-    p, r, t = rows[0], rows[1] if predicted else ref.contiguous(), target.contiguous() if drawn else rows[-1]
-    strides, device, pairs = grid.strides, pred.device, grid.pairs
+    rows, grid = _grid([pred, *([ref] if predicted else []), *given], logical=drawn)
+    p, r, data = rows[0], rows[1] if predicted else ref.contiguous(), rows[-1] if given else None
+    strides, device, pairs, data_row = grid.strides, pred.device, grid.pairs, 0 if data is None else data.stride(0)
     sums = 6 if predicted else 2  # of a program, see the kernel
     room = torch.empty(pairs * sums * grid.chunks, dtype=torch.float64, device=device)
     losses = out.loss if call.reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
     with on(device):
         _loss.loss_forward_kernel[grid.programs](
-            p, r, t, weight, out.loss, losses, out.stats, room, counters(device, pairs + 1),
-            pairs, grid.n, grid.chunks, p.stride(0), r.stride(0) if predicted else 0, 0 if drawn else t.stride(0),
-            *grid.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(_NOWHERE if drawn else strides[-1]),
+            p, r, _dense(target.draws), data, target.on, weight,
+            out.loss, losses, out.stats, room, counters(device, pairs + 1),
+            pairs, grid.n, grid.chunks, p.stride(0), r.stride(0) if predicted else 0, data_row,
+            *grid.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(strides[-1] if given else _NOWHERE),
             *map(float, call.link), *map(float, call.loss_type),  # an integer would be compiled in
             call.beta, call.ratio_scale, 1 / pairs if call.reduction == "mean" else 1.0,
-            INTERLEAVED=call.interleaved, REF_ERRORS=not predicted, DRAWN=drawn, WEIGHTED=weight is not None,
-            REDUCE=call.reduction != "none", **grid.options,
+            INTERLEAVED=call.interleaved, REF_ERRORS=not predicted, DRAWN=drawn, MIXED=drawn and bool(given),
+            WEIGHTED=weight is not None, REDUCE=call.reduction != "none", **grid.options,
         )  # fmt: skip
     if upstream is not None:
         grad_loss = torch.full_like(out.loss, upstream)
@@ -175,29 +182,35 @@ def loss_forward(
     return out
 
 
-def loss_backward(grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Tensor, interleaved: bool) -> Tensor:
+def loss_backward(grad_loss: Tensor, coefficients: Tensor, pred: Tensor, target: Target, interleaved: bool) -> Tensor:
     """Run `ops.library.loss_backward` in Triton."""
-    grad, drawn = torch.empty_like(pred), is_draws(target)
+    grad, drawn, given = torch.empty_like(pred), target.draws is not None, [] if target.data is None else [target.data]
     if pred.shape[0] == 0:
         return grad
-    (p, g, *rows), grid = _grid([pred, grad] if drawn else [pred, grad, target], logical=drawn)
-    t, strides = target.contiguous() if drawn else rows[0], grid.strides
+    (p, g, *rows), grid = _grid([pred, grad, *given], logical=drawn)
+    data, data_row, strides = (rows[0], rows[0].stride(0), grid.strides) if rows else (None, 0, grid.strides)
     if grad_loss.dtype != torch.float32:
         grad_loss = grad_loss.float()
     if not coefficients.is_contiguous():
         coefficients = coefficients.contiguous()
     with on(pred.device):
         _loss.loss_backward_kernel[grid.programs](
-            grad_loss, coefficients, p, t, g, grid.pairs, grid.n, grid.chunks,
-            grad_loss.stride(0) if grad_loss.ndim else 0, p.stride(0), 0 if drawn else t.stride(0), g.stride(0),
-            *grid.sizes, *strides[0], *(_NOWHERE if drawn else strides[2]), *strides[1],
-            INTERLEAVED=interleaved, DRAWN=drawn, **grid.options,
+            grad_loss, coefficients, p, _dense(target.draws), data, target.on, g, grid.pairs, grid.n, grid.chunks,
+            grad_loss.stride(0) if grad_loss.ndim else 0, p.stride(0), data_row, g.stride(0),
+            *grid.sizes, *strides[0], *(strides[2] if given else _NOWHERE), *strides[1],
+            INTERLEAVED=interleaved, DRAWN=drawn, MIXED=drawn and bool(given), **grid.options,
         )  # fmt: skip
     return grad if g is grad else grad.copy_(g)
 
 
 def add_noise(
-    latents: Tensor, draws: Tensor, signal: Tensor, sigma: Tensor, interleaved: bool, dtype: torch.dtype
+    latents: Tensor,
+    draws: Tensor,
+    signal: Tensor,
+    sigma: Tensor,
+    density: Tensor | None,
+    interleaved: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Run `ops.library.add_noise` in Triton."""
     out, timesteps, draws = torch.empty_like(latents, dtype=dtype), draws.new_empty(draws.shape[1]), draws.contiguous()
@@ -206,9 +219,9 @@ def add_noise(
     (x, noisy), grid = _grid([latents, out], logical=True)
     with on(latents.device):
         _noise.add_noise_kernel[grid.programs](
-            x, draws, signal, sigma, noisy, timesteps, grid.pairs, grid.n, grid.chunks, signal.shape[0],
+            x, draws, signal, sigma, density, noisy, timesteps, grid.pairs, grid.n, grid.chunks, signal.shape[0],
             x.stride(0), noisy.stride(0), *grid.sizes, *grid.strides[0], *grid.strides[1],
-            INTERLEAVED=interleaved, **grid.options,
+            INTERLEAVED=interleaved, STEPS=0 if density is None else signal.shape[0].bit_length(), **grid.options,
         )  # fmt: skip
     return out if noisy is out else out.copy_(noisy), timesteps
 

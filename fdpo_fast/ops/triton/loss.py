@@ -55,11 +55,23 @@ def _side(partials, ref_errors, row, n, chunks, ratio_scale, REF_ERRORS: tl.cons
 
 
 @triton.jit
-def _target(target, seed, pair_id, visit, at, inside, first, DRAWN: tl.constexpr, BLOCK: tl.constexpr):
-    """Return a tile of the target: loaded from its row, or the noise of the draw."""
-    if DRAWN:
-        return tl.where(inside, normals(seed, pair_id, visit, first // 4, BLOCK), 0.0)
-    return load(target, at, inside)
+def _targets(
+    draws, data, on, pair, pairs, row_w, row_l, stride, at, inside, first,
+    DRAWN: tl.constexpr, MIXED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of the targets of both samples: data, the noise of the draw, or the two mixed."""
+    data_w, data_l = data, data
+    if MIXED or not DRAWN:
+        data_w = load(data + row_w.to(tl.int64) * stride, at, inside)
+        data_l = load(data + row_l.to(tl.int64) * stride, at, inside)
+    if not DRAWN:
+        return data_w, data_l
+    seed, pair_id, visit = draw_of(draws, pair, pairs)
+    noise = tl.where(inside, normals(seed, pair_id, visit, first // 4, BLOCK), 0.0)
+    if not MIXED:
+        return noise, noise
+    noise, on_data = tl.load(on + pair) * noise, tl.load(on + pairs + pair)
+    return on_data * data_w + noise, on_data * data_l + noise
 
 
 @triton.jit
@@ -101,9 +113,11 @@ def _reduce_batch(losses, stats, loss, pairs, share, REDUCE: tl.constexpr):
 # Of a call only the shape class, dtypes and switches are compiled in: not the divergence, nor the number of pairs.
 @triton.jit(do_not_specialize=["pairs", "chunks"])
 def loss_forward_kernel(
-    pred,  # [2B, ...], as ref and target
+    pred,  # [2B, ...], as ref and data
     ref,  # errors [2B] float64 if REF_ERRORS
-    target,  # the draws [3, B] if DRAWN
+    draws,  # [3, B] if DRAWN
+    data,  # the target if not DRAWN, what noise is mixed with if MIXED
+    on,  # [2, B] float32 if MIXED: of noise and of data
     weight,  # [B]
     loss,  # [], or [B] if not REDUCE
     losses,  # [B]: room, or `loss` itself
@@ -141,6 +155,7 @@ def loss_forward_kernel(
     INTERLEAVED: tl.constexpr,
     REF_ERRORS: tl.constexpr,
     DRAWN: tl.constexpr,
+    MIXED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     REDUCE: tl.constexpr,
     DENSE: tl.constexpr,
@@ -152,16 +167,15 @@ def loss_forward_kernel(
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
     p_w, p_l = pred + row_w.to(tl.int64) * p_row, pred + row_l.to(tl.int64) * p_row
     r_w, r_l = ref + row_w.to(tl.int64) * r_row, ref + row_l.to(tl.int64) * r_row
-    t_w, t_l = target + row_w.to(tl.int64) * t_row, target + row_l.to(tl.int64) * t_row
-    seed, pair_id, visit = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
     first = (chunk.to(tl.int64) if WIDE else chunk) * BLOCK
     at = first + tl.arange(0, BLOCK)
     inside = at < n
     p_at = offsets(at, middle, inner, p_0, p_1, p_2, DENSE)
     r_at = offsets(at, middle, inner, r_0, r_1, r_2, DENSE)
     t_at = offsets(at, middle, inner, t_0, t_1, t_2, DENSE)
-    target_w = _target(t_w, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
-    target_l = target_w if DRAWN else _target(t_l, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
+    target_w, target_l = _targets(
+        draws, data, on, pair, pairs, row_w, row_l, t_row, t_at, inside, first, DRAWN, MIXED, BLOCK
+    )
     squares_w, ref_squares_w, deltas_w = _terms(load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS)
     squares_l, ref_squares_l, deltas_l = _terms(load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS)
     SUMS: tl.constexpr = 1 if REF_ERRORS else 3
@@ -207,7 +221,9 @@ def loss_backward_kernel(
     grad_loss,  # [B] float32, `grad_loss_stride` apart
     coefficients,  # [2, B] float32: of w and of l
     pred,
-    target,
+    draws,  # as above
+    data,
+    on,
     grad,
     pairs,
     n,
@@ -229,6 +245,7 @@ def loss_backward_kernel(
     g_2,
     INTERLEAVED: tl.constexpr,
     DRAWN: tl.constexpr,
+    MIXED: tl.constexpr,
     DENSE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -237,18 +254,17 @@ def loss_backward_kernel(
     pair, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
     p_w, p_l = pred + row_w.to(tl.int64) * p_row, pred + row_l.to(tl.int64) * p_row
-    t_w, t_l = target + row_w.to(tl.int64) * t_row, target + row_l.to(tl.int64) * t_row
     g_w, g_l = grad + row_w.to(tl.int64) * g_row, grad + row_l.to(tl.int64) * g_row
     upstream = tl.load(grad_loss + pair * grad_loss_stride)
     c_w, c_l = upstream * tl.load(coefficients + pair), upstream * tl.load(coefficients + pairs + pair)
-    seed, pair_id, visit = draw_of(target, pair, pairs) if DRAWN else (0, 0, 0)
     first = (chunk.to(tl.int64) if WIDE else chunk) * BLOCK
     at = first + tl.arange(0, BLOCK)
     inside = at < n
     p_at = offsets(at, middle, inner, p_0, p_1, p_2, DENSE)
     t_at = offsets(at, middle, inner, t_0, t_1, t_2, DENSE)
     g_at = offsets(at, middle, inner, g_0, g_1, g_2, DENSE)
-    target_w = _target(t_w, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
-    target_l = target_w if DRAWN else _target(t_l, seed, pair_id, visit, t_at, inside, first, DRAWN, BLOCK)
+    target_w, target_l = _targets(
+        draws, data, on, pair, pairs, row_w, row_l, t_row, t_at, inside, first, DRAWN, MIXED, BLOCK
+    )
     tl.store(g_w + g_at, (c_w * (load(p_w, p_at, inside) - target_w)).to(grad.dtype.element_ty), mask=inside)
     tl.store(g_l + g_at, (c_l * (load(p_l, p_at, inside) - target_l)).to(grad.dtype.element_ty), mask=inside)

@@ -131,12 +131,26 @@ def normals_kernel(draws, out, pairs, count, chunks, BLOCK: tl.constexpr):
     )
 
 
+@triton.jit
+def _timestep(word, num_timesteps, density, STEPS: tl.constexpr):
+    """Return the timestep that a word stands for: how many entries of the density are at most the word."""
+    if STEPS == 0:
+        return word * num_timesteps >> 32
+    found = word * 0
+    for i in tl.static_range(STEPS):
+        further = found + (1 << (STEPS - 1 - i))
+        entry = tl.load(density + further - 1, mask=further <= num_timesteps, other=1 << 62)
+        found = tl.where(entry <= word, further, found)
+    return found
+
+
 @triton.jit(do_not_specialize=["pairs", "chunks", "num_timesteps"])
 def add_noise_kernel(
     latents,
     draws,  # [3, B]
     signal,  # [T], by timestep
     sigma,
+    density,  # [T] int64 if STEPS
     out,
     timesteps,  # [B] int64
     pairs,
@@ -154,6 +168,7 @@ def add_noise_kernel(
     o_1,
     o_2,
     INTERLEAVED: tl.constexpr,
+    STEPS: tl.constexpr,  # of a binary search in the density; 0 for a uniform one
     DENSE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -163,7 +178,7 @@ def add_noise_kernel(
     row_w, row_l = pair_rows(pair, pairs, INTERLEAVED)
     seed, pair_id, visit = draw_of(draws, pair, pairs)
     word = philox_words(seed, pair_id, visit, _TIMESTEP, tl.zeros([1], tl.uint32))[0]
-    t = tl.sum((word.to(tl.uint64) * num_timesteps.to(tl.uint64) >> 32).to(tl.int64))
+    t = _timestep(tl.sum(word.to(tl.int64)), num_timesteps, density, STEPS)
     a, s = tl.load(signal + t), tl.load(sigma + t)
     if chunk == 0:
         tl.store(timesteps + pair, t)
