@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.common.arguments import help_if_asked
 from benchmarks.published import DIVERGENCES, published_loss
-from fdpo_fast import draws, fdpo_loss
+from fdpo_fast import Target, draws, fdpo_loss
 from fdpo_fast.evaluate.tables import row, table
 from fdpo_fast.loss.options import LossOptions
 from fdpo_fast.ops.triton import launch
@@ -118,24 +118,30 @@ def disassemble(cubin: bytes) -> Sass:
 
 @dataclass(frozen=True)
 class Case:
-    """A way of calling the operators: dtypes of pred and of ref and target, errors or predictions, draws or tensors."""
+    """A way of calling the operators: dtypes of pred and of ref and data, errors or predictions, and what target."""
 
     name: str
     pred: torch.dtype
     other: torch.dtype
     errors: bool = False
     drawn: bool = False
+    data: bool = True  # is the target, or where that is drawn mixed with the noise
     pairs: int = 16
     shape: tuple[int, ...] = (4, 128, 128)  # SDXL
     strided: bool = False  # pred channels_last, the others not: no vectors, and more traffic than the minimum
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, Tensor, Target]:
         rows = 2 * self.pairs
-        pred, target = (torch.empty(rows, *self.shape, dtype=dtype) for dtype in (self.pred, self.other))
-        ref = torch.empty(rows, dtype=torch.float64) if self.errors else torch.empty_like(target)
+        pred, data = (torch.empty(rows, *self.shape, dtype=dtype) for dtype in (self.pred, self.other))
+        ref = torch.empty(rows, dtype=torch.float64) if self.errors else torch.empty_like(data)
         if self.strided:
             pred = pred.to(memory_format=torch.channels_last)
-        return pred, ref, draws(0, torch.arange(self.pairs), 0) if self.drawn else target
+        target = Target(
+            draws(0, torch.arange(self.pairs), 0) if self.drawn else None,
+            data if self.data else None,
+            torch.empty(2, self.pairs) if self.drawn and self.data else None,
+        )
+        return pred, ref, target
 
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -146,16 +152,20 @@ CASES = (
     Case("fp32 beside bf16", F32, BF16),
     Case("fp32, ref errors", F32, F32, errors=True),
     Case("bf16, ref errors", BF16, BF16, errors=True),
-    Case("fp32, ref errors, drawn", F32, F32, errors=True, drawn=True),
-    Case("bf16, ref errors, drawn", BF16, BF16, errors=True, drawn=True),
-    Case("bf16, drawn", BF16, BF16, drawn=True),
+    Case("fp32, ref errors, drawn", F32, F32, errors=True, drawn=True, data=False),
+    Case("bf16, ref errors, drawn", BF16, BF16, errors=True, drawn=True, data=False),
+    Case("bf16, drawn", BF16, BF16, drawn=True, data=False),
+    Case("fp32, ref errors, drawn and data", F32, F32, errors=True, drawn=True),
+    Case("bf16 beside fp32, ref errors, drawn and data", BF16, F32, errors=True, drawn=True),
+    Case("bf16, drawn and data", BF16, BF16, drawn=True),
     Case("fp32, 1 pair of SD1.5", F32, F32, pairs=1, shape=(4, 64, 64)),
     Case("bf16, 1 pair of SD1.5", BF16, BF16, pairs=1, shape=(4, 64, 64)),
     Case("fp32, SD3", F32, F32, shape=(16, 128, 128)),
     Case("bf16, SD3", BF16, BF16, shape=(16, 128, 128)),
-    Case("bf16, SD3, ref errors, drawn", BF16, BF16, errors=True, drawn=True, shape=(16, 128, 128)),
+    Case("bf16, SD3, ref errors, drawn", BF16, BF16, errors=True, drawn=True, data=False, shape=(16, 128, 128)),
+    Case("bf16, SD3, ref errors, drawn and data", BF16, F32, errors=True, drawn=True, shape=(16, 128, 128)),
     Case("bf16, pred channels_last", BF16, BF16, strided=True),
-    Case("bf16, pred channels_last, drawn", BF16, BF16, strided=True, drawn=True),
+    Case("bf16, pred channels_last, drawn", BF16, BF16, strided=True, drawn=True, data=False),
 )
 
 
@@ -171,8 +181,8 @@ def backward(case: Case) -> None:
 
 def add_noise(case: Case) -> None:
     pred, _, _ = case.tensors()
-    table = torch.empty(1000)
-    launch.add_noise(pred, draws(0, torch.arange(case.pairs), 0), table, table, False, case.other)
+    table, density = torch.empty(1000), None if case.name == "fp32" else torch.empty(1000, dtype=torch.int64)
+    launch.add_noise(pred, draws(0, torch.arange(case.pairs), 0), table, table, density, False, case.other)
 
 
 def noise(case: Case) -> None:
@@ -189,13 +199,13 @@ KERNELS = (
 
 # What is read or written once, by the kernel's names; the rest is room, or no larger than a number per pair.
 _SAMPLES: dict[Callable[[Case], None], tuple[str, ...]] = {
-    forward: ("pred", "ref", "target"),
-    backward: ("pred", "target", "grad"),
+    forward: ("pred", "ref", "data"),
+    backward: ("pred", "data", "grad"),
     add_noise: ("latents", "out"),
     noise: ("out",),
 }
 _TWICE = ("partials", "losses")  # written by one program, read by another
-_LOOKED_UP = ("signal", "sigma", "counters")  # an element per program
+_LOOKED_UP = ("signal", "sigma", "density", "counters")  # an element per program
 
 
 def check(what: Callable[[Case], None], case: Case, capability: int) -> tuple[str, list[str]]:
@@ -204,11 +214,12 @@ def check(what: Callable[[Case], None], case: Case, capability: int) -> tuple[st
         what(case)
     made = launches[0]
     sass = disassemble(made.kernel.asm["cubin"])
-    samples = sum(made.bytes[name] for name in _SAMPLES[what])
+    large = [name for name in _SAMPLES[what] if name in made.bytes]
+    samples = sum(made.bytes[name] for name in large)
     small = sum(size for name, size in made.bytes.items() if name not in (*_SAMPLES[what], *_TWICE, *_LOOKED_UP))
     threads = 32 * made.kernel.metadata.num_warps * made.programs
     streamed = 16 * threads * (sass.loads[128] + sass.stores[128])
-    few = sum(made.bytes[name] for name in _SAMPLES[what] if made.bytes[name] <= 64 * case.pairs)  # errors, draws
+    few = sum(made.bytes[name] for name in large if made.bytes[name] <= 64 * case.pairs)  # errors
     moved = streamed + few + small + 2 * sum(made.bytes.get(name, 0) for name in _TWICE)
     ratio = moved / (samples + small)
     wrong = []

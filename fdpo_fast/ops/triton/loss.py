@@ -60,18 +60,18 @@ def _targets(
     DRAWN: tl.constexpr, MIXED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return a tile of the targets of both samples: data, the noise of the draw, or the two mixed."""
-    data_w, data_l = data, data
-    if MIXED or not DRAWN:
-        data_w = load(data + row_w.to(tl.int64) * stride, at, inside)
-        data_l = load(data + row_l.to(tl.int64) * stride, at, inside)
-    if not DRAWN:
-        return data_w, data_l
-    seed, pair_id, visit = draw_of(draws, pair, pairs)
-    noise = tl.where(inside, normals(seed, pair_id, visit, first // 4, BLOCK), 0.0)
-    if not MIXED:
-        return noise, noise
-    noise, on_data = tl.load(on + pair) * noise, tl.load(on + pairs + pair)
-    return on_data * data_w + noise, on_data * data_l + noise
+    if DRAWN:
+        seed, pair_id, visit = draw_of(draws, pair, pairs)
+        target_w = tl.where(inside, normals(seed, pair_id, visit, first // 4, BLOCK), 0.0)
+        target_l = target_w
+        if MIXED:
+            noise, on_data = tl.load(on + pair) * target_w, tl.load(on + pairs + pair)
+            target_w = on_data * load(data + row_w.to(tl.int64) * stride, at, inside) + noise
+            target_l = on_data * load(data + row_l.to(tl.int64) * stride, at, inside) + noise
+    else:
+        target_w = load(data + row_w.to(tl.int64) * stride, at, inside)
+        target_l = load(data + row_l.to(tl.int64) * stride, at, inside)
+    return target_w, target_l
 
 
 @triton.jit
