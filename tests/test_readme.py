@@ -224,9 +224,10 @@ def test_the_plan_is_drawn(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (line,) = re.findall(r"^fdpo (plan --config configs/[^#]+)", README, re.M)
     fdpo(shlex.split(line))
-    said = capsys.readouterr().out
-    rungs = re.findall(r"^\| ([A-D]): .*?\| ([\d.]+) GiB", README, re.M)
+    assert "rung C does" in capsys.readouterr().out
+    rungs = re.findall(r"^\| ([A-D]): .*?\| ([\d.]+), ([\d.]+) GiB .*\| ([\d.]+) GiB \| `(\S+)`", README, re.M)
     assert len(rungs) == 4
-    for rung, gpu in rungs:
-        assert float(re.search(rf"^{rung} +([\d.]+)", said, re.M)[1]) == pytest.approx(float(gpu), abs=0.06), rung
-    assert "rung C does" in said
+    for rung, *sizes, config in rungs:  # tensors, all in all, host
+        fdpo(["plan", "--config", config])
+        drawn = re.search(rf"^{rung} +([\d.]+) +([\d.]+) +([\d.]+)", capsys.readouterr().out, re.M).groups()
+        assert [float(size) for size in drawn] == pytest.approx([float(size) for size in sizes], abs=0.06), rung

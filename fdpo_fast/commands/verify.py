@@ -24,15 +24,15 @@ def add(commands: Commands) -> None:
 
 def run(folder: Path) -> None:
     """Say of each export and checkpoint whether it is as it was written; UserError where one is not."""
-    with imports():
-        from fdpo_fast.data.reading import printable
-        from fdpo_fast.training.resumption import LATEST, pointed
     folder = folder.expanduser()
     alone = (folder / checksums.NAME).is_file()
     found = [folder] if alone else [folder / "export", *sorted(folder.glob("**/step-*[0-9]"))]
     found = [path for path in found if path.exists() and not path.is_symlink()]
     if not found:
         raise UserError(f"{folder} has neither an export nor checkpoints, and no {checksums.NAME}")
+    with imports():
+        from fdpo_fast.data.reading import printable
+        from fdpo_fast.training.resumption import LATEST, pointed
     damaged: list[str] = []
     for path in found:
         if words := checksums.damage(path):

@@ -94,7 +94,7 @@ def test_the_family_of_published_models_is_known():
         (SD15, "full", 80, None, True),
         pytest.param(SDXL, "lora", 12, None, True, marks=pytest.mark.slow),
         pytest.param(SDXL, "lora", 80, None, True, marks=pytest.mark.slow),
-        pytest.param(SDXL, "full", 8, "D", False, marks=pytest.mark.slow),
+        pytest.param(SDXL, "full", 8, "D", True, marks=pytest.mark.slow),
         pytest.param(SDXL, "full", 12, "C", True, marks=pytest.mark.slow),
         pytest.param(SDXL, "full", 16, "B", True, marks=pytest.mark.slow),
         pytest.param(SDXL, "full", 24, None, True, marks=pytest.mark.slow),

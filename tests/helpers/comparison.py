@@ -33,11 +33,12 @@ def comparison(tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0
         report.diversity.setdefault(wanted.diversity, {})[model] = np.full(2, diversity)
         folder = tmp_path / "images" / model
         folder.mkdir(parents=True)
-        for number in range(4):
-            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
+        for number in range(2 * len(captions)):
+            Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(folder / f"{number}.png")
     galleries = [
         Gallery(model, tmp_path / "images" / model, list(captions),
-                [[tmp_path / "images" / model / f"{2 * c + k}.png" for k in range(2)] for c in range(2)], [[0, 1]] * 2)
+                [[tmp_path / "images" / model / f"{2 * c + k}.png" for k in range(2)] for c in range(len(captions))],
+                [[0, 1]] * len(captions))
         for model in report.scores[wanted.alignment]
     ]  # fmt: skip
     return Comparison(config, found, report, galleries)

@@ -66,7 +66,7 @@ from tests.helpers.run import written
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.report.show import report
 
-captions, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+captions, folder = json.loads(sys.stdin.read()), Path(sys.argv[1])
 
 def pages(captions, folder):
     report(written(folder / "run", captions=captions))
@@ -84,7 +84,11 @@ def test_a_long_caption_costs_little_and_is_cut(tmp_path, kind):
     """Each beside the others, so that the pages are made once."""
     captions = [LONG[kind], *(long for name, long in LONG.items() if name != kind)][:: 1 if kind == "words" else 3]
     done = subprocess.run(
-        [sys.executable, "-c", COST, json.dumps(captions), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", COST, str(tmp_path)],
+        input=json.dumps(captions),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 200
