@@ -12,7 +12,7 @@ what a schedule shifts is shifted behind it. Logit-normal, mode and cosmap are t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,17 +65,43 @@ def cosmap(steps: int) -> Tensor:
     return (2 / math.pi * torch.atan2(edges, 1 - edges)).diff()
 
 
-def within(steps: int, first: int, end: int) -> Tensor:
-    """Return the weights [steps] of the timesteps [first, end) alone, all alike."""
+def within(steps: int, range: tuple[int, int]) -> Tensor:
+    """Return the weights [steps] of the timesteps from the first to before the second, all alike.
+
+    Raises ValueError where there are none of them, or not all.
+    """
+    first, end = range
+    if not 0 <= first < end <= steps:
+        raise ValueError(f"the range {first} to before {end} is none of the timesteps 0 to before {steps}")
     at = torch.arange(steps, dtype=torch.int64, device="cpu")
     return ((at >= first) & (at < end)).double()
 
 
-def only(steps: int, timesteps: Sequence[int]) -> Tensor:
-    """Return the weights [steps] of some timesteps alone, all alike."""
+def some(steps: int, only: Sequence[int]) -> Tensor:
+    """Return the weights [steps] of some timesteps alone, all alike; ValueError where one is not there."""
+    if out := [timestep for timestep in only if not 0 <= timestep < steps]:
+        raise ValueError(f"{out[0]} is none of the timesteps 0 to before {steps}")
     weights = torch.zeros(steps, dtype=torch.float64, device="cpu")
-    weights[list(timesteps)] = 1
+    weights[list(only)] = 1
     return weights
+
+
+def own(steps: int, weights: Sequence[float]) -> Tensor:
+    """Return the weights [steps] that are given; ValueError where there are more or fewer."""
+    if len(weights) != steps:
+        raise ValueError(f"there are {len(weights)} weights for {steps} timesteps")
+    return torch.tensor(weights, dtype=torch.float64, device="cpu")
+
+
+DENSITIES: dict[str, Callable[..., Tensor]] = {
+    "logit_normal": logit_normal,
+    "mode": mode,
+    "cosmap": cosmap,
+    "range": within,
+    "only": some,
+    "weights": own,
+}
+"""By name, what gives the weights [steps]; every other argument is a key of the configuration."""
 
 
 def _edges(steps: int) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fdpo_fast import add_noise, draws, pair_draw
-from fdpo_fast.densities import MODE_AT_MOST, WORDS, cosmap, cumulative, logit_normal, mode, only, within
+from fdpo_fast.densities import MODE_AT_MOST, WORDS, cosmap, cumulative, logit_normal, mode, some, within
 from fdpo_fast.noise import timesteps
 from tests.helpers.backends import FUSED
 
@@ -92,9 +92,9 @@ def test_what_has_no_weight_is_never_drawn(weights):
 
 
 def test_a_range_and_a_few():
-    drawn = timesteps(many(20_000), 1000, cumulative(within(1000, 0, 200)))
+    drawn = timesteps(many(20_000), 1000, cumulative(within(1000, (0, 200))))
     assert (drawn.min(), drawn.max()) == (0, 199)
-    turbo = timesteps(many(20_000), 1000, cumulative(only(1000, [249, 499, 749, 999])))
+    turbo = timesteps(many(20_000), 1000, cumulative(some(1000, [249, 499, 749, 999])))
     found, counts = turbo.unique(return_counts=True)
     assert found.tolist() == [249, 499, 749, 999]
     assert (counts - 5000).abs().max() < 300

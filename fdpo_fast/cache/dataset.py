@@ -27,6 +27,7 @@ from fdpo_fast.files import digest
 from fdpo_fast.models import prediction
 from fdpo_fast.models.kernels import kernels
 from fdpo_fast.models.precision import DTYPES
+from fdpo_fast.models.process import is_flow
 from fdpo_fast.ops.constants import Stream
 from fdpo_fast.ops.pairs import both, to_pairs, to_rows
 from fdpo_fast.progress import Bar
@@ -48,6 +49,7 @@ class Batch:
     condition: dict[str, Tensor]  # each [2b, ...]
     weight: Tensor  # [b] float32
     ref_error: Tensor | None  # [2b] float64, from the cache
+    density: Tensor | None = None  # [T] int64, see `noise.timesteps`: how likely each timestep is; None for all alike
 
 
 def image_encoder(config: Config, family: Family, device: torch.device) -> ImageEncoder:
@@ -66,6 +68,9 @@ class TrainingSet:
     def __init__(self, config: Config, family: Family, source: PairSource, builder: Builder) -> None:
         self.config, self.family, self.builder = config, family, builder
         facts, self.device, data = family.facts, builder.rank.device, config.data
+        self.timesteps = config.reference.timesteps.settled(is_flow(family.schedule))
+        density = self.timesteps.table(family.steps)
+        self.density = None if density is None else density.to(self.device)
         geometry = geometry_of(config, facts)
         check_embeddings(config, source, facts)
         found = cache_pairs(config, source, geometry, builder)
@@ -120,6 +125,7 @@ class TrainingSet:
             condition={key: value.to(self.device) for key, value in condition.items()},
             weight=self.weight[positions].to(self.device),
             ref_error=ref_error,
+            density=self.density,
         )
 
     def pair_latents(self, position: int) -> Tensor:
@@ -146,6 +152,7 @@ class TrainingSet:
             "noise": noise.NOISE_SPEC,
             "seed": self.seed,
             "visits": visits,
+            **({} if self.density is None else {"timesteps": self.timesteps.model_dump(exclude_none=True)}),
             "caption_dropout": config.data.caption_dropout,
             "dtype": config.model.dtype,
             "kernels": kernels(config.model, self.micro, self.device),

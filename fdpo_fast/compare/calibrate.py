@@ -78,7 +78,7 @@ class Drift(NamedTuple):
     delta: Tensor
     """The error less the reference error, [n, 2] float64: preferred, dispreferred."""
     timesteps: Tensor
-    """The timesteps of the draws, [n] int64."""
+    """The timesteps of the draws as the denoiser is told them, [n]."""
     steps: int
     """The number of timesteps of the noise schedule."""
     elements: int
@@ -116,9 +116,11 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
     if not delta.any():
         what = "it is the reference" if policy else "raise --steps or optimizer.lr"
         raise UserError(f"the policy did not move: {what}")
-    draws = noise.draws(config.reference.seed, data.id[measured], 0)
-    total = len(family.signal)
-    return Drift(delta, noise.timesteps(draws, total), total, math.prod(data.pair_latents(0).shape[-3:]))
+    draws, density = noise.draws(config.reference.seed, data.id[measured], 0), data.timesteps.table(family.steps)
+    drawn = noise.timesteps(draws, family.steps, density)
+    shapes = [data.pair_latents(position).shape for position in measured.tolist()]
+    fed = torch.stack([family.process(shape, draws.device).fed[t] for shape, t in zip(shapes, drawn, strict=True)])
+    return Drift(delta, fed, family.steps, math.prod(shapes[0][-3:]))
 
 
 def _delta(
@@ -209,7 +211,8 @@ def by_timestep(delta: Tensor, timesteps: Tensor, bins: int, total: int) -> list
     rows = []
     edges = [total * i // bins for i in range(bins + 1)]
     for low, high in pairwise(edges):
-        part = delta[(timesteps >= low) & (timesteps < high)].abs().flatten()
+        last = high == total  # which a flow's largest timestep is
+        part = delta[(timesteps >= low) & ((timesteps < high) | last)].abs().flatten()
         if len(part):
             quantiles = part.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=part.dtype, device="cpu")).tolist()
             rows.append({"timesteps": [low, high], "pairs": len(part) // 2, "q10_50_90": quantiles})

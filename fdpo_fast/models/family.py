@@ -6,31 +6,28 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from fdpo_fast import noise
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
 from fdpo_fast.data.images import to_vae
 from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.hub import pipeline_folder, vae_folder
+from fdpo_fast.models.process import Process, prediction_of, read_scheduler, shifts_by_size, tables
 from fdpo_fast.models.tokenizer import Excess, excess
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
 Pipeline: TypeAlias = DiffusionPipeline
-
-PREDICTIONS = ("epsilon", "v_prediction")
-"""The predictions that a denoiser may make, by the scheduler's own names."""
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 """The name of an adapter's file, as diffusers writes and reads it."""
@@ -88,6 +85,8 @@ class Family(ABC):
     """Names of the text embeddings, those of diffusers' pipelines."""
     preset: ClassVar[str]
     """The published architecture, in `presets.PRESETS`."""
+    patch: ClassVar[int | None] = None
+    """The side of the squares of latents that are a token of the denoiser; None of one that has no tokens."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -98,18 +97,27 @@ class Family(ABC):
             raise UserError("model.cuda_graphs needs a CUDA GPU, and torch finds none here: set it to false")
         self.base = pipeline_folder(model.base, self.pipelines, self.components)
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
-        self.schedule = DDPMScheduler.from_pretrained(self.base, subfolder="scheduler")
-        self.prediction = self.schedule.config.prediction_type
-        if self.prediction not in PREDICTIONS:
-            raise UserError(
-                f"{self.base}/scheduler predicts '{self.prediction}': fdpo_fast trains models that predict "
-                f"{' or '.join(PREDICTIONS)}"
-            )
+        self.schedule = read_scheduler(self.base / "scheduler")
+        if shifts_by_size(self.schedule) and self.patch is None:
+            raise UserError(f"{self.base}/scheduler shifts by an image's tokens, and a UNet has none: set its shift")
         if model.train == "lora":
             self._check_targets()
-        self.signal = self.schedule.alphas_cumprod.sqrt()
-        """The weights of latents and noise by timestep, [T] float32: x_t = signal[t] x_0 + sigma[t] noise."""
-        self.sigma = (1 - self.schedule.alphas_cumprod).sqrt()
+        self.process = lru_cache(maxsize=256)(self._process)
+        """(shape of latents, device) -> the tables of the noise process for it."""
+
+    @property
+    def steps(self) -> int:
+        """How many timesteps there are."""
+        return self.schedule.config.num_train_timesteps
+
+    @property
+    def prediction(self) -> str:
+        """What the denoiser predicts, a name of `process.PREDICTIONS`."""
+        return prediction_of(self.schedule)
+
+    def _process(self, shape: torch.Size, device: torch.device) -> Process:
+        tokens = None if self.patch is None else shape[-2] * shape[-1] // self.patch**2
+        return tables(self.schedule, tokens).to(device)
 
     def _check_targets(self) -> None:
         """Raise UserError for a LoRA target that no layer of the UNet is called."""
@@ -242,18 +250,6 @@ class Family(ABC):
         if self.model.attention == "xformers":
             unet.enable_xformers_memory_efficient_attention()
         return unet
-
-    def target(self, latents: Tensor, draws: Tensor) -> Tensor:
-        """Return what a perfect model predicts for both sides of each pair, latents [2b, c, h, w] under `draws` [3, b].
-
-        That is [2b, c, h, w], or the draws themselves where it is the noise, which `fdpo_loss` makes from them.
-        """
-        if self.prediction == "epsilon":
-            return draws
-        eps = noise.normals(draws, latents[0].numel()).reshape(-1, *latents.shape[1:])
-        timesteps = noise.timesteps(draws, len(self.signal))
-        signal, sigma = (table.to(latents.device)[timesteps, None, None, None] for table in (self.signal, self.sigma))
-        return torch.cat([signal * eps - sigma * side for side in latents.chunk(2)])
 
     @classmethod
     @abstractmethod

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fdpo_fast import noise
 from fdpo_fast.loss.function import fdpo_loss
 from fdpo_fast.ops.pairs import both
+from fdpo_fast.ops.target import Target
 
 if TYPE_CHECKING:
     from fdpo_fast.cache.dataset import Batch
@@ -24,18 +25,21 @@ class Prediction(NamedTuple):
     """What a denoiser made of a batch, and what it is measured by."""
 
     pred: Tensor  # [2b, c, h, w]
-    target: Tensor  # see `Family.target`
-    timesteps: Tensor  # [b] int64
+    target: Target
+    fed: Tensor  # [b]: the timesteps as the denoiser is told them
 
 
 def predict(family: Family, unet: Denoiser, batch: Batch) -> Prediction:
     """Noise a batch as its draws say, and denoise it once."""
-    signal, sigma = (table.to(batch.latents.device) for table in (family.signal, family.sigma))
-    noisy, timesteps = noise.add_noise(batch.latents, batch.draws, signal, sigma, dtype=unet.dtype)
+    process = family.process(batch.latents.shape, batch.latents.device)
+    noisy, timesteps = noise.add_noise(
+        batch.latents, batch.draws, process.signal, process.sigma, density=batch.density, dtype=unet.dtype
+    )
     if family.model.channels_last:
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-    pred = family.predict(unet, noisy, both(timesteps), batch.condition)
-    return Prediction(pred, family.target(batch.latents, batch.draws), timesteps)
+    fed = process.fed[timesteps]
+    pred = family.predict(unet, noisy, both(fed), batch.condition)
+    return Prediction(pred, process.target(batch.latents, batch.draws, timesteps), fed)
 
 
 @contextmanager
@@ -56,7 +60,7 @@ def _refuse(nothing: None) -> Tensor:
 
 
 @torch.no_grad()
-def errors(pred: Tensor, target: Tensor) -> Tensor:
+def errors(pred: Tensor, target: Target) -> Tensor:
     """Return the mean squared error of each sample, [2b] float64: to the last bit the loss's own sum.
 
     The loss tells by how much the error exceeds a given one, in float32. What was found is given back to it twice; the

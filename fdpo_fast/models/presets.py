@@ -16,7 +16,15 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from fdpo_fast.config.errors import UserError
@@ -127,16 +135,21 @@ def unet_config(name: str) -> dict[str, Any]:
     return {"in_channels": 4, "out_channels": 4, **PRESETS[name]["unet"]}
 
 
-def scheduler(prediction: str = "epsilon") -> DDPMScheduler:
-    """Make the noise schedule of Stable Diffusion, for a prediction by the scheduler's name."""
-    return DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+_DDPM = partial(DDPMScheduler, **_BETAS, clip_sample=False)
+SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
+    "epsilon": _DDPM,
+    "v_prediction": partial(_DDPM, prediction_type="v_prediction"),
+    "v_zero_snr": partial(
+        DDIMScheduler, **_BETAS, clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    ),
+    "sample": partial(_DDPM, prediction_type="sample"),
+    "flow": partial(
+        DPMSolverMultistepScheduler, use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+    ),
+}  # fmt: skip
+"""By what a UNet predicts, the scheduler of its pipeline; the betas are Stable Diffusion's."""
 
 
 def vae(name: str) -> AutoencoderKL:
@@ -199,7 +212,7 @@ def build(
         parts |= {key.replace("text_encoder", "tokenizer"): tokenizer for key in encoders}
         if len(encoders) == 1:
             parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = getattr(diffusers, PRESETS[name]["pipeline"])(scheduler=scheduler(prediction), **parts)
+        pipeline = getattr(diffusers, PRESETS[name]["pipeline"])(scheduler=SCHEDULERS[prediction](), **parts)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replacing(folder) as written:
             pipeline.save_pretrained(written)

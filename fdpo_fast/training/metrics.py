@@ -44,8 +44,8 @@ class Metrics:
     def _empty(self) -> Tensor:
         return torch.zeros(self.bins, len(COLUMNS), dtype=torch.float64, device=self.device)
 
-    def add(self, losses: Tensor, stats: LossStats, timesteps: Tensor) -> None:
-        """Count a micro-batch: `losses` [b] per pair, `timesteps` [b]."""
+    def add(self, losses: Tensor, stats: LossStats, fed: Tensor) -> None:
+        """Count a micro-batch: `losses` [b] per pair, `fed` [b]: timesteps as the denoiser is told, the noise level."""
         accuracy = (stats.margin > 0).double() + 0.5 * (stats.margin == 0).double()
         delta_w, delta_l = stats.error_w - stats.ref_error_w, stats.error_l - stats.ref_error_l
         values = (
@@ -53,7 +53,8 @@ class Metrics:
             delta_w, delta_l, stats.clipped,
         )  # fmt: skip
         rows = torch.stack([value.double() for value in values], dim=1)
-        self.current.index_add_(0, timesteps * self.bins // self.timesteps, rows)
+        of_bin = (fed * self.bins // self.timesteps).long().clamp(max=self.bins - 1)  # a flow's go up to T itself
+        self.current.index_add_(0, of_bin, rows)
 
     def end_step(self, step: int, lr: float, grad_norm: Tensor | float | None) -> None:
         """Close the optimizer step `step` (counted from 0)."""

@@ -97,7 +97,7 @@ class Trainer:
         self.skips_told, self.last_finite = 0, self.first_step - 1
         self.began = False
         """Whether a step has been taken."""
-        self.metrics = Metrics(config.log, len(family.signal), rank.device)  # last: its clock starts now
+        self.metrics = Metrics(config.log, family.steps, rank.device)  # last: its clock starts now
 
     def _go_on(self, begin: Start) -> int:
         """Load a checkpoint and say what is new since; returns the step to take next."""
@@ -151,10 +151,10 @@ class Trainer:
             first = (self.rank.index * accumulation + part) * micro
             batch = self.data.batch(positions[first : first + micro], visits[first : first + micro])
             ref = self.reference(batch)
-            pred, target, timesteps = prediction.predict(self.family, self.policy.engine, batch)
+            pred, target, fed = prediction.predict(self.family, self.policy.engine, batch)
             losses, stats = evaluate(self.options, pred, ref, target, batch.weight)
             self.policy.engine.backward(losses.mean())
-            self.metrics.add(losses, stats, timesteps)
+            self.metrics.add(losses, stats, fed)
             if self.start.open:
                 self.start.add(stats)
             self.policy.step()

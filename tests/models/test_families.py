@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from fdpo_fast import noise
 from fdpo_fast.cache.dataset import Batch
@@ -104,14 +104,15 @@ def test_noise_and_target_are_the_schedulers(folders, name):
     model = load_family(Model(family="sd", base=str(folders[name])))
     latents, draws = torch.randn(6, 4, 8, 8), noise.draws(3, torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2]))
     timesteps, eps = noise.pair_draw(3, torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2]), (4, 8, 8))
+    process = model.process(latents.shape, latents.device)
+    noisy, ours = noise.add_noise(latents, draws, process.signal, process.sigma)
+    assert torch.equal(ours, timesteps)
     timesteps, eps = timesteps.repeat(2), eps.repeat(2, 1, 1, 1)
-    noisy, ours = noise.add_noise(latents, draws, model.signal, model.sigma)
-    assert torch.equal(ours, timesteps[:3])
     torch.testing.assert_close(noisy, model.schedule.add_noise(latents, eps, timesteps))
-    target = model.target(latents, draws)
+    target = process.target(latents, draws, ours)
     pred = torch.randn_like(latents)
     want = eps if name == "sd" else model.schedule.get_velocity(latents, eps, timesteps)
-    assert (target is draws) == (name == "sd")  # the loss makes the noise again
+    assert target.draws is draws  # the loss makes the noise again
     torch.testing.assert_close(
         errors(pred, target), (pred - want).double().square().mean(dim=(1, 2, 3)), rtol=1e-5, atol=0
     )
@@ -206,9 +207,10 @@ def test_what_cannot_be_loaded(folders, changes, says):
         load_family(Model(**{"family": "sd", "base": str(folders["sd"]), **changes}))
 
 
-def test_a_schedule_that_predicts_something_else(tmp_path):
-    folder = build("tiny_sd", tmp_path / "sample", prediction="sample")
-    with pytest.raises(ValueError, match="predicts 'sample': fdpo_fast trains models that predict epsilon or v_pred"):
+def test_a_unet_has_no_tokens_to_shift_by(tmp_path):
+    folder = build("tiny_sd", tmp_path / "flow", prediction="flow")
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    with pytest.raises(ValueError, match="shifts by an image's tokens, and a UNet has none"):
         load_family(Model(family="sd", base=str(folder)))
 
 
