@@ -199,7 +199,7 @@ class DiffusersStep(Step):
 
     def draw(self, latents: Tensor, check: bool) -> tuple[Tensor, Tensor]:
         """Noise and timesteps, the same for both sides; stored reference errors belong to the stored draws."""
-        steps = len(self.family.signal)
+        steps = self.family.steps
         if check or not self.reference:
             eps = noise.normals(self.batch.draws, latents[0].numel()).reshape(-1, *latents.shape[1:])
             return eps.repeat(2, 1, 1, 1), noise.timesteps(self.batch.draws, steps).repeat(2)

@@ -152,7 +152,9 @@ class TrainingSet:
             "noise": noise.NOISE_SPEC,
             "seed": self.seed,
             "visits": visits,
-            **({} if self.density is None else {"timesteps": self.timesteps.model_dump(exclude_none=True)}),
+            **(
+                {} if self.density is None else {"timesteps": self.timesteps.model_dump(mode="json", exclude_none=True)}
+            ),
             "caption_dropout": config.data.caption_dropout,
             "dtype": config.model.dtype,
             "kernels": kernels(config.model, self.micro, self.device),

@@ -15,7 +15,7 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 
-from fdpo_fast.models.presets import scheduler, unet_config
+from fdpo_fast.models.presets import SCHEDULERS, unet_config
 from tests.helpers import ROOT
 from tests.helpers.training import as_found
 
@@ -168,7 +168,7 @@ def train(name, source, args):
         exec(compile(source, name, "exec"), scope)  # noqa: S102
         scope["main"](
             args=args, accelerator=accelerator, unet=unet, optimizer=optimizer, lr_scheduler=lr_scheduler,
-            train_dataloader=loader, noise_scheduler=scheduler(args.prediction_type), progress_bar=accelerator,
+            train_dataloader=loader, noise_scheduler=SCHEDULERS[args.prediction_type](), progress_bar=accelerator,
             **{"ref_unet": reference} if reference else {},
         )  # fmt: skip
         assert accelerator.updates == STEPS - args.first_step
