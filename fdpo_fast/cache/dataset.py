@@ -139,6 +139,7 @@ class TrainingSet:
         """
         config, family = self.config, self.family
         visits = config.reference.stored_visits()
+        density = None if self.density is None else self.timesteps.model_dump(mode="json", exclude_none=True)
         manifest = {
             "version": VERSION,
             "unet": family.denoiser_digest(),
@@ -152,9 +153,7 @@ class TrainingSet:
             "noise": noise.NOISE_SPEC,
             "seed": self.seed,
             "visits": visits,
-            **(
-                {} if self.density is None else {"timesteps": self.timesteps.model_dump(mode="json", exclude_none=True)}
-            ),
+            **({} if density is None else {"timesteps": density}),
             "caption_dropout": config.data.caption_dropout,
             "dtype": config.model.dtype,
             "kernels": kernels(config.model, self.micro, self.device),
