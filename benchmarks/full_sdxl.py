@@ -66,7 +66,7 @@ def prepare(
 
     quiet_libraries()
     folder.mkdir(parents=True, exist_ok=True)
-    presets.scheduler().save_pretrained(folder / "scheduler")
+    presets.SCHEDULERS["epsilon"]().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": presets.PRESETS[preset]["pipeline"],
         "vae": ["diffusers", "AutoencoderKL"],

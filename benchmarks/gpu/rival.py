@@ -75,7 +75,7 @@ class Step(ABC):
         self.pixels = lab.side * (2 if lab.rehearse else 8)
         sizes = [[self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]] * 2
         self.time_ids = torch.tensor(sizes, device=DEVICE).float()
-        self.schedule = presets.scheduler()
+        self.schedule = presets.SCHEDULERS["epsilon"]()
         self.optimizer = self.make_optimizer()
 
     @abstractmethod
