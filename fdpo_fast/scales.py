@@ -36,6 +36,14 @@ CONVENTIONS: dict[str, Convention] = {
     "paper": Convention(factor=1.0, sums=True, default=None),
     # Recipes for flow-matching models, on velocity errors; betas of 100 to 2000 are in use.
     "flow": Convention(factor=0.5, sums=False, default=None),
+    # Trainers of flow-matching models: LongCat-Image, train_dpo.py (its editing model: 4000); flow_grpo's
+    # train_sd3_dpo.py; verl-omni; Flow-Factory (its examples: SD3.5 100, FLUX.1 2000).
+    "longcat": Convention(factor=1.0, sums=False, default=2000.0),
+    "flow_grpo": Convention(factor=0.5, sums=False, default=100.0),
+    "verl_omni": Convention(factor=0.5, sums=False, default=2000.0),
+    "flow_factory": Convention(factor=0.5, sums=False, default=2000.0),
+    # SimpleTuner's flow_dpo sums over the elements; a beta that follows the margins takes this one's place by default
+    "simpletuner": Convention(factor=0.5, sums=True, default=1.0),
     # `fdpo_loss`: its strength is the product beta * ratio_scale.
     "fdpo_fast": Convention(factor=1.0, sums=False, default=None),
 }

@@ -28,6 +28,21 @@ def flow(pred, ref, target, beta):
     return -logsigmoid(-0.5 * beta * ((model_w - model_l) - (ref_w - ref_l))).mean()
 
 
+def longcat(pred, ref, target, beta):
+    """LongCat-Image: mean squared errors of the flow, improvements compared, no half."""
+    (win, lose), (ref_win, ref_lose) = (
+        (x.double() - target.double()).square().mean(dim=(1, 2, 3)).chunk(2) for x in (pred, ref)
+    )
+    return -logsigmoid(-beta * ((win - ref_win) - (lose - ref_lose))).mean()
+
+
+def simpletuner(pred, ref, target, beta):
+    """SimpleTuner's flow_dpo: squared errors summed over the elements."""
+    (win, lose), (ref_win, ref_lose) = ((x - target).square().flatten(1).sum(1).chunk(2) for x in (pred, ref))
+    margin = (ref_win - win) - (ref_lose - lose)
+    return -logsigmoid(0.5 * beta * margin).mean()
+
+
 def ours(pred, ref, target, beta):
     return fdpo_loss(pred, ref, target, divergence="reverse_kl", beta=1.0, ratio_scale=beta)[0]
 
@@ -38,6 +53,11 @@ PUBLISHED = {
     "diffusers_sd15": lambda *x: sd15_script(*x)[0],
     "paper": paper,
     "flow": flow,
+    "longcat": longcat,
+    "flow_grpo": flow,
+    "verl_omni": flow,
+    "flow_factory": flow,
+    "simpletuner": simpletuner,
     "fdpo_fast": ours,
 }
 
@@ -55,7 +75,7 @@ def test_every_convention_is_executed():
 @pytest.mark.parametrize("target", CONVENTIONS)
 @pytest.mark.parametrize("source", CONVENTIONS)
 def test_a_converted_strength_gives_the_same_loss(source, target):
-    beta = 5.0 if source == "paper" else 1500.0
+    beta = 5.0 if CONVENTIONS[source].sums else 1500.0
     want, want_grad = loss_and_gradient(source, beta)
     got, got_grad = loss_and_gradient(target, convert(beta, source, target, elements=N))
     assert abs(want.item() - math.log(2)) > 1e-3  # far enough from where any strength gives the same
@@ -76,9 +96,14 @@ def test_ratio_scale_stands_beside_beta(source, beta):
 
 
 def test_the_defaults_of_other_codes_are_one_strength():
-    defaults = {name: row.default for name, row in CONVENTIONS.items() if row.default}
-    assert defaults == {"diffusion_dpo": 5000, "diffusers_sdxl": 5000, "diffusers_sd15": 2500}
-    assert {ratio_scale(beta, name) for name, beta in defaults.items()} == {2500}
+    """Of noise; those of flows are what each of their trainers ships with."""
+    defaults = {name: row.default for name, row in CONVENTIONS.items() if row.default and row.default != 1}
+    scales = {name: ratio_scale(beta, name) for name, beta in defaults.items()}
+    assert scales == {
+        **dict.fromkeys(("diffusion_dpo", "diffusers_sdxl", "diffusers_sd15"), 2500),
+        **{"longcat": 2000, "flow_grpo": 50, "verl_omni": 1000, "flow_factory": 1000},
+    }
+    assert ratio_scale(CONVENTIONS["simpletuner"].default, "simpletuner", elements=65536) == 32768
 
 
 def test_known_numbers():
