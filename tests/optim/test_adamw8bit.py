@@ -30,6 +30,7 @@ def test_the_map_is_that_of_bitsandbytes():
 @pytest.mark.parametrize("signed", [True, False])
 def test_reference_codes_are_the_nearest_values(signed):
     values = dynamic_map(signed).values.double()
+    torch.manual_seed(0)
     x = torch.cat([10.0 ** -(torch.rand(20_000, dtype=torch.float32) * 8), torch.rand(20_000, dtype=torch.float32)])[
         : 156 * STATE_BLOCK
     ]
@@ -40,7 +41,7 @@ def test_reference_codes_are_the_nearest_values(signed):
     above_the_end = x.abs() > values[127 + LEAST_M if signed else LEAST_V]
     nearest = (x.double()[:, None] - values).abs().amin(1)
     apart = (x.double() - values[codes.int()]).abs()
-    assert torch.allclose(apart[above_the_end], nearest[above_the_end], rtol=0, atol=1e-7)
+    assert torch.allclose(apart[above_the_end], nearest[above_the_end], rtol=0, atol=2.0**-22)  # of a tie
     at_the_end = codes[~above_the_end].int()
     assert set(at_the_end.tolist()) == ({127 - LEAST_M, 127 + LEAST_M} if signed else {LEAST_V})
     assert eager.encode(torch.tensor([0.0, 1.0], dtype=torch.float32), signed)[0][0] == (127 if signed else LEAST_V)
