@@ -136,12 +136,9 @@ class Case:
         ref = torch.empty(rows, dtype=torch.float64) if self.errors else torch.empty_like(data)
         if self.strided:
             pred = pred.to(memory_format=torch.channels_last)
-        target = Target(
-            draws(0, torch.arange(self.pairs), 0) if self.drawn else None,
-            data if self.data else None,
-            torch.empty(2, self.pairs) if self.drawn and self.data else None,
-        )
-        return pred, ref, target
+        drawn = draws(0, torch.arange(self.pairs), 0) if self.drawn else None
+        on = torch.empty(2, self.pairs) if self.drawn and self.data else None
+        return pred, ref, Target(drawn, data if self.data else None, on)
 
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

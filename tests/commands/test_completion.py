@@ -6,6 +6,7 @@ import pytest
 
 from fdpo_fast.cli import main
 from fdpo_fast.commands.completion import ASK, SCRIPTS
+from fdpo_fast.config.timesteps import Timesteps
 from tests.helpers.terminal import Terminal
 
 START = {
@@ -13,6 +14,8 @@ START = {
     "zsh": (["zsh", "-f", "-i"], 'autoload -U compinit; compinit -D -u; eval "$(fdpo completion zsh)"'),
     "fish": (["fish", "--no-config", "--interactive"], "fdpo completion fish | source"),
 }
+REFERENCE = [f"reference.{key}" for key in ("mode", "visits", "seed", "timesteps")]
+REFERENCE += [f"reference.timesteps.{key}" for key in Timesteps.model_fields]
 
 
 @pytest.fixture(params=list(SCRIPTS))
@@ -59,7 +62,7 @@ def offered(capsys, *words):
         (["train", "--set", "loss.be"], ["loss.beta="]),
         (["config", "--explain", "loss.be"], ["loss.beta"]),
         (["config", "--explain", "optimizer.s"], ["optimizer.schedule"]),
-        (["config", "--explain", "reference"], ["reference", "reference.mode", "reference.visits", "reference.seed"]),
+        (["config", "--explain", "reference"], ["reference", *REFERENCE]),
         (["completion", ""], ["bash", "zsh", "fish"]),
         (["report", ""], []),
         (["report", "--h"], ["--help"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.drawn import draw
 from tests.helpers.pictures import FORMATS, as_pickapic, difficult_rows
 
 FAST = {("sd", "lora", "fp32", 0, 1), ("sdxl", "full", "bf16", 2, 2)}
@@ -18,22 +19,17 @@ CASES = [
     for stage in (0, 1, 2, 3)
     for ranks in (1, 2)
     for case in [(family, train, dtype, stage, ranks)]
+] + [
+    pytest.param("sd3", *case, marks=[] if case == ("lora", "fp32", 0, 1) else pytest.mark.slow)
+    for case in (
+        ("lora", "fp32", 0, 1),
+        ("full", "bf16", 0, 1),
+        ("full", "fp32", 1, 2),
+        ("lora", "bf16", 2, 2),
+        ("full", "bf16", 3, 2),
+        ("lora", "fp32", 3, 1),
+    )
 ]
-
-
-def draw(folder, lora=None):
-    """An image of the pipeline at `folder`, as latents; always from the same noise and caption."""
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    if lora:
-        pipeline.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors")
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    # a tiny VAE with random weights brings all images close together: look at the latents
-    return pipeline(
-        "a cat", height=64, width=64, generator=generator, num_inference_steps=3, output_type="latent"
-    ).images
 
 
 @pytest.mark.parametrize(("family", "train", "dtype", "stage", "ranks"), CASES)

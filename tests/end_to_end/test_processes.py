@@ -10,13 +10,14 @@ import torch
 
 from fdpo_fast import noise
 from fdpo_fast.models.presets import build
-from tests.end_to_end.test_pipelines import draw
+from tests.helpers.drawn import draw
 from tests.helpers.pictures import as_pickapic, difficult_rows
 from tests.helpers.training import weights
 
 TURBO = {"density": "only", "only": [249, 499, 749, 999]}
 REFINER = {"density": "range", "range": [0, 200]}
 KINDS = {
+    "its own": (None, {}),
     "flow": ("flow", {}),
     "v": ("v_prediction", {}),
     "v, zero SNR": ("v_zero_snr", {}),
@@ -29,8 +30,9 @@ FAST = {("sdxl", "flow", "full", "fp32", 0, 1)}
 CASES = [
     *FAST,
     *[("sdxl", kind, "full", "bf16", 2, 2) for kind in ("v, zero SNR", "turbo", "refiner")],
-    *[("sd", kind, "lora", "fp32", stage, 1) for kind, stage in zip(KINDS, (0, 1, 2, 3, 1, 0, 2), strict=True)],
+    *[("sd", kind, "lora", "fp32", stage, 1) for kind, stage in zip([*KINDS][1:], (0, 1, 2, 3, 1, 0, 2), strict=True)],
     *[("sdxl", "flow", train, "bf16", 3, 2) for train in ("full", "lora")],
+    *[("sd3", "its own", train, "bf16", stage, 2) for train, stage in (("full", 0), ("full", 3), ("lora", 1))],
 ]
 
 
@@ -81,9 +83,9 @@ def test_cache_train_resume_export(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flow", "v, zero SNR"])
-def test_cached_equals_live_over_fifty_steps(flow_config, launch, read_metrics, tmp_path, kind):
-    raw = flow_config("sdxl", kind)
+@pytest.mark.parametrize(("family", "kind"), [("sdxl", "flow"), ("sdxl", "v, zero SNR"), ("sd3", "its own")])
+def test_cached_equals_live_over_fifty_steps(flow_config, launch, read_metrics, tmp_path, family, kind):
+    raw = flow_config(family, kind)
     raw["train"] |= {"max_steps": 50, "checkpoint_every": 50}
     raw["optimizer"]["lr"] = 1e-4
     losses = {}
