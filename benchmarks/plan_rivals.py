@@ -28,7 +28,7 @@ from fdpo_fast.memory.ladder import RUNGS, on_rung
 from fdpo_fast.memory.trace import trace, vae_passes
 from fdpo_fast.models import quiet_libraries
 from fdpo_fast.models.architecture import Architecture, read_architecture
-from fdpo_fast.models.family import without_decoder
+from fdpo_fast.models.vae import without_decoder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CSV = Path(__file__).parent / "results/plan_rivals.csv"

@@ -160,7 +160,7 @@ def pipelines(tmp_path_factory):
     from fdpo_fast.models.presets import build
 
     root = tmp_path_factory.mktemp("pipelines")
-    return {name: build(f"tiny_{name}", root / name) for name in ("sd", "sdxl")}
+    return {name: build(f"tiny_{name}", root / name) for name in ("sd", "sdxl", "sd3")}
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
     from fdpo_fast.models.denoiser import Denoiser
-    from fdpo_fast.models.family import Facts, Family, ImageEncoder
+    from fdpo_fast.models.family import Facts, Family
+    from fdpo_fast.models.vae import ImageEncoder
 
 
 VERSION = 4  # of how reference errors are computed

@@ -87,7 +87,7 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
     if not ready.latents:
         beside["caching images"] = vae.encoding
     if not ready.text:
-        beside["caching text"] = 4.0 * text
+        beside["caching text"] = float(architecture.text_bytes)
     if config.reference.mode == "cached":
         held = 2 * width * max(traced.shapes) if config.parameters_on_host else everything  # this layer, and the next
         beside["caching reference errors"] = held + traced.inference + traced.data

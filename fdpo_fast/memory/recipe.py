@@ -29,6 +29,8 @@ _RECIPES: dict[tuple[str, Kind], str] = {
     ("sd", "lora"): "sd15_lora_js.json",
     ("sdxl", "full"): "sdxl_js.json",
     ("sdxl", "lora"): "sdxl_lora_js.json",
+    ("sd3", "full"): "sd35m_js.json",
+    ("sd3", "lora"): "sd35m_lora_js.json",
 }
 _OWN_PAIRS = "my_pairs_sdxl_lora.json"
 """The file that says what is otherwise where pairs are a few hundred of somebody's own."""

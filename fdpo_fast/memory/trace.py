@@ -16,9 +16,9 @@ from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory.tracker import HostAttention, Tracker
 from fdpo_fast.models import trainable
 from fdpo_fast.models.architecture import Architecture
-from fdpo_fast.models.family import without_decoder
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import CHECKPOINTING
+from fdpo_fast.models.vae import without_decoder
 from fdpo_fast.progress import progress
 
 
@@ -66,7 +66,7 @@ class _Rehearsal:
         self.family, denoiser = architecture.family, architecture.denoiser(dtype).train()
         trainable.prepare(denoiser, config.model)
         self.options = config.loss.options()
-        shapes = self.family.text_shapes(architecture.denoiser_config)
+        shapes = architecture.text_shapes()
         self.mode = HostAttention()
         self.denoiser = denoiser
         self.trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]

@@ -35,6 +35,7 @@ def quiet_libraries() -> None:
 FAMILIES = {
     "sd": "fdpo_fast.models.sd.StableDiffusion",
     "sdxl": "fdpo_fast.models.sdxl.StableDiffusionXL",
+    "sd3": "fdpo_fast.models.sd3.StableDiffusion3",
 }
 
 

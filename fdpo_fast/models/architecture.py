@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import EMBEDDED, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import family_class, hub, presets
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family, shrinks
 
 
@@ -29,11 +29,12 @@ class Architecture:
     """The configurations of the text encoders by component."""
     source: str
     """The source of the configurations, in words."""
+    model: Model
 
-    def denoiser(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """Make the UNet on the meta device."""
+    def denoiser(self, dtype: torch.dtype) -> Denoiser:
+        """Make the denoiser on the meta device."""
         with torch.device("meta"), presets.default_dtype(dtype):
-            return UNet2DConditionModel.from_config(self.denoiser_config)
+            return self.family.denoiser_class.from_config(self.denoiser_config)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Make the VAE on the meta device."""
@@ -41,22 +42,34 @@ class Architecture:
             return AutoencoderKL.from_config(self.vae_config)
 
     @cached_property
+    def _text(self) -> dict[str, int]:
+        """Count the elements of the text encoders by component."""
+        with torch.device("meta"):
+            encoders = {name: presets.encoder_of(name, config) for name, config in self.text_configs.items()}
+        return {name: sum(p.numel() for p in module.parameters()) for name, module in encoders.items()}
+
+    @property
     def text_parameters(self) -> int:
         """Count the elements of all text encoders."""
-        with torch.device("meta"):
-            encoders = [
-                presets.text_encoder_class(name)(transformers.CLIPTextConfig(**config))
-                for name, config in self.text_configs.items()
-            ]
-        return sum(parameter.numel() for module in encoders for parameter in module.parameters())
+        return sum(self._text.values())
+
+    @property
+    def text_bytes(self) -> int:
+        """Count the bytes of all text encoders while they encode captions."""
+        dtypes = self.family.text_dtypes
+        return sum(dtypes.get(name, torch.float32).itemsize * count for name, count in self._text.items())
 
     def text_elements(self) -> int:
         """Return how many numbers the embeddings of a caption are."""
-        return self.family.elements_of_text(self.denoiser_config)
+        return self.family.elements_of_text(self.denoiser_config, self.model)
+
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a caption's embeddings by their names."""
+        return self.family.text_shapes(self.denoiser_config, self.model)
 
     def factors(self) -> tuple[int, int]:
-        """Return by how much VAE and UNet divide a side of the image, and of the latents."""
-        return shrinks(self.vae_config), shrinks(self.denoiser_config)
+        """Return by how much VAE and denoiser divide a side of the image, and of the latents."""
+        return shrinks(self.vae_config), self.family.factor(self.denoiser_config)
 
 
 def read_architecture(model: Model) -> Architecture:
@@ -66,6 +79,7 @@ def read_architecture(model: Model) -> Architecture:
     UserError for an unknown family, or a folder without configurations.
     """
     family = family_class(model)
+    denoiser = family.denoiser_name
     encoders = [name for name in family.text_components if name.startswith("text_encoder")]
     if model.base == EMBEDDED:
         hub.check_kind(EMBEDDED, {"_class_name": presets.PRESETS["sd15"]["pipeline"]}, family.pipelines)
@@ -75,9 +89,9 @@ def read_architecture(model: Model) -> Architecture:
         if (folder / "model_index.json").is_file():
             hub.check_kind(model.base, read_json(folder / "model_index.json"), family.pipelines)
         encoders = [name for name in encoders if (folder / name).is_dir()]  # not needed where the data are encoded
-        configs, source = {name: _read(folder, name) for name in ("unet", "vae", *encoders)}, str(folder)
+        configs, source = {name: _read(folder, name) for name in (denoiser, "vae", *encoders)}, str(folder)
     else:
-        names = ("unet", "vae", *encoders)
+        names = (denoiser, "vae", *encoders)
         found = {name: hub.component_config(model.base, name) for name in names}
         configs, source = {name: config for name, config in found.items() if config is not None}, model.base
         if len(configs) < len(names):
@@ -87,7 +101,8 @@ def read_architecture(model: Model) -> Architecture:
         configs["vae"] = read_json(hub.vae_folder(model.vae) / "config.json")
     elif model.vae:
         hub.check_name("model.vae", model.vae)  # the base's stands for it, until it is fetched
-    return Architecture(family, configs["unet"], configs["vae"], {name: configs[name] for name in encoders}, source)
+    text = {name: configs[name] for name in encoders if name in configs}
+    return Architecture(family, configs[denoiser], configs["vae"], text, source, model)
 
 
 def _read(folder: Path, component: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
@@ -26,6 +25,7 @@ from torch import Tensor
 from fdpo_fast import checksums
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import read_json, replacing
+from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import ADAPTER, Family
 from fdpo_fast.models.hub import LOADED, VARIANTS, present
 from fdpo_fast.models.precision import DTYPES
@@ -98,16 +98,16 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
     """Write a folder that `DiffusionPipeline.from_pretrained` loads; returns how its weights were rounded.
 
     trained: the trained parameters with their names in the denoiser, each whole and on the CPU; they are read once.
-    dtype: of all weights in the folder; None is that of the base's UNet. With an adapter, its file
+    dtype: of all weights in the folder; None is that of the base's denoiser. With an adapter, its file
     (`pytorch_lora_weights.safetensors`, what `pipe.load_lora_weights` reads) lies there too, and always the checksums
     of all. Raises UserError where a weight does not fit the dtype, and where the folder cannot be written.
     """
-    unet, state, adapter = _architecture(family), _stored(family), family.model.train == "lora"
+    unet, state, adapter = family.blank_denoiser(), _stored(family), family.model.train == "lora"
     rounding = Rounding(dtype or next(iter(state.values())).dtype, adapter)
     with _said(folder), replacing(folder) as partial:
         partial.mkdir(parents=True)
         _copy_others(family, partial, rounding.dtype)
-        unet.save_config(partial / "unet")
+        unet.save_config(partial / family.denoiser_name)
         if adapter:
             _add(unet, family, dict(trained))
             _save_adapter(unet, family, partial)
@@ -115,7 +115,7 @@ def export(family: Family, trained: Iterable[tuple[str, Tensor]], dtype: torch.d
         else:
             weights = _tuned(trained, state, DTYPES[family.model.dtype])
         stored = ((name, _fitting(name, weight.value, rounding(weight))) for name, weight in weights)
-        _write(partial / "unet" / WEIGHTS, state, stored, rounding.dtype)
+        _write(partial / family.denoiser_name / WEIGHTS, state, stored, rounding.dtype)
         checksums.write(partial, checksums.sums(partial, checksums.names_in(partial)))
     return rounding
 
@@ -133,19 +133,13 @@ def _said(folder: Path) -> Iterator[None]:
 # --- the denoiser ---
 
 
-def _architecture(family: Family) -> UNet2DConditionModel:
-    """Make the base's UNet on the meta device."""
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(family.base, subfolder="unet"))
-
-
 def _stored(family: Family) -> dict[str, Tensor]:
-    """Return the state dict of the base's UNet in the dtype of its files, whose memory it is."""
-    folder = family.base / "unet"
+    """Return the state dict of the base's denoiser in the dtype of its files, whose memory it is."""
+    folder = family.base / family.denoiser_name
     index = folder / f"{WEIGHTS}.index.json"
     names = set(read_json(index)["weight_map"].values()) if index.is_file() else {WEIGHTS}
     state = {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
-    if state.keys() == _architecture(family).state_dict().keys():
+    if state.keys() == family.blank_denoiser().state_dict().keys():
         return state
     return family.denoiser(torch.float32).state_dict()  # older names, which diffusers knows
 
@@ -158,15 +152,15 @@ def _tuned(
         yield name, Weight(value.float(), state[name].to(dtype).float())
 
 
-def _add(unet: UNet2DConditionModel, family: Family, trained: dict[str, Tensor]) -> None:
-    """Give a UNet the trained adapter, in float32."""
+def _add(unet: Denoiser, family: Family, trained: dict[str, Tensor]) -> None:
+    """Give a denoiser the trained adapter, in float32."""
     with torch.device("meta"):
         add_lora(unet, family.model.lora)
     unet.load_state_dict({name: value.float() for name, value in trained.items()}, strict=False, assign=True)
 
 
-def _save_adapter(unet: UNet2DConditionModel, family: Family, folder: Path) -> None:
-    """Write the file of a UNet's adapter.
+def _save_adapter(unet: Denoiser, family: Family, folder: Path) -> None:
+    """Write the file of a denoiser's adapter.
 
     The factor alpha / rank is drawn into its tensors: readers differ in where they look for it, and take it for 1 where
     they find none.
@@ -183,17 +177,18 @@ def _save_adapter(unet: UNet2DConditionModel, family: Family, folder: Path) -> N
         "base_model_name_or_path": family.model.base,
     }
     pipeline = getattr(diffusers, family.pipelines[0])
-    pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=about)
+    name = family.denoiser_name
+    pipeline.save_lora_weights(folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": about})
 
 
 def trained_on(folder: Path) -> str | None:
     """Return the base that the adapter in a folder was trained on, as its file says."""
     with safe_open(folder / ADAPTER, "pt") as file:
         about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    return about.get("unet.base_model_name_or_path")
+    return next((base for key, base in about.items() if key.endswith(".base_model_name_or_path")), None)
 
 
-def _merged(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> Iterator[tuple[str, Weight]]:
+def _merged(unet: Denoiser, state: dict[str, Tensor]) -> Iterator[tuple[str, Weight]]:
     """Yield the weights that an adapter changes, with what it adds."""
     for name, layer in unet.named_modules():
         if isinstance(layer, LoraLayer):
@@ -207,7 +202,7 @@ def _merged(unet: UNet2DConditionModel, state: dict[str, Tensor]) -> Iterator[tu
 def _copy_others(family: Family, folder: Path, dtype: torch.dtype) -> None:
     """Copy what the pipeline loads of its other components, their weights in this dtype."""
     parts = read_json(family.base / "model_index.json")
-    for name in (name for name in present(parts, family.components) if name != "unet"):
+    for name in (name for name in present(parts, family.components) if name != family.denoiser_name):
         source, target = family.vae if name == "vae" else family.base / name, folder / name
         files = sorted(source.iterdir()) if source.is_dir() else []
         for file in (file for file in files if file.suffix in LOADED and not any(map(file.match, VARIANTS))):

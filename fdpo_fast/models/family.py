@@ -9,23 +9,21 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
-from fdpo_fast.data.images import to_vae
 from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.hub import pipeline_folder, vae_folder
+from fdpo_fast.models.hub import OPTIONAL, pipeline_folder, present, vae_folder
 from fdpo_fast.models.process import Process, prediction_of, read_scheduler, shifts_by_size, tables
 from fdpo_fast.models.tokenizer import Excess, excess
+from fdpo_fast.models.vae import ImageEncoder, encoder
 
-ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
 Pipeline: TypeAlias = DiffusionPipeline
 
@@ -44,12 +42,6 @@ def has_adapter(folder: Path) -> bool:
 def shrinks(config: dict) -> int:
     """Return by how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
     return 2 ** (len(config["block_out_channels"]) - 1)
-
-
-def without_decoder(vae: AutoencoderKL) -> AutoencoderKL:
-    """Take from a VAE, in place, the half that encoding has no use for."""
-    vae.decoder = vae.post_quant_conv = None
-    return vae
 
 
 @dataclass(frozen=True)
@@ -79,10 +71,18 @@ class Family(ABC):
     """Names of the diffusers pipelines, as in model_index.json, that are of this family."""
     components: ClassVar[tuple[str, ...]]
     """Names of what such a pipeline is made of: folders of its base, which alone are read and exported."""
+    denoiser_name: ClassVar[str] = "unet"
+    """The component that is trained."""
+    denoiser_class: ClassVar[Any] = UNet2DConditionModel
+    """The denoiser's class in diffusers."""
     text_components: ClassVar[tuple[str, ...]]
     """Folders that the text embeddings depend on."""
     text_keys: ClassVar[tuple[str, ...]]
     """Names of the text embeddings, those of diffusers' pipelines."""
+    text_tokens: ClassVar[int | None] = None
+    """How many tokens a caption has by default, where `model.text_tokens` may say so; None where it may not."""
+    text_dtypes: ClassVar[dict[str, torch.dtype]] = {}
+    """The dtypes of text encoders, by component, that are too large for float32."""
     preset: ClassVar[str]
     """The published architecture, in `presets.PRESETS`."""
     patch: ClassVar[int | None] = None
@@ -90,11 +90,16 @@ class Family(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        if model.text_tokens and self.text_tokens is None:
+            raise UserError(f"model.text_tokens is for families with T5: '{model.family}' always has CLIP's 77")
         if model.attention == "xformers" and not (find_spec("xformers") and torch.cuda.is_available()):
             lacks = "a CUDA GPU" if find_spec("xformers") else "the package: pip install xformers"
             raise UserError(f"model.attention 'xformers' lacks {lacks}; 'auto' needs neither")
         if model.cuda_graphs and not torch.cuda.is_available():
             raise UserError("model.cuda_graphs needs a CUDA GPU, and torch finds none here: set it to false")
+        for key in ("compile", "cuda_graphs"):
+            if getattr(model, key) and not issubclass(self.denoiser_class, UNet2DConditionModel):
+                raise UserError(f"model.{key} is for UNets: '{model.family}' has a transformer, set it to false")
         self.base = pipeline_folder(model.base, self.pipelines, self.components)
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
         self.schedule = read_scheduler(self.base / "scheduler")
@@ -120,13 +125,11 @@ class Family(ABC):
         return tables(self.schedule, tokens).to(device)
 
     def _check_targets(self) -> None:
-        """Raise UserError for a LoRA target that no layer of the UNet is called."""
-        config = UNet2DConditionModel.load_config(self.base, subfolder="unet")
-        with torch.device("meta"):
-            names = [f".{name}" for name, _ in UNet2DConditionModel.from_config(config).named_modules()]
+        """Raise UserError for a LoRA target that no layer of the denoiser is called."""
+        names = [f".{name}" for name, _ in self.blank_denoiser().named_modules()]
         unknown = [target for target in self.model.lora.targets if not any(n.endswith(f".{target}") for n in names)]
         if unknown:
-            raise UserError(f"no layer of the UNet is called {', '.join(unknown)}: see model.lora.targets")
+            raise UserError(f"no layer of the denoiser is called {', '.join(unknown)}: see model.lora.targets")
 
     # --- what caches depend on ---
 
@@ -138,22 +141,22 @@ class Family(ABC):
 
     def pictures_digest(self) -> str:
         """Return the SHA-256 over all files that a picture depends on."""
-        return self.digest("unet", "vae", "scheduler", *self.text_components)
+        return self.digest(self.denoiser_name, "vae", "scheduler", *self.text_components)
 
     def denoiser_digest(self) -> str:
         """Return the SHA-256 over the denoiser's files."""
-        return self.digest("unet")
+        return self.digest(self.denoiser_name)
 
     @cached_property
     def facts(self) -> Facts:
         """What the caches need to know of the pipeline, with the digests of its files."""
-        unet_config = read_json(self.base / "unet" / "config.json")
+        config = read_json(self.base / self.denoiser_name / "config.json")
         return Facts(
             vae_factor=shrinks(read_json(self.vae / "config.json")),
-            denoiser_factor=shrinks(unet_config),
-            channels=unet_config["in_channels"],
+            denoiser_factor=self.factor(config),
+            channels=config["in_channels"],
             text_keys=self.text_keys,
-            text_shapes=self.text_shapes(unet_config),
+            text_shapes=self.text_shapes(config, self.model),
             vae=self.digest("vae"),
             text=self.digest(*self.text_components),
         )
@@ -167,37 +170,21 @@ class Family(ABC):
     def image_encoder(
         self, device: torch.device, dtype: torch.dtype = torch.float32, compiled: bool = False
     ) -> ImageEncoder:
-        """Return a function of uint8 pixels [n, 3, h, w] on the CPU that gives their latents' mean and deviation.
-
-        Both are float32 on the device and scaled as the denoiser takes them, [n, c, h/f, w/f]. The VAE computes in
-        `dtype`. Nothing waits for a GPU: the next pixels can be handed over while it is at work on these.
-        """
-        vae, cuda = without_decoder(self.load_vae(dtype)).eval(), device.type == "cuda"
-        layout = torch.channels_last if cuda or dtype != torch.float32 else torch.preserve_format
-        vae.to(device, memory_format=layout)
-        if compiled:
-            vae.encoder.compile()
-
-        @torch.inference_mode()
-        def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            handed = pixels.pin_memory() if cuda else pixels
-            images = to_vae(handed.to(device, non_blocking=True)).to(dtype, memory_format=layout)
-            parameters = vae.encode(images).latent_dist.parameters
-            posterior = DiagonalGaussianDistribution(parameters.float())
-            scale = vae.config.scaling_factor
-            return (posterior.mean - (vae.config.shift_factor or 0)) * scale, posterior.std * scale
-
-        return encode
+        """Return a function of pixels that gives their latents, computed by the VAE in `dtype`, see `vae.encoder`."""
+        return encoder(self.load_vae(dtype), device, dtype, compiled)
 
     def text_encoder(self, device: torch.device) -> TextEncoder:
         """Return a function of captions that gives their embeddings by `text_keys`, each [n, ...] float32.
 
         They are those that the family's own pipeline makes.
         """
-        without = dict.fromkeys(("unet", "vae"))
+        without = dict.fromkeys((self.denoiser_name, "vae"))
+        dtypes = self.text_dtypes | {"default": torch.float32} if self.text_dtypes else torch.float32
         pipeline = DiffusionPipeline.from_pretrained(
-            self.base, use_safetensors=True, torch_dtype=torch.float32, **without, **self.pipeline_options
+            self.base, use_safetensors=True, torch_dtype=dtypes, **without, **self._options()
         ).to(device)
+        # its configuration says how wide embeddings are; it has no memory
+        pipeline.register_modules(**{self.denoiser_name: self.blank_denoiser()})
 
         @torch.inference_mode()
         def encode(captions: list[str]) -> dict[str, Tensor]:
@@ -212,15 +199,27 @@ class Family(ABC):
     pipeline_options: ClassVar[dict] = {}
     """Keyword arguments of `DiffusionPipeline.from_pretrained` for this family."""
 
-    @classmethod
-    def elements_of_text(cls, unet_config: dict) -> int:
-        """Return how many numbers the embeddings of a caption are, for a UNet's configuration."""
-        return sum(math.prod(shape) for shape in cls.text_shapes(unet_config).values())
+    def _options(self) -> dict:
+        """Return them with what the base is without, which diffusers wants to be told."""
+        there = present(read_json(self.base / "model_index.json"), self.components)
+        return self.pipeline_options | {
+            name: None for name in OPTIONAL if name in self.components and name not in there
+        }
 
     @classmethod
-    def text_shapes(cls, unet_config: dict) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a caption's embeddings by `text_keys`, of CLIP's 77 tokens."""
-        return {cls.text_keys[0]: (77, unet_config["cross_attention_dim"])}
+    def factor(cls, config: dict) -> int:
+        """Return by how much a denoiser of this configuration divides a side of the latents."""
+        return shrinks(config) if cls.patch is None else config["patch_size"]
+
+    @classmethod
+    def elements_of_text(cls, config: dict, model: Model) -> int:
+        """Return how many numbers the embeddings of a caption are, for a denoiser's configuration."""
+        return sum(math.prod(shape) for shape in cls.text_shapes(config, model).values())
+
+    @classmethod
+    def text_shapes(cls, config: dict, model: Model) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a caption's embeddings by `text_keys`, for a denoiser's configuration."""
+        return {cls.text_keys[0]: (77, config["cross_attention_dim"])}
 
     @abstractmethod
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
@@ -236,40 +235,48 @@ class Family(ABC):
 
     # --- the denoiser ---
 
+    def blank_denoiser(self) -> Denoiser:
+        """Make the base's denoiser on the meta device."""
+        with torch.device("meta"):
+            return self.denoiser_class.from_config(
+                self.denoiser_class.load_config(self.base, subfolder=self.denoiser_name)
+            )
+
     def denoiser(self, dtype: torch.dtype, policy: Path | None = None) -> Denoiser:
-        """Load the UNet of the base, or of a policy, on the CPU in `dtype` and with its attention.
+        """Load the denoiser of the base, or of a policy, on the CPU in `dtype` and with its attention.
 
         policy: a pipeline's folder, or one with an adapter, which is put on the base and stays beside the weights.
         """
         adapter = policy is not None and policy != self.base and has_adapter(policy)
-        unet = UNet2DConditionModel.from_pretrained(
-            policy if policy and not adapter else self.base, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+        folder = policy if policy and not adapter else self.base
+        denoiser = self.denoiser_class.from_pretrained(
+            folder, subfolder=self.denoiser_name, torch_dtype=dtype, use_safetensors=True
         )
         if adapter:
-            unet.load_lora_adapter(policy, weight_name=ADAPTER, prefix="unet")
+            denoiser.load_lora_adapter(policy, weight_name=ADAPTER, prefix=self.denoiser_name)
         if self.model.attention == "xformers":
-            unet.enable_xformers_memory_efficient_attention()
-        return unet
+            denoiser.enable_xformers_memory_efficient_attention()
+        return denoiser
 
     @classmethod
     @abstractmethod
     def predict(cls, unet: Denoiser, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """Return the UNet's prediction, [n, c, h, w], in the UNet's dtype."""
+        """Return the denoiser's prediction, [n, c, h, w], in the denoiser's dtype."""
 
     # --- diffusers pipelines ---
 
     def pipeline(self, unet: Denoiser) -> DiffusionPipeline:
         """Load the base pipeline with `unet` in place of its own; the other components in float32 on the CPU."""
-        options = {"vae": self.load_vae()} if self.model.vae else {}
+        options = {self.denoiser_name: unet} | ({"vae": self.load_vae()} if self.model.vae else {})
         return DiffusionPipeline.from_pretrained(
-            self.base, unet=unet, use_safetensors=True, torch_dtype=torch.float32, **options, **self.pipeline_options
+            self.base, use_safetensors=True, torch_dtype=torch.float32, **options, **self._options()
         )
 
     def sampler(self, unet: Denoiser, device: torch.device) -> DiffusionPipeline:
         """Load the base pipeline ready to draw; the UNet stays where it is, the others follow it in its dtype."""
         pipeline = self.pipeline(unet)
         for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module) and name != "unet":
+            if isinstance(part, nn.Module) and name != self.denoiser_name:
                 part.to(device, unet.dtype)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # an image at a time: all at once would outgrow training itself

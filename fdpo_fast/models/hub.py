@@ -19,6 +19,8 @@ VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 
 LOADED = (".json", ".txt", ".model", ".safetensors")
 """The endings of the files that a pipeline is loaded from."""
+OPTIONAL = ("text_encoder_3", "tokenizer_3")
+"""What a pipeline may be without: its embeddings are zeros then."""
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Whose classes a component may be of: that of safety checkers is diffusers' own."""
 
@@ -38,10 +40,12 @@ def pipeline_folder(
     parts = read_json(index)
     check_kind(base, parts, pipelines, key)
     known = present(parts, components)
-    missing = [name for name in ("vae", "unet", "scheduler") if name not in known]
+    needed = [name for name in ("vae", "unet", "transformer", "scheduler") if name in components]
+    missing = [name for name in needed if name not in known]
     if missing:
         raise UserError(f"the pipeline {folder} has no {' and no '.join(missing)}")
-    for name in (name for name in parts if name in ("vae", "unet") or name.startswith("text_encoder")):
+    weighty = [name for name in parts if name in needed[:-1] or name.startswith("text_encoder")]
+    for name in (name for name in weighty if name in known or name not in OPTIONAL):
         weights = [path for path in folder.glob(f"{name}/*.safetensors") if not any(map(path.match, VARIANTS))]
         if not weights or not (folder / name / "config.json").is_file():
             raise UserError(f"{folder / name} lacks config.json or safetensors weights (fp16 variants are not read)")

@@ -21,118 +21,37 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     ModelMixin,
     SchedulerMixin,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import replacing
-from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
-
-_SD_BLOCKS = {
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
-_SDXL_BLOCKS = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-}
-_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
-_TINY_VAE = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 32}
-_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-_CLIP_BIG_G = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_attention_heads": 20,
-    "num_hidden_layers": 32,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
-_TINY_CLIP = {
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 5,
-    "projection_dim": 32,
-    "vocab_size": 1000,
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "pipeline": "StableDiffusionPipeline",
-        "unet": _SD_BLOCKS
-        | {
-            "block_out_channels": (320, 640, 1280, 1280),
-            "attention_head_dim": 8,
-            "cross_attention_dim": 768,
-            "sample_size": 64,
-        },
-        "vae": _VAE | {"scaling_factor": 0.18215},
-        "text_encoder": _CLIP_L,
-    },
-    "sdxl": {
-        "pipeline": "StableDiffusionXLPipeline",
-        "unet": _SDXL_BLOCKS
-        | {
-            "block_out_channels": (320, 640, 1280),
-            "attention_head_dim": (5, 10, 20),
-            "transformer_layers_per_block": (1, 2, 10),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-            "sample_size": 128,
-        },
-        "vae": _VAE | {"scaling_factor": 0.13025},
-        "text_encoder": _CLIP_L,
-        "text_encoder_2": _CLIP_BIG_G,
-    },
-    "tiny_sd": {
-        "pipeline": "StableDiffusionPipeline",
-        "unet": {
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "block_out_channels": (4, 8),
-            "layers_per_block": 1,
-            "attention_head_dim": 2,
-            "cross_attention_dim": 8,
-            "norm_num_groups": 2,
-            "sample_size": 32,
-        },
-        "vae": _TINY_VAE | {"scaling_factor": 0.18215},
-        "text_encoder": _TINY_CLIP | {"hidden_size": 8, "projection_dim": 8},
-    },
-    "tiny_sdxl": {
-        "pipeline": "StableDiffusionXLPipeline",
-        "unet": {
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "block_out_channels": (2, 4),
-            "layers_per_block": 2,
-            "attention_head_dim": (2, 4),
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "transformer_layers_per_block": (1, 2),
-            "projection_class_embeddings_input_dim": 80,  # 6 * 8 + 32
-            "cross_attention_dim": 64,
-            "norm_num_groups": 1,
-            "sample_size": 32,
-        },
-        "vae": _TINY_VAE | {"scaling_factor": 0.13025},
-        "text_encoder": _TINY_CLIP,
-        "text_encoder_2": _TINY_CLIP | {"hidden_act": "gelu"},
-    },
-}
-"""What differs, by preset and component, from the defaults of the models' classes."""
+from fdpo_fast.models.sizes import PRESETS as PRESETS
+from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer, t5_tokenizer
 
 
 def unet_config(name: str) -> dict[str, Any]:
     """Return the denoiser's configuration, for UNet2DConditionModel."""
     return {"in_channels": 4, "out_channels": 4, **PRESETS[name]["unet"]}
+
+
+DENOISERS: dict[str, Callable[[str], ModelMixin]] = {
+    "unet": lambda name: UNet2DConditionModel(**unet_config(name)),
+    "transformer": lambda name: SD3Transformer2DModel(**PRESETS[name]["transformer"]),
+}
+"""By component, what makes the denoiser of a preset with random weights."""
 
 
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -145,11 +64,12 @@ SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
         timestep_spacing="trailing",
     ),
     "sample": partial(_DDPM, prediction_type="sample"),
+    "flow_match": partial(FlowMatchEulerDiscreteScheduler, shift=3.0),
     "flow": partial(
         DPMSolverMultistepScheduler, use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
     ),
 }  # fmt: skip
-"""By what a UNet predicts, the scheduler of its pipeline; the betas are Stable Diffusion's."""
+"""By what a denoiser predicts, the scheduler of its pipeline; the betas are Stable Diffusion's, the shift is SD3's."""
 
 
 def vae(name: str) -> AutoencoderKL:
@@ -160,24 +80,35 @@ def vae(name: str) -> AutoencoderKL:
     return AutoencoderKL(**blocks, **config)
 
 
-def text_encoder(name: str, key: str) -> CLIPTextModel:
+def text_encoder(name: str, key: str) -> PreTrainedModel:
     """Make a text encoder with random weights, in the default dtype."""
-    config = CLIPTextConfig(
-        bos_token_id=BEGIN, eos_token_id=END, pad_token_id=END, **{"vocab_size": 49408, **PRESETS[name][key]}
-    )
-    return text_encoder_class(key)(config)
+    return encoder_of(key, PRESETS[name][key], pooled=_is_pooled(name, key))
 
 
-def text_encoder_class(key: str) -> type[CLIPTextModel]:
-    """Return the class of a text encoder; the second one has a projection, which makes the pooled embedding."""
-    return CLIPTextModelWithProjection if key.endswith("_2") else CLIPTextModel
+def encoder_of(key: str, config: dict[str, Any], pooled: bool = False) -> PreTrainedModel:
+    """Make a text encoder of a configuration, whole or what differs from the defaults, with random weights.
+
+    pooled: whether it has a projection, which makes the pooled embedding; a second one always has.
+    """
+    if key.endswith("_3"):
+        return T5EncoderModel(T5Config(**{"vocab_size": 32128, **config}))
+    special = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": END, "vocab_size": 49408}
+    cls = CLIPTextModelWithProjection if pooled or key.endswith("_2") else CLIPTextModel
+    return cls(CLIPTextConfig(**special | config))
+
+
+def _is_pooled(name: str, key: str) -> bool:
+    """Say whether the first text encoder of a preset gives a pooled embedding, as those of three do."""
+    return "text_encoder_3" in PRESETS[name] or key.endswith("_2")
 
 
 def components(name: str) -> dict[str, Callable[[], ModelMixin | PreTrainedModel]]:
     """Return what makes each module of a preset with random weights, in the default dtype."""
     encoders = [key for key in PRESETS[name] if key.startswith("text_encoder")]
-    makers = {"unet": lambda: UNet2DConditionModel(**unet_config(name)), "vae": lambda: vae(name)}
-    return makers | {key: partial(text_encoder, name, key) for key in encoders}
+    makers: dict[str, Callable[[], ModelMixin | PreTrainedModel]] = {
+        key: partial(make, name) for key, make in DENOISERS.items() if key in PRESETS[name]
+    }
+    return makers | {"vae": lambda: vae(name)} | {key: partial(text_encoder, name, key) for key in encoders}
 
 
 def configs(makers: dict[str, Callable[[], ModelMixin | PreTrainedModel]]) -> dict[str, dict[str, Any]]:
@@ -194,11 +125,11 @@ def configs(makers: dict[str, Callable[[], ModelMixin | PreTrainedModel]]) -> di
 
 
 def build(
-    name: str, folder: Path, *, dtype: torch.dtype = torch.float32, prediction: str = "epsilon", seed: int = 0
+    name: str, folder: Path, *, dtype: torch.dtype = torch.float32, prediction: str | None = None, seed: int = 0
 ) -> Path:
     """Write the pipeline `name` of `PRESETS` with random weights to `folder`, where it is not yet; returns the folder.
 
-    Raises UserError for an unknown name.
+    prediction: what it predicts in place of its own, a name of `SCHEDULERS`. Raises UserError for an unknown name.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset '{name}': use one of {', '.join(PRESETS)}")
@@ -206,13 +137,17 @@ def build(
         return folder
     with tempfile.TemporaryDirectory() as scratch, default_dtype(dtype), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = clip_tokenizer(Path(scratch), ["a photo of a cat on a table", "an oil painting of a house"], 77)
+        captions = ["a photo of a cat on a table", "an oil painting of a house"]
+        tokenizer = clip_tokenizer(Path(scratch), captions, 77)
         parts: dict[str, Any] = {key: make() for key, make in components(name).items()}
         encoders = [key for key in parts if key.startswith("text_encoder")]
         parts |= {key.replace("text_encoder", "tokenizer"): tokenizer for key in encoders}
+        if "text_encoder_3" in parts:
+            parts["tokenizer_3"] = t5_tokenizer(captions, 512)
         if len(encoders) == 1:
             parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = getattr(diffusers, PRESETS[name]["pipeline"])(scheduler=SCHEDULERS[prediction](), **parts)
+        scheduler = SCHEDULERS[prediction or PRESETS[name].get("prediction", "epsilon")]()
+        pipeline = getattr(diffusers, PRESETS[name]["pipeline"])(scheduler=scheduler, **parts)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replacing(folder) as written:
             pipeline.save_pretrained(written)

@@ -6,6 +6,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from fdpo_fast.config.schema import Model
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
 
@@ -28,11 +29,11 @@ class StableDiffusionXL(Family):
         return [embeds, pooled]
 
     @classmethod
-    def text_shapes(cls, unet_config: dict) -> dict[str, tuple[int, ...]]:
+    def text_shapes(cls, config: dict, model: Model) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a caption's embeddings, the pooled one's by the width of the UNet's class embedding."""
         # the class embedding takes the pooled embedding and six sizes
-        pooled = unet_config["projection_class_embeddings_input_dim"] - 6 * unet_config["addition_time_embed_dim"]
-        return {**super().text_shapes(unet_config), cls.text_keys[1]: (pooled,)}
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        return {**super().text_shapes(config, model), cls.text_keys[1]: (pooled,)}
 
     @classmethod
     def condition(cls, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:

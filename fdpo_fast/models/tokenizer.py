@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, CLIPTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 BEGIN, END = 0, 1
 """Ids of the special tokens; a text encoder's configuration has to name them."""
@@ -32,6 +32,19 @@ def clip_tokenizer(folder: Path, captions: Iterable[str], length: int) -> CLIPTo
     merges = [" ".join(pair) for pair in model["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=length)
+
+
+def t5_tokenizer(captions: Iterable[str], length: int) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of T5's kind: words, and signs for any other; `length`: tokens per caption, the end included."""
+    words = sorted({f"\u2581{word}" for caption in captions for word in caption.split()})
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # their ids are those of T5
+    pieces = [(piece, 0.0) for piece in special.values()] + [(word, -2.0) for word in words]
+    pieces += [(sign, -9.0) for sign in ("\u2581", *map(chr, range(33, 127)))]
+    learner = Tokenizer(models.Unigram(pieces, unk_id=2))
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    learner.decoder = decoders.Metaspace()
+    learner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=learner, model_max_length=length, **special)
 
 
 Excess = Callable[[list[str]], list[int]]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import Transformer2DModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from peft import LoraConfig
 from torch import nn
@@ -20,12 +20,12 @@ from fdpo_fast.models.graphs import Graphs
 
 CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
     "off": lambda module: False,
-    "per_block": lambda module: isinstance(module, Transformer2DModel),
+    "per_block": lambda module: isinstance(module, ModelMixin) and not isinstance(module, UNet2DConditionModel),
     "full": lambda module: True,
 }
 """Whether a module computes its layers again in the backward pass, by `model.gradient_checkpointing`.
 
-A Transformer2DModel does so with each of its transformer blocks, the UNet's down, mid and up blocks with their resnets.
+A transformer does so with each of its blocks, in a UNet too; the UNet's down, mid and up blocks with their resnets.
 """
 
 
@@ -94,7 +94,7 @@ def add_lora(unet: Denoiser, lora: LoRA) -> None:
     for target in lora.targets:
         modules = [module for name, module in unet.named_modules() if f".{name}".endswith(f".{target}")]
         if not modules:
-            raise UserError(f"model.lora.targets: no layer of the UNet is named '{target}'")
+            raise UserError(f"model.lora.targets: no layer of the denoiser is named '{target}'")
         if other := next((module for module in modules if not isinstance(module, nn.Linear | nn.Conv2d)), None):
             raise UserError(f"model.lora.targets: '{target}' is a {type(other).__name__}, not linear or a convolution")
     unet.requires_grad_(False)

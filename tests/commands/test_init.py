@@ -6,11 +6,13 @@ import pytest
 
 from fdpo_fast.cli import main
 from fdpo_fast.config.load import load
-from fdpo_fast.memory.recipe import family_of
+from fdpo_fast.memory.recipe import _RECIPES, family_of
+from fdpo_fast.models import FAMILIES
 from tests.helpers.terminal import Terminal
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD35 = "stabilityai/stable-diffusion-3.5-medium"
 
 
 @pytest.fixture
@@ -70,8 +72,8 @@ def test_every_flag_is_taken(init, pipelines):
 def test_what_is_missing_or_wrong_is_one_sentence(init, pipelines, capsys):
     words = ["--model", "own/model", "--pairs", "p", "--gpu", "12GB"]
     assert refusal() == "fdpo init: there is nobody to ask: pass --model and --pairs and --gpu or --card"
-    assert refusal(*words) == "fdpo init: --family must be sd or sdxl: own/model is not here to say so"
-    assert "--family must be sd or sdxl" in refusal(*words, "--family", "flux")
+    assert refusal(*words) == "fdpo init: --family must be sd or sdxl or sd3: own/model is not here to say so"
+    assert "--family must be sd or sdxl or sd3" in refusal(*words, "--family", "flux")
     assert "neither a folder nor a hub name" in refusal("--model", "nowhere", *words[2:], "--family", "sd")
     assert "pass --gpu or --card" in refusal(*words, "--card", "A100")
     here = ["--model", str(pipelines["sd"]), "--pairs", "p"]
@@ -83,7 +85,8 @@ def test_what_is_missing_or_wrong_is_one_sentence(init, pipelines, capsys):
 
 
 def test_the_family_of_published_models_is_known():
-    assert (family_of(SDXL), family_of(SD15), family_of("own/model")) == ("sdxl", "sd", None)
+    assert [family_of(name) for name in (SDXL, SD15, SD35, "own/model")] == ["sdxl", "sd", "sd3", None]
+    assert {family for family, _ in _RECIPES} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,8 @@ def test_the_family_of_published_models_is_known():
         pytest.param(SDXL, "full", 16, "B", True, marks=pytest.mark.slow),
         pytest.param(SDXL, "full", 24, None, True, marks=pytest.mark.slow),
         pytest.param(SDXL, "full", 80, None, True, marks=pytest.mark.slow),
+        (SD35, "lora", 24, None, True),
+        pytest.param(SD35, "full", 24, None, True, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_written_fits_the_card(init, plan, model, train, gpu, rung, samples):
@@ -118,7 +123,7 @@ def test_somebody_at_a_terminal_is_asked(pipelines, tmp_path):
     try:
         for question, answer in [
             ("hub name: ", "own/model"),
-            ("its family: sd or sdxl: ", "sd"),
+            ("its family: sd or sdxl or sd3: ", "sd"),
             ("hub data set: ", "pairs"),
             ("train: lora, or full [lora]: ", "neither"),
             ("train: lora, or full [lora]: ", ""),

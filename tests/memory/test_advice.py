@@ -29,7 +29,7 @@ from fdpo_fast.memory.cards import CARDS, seconds
         (["model.vae=/nowhere"], r"model\.vae '/nowhere' is neither a folder nor a hub name"),
         (
             ["model.train=lora", 'model.lora={"targets": ["to_k", "nothing"]}'],
-            "no layer of the UNet is named 'nothing'",
+            "no layer of the denoiser is named 'nothing'",
         ),
         (["model.train=lora", 'model.lora={"targets": ["norm1"]}'], "'norm1' is a (LayerNorm|GroupNorm), not linear"),
     ],

@@ -11,7 +11,7 @@ from fdpo_fast.memory.cards import CARDS, ENCODING
 from fdpo_fast.memory.trace import vae_passes
 from fdpo_fast.memory.tracker import HostAttention
 from fdpo_fast.models.architecture import read_architecture
-from fdpo_fast.models.family import without_decoder
+from fdpo_fast.models.vae import without_decoder
 
 
 @pytest.fixture

@@ -107,10 +107,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tiny, family):
         unet = UNet2DConditionModel.from_pretrained(settings.model.base, subfolder="unet").train()
         trainable.prepare(unet, settings.model)
         torch.manual_seed(0)
-        text = {
-            key: torch.randn(2, *shape)
-            for key, shape in architecture.family.text_shapes(architecture.denoiser_config).items()
-        }
+        text = {key: torch.randn(2, *shape) for key, shape in architecture.text_shapes().items()}
         condition = architecture.family.condition(text, torch.full((2, 6), 64))
         architecture.family.predict(
             unet, torch.randn(2, 4, 16, 16), torch.tensor([3, 3]), condition

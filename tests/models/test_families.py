@@ -12,7 +12,7 @@ from fdpo_fast.models.prediction import errors, predict
 from fdpo_fast.models.presets import PRESETS, build, unet_config, vae
 from tests.helpers.pictures import LONG
 
-PRESET = {"sd": "tiny_sd", "sdxl": "tiny_sdxl"}
+PRESET = {"sd": "tiny_sd", "sdxl": "tiny_sdxl", "sd3": "tiny_sd3"}
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_channels_last_reaches_the_layers_and_changes_nothing(folders):
         ({"base": "./nowhere"}, "neither a folder nor a hub name"),
         ({"vae": "./nowhere"}, "model.vae './nowhere' is neither a folder"),
         ({"attention": "xformers"}, "model.attention 'xformers' lacks"),
-        ({"train": "lora", "lora": LoRA(targets=["to_q", "to_z"])}, "no layer of the UNet is called to_z"),
+        ({"train": "lora", "lora": LoRA(targets=["to_q", "to_z"])}, "no layer of the denoiser is called to_z"),
     ],
 )
 def test_what_cannot_be_loaded(folders, changes, says):
