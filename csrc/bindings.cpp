@@ -71,12 +71,7 @@ struct Batch {
 
 Batch batch(int64_t pairs, int64_t elements, bool interleaved, const Layout& samples, const Layout* ref,
             const Layout* data, const Layout& out) {
-  return {{pairs, elements, interleaved},
-          samples,
-          ref ? *ref : Layout{},
-          data ? *data : Layout{},
-          out,
-          ref != nullptr};
+  return {{pairs, elements, interleaved}, samples, ref ? *ref : Layout{}, data ? *data : Layout{}, out, ref != nullptr};
 }
 
 // A column of addresses, one for each parameter; empty for tensors that none of them has.
