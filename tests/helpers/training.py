@@ -54,7 +54,10 @@ def called(arguments):
 
 
 def weights(raw):
-    return load_file(Path(raw["train"]["output_dir"]) / "export/unet/diffusion_pytorch_model.safetensors")
+    """The exported weights of what was trained."""
+    export, names = Path(raw["train"]["output_dir"]) / "export", ("unet", "transformer")
+    (file,) = (file for name in names for file in export.glob(f"{name}/diffusion_pytorch_model.safetensors"))
+    return load_file(file)
 
 
 def run_of(raw, folder, optimizer="adamw8bit", dtype="bf16", **deepspeed):
