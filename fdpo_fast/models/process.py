@@ -13,8 +13,7 @@ fed = T s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "F
 
 @dataclass(frozen=True)
 class Process:
-    """The tables of a noise process, each [T] float32 but `on`; all on one device."""
+    """The tables of a noise process, each [T] float32 but `on` and `fed`; all on one device."""
 
     signal: Tensor
     sigma: Tensor
@@ -60,34 +59,29 @@ class Process:
     """[2, T]: on_noise and on_data."""
     fed: Tensor
     """Timesteps as the denoiser takes them: int64 of a schedule of variances, float32 of a flow."""
+    predicts: Predicts
+    """What `on` was made of: known without a look at a GPU's tensors."""
 
     @classmethod
     def of(cls, signal: Tensor, sigma: Tensor, predicts: Predicts, fed: Tensor) -> Process:
         """Make the tables of a process whose denoiser predicts noise and data in these shares."""
         on_noise = predicts.on_noise + predicts.signal_on_noise * signal
         on_data = predicts.on_data + predicts.sigma_on_data * sigma
-        return cls(signal, sigma, torch.stack([on_noise, on_data]), fed)
+        return cls(signal, sigma, torch.stack([on_noise, on_data]), fed, predicts)
 
     def to(self, device: torch.device) -> Process:
         """Return the tables on a device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
-    @cached_property
-    def _of_noise_alone(self) -> bool:
-        return bool((self.on[0] == 1).all() and (self.on[1] == 0).all())
-
-    @cached_property
-    def _of_data_alone(self) -> bool:
-        return bool((self.on[0] == 0).all() and (self.on[1] == 1).all())
+        tables = {name: getattr(self, name).to(device) for name in ("signal", "sigma", "on", "fed")}
+        return replace(self, **tables)
 
     def target(self, latents: Tensor, draws: Tensor, timesteps: Tensor) -> Target:
         """Return what a perfect denoiser predicts for both sides of each pair.
 
         latents: x_0 [2b, ...] in halves. draws: [3, b] of `noise.draws`. timesteps: [b] int64, those of the draws.
         """
-        if self._of_noise_alone:
+        if self.predicts == Predicts(on_noise=1):
             return Target(draws)
-        if self._of_data_alone:
+        if self.predicts == Predicts(on_data=1):
             return Target(data=latents)
         return Target(draws, latents, self.on[:, timesteps])
 
