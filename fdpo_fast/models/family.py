@@ -273,7 +273,7 @@ class Family(ABC):
         )
 
     def sampler(self, unet: Denoiser, device: torch.device) -> DiffusionPipeline:
-        """Load the base pipeline ready to draw; the UNet stays where it is, the others follow it in its dtype."""
+        """Load the base pipeline ready to draw; the denoiser stays where it is, the others follow it in its dtype."""
         pipeline = self.pipeline(unet)
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.denoiser_name:

@@ -82,7 +82,8 @@ def vae(name: str) -> AutoencoderKL:
 
 def text_encoder(name: str, key: str) -> PreTrainedModel:
     """Make a text encoder with random weights, in the default dtype."""
-    return encoder_of(key, PRESETS[name][key], pooled=_is_pooled(name, key))
+    # of three encoders the first gives a pooled embedding, too
+    return encoder_of(key, PRESETS[name][key], pooled="text_encoder_3" in PRESETS[name])
 
 
 def encoder_of(key: str, config: dict[str, Any], pooled: bool = False) -> PreTrainedModel:
@@ -95,11 +96,6 @@ def encoder_of(key: str, config: dict[str, Any], pooled: bool = False) -> PreTra
     special = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": END, "vocab_size": 49408}
     cls = CLIPTextModelWithProjection if pooled or key.endswith("_2") else CLIPTextModel
     return cls(CLIPTextConfig(**special | config))
-
-
-def _is_pooled(name: str, key: str) -> bool:
-    """Say whether the first text encoder of a preset gives a pooled embedding, as those of three do."""
-    return "text_encoder_3" in PRESETS[name] or key.endswith("_2")
 
 
 def components(name: str) -> dict[str, Callable[[], ModelMixin | PreTrainedModel]]:

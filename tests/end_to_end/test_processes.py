@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fdpo_fast import noise
 from fdpo_fast.models.presets import build
 from tests.helpers.drawn import draw
 from tests.helpers.pictures import as_pickapic, difficult_rows
@@ -98,18 +97,22 @@ def test_cached_equals_live_over_fifty_steps(flow_config, launch, read_metrics, 
     assert losses["cached"] == losses["live"]  # the bits
 
 
-def test_the_density_is_in_the_manifest_and_in_the_draws(flow_config, command, tmp_path, monkeypatch):
-    seen = []
-    timesteps = noise.timesteps
+def test_the_density_is_in_the_manifest_and_in_the_draws(flow_config, command, read_metrics, tmp_path):
     raw = flow_config("sd", "turbo")
     command(raw, "cache")
     (manifest,) = (tmp_path / "cache").glob("reference-*/manifest.json")
     assert json.loads(manifest.read_text())["timesteps"] == TURBO
-    monkeypatch.setattr(noise, "timesteps", lambda *given: seen.append(timesteps(*given)) or seen[-1])
     raw["reference"]["timesteps"] = {}
     command(raw, "cache")  # other draws are another cache
     found = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("reference-*/manifest.json")]
     assert sorted("timesteps" in one for one in found) == [False, True]
+    raw["reference"]["timesteps"] = {"density": "only", "only": [250]}
+    raw["log"]["timestep_bins"] = 4
+    command(raw, "cache")
+    command(raw, "train")
+    parts = [part for record in read_metrics(raw) for part in record.get("bins", [])]
+    assert {tuple(part["timesteps"]) for part in parts} == {(250, 500)}
+    assert sum(part["pairs"] for part in parts) == 6 * 4
 
 
 @pytest.mark.parametrize(
