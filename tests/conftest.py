@@ -41,6 +41,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+TOLD = {"flux": {"guidance": 3.5}, "z_image": {"text_tokens": 128}}
+"""The keys of the model's section that a family cannot be without, or is slow without."""
+
+
 @pytest.fixture(autouse=True)
 def environment():
     """What a test leaves in the environment, such as a rank's number, would be another's launcher."""
@@ -157,10 +161,11 @@ def plan(command):
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory):
     """Tiny pipelines with random weights, by family."""
+    from fdpo_fast.models import FAMILIES
     from fdpo_fast.models.presets import build
 
     root = tmp_path_factory.mktemp("pipelines")
-    return {name: build(f"tiny_{name}", root / name) for name in ("sd", "sdxl", "sd3")}
+    return {name: build(f"tiny_{name}", root / name) for name in FAMILIES}
 
 
 @pytest.fixture
@@ -169,7 +174,7 @@ def tiny_config(pipelines, tmp_path):
 
     def make(family, source):
         return {
-            "model": {"family": family, "base": str(pipelines[family]), "dtype": "fp32"},
+            "model": {"family": family, "base": str(pipelines[family]), "dtype": "fp32", **TOLD.get(family, {})},
             "data": {
                 "source": str(source),
                 "resolution": 64,

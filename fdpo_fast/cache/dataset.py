@@ -116,14 +116,15 @@ class TrainingSet:
         captions = self.caption[positions].masked_fill(dropped, self.entries[EMPTY]).tolist()
         text = {key: torch.stack([self.text.entry(key, at) for at in captions]) for key in self.family.facts.text_keys}
         sizes = to_rows(self.sizes[positions])
-        condition = self.family.condition({key: both(values) for key, values in text.items()}, sizes)
+        told = {key: both(values) for key, values in text.items()}
+        condition = self.family.condition(told, sizes, self.config.model)
         ref_error = None
         if self.reference is not None:
             ref_error = to_rows(self.reference[positions, visits]).to(self.device)
         return Batch(
             latents=to_rows(latents).to(self.device),
             draws=draws.to(self.device),
-            condition={key: value.to(self.device) for key, value in condition.items()},
+            condition={k: v if k in self.family.on_host else v.to(self.device) for k, v in condition.items()},
             weight=self.weight[positions].to(self.device),
             ref_error=ref_error,
             density=self.density,

@@ -34,11 +34,19 @@ def _switch(value: Any) -> Any:
 class Model(Section):
     """The pipeline that is trained, and how its denoiser is run."""
 
-    family: str = Field(description="`sd` (Stable Diffusion 1.x and 2.x), `sdxl` or `sd3` (SD3 and SD3.5)")
+    family: str = Field(
+        description="`sd` (Stable Diffusion 1.x and 2.x), `sdxl`, `sd3` (SD3 and SD3.5), `flux` (FLUX.1) or `z_image`"
+    )
     base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
     vae: str | None = Field(None, description="diffusers folder or hub name of a VAE in place of the base's own")
     text_tokens: int | None = Field(
-        None, ge=1, le=512, description="of T5 for a caption, in families that have it; null: the pipeline's own, 256"
+        None,
+        ge=1,
+        le=512,
+        description="of T5 or Qwen for a caption, in families that have it; null: the pipeline's own, 256 (SD3) or 512",
+    )
+    guidance: float | None = Field(
+        None, ge=0, description="what a model distilled from guidance (FLUX.1-dev) is told; there it must be given"
     )
     train: Literal["full", "lora"] = Field("full", description="all weights of the denoiser, or adapters beside them")
     dtype: Literal["fp32", "bf16"] = Field("bf16", description="of the denoiser's weights and activations")

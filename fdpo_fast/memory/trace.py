@@ -70,14 +70,20 @@ class _Rehearsal:
         self.mode = HostAttention()
         self.denoiser = denoiser
         self.trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
-        channels = architecture.denoiser_config["in_channels"]
+        channels = self.family.channels(architecture.denoiser_config)
         self.noisy = torch.zeros(2 * pairs, channels, side, side, dtype=dtype, device="meta")
         self.draws = torch.zeros(3, pairs, dtype=torch.int64, device="meta")
         self.weight = torch.ones(pairs, dtype=torch.float32, device="meta")
         self.timesteps = torch.zeros(2 * pairs, dtype=torch.int64, device="meta")
         sizes = torch.zeros(2 * pairs, 6, dtype=torch.int64, device="meta")
-        text = {k: torch.zeros(2 * pairs, *shape, dtype=torch.float32, device="meta") for k, shape in shapes.items()}
-        self.condition = self.family.condition(text, sizes)
+        # whole captions: a mask that stays on the host has ones
+        text = {
+            key: torch.ones(
+                2 * pairs, *shape, dtype=torch.float32, device="cpu" if key in self.family.on_host else "meta"
+            )
+            for key, shape in shapes.items()
+        }
+        self.condition = self.family.condition(text, sizes, config.model)
 
     @contextmanager
     def tracked(self) -> Iterator[Tracker]:

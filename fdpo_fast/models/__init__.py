@@ -36,6 +36,8 @@ FAMILIES = {
     "sd": "fdpo_fast.models.sd.StableDiffusion",
     "sdxl": "fdpo_fast.models.sdxl.StableDiffusionXL",
     "sd3": "fdpo_fast.models.sd3.StableDiffusion3",
+    "flux": "fdpo_fast.models.flux.Flux",
+    "z_image": "fdpo_fast.models.z_image.ZImage",
 }
 
 

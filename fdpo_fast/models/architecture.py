@@ -15,7 +15,7 @@ from fdpo_fast.config.schema import EMBEDDED, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import family_class, hub, presets
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.family import Family, shrinks
+from fdpo_fast.models.family import Family, check_guidance, shrinks
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Architecture:
     def _text(self) -> dict[str, int]:
         """Count the elements of the text encoders by component."""
         with torch.device("meta"):
-            encoders = {name: presets.encoder_of(name, config) for name, config in self.text_configs.items()}
+            encoders = {name: presets.encoder_of(config) for name, config in self.text_configs.items()}
         return {name: sum(p.numel() for p in module.parameters()) for name, module in encoders.items()}
 
     @property
@@ -102,6 +102,7 @@ def read_architecture(model: Model) -> Architecture:
     elif model.vae:
         hub.check_name("model.vae", model.vae)  # the base's stands for it, until it is fetched
     text = {name: configs[name] for name in encoders if name in configs}
+    check_guidance(model, configs[denoiser])
     return Architecture(family, configs[denoiser], configs["vae"], text, source, model)
 
 

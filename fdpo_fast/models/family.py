@@ -44,6 +44,17 @@ def shrinks(config: dict) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
+def check_guidance(model: Model, denoiser_config: dict) -> None:
+    """Raise UserError where a denoiser that is told its guidance is told none, or another one some."""
+    if denoiser_config.get("guidance_embeds") and model.guidance is None:
+        raise UserError(
+            f"model.guidance is missing: '{model.base}' was distilled from guidance and is told a value; its pipeline's "
+            "is 3.5, that of some trainers 1.0"
+        )
+    if model.guidance is not None and not denoiser_config.get("guidance_embeds"):
+        raise UserError(f"model.guidance is for models distilled from guidance, and '{model.base}' is not told any")
+
+
 @dataclass(frozen=True)
 class Facts:
     """What caches need to know of a pipeline, read from its files once."""
@@ -85,6 +96,8 @@ class Family(ABC):
     """The dtypes of text encoders, by component, that are too large for float32."""
     preset: ClassVar[str]
     """The published architecture, in `presets.PRESETS`."""
+    on_host: ClassVar[frozenset[str]] = frozenset()
+    """Names of embeddings that stay in host memory while training."""
     patch: ClassVar[int | None] = None
     """The side of the squares of latents that are a token of the denoiser; None of one that has no tokens."""
 
@@ -101,6 +114,7 @@ class Family(ABC):
             if getattr(model, key) and not issubclass(self.denoiser_class, UNet2DConditionModel):
                 raise UserError(f"model.{key} is for UNets: '{model.family}' has a transformer, set it to false")
         self.base = pipeline_folder(model.base, self.pipelines, self.components)
+        check_guidance(model, read_json(self.base / self.denoiser_name / "config.json"))
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
         self.schedule = read_scheduler(self.base / "scheduler")
         if shifts_by_size(self.schedule) and self.patch is None:
@@ -154,7 +168,7 @@ class Family(ABC):
         return Facts(
             vae_factor=shrinks(read_json(self.vae / "config.json")),
             denoiser_factor=self.factor(config),
-            channels=config["in_channels"],
+            channels=self.channels(config),
             text_keys=self.text_keys,
             text_shapes=self.text_shapes(config, self.model),
             vae=self.digest("vae"),
@@ -194,7 +208,7 @@ class Family(ABC):
 
     def excess(self) -> Excess | None:
         """Return what says by how many tokens captions are longer than the text encoders read."""
-        return excess(self.base)
+        return excess(self.base, self.tokens(self.model) or None)
 
     pipeline_options: ClassVar[dict] = {}
     """Keyword arguments of `DiffusionPipeline.from_pretrained` for this family."""
@@ -209,7 +223,17 @@ class Family(ABC):
     @classmethod
     def factor(cls, config: dict) -> int:
         """Return by how much a denoiser of this configuration divides a side of the latents."""
-        return shrinks(config) if cls.patch is None else config["patch_size"]
+        return cls.patch or shrinks(config)
+
+    @classmethod
+    def channels(cls, config: dict) -> int:
+        """Return the channels of the latents that a denoiser of this configuration denoises."""
+        return config["in_channels"]
+
+    @classmethod
+    def tokens(cls, model: Model) -> int:
+        """Return how many tokens a caption has, where `model.text_tokens` may say so."""
+        return model.text_tokens or cls.text_tokens or 0
 
     @classmethod
     def elements_of_text(cls, config: dict, model: Model) -> int:
@@ -226,12 +250,14 @@ class Family(ABC):
         """Encode captions by the pipeline's text encoders; the embeddings are in the order of `text_keys`."""
 
     @classmethod
-    def condition(cls, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
+    def condition(cls, text: dict[str, Tensor], sizes: Tensor, model: Model) -> dict[str, Tensor]:
         """Return what the denoiser is conditioned on, by names of its own.
 
-        That is the text, and for some families `sizes` [n, 6], see `images.Placed.size`.
+        That is the text; for some families `sizes` [n, 6], see `images.Placed.size`; and the guidance, if it is told.
         """
-        return text
+        if model.guidance is None:
+            return text
+        return {**text, "guidance": torch.full((len(sizes),), model.guidance, dtype=torch.float32, device=sizes.device)}
 
     # --- the denoiser ---
 
@@ -281,6 +307,11 @@ class Family(ABC):
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # an image at a time: all at once would outgrow training itself
         return pipeline
+
+    @classmethod
+    def packed(cls, latents: Tensor) -> Tensor:
+        """Return latents [n, c, h, w] as the pipeline takes them."""
+        return latents
 
     @staticmethod
     def scheduler(name: str, pipeline: DiffusionPipeline) -> SchedulerMixin:

@@ -12,12 +12,12 @@ from fdpo_fast.files import is_hub_name, read_json
 from fdpo_fast.progress import say
 from fdpo_fast.signals import speaks
 
-_SMALL = ("*.json", "*.txt", "*.model")
+_SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 """The names of weights that a pipeline is loaded from only where it is asked for them."""
 
 
-LOADED = (".json", ".txt", ".model", ".safetensors")
+LOADED = (".json", ".txt", ".model", ".jinja", ".safetensors")
 """The endings of the files that a pipeline is loaded from."""
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
 """What a pipeline may be without: its embeddings are zeros then."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -24,22 +24,23 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     ModelMixin,
     SchedulerMixin,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
 )
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedModel,
-    T5Config,
+    PreTrainedTokenizerBase,
+    Qwen3Model,
     T5EncoderModel,
 )
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.files import replacing
 from fdpo_fast.models.sizes import PRESETS as PRESETS
-from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer, t5_tokenizer
+from fdpo_fast.models.tokenizer import BEGIN, END, chat_tokenizer, clip_tokenizer, t5_tokenizer
+
+CAPTIONS = ["a photo of a cat on a table", "an oil painting of a house"]
+"""The words that a preset's tokenizers know whole."""
 
 
 def unet_config(name: str) -> dict[str, Any]:
@@ -47,11 +48,10 @@ def unet_config(name: str) -> dict[str, Any]:
     return {"in_channels": 4, "out_channels": 4, **PRESETS[name]["unet"]}
 
 
-DENOISERS: dict[str, Callable[[str], ModelMixin]] = {
-    "unet": lambda name: UNet2DConditionModel(**unet_config(name)),
-    "transformer": lambda name: SD3Transformer2DModel(**PRESETS[name]["transformer"]),
-}
-"""By component, what makes the denoiser of a preset with random weights."""
+def denoiser(name: str) -> ModelMixin:
+    """Make the denoiser of a preset with random weights, in the default dtype."""
+    config = PRESETS[name].get("transformer") or {"_class_name": "UNet2DConditionModel", **unet_config(name)}
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -65,6 +65,7 @@ SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
     ),
     "sample": partial(_DDPM, prediction_type="sample"),
     "flow_match": partial(FlowMatchEulerDiscreteScheduler, shift=3.0),
+    "flow_match_by_size": partial(FlowMatchEulerDiscreteScheduler, shift=3.0, use_dynamic_shifting=True),
     "flow": partial(
         DPMSolverMultistepScheduler, use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
     ),
@@ -80,30 +81,54 @@ def vae(name: str) -> AutoencoderKL:
     return AutoencoderKL(**blocks, **config)
 
 
+class TextEncoder(NamedTuple):
+    """A kind of text encoder."""
+
+    cls: type[PreTrainedModel]
+    tokenizer: Callable[[Path, list[str]], PreTrainedTokenizerBase]
+    """(scratch folder, captions) -> a tokenizer that knows their words."""
+    defaults: dict[str, Any]
+    """What the class's own defaults lack."""
+
+
+_CLIP_TOKENS = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": END, "vocab_size": 49408}
+_QWEN = TextEncoder(Qwen3Model, lambda _, captions: chat_tokenizer(captions, 512), {"vocab_size": 151936})
+TEXT_ENCODERS = {
+    "CLIPTextModel": TextEncoder(CLIPTextModel, partial(clip_tokenizer, length=77), _CLIP_TOKENS),
+    "CLIPTextModelWithProjection": TextEncoder(
+        CLIPTextModelWithProjection, partial(clip_tokenizer, length=77), _CLIP_TOKENS
+    ),
+    "T5EncoderModel": TextEncoder(
+        T5EncoderModel, lambda _, captions: t5_tokenizer(captions, 512), {"vocab_size": 32128}
+    ),
+    "Qwen3Model": _QWEN,
+    "Qwen3ForCausalLM": _QWEN,
+}
+"""The kinds of text encoders by the architecture that their configurations name."""
+
+
 def text_encoder(name: str, key: str) -> PreTrainedModel:
     """Make a text encoder with random weights, in the default dtype."""
-    # of three encoders the first gives a pooled embedding, too
-    return encoder_of(key, PRESETS[name][key], pooled="text_encoder_3" in PRESETS[name])
+    return encoder_of(PRESETS[name][key])
 
 
-def encoder_of(key: str, config: dict[str, Any], pooled: bool = False) -> PreTrainedModel:
+def encoder_of(config: dict[str, Any]) -> PreTrainedModel:
     """Make a text encoder of a configuration, whole or what differs from the defaults, with random weights.
 
-    pooled: whether it has a projection, which makes the pooled embedding; a second one always has.
+    Raises UserError for one whose architecture is not in `TEXT_ENCODERS`.
     """
-    if key.endswith("_3"):
-        return T5EncoderModel(T5Config(**{"vocab_size": 32128, **config}))
-    special = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": END, "vocab_size": 49408}
-    cls = CLIPTextModelWithProjection if pooled or key.endswith("_2") else CLIPTextModel
-    return cls(CLIPTextConfig(**special | config))
+    named = (config.get("architectures") or ["CLIPTextModel"])[0]
+    if named not in TEXT_ENCODERS:
+        raise UserError(f"nobody knows the text encoder '{named}' here: use one of {', '.join(TEXT_ENCODERS)}")
+    cls, _, defaults = TEXT_ENCODERS[named]
+    return cls(cls.config_class(**defaults | config))
 
 
 def components(name: str) -> dict[str, Callable[[], ModelMixin | PreTrainedModel]]:
     """Return what makes each module of a preset with random weights, in the default dtype."""
     encoders = [key for key in PRESETS[name] if key.startswith("text_encoder")]
-    makers: dict[str, Callable[[], ModelMixin | PreTrainedModel]] = {
-        key: partial(make, name) for key, make in DENOISERS.items() if key in PRESETS[name]
-    }
+    trained = "transformer" if "transformer" in PRESETS[name] else "unet"
+    makers: dict[str, Callable[[], ModelMixin | PreTrainedModel]] = {trained: partial(denoiser, name)}
     return makers | {"vae": lambda: vae(name)} | {key: partial(text_encoder, name, key) for key in encoders}
 
 
@@ -133,14 +158,12 @@ def build(
         return folder
     with tempfile.TemporaryDirectory() as scratch, default_dtype(dtype), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        captions = ["a photo of a cat on a table", "an oil painting of a house"]
-        tokenizer = clip_tokenizer(Path(scratch), captions, 77)
         parts: dict[str, Any] = {key: make() for key, make in components(name).items()}
-        encoders = [key for key in parts if key.startswith("text_encoder")]
-        parts |= {key.replace("text_encoder", "tokenizer"): tokenizer for key in encoders}
-        if "text_encoder_3" in parts:
-            parts["tokenizer_3"] = t5_tokenizer(captions, 512)
-        if len(encoders) == 1:
+        encoders = {key: part for key, part in parts.items() if isinstance(part, PreTrainedModel)}
+        for key, encoder in encoders.items():
+            tokenizer = TEXT_ENCODERS[type(encoder).__name__].tokenizer(Path(scratch), CAPTIONS)
+            parts[key.replace("text_encoder", "tokenizer")] = tokenizer
+        if PRESETS[name]["pipeline"] == "StableDiffusionPipeline":
             parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         scheduler = SCHEDULERS[prediction or PRESETS[name].get("prediction", "epsilon")]()
         pipeline = getattr(diffusers, PRESETS[name]["pipeline"])(scheduler=scheduler, **parts)

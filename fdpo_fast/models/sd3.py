@@ -37,14 +37,14 @@ class StableDiffusion3(Family):
         """Encode captions to the tokens of CLIP and T5, [n, 77 + tokens, d], and CLIP's pooled states, [n, d']."""
         embeds, _, pooled, _ = pipeline.encode_prompt(
             captions, captions, captions, device=device, do_classifier_free_guidance=False,
-            max_sequence_length=self.model.text_tokens or self.text_tokens,
+            max_sequence_length=self.tokens(self.model),
         )  # fmt: skip
         return [embeds.float(), pooled.float()]
 
     @classmethod
     def text_shapes(cls, config: dict, model: Model) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a caption's embeddings: CLIP's 77 tokens and T5's, and the pooled ones."""
-        tokens = 77 + (model.text_tokens or cls.text_tokens)
+        tokens = 77 + cls.tokens(model)
         shapes = (tokens, config["joint_attention_dim"]), (config["pooled_projection_dim"],)
         return dict(zip(cls.text_keys, shapes, strict=True))
 

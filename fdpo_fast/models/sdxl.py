@@ -36,7 +36,7 @@ class StableDiffusionXL(Family):
         return {**super().text_shapes(config, model), cls.text_keys[1]: (pooled,)}
 
     @classmethod
-    def condition(cls, text: dict[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
+    def condition(cls, text: dict[str, Tensor], sizes: Tensor, model: Model) -> dict[str, Tensor]:
         """Return the text with the micro-conditioning beside it."""
         # original height and width, crop top and left, target height and width: each image's own
         return {**text, "time_ids": sizes.float()}

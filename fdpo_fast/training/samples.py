@@ -49,7 +49,7 @@ class SampleGrids:
         for prompt in settings.prompts:
             latents = torch.randn(
                 settings.images_per_prompt,
-                denoiser.config.in_channels,
+                self.family.channels(denoiser.config),
                 size,
                 size,
                 generator=generator,
@@ -59,7 +59,9 @@ class SampleGrids:
             drawn.append(
                 pipeline(
                     [prompt] * settings.images_per_prompt,
-                    latents=latents.to(self.device, denoiser.dtype),
+                    latents=self.family.packed(latents).to(self.device, denoiser.dtype),
+                    height=self.resolution,
+                    width=self.resolution,
                     num_inference_steps=settings.sampling_steps,
                     guidance_scale=settings.guidance,
                     output_type="pt",

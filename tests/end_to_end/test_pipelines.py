@@ -20,7 +20,8 @@ CASES = [
     for ranks in (1, 2)
     for case in [(family, train, dtype, stage, ranks)]
 ] + [
-    pytest.param("sd3", *case, marks=[] if case == ("lora", "fp32", 0, 1) else pytest.mark.slow)
+    pytest.param(family, *case, marks=[] if case == ("lora", "fp32", 0, 1) else pytest.mark.slow)
+    for family in ("sd3", "flux", "z_image")
     for case in (
         ("lora", "fp32", 0, 1),
         ("full", "bf16", 0, 1),

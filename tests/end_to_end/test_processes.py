@@ -31,7 +31,11 @@ CASES = [
     *[("sdxl", kind, "full", "bf16", 2, 2) for kind in ("v, zero SNR", "turbo", "refiner")],
     *[("sd", kind, "lora", "fp32", stage, 1) for kind, stage in zip([*KINDS][1:], (0, 1, 2, 3, 1, 0, 2), strict=True)],
     *[("sdxl", "flow", train, "bf16", 3, 2) for train in ("full", "lora")],
-    *[("sd3", "its own", train, "bf16", stage, 2) for train, stage in (("full", 0), ("full", 3), ("lora", 1))],
+    *[
+        (family, "its own", train, "bf16", stage, 2)
+        for family in ("sd3", "flux", "z_image")
+        for train, stage in (("full", 0), ("full", 3), ("lora", 1))
+    ],
 ]
 
 
@@ -82,7 +86,10 @@ def test_cache_train_resume_export(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "kind"), [("sdxl", "flow"), ("sdxl", "v, zero SNR"), ("sd3", "its own")])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("sdxl", "flow"), ("sdxl", "v, zero SNR"), *((flow, "its own") for flow in ("sd3", "flux", "z_image"))],
+)
 def test_cached_equals_live_over_fifty_steps(flow_config, launch, read_metrics, tmp_path, family, kind):
     raw = flow_config(family, kind)
     raw["train"] |= {"max_steps": 50, "checkpoint_every": 50}

@@ -7,12 +7,12 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteSc
 from fdpo_fast import noise
 from fdpo_fast.cache.dataset import Batch
 from fdpo_fast.config.schema import LoRA, Model
-from fdpo_fast.models import load_family
+from fdpo_fast.models import FAMILIES, load_family
 from fdpo_fast.models.prediction import errors, predict
 from fdpo_fast.models.presets import PRESETS, build, unet_config, vae
 from tests.helpers.pictures import LONG
 
-PRESET = {"sd": "tiny_sd", "sdxl": "tiny_sdxl", "sd3": "tiny_sd3"}
+PRESET = {name: f"tiny_{name}" for name in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_channels_last_reaches_the_layers_and_changes_nothing(folders):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"family": "flux"}, "unknown model.family 'flux': use one of sd, sdxl"),
+        ({"family": "imagen"}, "unknown model.family 'imagen': use one of sd, sdxl"),
         ({"family": "sdxl"}, "is a StableDiffusionPipeline, this model.family takes StableDiffusionXLPipeline"),
         ({"base": "./nowhere"}, "neither a folder nor a hub name"),
         ({"vae": "./nowhere"}, "model.vae './nowhere' is neither a folder"),
