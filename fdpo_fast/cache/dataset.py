@@ -34,7 +34,8 @@ from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
     from fdpo_fast.models.denoiser import Denoiser
-    from fdpo_fast.models.family import Facts, Family
+    from fdpo_fast.models.facts import Facts
+    from fdpo_fast.models.family import Family
     from fdpo_fast.models.vae import ImageEncoder
 
 
@@ -156,6 +157,7 @@ class TrainingSet:
             "seed": self.seed,
             "visits": visits,
             **({} if density is None else {"timesteps": density}),
+            **{key: value for key, value in config.model if key in ("guidance", "quantization") and value is not None},
             "caption_dropout": config.data.caption_dropout,
             "dtype": config.model.dtype,
             "kernels": kernels(config.model, self.micro, self.device),

@@ -28,7 +28,7 @@ from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
-    from fdpo_fast.models.family import Facts
+    from fdpo_fast.models.facts import Facts
     from fdpo_fast.models.vae import ImageEncoder
 
 _GAP = 64  # rows that are read over rather than sought past

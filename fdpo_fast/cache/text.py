@@ -24,7 +24,8 @@ from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.progress import Bar
 
 if TYPE_CHECKING:
-    from fdpo_fast.models.family import Facts, TextEncoder
+    from fdpo_fast.models.facts import Facts
+    from fdpo_fast.models.family import TextEncoder
     from fdpo_fast.models.tokenizer import Excess
 
 _CAPTIONS_PER_SHARD = 1024

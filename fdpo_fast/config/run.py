@@ -82,6 +82,16 @@ class Config(Section):
             raise ValueError(
                 "model.compile does not go with ZeRO stage 3, whose parameters come and go: switch one off"
             )
+        if self.model.quantization and self.model.train != "lora":
+            raise ValueError(
+                "model.quantization needs model.train 'lora': weights of 4 or 8 bits are frozen, and full tuning would "
+                "train them"
+            )
+        if self.model.quantization and self.stage == 3:
+            raise ValueError(
+                "model.quantization does not go with ZeRO stage 3, which cannot split what bitsandbytes holds: use "
+                "stage 0, 1 or 2"
+            )
         self._check_graphs()
         self._check_optimizer()
         if self.log.samples_every and not self.log.prompts:

@@ -51,6 +51,9 @@ class Model(Section):
     train: Literal["full", "lora"] = Field("full", description="all weights of the denoiser, or adapters beside them")
     dtype: Literal["fp32", "bf16"] = Field("bf16", description="of the denoiser's weights and activations")
     lora: LoRA = LoRA()
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None, description="of the frozen base under LoRA, by bitsandbytes: 4 or 8 bits a weight in its linear layers"
+    )
     gradient_checkpointing: Annotated[Literal["full", "per_block", "off"], BeforeValidator(_switch)] = Field(
         "off",
         description="compute again in backward: resnets and transformer blocks, transformer blocks alone, nothing",

@@ -100,7 +100,7 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
         # with guidance every image of a prompt is in the denoiser's batch twice
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
         beside["sample grids"] = resting + width * text + max(vae.decoding, traced.inference * share)
-    starting = float(everything)
+    starting = float(traced.whole_bytes)
     if config.bf16_masters and account.total("step", "host"):
         # flat weights, master and gradients are made beside what is read, before `optim/zero.py` makes them one
         starting += 3 * 2 * traced.trained / ranks
@@ -113,15 +113,14 @@ def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dic
     side, width = config.data.resolution // architecture.factors()[0], DTYPES[config.data.cache_dtype].itemsize
     image = architecture.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
     optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
-    whole = traced.trained_bytes + traced.frozen_bytes
-    exported = whole / DTYPES[config.model.dtype].itemsize + architecture.text_parameters
+    exported = traced.whole_bytes / DTYPES[config.model.dtype].itemsize + architecture.text_parameters
     average = 4 * traced.trained if config.train.ema_decay else 0
     both = 2 if config.data.ties == "half" or config.data.votes == "conservative" else 1
     written = {
         "latents": float(extent.images * image * width),
         "text embeddings": float(extent.rows * architecture.text_elements() * width),
         "reference errors": 16.0 * extent.pairs * both * (config.reference.visits or 0),
-        "checkpoints": (config.train.keep_checkpoints + 1) * (whole + optimizer + average),
+        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + optimizer + average),
         "export": exported * DTYPES[config.train.export_dtype or "fp32"].itemsize,
     }
     return {name: size for name, size in written.items() if size}, known

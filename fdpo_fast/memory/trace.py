@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fdpo_fast.config.run import Config
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory.tracker import HostAttention, Tracker
-from fdpo_fast.models import trainable
+from fdpo_fast.models import quantization, trainable
 from fdpo_fast.models.architecture import Architecture
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.trainable import CHECKPOINTING
@@ -42,6 +42,8 @@ class Trace:
     """The number of elements of each trained parameter."""
     trained_bytes: int
     frozen_bytes: int
+    whole_bytes: int
+    """All weights in the policy's dtype, none in fewer bits."""
     flops: int
     """FLOPs of a forward and backward, what is computed again included."""
     inference_flops: int
@@ -120,6 +122,7 @@ def traces(
     inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
     with rehearsal.mode, torch.no_grad(), rehearsal.tracked() as inference:
         rehearsal.predict()
+    unpacked = quantization.unpacked_bytes(rehearsal.denoiser, config.model)
     by_choice = {}
     for choice in progress(choices, desc="tracing the model", unit=" choices", leave=False):
         trainable.checkpoint(rehearsal.denoiser, choice)
@@ -130,14 +133,15 @@ def traces(
             loss.backward()
         by_choice[choice] = Trace(
             saved=saved,
-            forward=forward,
-            backward=tracker.peak,
-            backward_with_gradients=tracker.peak_with_gradients,
-            inference=inference.peak,
+            forward=forward + unpacked,
+            backward=tracker.peak + unpacked,
+            backward_with_gradients=tracker.peak_with_gradients + unpacked,
+            inference=inference.peak + unpacked,
             data=sum(tensor.nbytes for tensor in inputs),
             shapes=tuple(parameter.numel() for parameter in rehearsal.trained),
             trained_bytes=sum(sizes),
-            frozen_bytes=everything - sum(sizes),
+            frozen_bytes=quantization.frozen_bytes(rehearsal.denoiser, config.model),
+            whole_bytes=everything,
             flops=tracker.flops,
             inference_flops=inference.flops,
         )

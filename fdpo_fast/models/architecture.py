@@ -15,7 +15,8 @@ from fdpo_fast.config.schema import EMBEDDED, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import family_class, hub, presets
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.family import Family, check_guidance, shrinks
+from fdpo_fast.models.facts import check_guidance, shrinks
+from fdpo_fast.models.family import Family
 
 
 @dataclass(frozen=True, eq=False)

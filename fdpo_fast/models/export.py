@@ -141,7 +141,8 @@ def _stored(family: Family) -> dict[str, Tensor]:
     state = {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
     if state.keys() == family.blank_denoiser().state_dict().keys():
         return state
-    return family.denoiser(torch.float32).state_dict()  # older names, which diffusers knows
+    # older names, which diffusers knows
+    return family.denoiser_class.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).state_dict()
 
 
 def _tuned(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +18,10 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
 from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models.denoiser import Denoiser
+from fdpo_fast.models.facts import Facts, check_guidance, shrinks
 from fdpo_fast.models.hub import OPTIONAL, pipeline_folder, present, vae_folder
 from fdpo_fast.models.process import Process, prediction_of, read_scheduler, shifts_by_size, tables
+from fdpo_fast.models.quantization import quantiser
 from fdpo_fast.models.tokenizer import Excess, excess
 from fdpo_fast.models.vae import ImageEncoder, encoder
 
@@ -37,42 +38,6 @@ OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 def has_adapter(folder: Path) -> bool:
     """Say whether a folder holds an adapter, alone or beside the pipeline that it was merged into."""
     return (folder / ADAPTER).is_file()
-
-
-def shrinks(config: dict) -> int:
-    """Return by how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
-    return 2 ** (len(config["block_out_channels"]) - 1)
-
-
-def check_guidance(model: Model, denoiser_config: dict) -> None:
-    """Raise UserError where a denoiser that is told its guidance is told none, or another one some."""
-    if denoiser_config.get("guidance_embeds") and model.guidance is None:
-        raise UserError(
-            f"model.guidance is missing: '{model.base}' was distilled from guidance and is told a value; its pipeline's "
-            "is 3.5, that of some trainers 1.0"
-        )
-    if model.guidance is not None and not denoiser_config.get("guidance_embeds"):
-        raise UserError(f"model.guidance is for models distilled from guidance, and '{model.base}' is not told any")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What caches need to know of a pipeline, read from its files once."""
-
-    vae_factor: int
-    """By how much the VAE divides a side of the image on the way to the latents."""
-    denoiser_factor: int
-    """By how much the denoiser divides a side of the latents on the way to its smallest layers."""
-    channels: int
-    """The channels of the latents that the denoiser takes."""
-    text_keys: tuple[str, ...]
-    """Names of the text embeddings."""
-    text_shapes: dict[str, tuple[int, ...]]
-    """The shapes of a caption's embeddings, by name."""
-    vae: str
-    """The SHA-256 over the VAE's files."""
-    text: str
-    """The SHA-256 over the files of what makes text embeddings."""
 
 
 class Family(ABC):
@@ -113,6 +78,7 @@ class Family(ABC):
         for key in ("compile", "cuda_graphs"):
             if getattr(model, key) and not issubclass(self.denoiser_class, UNet2DConditionModel):
                 raise UserError(f"model.{key} is for UNets: '{model.family}' has a transformer, set it to false")
+        quantiser(model)  # refuses what cannot be
         self.base = pipeline_folder(model.base, self.pipelines, self.components)
         check_guidance(model, read_json(self.base / self.denoiser_name / "config.json"))
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
@@ -153,6 +119,11 @@ class Family(ABC):
         files = [(name, path) for name, folder in folders.items() for path in sorted(folder.rglob("*"))]
         return digest([[name, path.name, file_digest(path)] for name, path in files if path.is_file()])
 
+    def text_digest(self) -> str:
+        """Return the SHA-256 over what text embeddings depend on: files, and tokens where a caption's may be chosen."""
+        files, tokens = self.digest(*self.text_components), self.tokens(self.model)
+        return digest([files, tokens]) if tokens else files
+
     def pictures_digest(self) -> str:
         """Return the SHA-256 over all files that a picture depends on."""
         return self.digest(self.denoiser_name, "vae", "scheduler", *self.text_components)
@@ -172,7 +143,7 @@ class Family(ABC):
             text_keys=self.text_keys,
             text_shapes=self.text_shapes(config, self.model),
             vae=self.digest("vae"),
-            text=self.digest(*self.text_components),
+            text=self.text_digest(),
         )
 
     # --- encoders, needed only to fill caches and to draw samples ---
@@ -276,8 +247,9 @@ class Family(ABC):
         adapter = policy is not None and policy != self.base and has_adapter(policy)
         folder = policy if policy and not adapter else self.base
         denoiser = self.denoiser_class.from_pretrained(
-            folder, subfolder=self.denoiser_name, torch_dtype=dtype, use_safetensors=True
-        )
+            folder, subfolder=self.denoiser_name, torch_dtype=dtype, use_safetensors=True,
+            quantization_config=quantiser(self.model),
+        )  # fmt: skip
         if adapter:
             denoiser.load_lora_adapter(policy, weight_name=ADAPTER, prefix=self.denoiser_name)
         if self.model.attention == "xformers":
@@ -287,7 +259,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def predict(cls, unet: Denoiser, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """Return the denoiser's prediction, [n, c, h, w], in the denoiser's dtype."""
+        """Return the denoiser's prediction, [2b, c, h, w] in halves layout, in the denoiser's dtype."""
 
     # --- diffusers pipelines ---
 

@@ -17,6 +17,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import LoRA, Model
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.graphs import Graphs
+from fdpo_fast.models.precision import DTYPES
 
 CHECKPOINTING: dict[str, Callable[[nn.Module], bool]] = {
     "off": lambda module: False,
@@ -73,6 +74,9 @@ def prepare(unet: Denoiser, model: Model) -> list[Parameter]:
     """
     if model.train == "lora" and not getattr(unet, "peft_config", None):
         add_lora(unet, model.lora)
+        for parameter in unet.parameters():
+            if parameter.requires_grad:  # beside quantised weights an adapter would be in float32
+                parameter.data = parameter.data.to(DTYPES[model.dtype])
     checkpoint(unet, model.gradient_checkpointing)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 

@@ -52,9 +52,16 @@ class ZImage(Family):
 
     @classmethod
     def predict(cls, unet: Denoiser, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """Return the flow, [n, c, h, w], of a transformer that predicts its opposite, conditioned on text."""
+        """Return the flow, [2b, c, h, w], of a transformer that predicts its opposite, conditioned on text.
+
+        A pair at a time, whose sides share a caption: padded to the longest of a batch, a pair's rounding would depend
+        on the others, and a cached reference error on which they were.
+        """
         text, mask = (condition[key] for key in cls.text_keys)
         counts = mask.sum(dim=1, dtype=torch.int64).tolist()  # on the host: it waits for no GPU
-        rows = [row[:count].to(unet.dtype) for row, count in zip(text, counts, strict=True)]
-        images = [*noisy.to(unet.dtype).unsqueeze(2)]
-        return -torch.stack(unet(images, (1000 - timesteps) / 1000, rows).sample).squeeze(2)
+        sides, times = noisy.to(unet.dtype).unsqueeze(2).unflatten(0, (2, -1)), (1000 - timesteps) / 1000
+        preds = []
+        for pair in range(len(noisy) // 2):
+            caption = text[pair, : counts[pair]].to(unet.dtype)
+            preds.append(torch.stack(unet([*sides[:, pair]], times[pair].expand(2), [caption, caption]).sample))
+        return -torch.stack(preds, dim=1).flatten(0, 1).squeeze(2)

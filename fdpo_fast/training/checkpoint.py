@@ -68,7 +68,10 @@ class Checkpoints:
             if partial.exists():
                 shutil.rmtree(partial)
         dist.barrier()
-        engine.save_checkpoint(str(self.folder), tag=partial.name, client_state={"step": step}, save_latest=False)
+        engine.save_checkpoint(
+            str(self.folder), tag=partial.name, client_state={"step": step}, save_latest=False,
+            exclude_frozen_parameters=True,  # they are the base's, by whose digest a run goes on
+        )  # fmt: skip
         if ema:
             ema.save(partial)
         if first:
@@ -105,7 +108,7 @@ class Checkpoints:
                 f"the checkpoint {checkpoint} was trained on another denoiser than model.base has now: put it back, or "
                 "start a new train.output_dir"
             )
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"load_module_strict": False}
         plain = is_plain(engine)
         if plain:
             _let_go(engine.module)
@@ -161,15 +164,19 @@ def is_plain(engine: DeepSpeedEngine) -> bool:
 
 
 def _let_go(module: nn.Module) -> None:
-    """Free the memory of the parameters, which are about to be loaded; they keep shape and dtype."""
+    """Free the memory of what is trained, which is about to be loaded; it keeps shape and dtype."""
     for parameter in module.parameters():
-        parameter.data = parameter.new_empty(1).expand(parameter.shape)
+        if parameter.requires_grad:
+            parameter.data = parameter.new_empty(1).expand(parameter.shape)
 
 
 def _adopt_weights(src: dict[str, Tensor], dst: nn.Module) -> None:
-    ours = {**dict(dst.named_parameters()), **dict(dst.named_buffers())}
-    ours = {name: ours[name] for name in dst.state_dict()}  # without buffers that are not saved
-    if unfit := [name for name in {*ours, *src} if _kind(ours.get(name)) != _kind(src.get(name))]:
+    """Take what is trained, and buffers, from a checkpoint; older ones have the frozen weights too."""
+    state = dst.state_dict()  # without buffers that are not saved
+    ours: dict[str, Tensor] = {name: tensor for name, tensor in dst.named_buffers() if name in state}
+    ours |= {name: parameter for name, parameter in dst.named_parameters() if parameter.requires_grad}
+    unfit = [name for name in ours if _kind(ours[name]) != _kind(src.get(name))]
+    if unfit := unfit + [name for name in src if name not in state]:
         raise UserError(f"the checkpoint is of another model: {min(unfit)} does not fit")
     for name, tensor in ours.items():
         tensor.data = src[name].to(tensor.device)

@@ -1,6 +1,7 @@
 """The families of flow transformers beside the pipelines of diffusers: what they are told, and what they predict."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from fdpo_fast.memory.trace import traces
 from fdpo_fast.models import load_family
 from fdpo_fast.models.architecture import read_architecture
 from fdpo_fast.models.presets import build, denoiser
+from fdpo_fast.ops.pairs import both
 from tests.helpers.pictures import LONG
 
 CAPTIONS = ["a cat on a table", "", LONG, "größe ✓ 猫"]
@@ -49,15 +51,15 @@ def test_a_prediction_is_the_pipelines_own(bases, name, shape):
     made, pipeline = family(bases, name), DiffusionPipeline.from_pretrained(bases[name])
     pipeline.scheduler = Recorder.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    latents = torch.randn(2, 4, *shape)
+    latents, captions = torch.randn(4, 4, *shape), CAPTIONS[:2] * 2  # two pairs in halves layout
     pipeline(
-        CAPTIONS[:2], height=2 * shape[0], width=2 * shape[1], latents=made.packed(latents), num_inference_steps=1,
+        [*captions], height=2 * shape[0], width=2 * shape[1], latents=made.packed(latents), num_inference_steps=1,
         sigmas=[0.37], output_type="latent", max_sequence_length=made.tokens(made.model), **SAMPLED[name],
     )  # fmt: skip
     seen = pipeline.scheduler.seen
-    condition = made.condition(made.text_encoder(CPU)(CAPTIONS[:2]), torch.zeros(2, 6), made.model)
+    condition = made.condition(made.text_encoder(CPU)(captions), torch.zeros(4, 6), made.model)
     with torch.no_grad():
-        pred = made.predict(made.denoiser(torch.float32), latents, seen.timestep.expand(2), condition)
+        pred = made.predict(made.denoiser(torch.float32), latents, seen.timestep.expand(4), condition)
     assert pred.shape == latents.shape
     error = (made.packed(pred) - seen.pred).abs().max() / seen.pred.abs().max()
     assert error < 0.01  # the text encoders of 4 to 9 GB run in bf16 here
@@ -84,16 +86,16 @@ def test_z_image_has_as_many_tokens_as_a_caption(bases):
 
 
 def test_a_prediction_does_not_depend_on_other_captions(bases):
+    """To the bit: a reference error is cached in another batch than it is trained in."""
     made = family(bases, "z_image", text_tokens=128)
-    unet, noisy, times = made.denoiser(torch.float32), torch.randn(3, 4, 16, 16), torch.full((3,), 500.0)
-    text = made.text_encoder(CPU)(["a cat", LONG, ""])
+    unet, noisy, times = made.denoiser(torch.float32), torch.randn(6, 4, 16, 16), torch.full((6,), 500.0)
+    text = {key: both(value) for key, value in made.text_encoder(CPU)(["a cat", LONG, ""]).items()}
     with torch.no_grad():
         together = made.predict(unet, noisy, times, text)
-        alone = [
-            made.predict(unet, noisy[i : i + 1], times[:1], {k: v[i : i + 1] for k, v in text.items()})
-            for i in range(3)
-        ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+        for pair in range(3):
+            rows = [pair, pair + 3]
+            alone = made.predict(unet, noisy[rows], times[rows], {key: value[rows] for key, value in text.items()})
+            assert torch.equal(together[rows], alone)
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -120,17 +122,15 @@ def test_guidance_is_for_distilled_models_alone(bases, name):
 
 
 def test_a_flux_that_was_not_distilled_is_told_nothing(bases, tmp_path):
-    import shutil
-
     shutil.copytree(bases["flux"], tmp_path / "base")
     unguided = denoiser("tiny_flux").from_config(denoiser("tiny_flux").config, guidance_embeds=False)
     unguided.save_pretrained(tmp_path / "base/transformer")
     made = load_family(Model(family="flux", base=str(tmp_path / "base")))
-    condition = made.condition(made.text_encoder(CPU)(["a cat"]), torch.zeros(1, 6), made.model)
+    condition = made.condition(made.text_encoder(CPU)(["a cat"] * 2), torch.zeros(2, 6), made.model)
     assert "guidance" not in condition
     with torch.no_grad():
-        pred = made.predict(made.denoiser(torch.float32), torch.zeros(1, 4, 16, 16), torch.tensor([1.0]), condition)
-    assert pred.shape == (1, 4, 16, 16)
+        pred = made.predict(made.denoiser(torch.float32), torch.zeros(2, 4, 16, 16), torch.ones(2), condition)
+    assert pred.shape == (2, 4, 16, 16)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("sd35m", 2.24), ("flux", 11.9), ("z_image", 6.15)])
