@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,10 @@ from tests.helpers import RECIPE, ROOT
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
+
+# How long a case takes is the machine's business, and no test's.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Tiny tensors gain nothing from threads, which wait for one another by spinning; what may depend on them sets them.
 torch.set_num_threads(1)

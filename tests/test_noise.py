@@ -78,7 +78,7 @@ def exact_normals(drawn, count):
     pairs=st.lists(st.tuples(st.integers(0, 2**56 - 1), st.integers(0, 2**32 - 1)), max_size=3),
     count=st.integers(1, 3000),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_normals_are_within_two_ulp_of_float64(backend, device, seed, pairs, count):
     ids, visits = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
     drawn = draws(seed, ids, visits)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
@@ -235,7 +236,10 @@ def make_plan(config: Config, ranks: int) -> Plan:
     pairs = config.train.pairs_per_micro_batch
     rungs = {}
     for name in progress(list(ladder.RUNGS), desc="planning", unit=" rungs", leave=False):
-        other = ladder.on_rung(config, name, ranks)
+        try:
+            other = ladder.on_rung(config, name, ranks)
+        except UserError:  # it does not go with the rest, as weights on the host with a quantised base
+            continue
         same = other.model == _with(config, other.model.gradient_checkpointing).model
         choice_trace = by_choice[other.model.gradient_checkpointing] if same else trace(other, architecture)
         rungs[name] = other, needs(other, architecture, choice_trace, ranks, ready)

@@ -12,7 +12,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import EXTENDS, extended, merged
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import Data, Model
+from fdpo_fast.config.schema import Data, Log, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.ladder import RUNGS, settled
@@ -31,6 +31,9 @@ _RECIPES: dict[tuple[str, Kind], str] = {
     ("sdxl", "lora"): "sdxl_lora_js.json",
     ("sd3", "full"): "sd35m_js.json",
     ("sd3", "lora"): "sd35m_lora_js.json",
+    ("flux", "full"): "flux_js_8gpu.json",
+    ("flux", "lora"): "flux_lora_js.json",
+    ("z_image", "lora"): "zimage_lora_js.json",
 }
 _OWN_PAIRS = "my_pairs_sdxl_lora.json"
 """The file that says what is otherwise where pairs are a few hundred of somebody's own."""
@@ -115,10 +118,15 @@ def _otherwise(name: str) -> Raw:
 
 def _drafted(wish: Wish) -> Raw:
     """Return the published configuration of a family with somebody's model and pairs in it."""
+    if (wish.family, wish.kind) not in _RECIPES:
+        raise UserError(f"no published configuration trains all weights of {wish.family}: use --train lora")
     raw = _published(_RECIPES[wish.family, wish.kind])
     if "pickapic" not in wish.pairs.lower():
         published = raw["train"]["pairs_per_step"]
-        raw = merged(raw, _otherwise(_OWN_PAIRS))
+        others = _otherwise(_OWN_PAIRS)
+        if not raw["log"].get("prompts"):  # a model whose encoders have no room beside it draws no grids
+            del others["log"]
+        raw = merged(raw, others)
         if wish.kind == "full":  # the published rate goes with the number of pairs
             raw["optimizer"]["lr"] = _rounded(raw["optimizer"]["lr"] * raw["train"]["pairs_per_step"] / published)
     train, data = raw["train"], raw["data"]
@@ -130,9 +138,18 @@ def _drafted(wish: Wish) -> Raw:
     a_round = train["pairs_per_micro_batch"] * wish.gpus
     train["pairs_per_step"] = -(-train["pairs_per_step"] // a_round) * a_round
     if Path(wish.model).expanduser().is_dir():
-        architecture = read_architecture(Model(family=wish.family, base=wish.model))
-        data["resolution"] = architecture.denoiser_config["sample_size"] * architecture.factors()[0]
+        raw["model"] = _told(raw["model"])
+        architecture = read_architecture(Model(**raw["model"]))
+        # a transformer without a size of its own draws 128 rows of latents, as its pipeline does
+        data["resolution"] = (architecture.denoiser_config.get("sample_size") or 128) * architecture.factors()[0]
     return raw
+
+
+def _told(model: Raw) -> Raw:
+    """Return the section of a model that is here, without guidance where it was not distilled from any."""
+    folder = Path(model["base"]).expanduser() / family_class(Model(**model)).denoiser_name
+    distilled = read_json(folder / "config.json").get("guidance_embeds")
+    return model if distilled else {key: value for key, value in model.items() if key != "guidance"}
 
 
 def _rounded(value: float) -> float:
@@ -151,8 +168,14 @@ def _ladder(raw: Raw, wish: Wish) -> Iterator[tuple[Raw, tuple[str, ...]]]:
         raw = merged(raw, {"train": {"pairs_per_micro_batch": 1}})
         changes += ("one pair at a time (train.pairs_per_micro_batch)",)
         yield raw, changes
+    if wish.kind == "lora" and not raw["model"].get("quantization"):
+        raw = merged(raw, {"model": {"quantization": "nf4"}})
+        changes += ("the base in 4 bits (model.quantization)",)
+        yield raw, changes
     for name, rung in RUNGS.items():
         inside = rung.sections["train"]["step_in_backward"]
+        if raw["model"].get("quantization") and rung.sections["deepspeed"]["zero_optimization"]["stage"] == 3:
+            continue
         if not inside:
             yield settled(raw, name, wish.gpus), (*changes, f"rung {name}: {rung.title}")
         elif wish.kind == "full" and wish.gpus == 1:
@@ -168,7 +191,7 @@ def _one_pair_a_step(raw: Raw) -> Raw:
     own = {
         "optimizer": other["optimizer"],
         "train": {"max_steps": steps, "checkpoint_every": every},
-        "log": {"every": other["log"]["every"], "samples_every": every},
+        "log": {"every": other["log"]["every"], "samples_every": every if raw["log"].get("prompts") else None},
     }
     return merged(raw, own)
 
@@ -209,14 +232,14 @@ class _Relief(NamedTuple):
 
 def _reliefs(raw: Raw) -> Iterator[_Relief]:
     """Yield what can still be made smaller in a draft, what costs least first."""
-    batch, log = Data(**raw["data"]).encoded_at_once, raw["log"]
+    batch, log = Data(**raw["data"]).encoded_at_once, Log(**raw["log"])
     if batch > 1:
         words = f"{batch // 2} images at a time while caching (data.encode_batch)"
         yield _Relief("caching images", {"data": {"encode_batch": batch // 2}}, words)
-    if log["images_per_prompt"] > 1:
+    if log.images_per_prompt > 1:
         yield _Relief(
             "sample grids", {"log": {"images_per_prompt": 1}}, "one image of a caption (log.images_per_prompt)"
         )
-    if log["samples_every"]:
+    if log.samples_every:
         off = {"samples_every": 0, "prompts": None, "images_per_prompt": 1}
         yield _Relief("sample grids", {"log": off}, "no sample grids, which do not fit (log.samples_every)")

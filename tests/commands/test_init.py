@@ -13,6 +13,7 @@ from tests.helpers.terminal import Terminal
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD35 = "stabilityai/stable-diffusion-3.5-medium"
+FLUX, Z_IMAGE = "black-forest-labs/FLUX.1-dev", "Tongyi-MAI/Z-Image"
 
 
 @pytest.fixture
@@ -72,20 +73,27 @@ def test_every_flag_is_taken(init, pipelines):
 def test_what_is_missing_or_wrong_is_one_sentence(init, pipelines, capsys):
     words = ["--model", "own/model", "--pairs", "p", "--gpu", "12GB"]
     assert refusal() == "fdpo init: there is nobody to ask: pass --model and --pairs and --gpu or --card"
-    assert refusal(*words) == "fdpo init: --family must be sd or sdxl or sd3: own/model is not here to say so"
-    assert "--family must be sd or sdxl or sd3" in refusal(*words, "--family", "flux")
+    assert (
+        refusal(*words)
+        == "fdpo init: --family must be sd or sdxl or sd3 or flux or z_image: own/model is not here to say so"
+    )
+    assert "--family must be sd or sdxl or sd3 or flux or z_image" in refusal(*words, "--family", "imagen")
     assert "neither a folder nor a hub name" in refusal("--model", "nowhere", *words[2:], "--family", "sd")
     assert "pass --gpu or --card" in refusal(*words, "--card", "A100")
     here = ["--model", str(pipelines["sd"]), "--pairs", "p"]
     assert "model.family takes StableDiffusionXLPipeline" in refusal(*here, "--gpu", "12GB", "--family", "sdxl")
     assert "nothing fits: at the least it takes" in refusal(*here, "--gpu", "0.5GB")
     assert "of the host" in refusal(*here, "--gpu", "12GB", "--host", "1GB")
+    z_image = ["--model", "own/model", "--pairs", "p", "--gpu", "80GB", "--family", "z_image"]
+    assert "no published configuration trains all weights of z_image" in refusal(*z_image, "--train", "full")
     refusal("nowhere/x.json", *words)
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_the_family_of_published_models_is_known():
-    assert [family_of(name) for name in (SDXL, SD15, SD35, "own/model")] == ["sdxl", "sd", "sd3", None]
+    assert [family_of(name) for name in (SDXL, SD15, SD35, FLUX, Z_IMAGE, "own/model")] == [
+        *("sdxl", "sd", "sd3", "flux", "z_image", None)
+    ]
     assert {family for family, _ in _RECIPES} == set(FAMILIES)
 
 
@@ -102,7 +110,10 @@ def test_the_family_of_published_models_is_known():
         pytest.param(SDXL, "full", 16, "B", True, marks=pytest.mark.slow),
         pytest.param(SDXL, "full", 24, None, True, marks=pytest.mark.slow),
         pytest.param(SDXL, "full", 80, None, True, marks=pytest.mark.slow),
+        pytest.param(SDXL, "lora", 6, None, False, marks=pytest.mark.slow),
         (SD35, "lora", 24, None, True),
+        pytest.param(FLUX, "lora", 12, None, False, marks=pytest.mark.slow),
+        pytest.param(Z_IMAGE, "lora", 12, None, False, marks=pytest.mark.slow),
         pytest.param(SD35, "full", 24, None, True, marks=pytest.mark.slow),
     ],
 )
@@ -123,7 +134,7 @@ def test_somebody_at_a_terminal_is_asked(pipelines, tmp_path):
     try:
         for question, answer in [
             ("hub name: ", "own/model"),
-            ("its family: sd or sdxl or sd3: ", "sd"),
+            ("its family: sd or sdxl or sd3 or flux or z_image: ", "sd"),
             ("hub data set: ", "pairs"),
             ("train: lora, or full [lora]: ", "neither"),
             ("train: lora, or full [lora]: ", ""),

@@ -29,7 +29,10 @@ def test_strength_at_the_reference_is_a_published_one(path):
     loss = load(path).loss
     slope = {"reverse_kl": 1, "forward_kl": 1, "alpha": 1, "jensen_shannon": 0.5}[loss.divergence]
     beta_dpo = convert(loss.beta * loss.ratio_scale * slope, "fdpo_fast", "diffusion_dpo")
-    of_flows = {"sd35m_js": 4000, "sd35m_lora_js": 100}
+    of_flows = {
+        **{"sd35m_js": 4000, "sd35m_lora_js": 100},
+        **{"flux_lora_js": 2000, "flux_js_8gpu": 4000, "zimage_lora_js": 2000},
+    }
     assert beta_dpo == of_flows.get(path.stem, 2000 if path.stem.startswith("sd15") else 5000)
 
 

@@ -94,7 +94,7 @@ JSON = st.recursive(
 THEIRS = re.compile(r"pydantic|https?:|[Ii]nput should|valid (string|list|dict|integer|number|boolean)|ctx|None\b")
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.sampled_from(KEYS), JSON)
 @example("data.max_rows", 10**400)
 @example("optimizer.lr", 10**400)
@@ -108,7 +108,7 @@ def test_whatever_stands_anywhere_is_taken_or_refused_in_our_words(path, value):
     assert not [name for name in ("Config", "DigitsRecipe", "Model", "LoRA", "Measure", "Kind") if name in said]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(JSON)
 def test_whatever_stands_in_place_of_a_configuration_is_refused_in_our_words(raw):
     with pytest.raises(UserError) as caught:

@@ -13,7 +13,7 @@ from tests.helpers.encoded import NOISE, STRANGE, TURNED, chunk, tiff
 from tests.helpers.pictures import encoded
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "AVIF"]),
     turn=st.integers(0, 9),

@@ -14,7 +14,7 @@ from tests.helpers.loss import HALVES, KNOBS, evaluate, oracle, tensors
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_call(backend, device, data):
     """Shapes, dtypes, strides, layouts, forms, weights, reductions and upstream gradients."""
     pairs = data.draw(st.integers(0, 4), "pairs")

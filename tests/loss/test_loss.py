@@ -163,7 +163,7 @@ def test_a_hard_clamp_would_have_no_gradient_here():
     layout=st.sampled_from(["halves", "interleaved"]),
     errors=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_shape_against_float64(pairs, shape, dtype, name, layout, errors):
     pred, ref, target = tensors(pairs, shape, dtype, seed=pairs)
     pred64, ref64, target64 = pred.detach().double().requires_grad_(), ref.double(), target.double()

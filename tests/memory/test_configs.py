@@ -9,9 +9,10 @@ from tests.helpers import ROOT
 
 TABLE = (ROOT / "configs/README.md").read_text()
 CASES = [
-    (file, gpu, host)
+    (file, gpus, gpu, host)
     for line in TABLE.splitlines()
-    for gpu, host in re.findall(r"one GPU of (\d+) GB(?:, (\d+) GB of host memory)?", line)
+    for count, gpu, host in re.findall(r"(one|eight) GPUs? of (\d+) GB(?:, (\d+) GB of host memory)?", line)
+    for gpus in [{"one": "1", "eight": "8"}[count]]
     for file in re.findall(r"`(\w+\.json)`", line.partition("|")[2].partition("|")[0])
 ]
 
@@ -21,8 +22,8 @@ def test_the_table_has_cards():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "gpu", "host"), CASES)
-def test_a_configuration_fits_its_card(file, gpu, host, capsys):
-    machine = ["--gpu", f"{gpu}GB", *(["--host", f"{host}GB"] if host else [])]
+@pytest.mark.parametrize(("file", "gpus", "gpu", "host"), CASES)
+def test_a_configuration_fits_its_card(file, gpus, gpu, host, capsys):
+    machine = ["--gpus", gpus, "--gpu", f"{gpu}GB", *(["--host", f"{host}GB"] if host else [])]
     main(["plan", "--config", str(ROOT / "configs" / file), *machine])
     assert "this configuration fits" in capsys.readouterr().out

@@ -243,7 +243,7 @@ SHAPE = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 NAME = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(parts=st.dictionaries(NAME, st.tuples(DTYPE, SHAPE), max_size=6))
 def test_files_are_the_librarys_byte_for_byte(tmp_path_factory, parts):
     folder = tmp_path_factory.mktemp("files")

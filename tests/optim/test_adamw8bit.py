@@ -211,7 +211,7 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3e38, -3e38, math.inf, -math.inf, ma
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n=st.sampled_from([1, 2, 255, 256, 257, 511, 1023, 4096, 4097]),
     specials=st.lists(st.tuples(st.integers(0, 300), st.sampled_from(SPECIAL)), max_size=4),
