@@ -18,6 +18,7 @@ from fdpo_fast.files import expanded, make_folder
 from fdpo_fast.models import find, load_family, quiet_libraries, trainable
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
+from fdpo_fast.models.placement import by_parts
 from fdpo_fast.models.precision import DTYPES
 
 
@@ -63,9 +64,7 @@ def reference_model(config: Config, family: Family, device: torch.device) -> Den
     trainable.ready(denoiser, config.model, reference=True)
     if not config.parameters_on_host:
         return denoiser.to(device)
-    # pinned layer by layer: torch would keep a whole pinned model, rounded up, until the process ends
-    streams = {"use_stream": True, "record_stream": True, "low_cpu_mem_usage": True} if device.type == "cuda" else {}
-    denoiser.enable_group_offload(device, torch.device("cpu"), offload_type="leaf_level", **streams)
+    by_parts(denoiser, device)
     return denoiser
 
 

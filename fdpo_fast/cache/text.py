@@ -20,6 +20,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.pairs import EmbeddedSource, PairSource, brought_by
 from fdpo_fast.files import digest
+from fdpo_fast.models.placement import collect
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.progress import Bar
 
@@ -125,7 +126,10 @@ def cache_text(
     size = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
     sizes = [float(count * size) for count in counts]
     cache_of = Cache("text", manifest, lineage(config), counts, "captions", make, sizes)
-    return Shards(builder.build(cache_of), by=facts.text_keys[0]), {text: entry for entry, text in enumerate(distinct)}
+    built = builder.build(cache_of)
+    encoder.cache_clear()
+    collect()
+    return Shards(built, by=facts.text_keys[0]), {text: entry for entry, text in enumerate(distinct)}
 
 
 def _embeddings(

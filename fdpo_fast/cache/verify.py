@@ -22,6 +22,7 @@ from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, brought_by
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.data.reading import UnusableError
 from fdpo_fast.distributed import Rank, start_processes
+from fdpo_fast.models.placement import collect
 from fdpo_fast.progress import progress
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2}
@@ -88,6 +89,8 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         encoded = encoder(captions)
         stored = {key: torch.stack([data.text.entry(key, data.entries[c, 0]) for c in captions]) for key in encoded}
         found["text"] = _worst([(stored[key], encoded[key]) for key in encoded])
+        del encoder
+        collect()  # the reference takes their place
     if data.reference is not None:
         denoiser = reference_model(config, family, rank.device)
         pieces = []

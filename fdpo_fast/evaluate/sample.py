@@ -26,6 +26,7 @@ from fdpo_fast.evaluate.policies import BASE, Policy, policy
 from fdpo_fast.files import clear_partial, digest, read_json, replacing
 from fdpo_fast.models import find, load_family, quiet_libraries
 from fdpo_fast.models.family import Family, Pipeline
+from fdpo_fast.models.placement import collect
 from fdpo_fast.progress import progress
 
 
@@ -145,6 +146,8 @@ class Studio:
                 for task, image in zip(batch, self._images(pipeline, batch), strict=True):
                     self._save(image, policy.name, task)
                 bar.update(len(batch))
+        del pipeline
+        collect()
 
     @torch.inference_mode()
     def _images(self, pipeline: Pipeline, batch: list[Task]) -> Iterator[Image.Image]:

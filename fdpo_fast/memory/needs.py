@@ -18,6 +18,7 @@ from fdpo_fast.data.readers.find import is_here
 from fdpo_fast.memory import ladder
 from fdpo_fast.memory.account import GIB, PHASES, Account, moments, step_account
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
+from fdpo_fast.models import placement
 from fdpo_fast.models.architecture import Architecture, read_architecture
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.progress import progress
@@ -45,7 +46,9 @@ class Needs:
     beside: dict[str, float]
     """The most on a GPU in phases outside the training step."""
     starting: float
-    """Host memory of one rank while the base's weights are read."""
+    """Host memory of one rank while weights are read: the text encoders', then the base's."""
+    drawing: float
+    """Host memory of one rank's text encoders, as far as they draw sample grids by parts."""
     ranks: int
 
     @property
@@ -68,7 +71,7 @@ class Needs:
     def host(self) -> float:
         """Return the host memory of all ranks at its most, with the allowance of a process for each."""
         held = self.account.total(self.account.peak("host"), "host")
-        return self.ranks * (max(held, self.starting) + PROCESS)
+        return self.ranks * (max(held + self.drawing, self.starting) + PROCESS)
 
     def figures(self) -> dict[str, float]:
         """Return the needs by name in GiB, for JSON."""
@@ -76,19 +79,28 @@ class Needs:
         return {f"{name}_gib": round(size / GIB, 3) for name, size in sizes.items()}
 
 
-def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int, ready: Ready | None = None) -> Needs:
-    """Find the needs of a configuration whose micro-batch was traced; `ready` is looked up if it is None."""
+def needs(
+    config: Config,
+    architecture: Architecture,
+    traced: Trace,
+    ranks: int,
+    ready: Ready | None = None,
+    card: float | None = None,
+) -> Needs:
+    """Find the needs of a configuration whose micro-batch was traced; `ready` is looked up if it is None.
+
+    card: the memory of a GPU in bytes, which decides how much of the text encoders is there at once, see
+    `placement.py`; None is one that all else just fits.
+    """
     ready = ready or brought(config, architecture)
     account = step_account(config, traced, ranks, gpu=True)
     vae = vae_passes(config, architecture)
-    width = DTYPES[config.model.dtype].itemsize
-    text = architecture.text_parameters
+    dtype = DTYPES[config.model.dtype]
+    width = dtype.itemsize
     everything = traced.trained_bytes + traced.frozen_bytes
     beside: dict[str, float] = {}
     if not ready.latents:
         beside["caching images"] = vae.encoding
-    if not ready.text:
-        beside["caching text"] = float(architecture.text_bytes)
     if config.reference.mode == "cached":
         held = 2 * width * max(traced.shapes) if config.parameters_on_host else everything  # this layer, and the next
         beside["caching reference errors"] = held + traced.inference + traced.data
@@ -100,12 +112,21 @@ def needs(config: Config, architecture: Architecture, traced: Trace, ranks: int,
         )
         # with guidance every image of a prompt is in the denoiser's batch twice
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
-        beside["sample grids"] = resting + width * text + max(vae.decoding, traced.inference * share)
-    starting = float(traced.whole_bytes)
+        beside["sample grids"] = resting + max(vae.decoding, traced.inference * share)
+    room = (card or with_allowances(max(account.total(account.peak("gpu"), "gpu"), *beside.values()))) - CONTEXT
+    starting, drawing = float(traced.whole_bytes), 0.0
+    if config.log.samples_every:
+        text = placement.held(architecture.text_sizes(dtype), room - resting)
+        beside["sample grids"] += text.device
+        drawing = float(text.host)
     if config.bf16_masters and account.total("step", "host"):
         # flat weights, master and gradients are made beside what is read, before `optim/zero.py` makes them one
         starting += 3 * 2 * traced.trained / ranks
-    return Needs(account, beside, starting, ranks)
+    if not ready.text:
+        sizes = architecture.text_sizes(torch.float32)
+        beside["caching text"] = placement.held(sizes, room).device
+        starting = max(starting, float(sum(size.whole for size in sizes.values())))
+    return Needs(account, beside, starting, drawing, ranks)
 
 
 def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dict[str, float], str]:
@@ -177,8 +198,9 @@ def shortage(config: Config, ranks: int, on_machine: int, device: torch.device) 
         account = step_account(config, traced, ranks, gpu=False)
         needed = on_machine * account.total(account.peak("gpu", "host"), "gpu", "host")
         return _short("memory", needed, host)
-    total = needs(config, architecture, traced, ranks)
-    words = _short("GPU memory", total.gpu_total - CONTEXT, torch.cuda.mem_get_info(device)[0])
+    free = torch.cuda.mem_get_info(device)[0]
+    total = needs(config, architecture, traced, ranks, card=free + CONTEXT)
+    words = _short("GPU memory", total.gpu_total - CONTEXT, free)
     return words or _short("host memory", on_machine * (total.host / ranks - PROCESS), host)
 
 
@@ -223,10 +245,11 @@ class Plan:
         return ladder.current(self.config)
 
 
-def make_plan(config: Config, ranks: int) -> Plan:
+def make_plan(config: Config, ranks: int, card: float | None = None) -> Plan:
     """Plan a configuration on `ranks` ranks; takes seconds, for SDXL.
 
-    Raises UserError for what does not fit together, and an unknown base.
+    card: the memory of a GPU in bytes, where it is known. Raises UserError for what does not fit together, and an
+    unknown base.
     """
     config.accumulation(ranks)
     architecture = read_architecture(config.model)
@@ -242,7 +265,7 @@ def make_plan(config: Config, ranks: int) -> Plan:
             continue
         same = other.model == _with(config, other.model.gradient_checkpointing).model
         choice_trace = by_choice[other.model.gradient_checkpointing] if same else trace(other, architecture)
-        rungs[name] = other, needs(other, architecture, choice_trace, ranks, ready)
+        rungs[name] = other, needs(other, architecture, choice_trace, ranks, ready, card)
     prices = {
         name: Price(
             needs(_with(config, name), architecture, choice_trace, ranks, ready).gpu_tensors,
@@ -254,7 +277,7 @@ def make_plan(config: Config, ranks: int) -> Plan:
         config,
         architecture,
         traced,
-        needs(config, architecture, traced, ranks, ready),
+        needs(config, architecture, traced, ranks, ready, card),
         *disk(config, architecture, traced),
         rungs,
         prices,

@@ -40,7 +40,7 @@ def show(
     Raises UserError for what does not fit together, and an unknown base.
     """
     quiet_libraries()
-    plan = make_plan(config, machine.gpus)
+    plan = make_plan(config, machine.gpus, machine.gpu)
     text = json.dumps(figures(plan, machine), indent=2)
     print(text if as_json else "\n".join(table(plan, config_file, machine)))
     if json_file:
@@ -146,7 +146,7 @@ def table(plan: Plan, config_file: str, machine: Machine) -> Iterator[str]:
     yield f"{'total; host: of all ranks':34}{needs.gpu_total / GIB:10.2f}{needs.host / GIB:10.2f}"
     others = {name: account.total(name, "gpu") for name in PHASES} | needs.beside
     yield "\nGPU tensors by phase: " + ", ".join(f"{name} {bytes_ / GIB:.2f}" for name, bytes_ in others.items())
-    yield f"host while the base is read: {needs.starting / GIB:.2f}, mapped from its files"
+    yield f"host while weights are read: {needs.starting / GIB:.2f}, as far as it can mapped from their files"
     yield "disk, at most: " + ", ".join(f"{name} {bytes_ / GIB:.1f}" for name, bytes_ in plan.disk.items())
     yield f"    for {plan.disk_from}"
 

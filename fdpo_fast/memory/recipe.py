@@ -204,17 +204,17 @@ class _Scales:
         self._ready = brought(config, self._architecture)
         self._traces: dict[str, Trace] = {}
 
-    def needs(self, config: Config, ranks: int) -> Needs:
+    def needs(self, config: Config, wish: Wish) -> Needs:
         kind = config.model.model_dump_json() + str(config.train.pairs_per_micro_batch)
         if kind not in self._traces:
             self._traces[kind] = trace(config, self._architecture)
-        return needs(config, self._architecture, self._traces[kind], ranks, self._ready)
+        return needs(config, self._architecture, self._traces[kind], wish.gpus, self._ready, wish.gpu)
 
 
 def _relieved(raw: Raw, changes: tuple[str, ...], wish: Wish, scales: _Scales) -> Recipe:
     """Return a draft with what is beside its steps, caching and sample grids, made smaller where that is too much."""
     while True:
-        found = scales.needs(checked(Config, raw), wish.gpus)
+        found = scales.needs(checked(Config, raw), wish)
         crowded = {phase for phase, tensors in found.beside.items() if with_allowances(tensors) > wish.gpu}
         relief = next((each for each in _reliefs(raw) if each.phase in crowded), None)
         if relief is None:

@@ -17,6 +17,7 @@ from fdpo_fast.models import family_class, hub, presets
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.facts import check_guidance, shrinks
 from fdpo_fast.models.family import Family
+from fdpo_fast.models.placement import Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +44,21 @@ class Architecture:
             return AutoencoderKL.from_config(self.vae_config)
 
     @cached_property
-    def _text(self) -> dict[str, int]:
-        """Count the elements of the text encoders by component."""
+    def _text(self) -> dict[str, Size]:
+        """Measure the text encoders by component, in elements."""
         with torch.device("meta"):
             encoders = {name: presets.encoder_of(config) for name, config in self.text_configs.items()}
-        return {name: sum(p.numel() for p in module.parameters()) for name, module in encoders.items()}
+        return {name: Size.of(module, itemsize=1) for name, module in encoders.items()}
 
     @property
     def text_parameters(self) -> int:
         """Count the elements of all text encoders."""
-        return sum(self._text.values())
+        return sum(size.whole for size in self._text.values())
 
-    @property
-    def text_bytes(self) -> int:
-        """Count the bytes of all text encoders while they encode captions."""
-        dtypes = self.family.text_dtypes
-        return sum(dtypes.get(name, torch.float32).itemsize * count for name, count in self._text.items())
+    def text_sizes(self, dtype: torch.dtype) -> dict[str, Size]:
+        """Measure the text encoders by component, in bytes, where embeddings are wanted in `dtype`."""
+        widths = {name: self.family.text_dtype(name, dtype).itemsize for name in self._text}
+        return {name: Size(*(width * count for count in self._text[name])) for name, width in widths.items()}
 
     def text_elements(self) -> int:
         """Return how many numbers the embeddings of a caption are."""

@@ -20,6 +20,7 @@ from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.facts import Facts, check_guidance, shrinks
 from fdpo_fast.models.hub import OPTIONAL, pipeline_folder, present, vae_folder
+from fdpo_fast.models.placement import place
 from fdpo_fast.models.process import Process, prediction_of, read_scheduler, shifts_by_size, tables
 from fdpo_fast.models.quantization import quantiser
 from fdpo_fast.models.tokenizer import Excess, excess
@@ -161,13 +162,11 @@ class Family(ABC):
     def text_encoder(self, device: torch.device) -> TextEncoder:
         """Return a function of captions that gives their embeddings by `text_keys`, each [n, ...] float32.
 
-        They are those that the family's own pipeline makes.
+        They are those that the family's own pipeline makes. Whoever lets go of it calls `placement.collect`.
         """
         without = dict.fromkeys((self.denoiser_name, "vae"))
-        dtypes = self.text_dtypes | {"default": torch.float32} if self.text_dtypes else torch.float32
-        pipeline = DiffusionPipeline.from_pretrained(
-            self.base, use_safetensors=True, torch_dtype=dtypes, **without, **self._options()
-        ).to(device)
+        pipeline = self._load(torch.float32, **without)
+        place(pipeline.components, self.text_components, device)
         # its configuration says how wide embeddings are; it has no memory
         pipeline.register_modules(**{self.denoiser_name: self.blank_denoiser()})
 
@@ -180,6 +179,17 @@ class Family(ABC):
     def excess(self) -> Excess | None:
         """Return what says by how many tokens captions are longer than the text encoders read."""
         return excess(self.base, self.tokens(self.model) or None)
+
+    @classmethod
+    def text_dtype(cls, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of a text encoder whose embeddings are wanted in `dtype`."""
+        return min(dtype, cls.text_dtypes.get(name, dtype), key=lambda each: each.itemsize)
+
+    def _load(self, dtype: torch.dtype, **parts: Any) -> DiffusionPipeline:
+        """Load the base pipeline on the CPU with some parts in place of its own, the others in `dtype`."""
+        dtypes = {name: self.text_dtype(name, dtype) for name in self.text_dtypes} | {"default": dtype}
+        options = parts | self._options()
+        return DiffusionPipeline.from_pretrained(self.base, use_safetensors=True, torch_dtype=dtypes, **options)
 
     pipeline_options: ClassVar[dict] = {}
     """Keyword arguments of `DiffusionPipeline.from_pretrained` for this family."""
@@ -263,19 +273,14 @@ class Family(ABC):
 
     # --- diffusers pipelines ---
 
-    def pipeline(self, unet: Denoiser) -> DiffusionPipeline:
-        """Load the base pipeline with `unet` in place of its own; the other components in float32 on the CPU."""
-        options = {self.denoiser_name: unet} | ({"vae": self.load_vae()} if self.model.vae else {})
-        return DiffusionPipeline.from_pretrained(
-            self.base, use_safetensors=True, torch_dtype=torch.float32, **options, **self._options()
-        )
-
     def sampler(self, unet: Denoiser, device: torch.device) -> DiffusionPipeline:
         """Load the base pipeline ready to draw; the denoiser stays where it is, the others follow it in its dtype."""
-        pipeline = self.pipeline(unet)
+        vae = {"vae": self.load_vae(unet.dtype)} if self.model.vae else {}
+        pipeline = self._load(unet.dtype, **{self.denoiser_name: unet}, **vae)
         for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module) and name != self.denoiser_name:
-                part.to(device, unet.dtype)
+            if isinstance(part, nn.Module) and name not in (self.denoiser_name, *self.text_components):
+                part.to(device)
+        place(pipeline.components, self.text_components, device)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # an image at a time: all at once would outgrow training itself
         return pipeline

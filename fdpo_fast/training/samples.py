@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fdpo_fast.config.schema import Log
 from fdpo_fast.files import replacing
+from fdpo_fast.models.placement import collect
 
 if TYPE_CHECKING:
     from fdpo_fast.models.denoiser import Denoiser
@@ -67,6 +68,8 @@ class SampleGrids:
                     output_type="pt",
                 ).images
             )
+        del pipeline
+        collect()
         return torch.stack(drawn).float().cpu()
 
     def write(self, denoiser: Denoiser, step: int, rank: int) -> None:
