@@ -12,7 +12,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import EXTENDS, extended, merged
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import Data, Log, Model
+from fdpo_fast.config.schema import Data, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.memory.account import GIB
 from fdpo_fast.memory.ladder import RUNGS, settled
@@ -123,10 +123,7 @@ def _drafted(wish: Wish) -> Raw:
     raw = _published(_RECIPES[wish.family, wish.kind])
     if "pickapic" not in wish.pairs.lower():
         published = raw["train"]["pairs_per_step"]
-        others = _otherwise(_OWN_PAIRS)
-        if not raw["log"].get("prompts"):  # a model whose encoders have no room beside it draws no grids
-            del others["log"]
-        raw = merged(raw, others)
+        raw = merged(raw, _otherwise(_OWN_PAIRS))
         if wish.kind == "full":  # the published rate goes with the number of pairs
             raw["optimizer"]["lr"] = _rounded(raw["optimizer"]["lr"] * raw["train"]["pairs_per_step"] / published)
     train, data = raw["train"], raw["data"]
@@ -191,7 +188,7 @@ def _one_pair_a_step(raw: Raw) -> Raw:
     own = {
         "optimizer": other["optimizer"],
         "train": {"max_steps": steps, "checkpoint_every": every},
-        "log": {"every": other["log"]["every"], "samples_every": every if raw["log"].get("prompts") else None},
+        "log": {"every": other["log"]["every"], "samples_every": every},
     }
     return merged(raw, own)
 
@@ -232,14 +229,14 @@ class _Relief(NamedTuple):
 
 def _reliefs(raw: Raw) -> Iterator[_Relief]:
     """Yield what can still be made smaller in a draft, what costs least first."""
-    batch, log = Data(**raw["data"]).encoded_at_once, Log(**raw["log"])
+    batch, log = Data(**raw["data"]).encoded_at_once, raw["log"]
     if batch > 1:
         words = f"{batch // 2} images at a time while caching (data.encode_batch)"
         yield _Relief("caching images", {"data": {"encode_batch": batch // 2}}, words)
-    if log.images_per_prompt > 1:
+    if log["images_per_prompt"] > 1:
         yield _Relief(
             "sample grids", {"log": {"images_per_prompt": 1}}, "one image of a caption (log.images_per_prompt)"
         )
-    if log.samples_every:
+    if log["samples_every"]:
         off = {"samples_every": 0, "prompts": None, "images_per_prompt": 1}
         yield _Relief("sample grids", {"log": off}, "no sample grids, which do not fit (log.samples_every)")

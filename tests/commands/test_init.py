@@ -112,8 +112,8 @@ def test_the_family_of_published_models_is_known():
         pytest.param(SDXL, "full", 80, None, True, marks=pytest.mark.slow),
         pytest.param(SDXL, "lora", 6, None, False, marks=pytest.mark.slow),
         (SD35, "lora", 24, None, True),
-        pytest.param(FLUX, "lora", 12, None, False, marks=pytest.mark.slow),
-        pytest.param(Z_IMAGE, "lora", 12, None, False, marks=pytest.mark.slow),
+        pytest.param(FLUX, "lora", 12, None, True, marks=pytest.mark.slow),
+        pytest.param(Z_IMAGE, "lora", 12, None, True, marks=pytest.mark.slow),
         pytest.param(SD35, "full", 24, None, True, marks=pytest.mark.slow),
     ],
 )
