@@ -108,7 +108,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tiny, family):
         trainable.prepare(unet, settings.model)
         torch.manual_seed(0)
         text = {key: torch.randn(2, *shape) for key, shape in architecture.text_shapes().items()}
-        condition = architecture.family.condition(text, torch.full((2, 6), 64))
+        condition = architecture.family.condition(text, torch.full((2, 6), 64), settings.model)
         architecture.family.predict(
             unet, torch.randn(2, 4, 16, 16), torch.tensor([3, 3]), condition
         ).square().sum().backward()
@@ -262,12 +262,12 @@ def test_frozen_weights_lie_where_zero_puts_them(tiny):
 
 
 def test_disk_counts_what_a_checkpoint_holds(tiny):
-    """LoRA: the frozen weights too. With an average: four bytes for each that is trained."""
+    """Of LoRA the adapter alone. With an average: four bytes for each that is trained."""
     plain, lora, average = tiny(), tiny("model.train=lora"), tiny("train.ema_decay=0.9")
     for settings in (plain, lora, average):
         architecture = read_architecture(settings.model)
         traced = trace(settings, architecture)
         each = 4 * traced.trained * (1 + 2)  # float32 weights and two moments
-        each += traced.frozen_bytes + (4 * traced.trained if settings.train.ema_decay else 0)
+        each += 4 * traced.trained if settings.train.ema_decay else 0
         found, _ = disk(settings, architecture, traced)
         assert found["checkpoints"] == (settings.train.keep_checkpoints + 1) * each

@@ -130,10 +130,10 @@ def test_micro_conditioning_is_each_images_own(folders):
     latents = torch.randn(4, 4, 32, 32)
     with torch.no_grad():
         one, two = (
-            predict(model, unet, Batch(latents, draws, model.condition(text, s), torch.ones(2), None))[0]
+            predict(model, unet, Batch(latents, draws, model.condition(text, s, model.model), torch.ones(2), None))[0]
             for s in (sizes, other)
         )
-    assert model.condition(text, sizes)["time_ids"].tolist() == sizes.tolist()
+    assert model.condition(text, sizes, model.model)["time_ids"].tolist() == sizes.tolist()
     changed = (one != two).flatten(1).any(dim=1).tolist()
     assert changed == [False, False, True, False]
 
@@ -145,6 +145,7 @@ def test_bf16_does_not_round_the_sizes(folders):
     condition = model.condition(
         {"prompt_embeds": torch.randn(1, 77, 64), "pooled_prompt_embeds": torch.randn(1, 32)},
         torch.tensor([[1023, 1021, 0, 0, 64, 64]]),
+        model.model,
     )
     with torch.no_grad():
         model.predict(unet, torch.randn(1, 4, 32, 32), torch.tensor([5]), condition)
