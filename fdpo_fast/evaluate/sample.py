@@ -97,6 +97,7 @@ class Studio:
             "scheduler": settings.scheduler or "the pipeline's own",
             "resolution": config.data.resolution,
             "dtype": config.model.dtype,
+            **family.drawing,
         }
         self._claim(
             folder / "sampling.json", {**self.settings, "images": digest([asdict(task) for task in self.tasks])}
@@ -156,6 +157,7 @@ class Studio:
             guidance_scale=settings.guidance,
             height=self.config.data.resolution,
             width=self.config.data.resolution,
+            **self.family.drawing,
         ).images
 
     def _save(self, image: Image.Image, model: str, task: Task) -> None:

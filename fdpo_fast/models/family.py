@@ -265,6 +265,11 @@ class Family(ABC):
 
     # --- diffusers pipelines ---
 
+    @property
+    def drawing(self) -> dict[str, int]:
+        """Return how a pipeline of the family is called to draw, so that captions are read as they are in training."""
+        return {}
+
     def pipeline(self, unet: Denoiser) -> DiffusionPipeline:
         """Load the base pipeline with `unet` in place of its own; the other components in float32 on the CPU."""
         options = {self.denoiser_name: unet} | ({"vae": self.load_vae()} if self.model.vae else {})

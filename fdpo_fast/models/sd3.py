@@ -33,11 +33,16 @@ class StableDiffusion3(Family):
     preset = "sd35m"
     patch = 2
 
+    @property
+    def drawing(self) -> dict[str, int]:
+        """Return the tokens of T5 that the pipeline reads, or makes zeros for."""
+        return {"max_sequence_length": self.model.text_tokens or self.text_tokens}
+
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
         """Encode captions to the tokens of CLIP and T5, [n, 77 + tokens, d], and CLIP's pooled states, [n, d']."""
         embeds, _, pooled, _ = pipeline.encode_prompt(
             captions, captions, captions, device=device, do_classifier_free_guidance=False,
-            max_sequence_length=self.model.text_tokens or self.text_tokens,
+            **self.drawing,
         )  # fmt: skip
         return [embeds.float(), pooled.float()]
 
