@@ -73,7 +73,7 @@ def embedded_folder(cache_dir):
     from fdpo_fast.config.schema import DigitsRecipe
     from fdpo_fast.digits.dataset import embedded
 
-    return embedded(DigitsRecipe(**RECIPE), cache_dir)
+    return embedded("digits", DigitsRecipe(**RECIPE), cache_dir)
 
 
 @pytest.fixture

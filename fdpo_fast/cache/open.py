@@ -9,9 +9,9 @@ import torch
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.distributed import Rank, check_shared
 from fdpo_fast.files import expanded, make_folder
@@ -27,7 +27,7 @@ class Prepared:
     """What training, caching and calibration start from."""
 
     config: Config
-    """With the embedded default replaced by its paths."""
+    """With the names of embedded bases replaced by paths."""
     family: Family
     data: TrainingSet
 
@@ -35,7 +35,7 @@ class Prepared:
 def look_for(config: Config) -> None:
     """Raise UserError where model or pairs are not there: before processes join, which may compile for a minute."""
     find(config.model)
-    if config.data.source != EMBEDDED and config.data.format == "auto":
+    if config.data.source not in EMBEDDED and config.data.format == "auto":
         detect(config.data.source, config.data.split, config.data.outside)
 
 
@@ -79,15 +79,12 @@ def cache_root(config: Config) -> Path:
 
 
 def resolve_embedded(config: Config, rank: Rank) -> Config:
-    """Replace the name of the embedded default by the paths of its pipeline and pairs, made now if need be."""
-    if EMBEDDED not in (config.model.base, config.data.source):
+    """Replace the names of embedded bases by the paths of their pipelines and pairs, made now if need be."""
+    if EMBEDDED.keys().isdisjoint((config.model.base, config.data.source)):
         return config
-    from fdpo_fast.digits.dataset import embedded
+    from fdpo_fast.digits.dataset import resolved
 
     if rank.index == 0:
-        embedded(config.data.digits, config.data.cache_dir)
+        resolved(config)
     rank.barrier()
-    folder = embedded(config.data.digits, config.data.cache_dir)
-    made = {"model.base": folder / "pipeline", "data.source": folder / "pairs.parquet"}
-    named = {"model.base": config.model.base, "data.source": config.data.source}
-    return config.replace({key: str(path) for key, path in made.items() if named[key] == EMBEDDED})
+    return resolved(config)

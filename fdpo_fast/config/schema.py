@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from fdpo_fast.config.embedded import NAMES
 from fdpo_fast.config.section import Section
 from fdpo_fast.config.timesteps import Timesteps
 from fdpo_fast.loss.divergences import Divergence, divergence
 from fdpo_fast.loss.options import LossOptions
-
-EMBEDDED = "digits"  # as `model.base` or `data.source`: the pipeline and pairs that fdpo_fast makes on the spot
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -37,7 +36,7 @@ class Model(Section):
     family: str = Field(
         description="`sd` (Stable Diffusion 1.x and 2.x), `sdxl`, `sd3` (SD3 and SD3.5), `flux` (FLUX.1) or `z_image`"
     )
-    base: str = Field(description=f"diffusers folder or hub name; '{EMBEDDED}' is the embedded pipeline")
+    base: str = Field(description=f"diffusers folder or hub name; {NAMES}: a pipeline made on the spot")
     vae: str | None = Field(None, description="diffusers folder or hub name of a VAE in place of the base's own")
     text_tokens: int | None = Field(
         None,
@@ -69,14 +68,15 @@ class Model(Section):
 
 
 class DigitsRecipe(Section):
-    """What the embedded default is made with: the base pipeline, and the stated rule that ranks its pairs.
+    """What an embedded base is made with: its pipeline, and the stated rule that ranks the pairs it draws.
 
     score = correct_weight * [the judge reads the digit asked for] + stroke_weight * mean ink;
     the image with the larger score + N(0, noise^2) is preferred; a gap below `tie_below` is a tie.
     """
 
     vae_steps: int = Field(400, ge=1, description="steps that train the VAE")
-    unet_steps: int = Field(1000, ge=1, description="steps that train the UNet")
+    unet_steps: int = Field(1000, ge=1, description="steps that train the UNet of `digits`")
+    flow_steps: int = Field(425, ge=1, description="steps that train the transformer of `digits-flow`")
     batch: int = Field(64, ge=1, description="images a step of both")
     pairs: int = Field(1280, ge=1, description="pairs that the base draws")
     sampling_steps: int = Field(15, ge=1, description="of each image drawn")
@@ -92,7 +92,7 @@ class Data(Section):
     """The pairs, and the caches that are made of them."""
 
     source: str = Field(
-        description=f"file, folder, glob, URL or hub data set (owner/name); '{EMBEDDED}' is the embedded set of pairs"
+        description=f"file, folder, glob, URL or hub data set (owner/name); {NAMES}: the pairs that this pipeline draws"
     )
     format: Literal["auto", "pickapic", "folders", "jsonl", "latents"] = Field(
         "auto", description="of the source; auto: known by its files"

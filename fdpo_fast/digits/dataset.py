@@ -1,9 +1,9 @@
-"""The embedded default: captions, a tiny but genuine diffusers pipeline, and preference pairs, made on the spot.
+"""The embedded default: captions, tiny but genuine diffusers pipelines, and preference pairs, made on the spot.
 
-No network and no weights are needed. scikit-learn's handwritten digits (8x8 scans, here 32x32) train a VAE, a text
-encoder and a UNet in minutes on two cores; pairs are sampled from that base model and ranked by the rule of
-`config.schema.DigitsRecipe`. Everything lands in one folder named by the recipe's digest and is made once; a kill
-costs at most the last hundred steps or the last batch of images.
+No network and no weights are needed. scikit-learn's handwritten digits (8x8 scans, here 32x32) train a VAE, text
+encoders and a denoiser in minutes on two cores; pairs are sampled from that base model and ranked by the rule of
+`config.schema.DigitsRecipe`. Everything lands in one folder named by base and recipe and is made once; a kill costs at
+most the last hundred steps or the last batch of images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,40 +21,61 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fdpo_fast.cache.build import reading, writing
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.mistakes import checked
+from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.data.readers.pickapic import write_pairs
+from fdpo_fast.digits.maker import SIZE, model_of
 from fdpo_fast.digits.pipeline import build_pipeline
 from fdpo_fast.files import clear_partial, digest, expanded, replacing
+from fdpo_fast.models import load_family
+from fdpo_fast.models.family import Family
 from fdpo_fast.progress import progress
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
     from sklearn.neural_network import MLPClassifier
     from sklearn.svm import SVC
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = tuple(f"a handwritten {word}" for word in WORDS)
-SIZE = 32
 
 
-def name_of(recipe: DigitsRecipe) -> str:
-    """Return the name of the folder of what a recipe makes."""
-    return f"digits-{digest(recipe.model_dump())[:12]}"
+def ingredients(base: str, recipe: DigitsRecipe) -> dict[str, Any]:
+    """Return the keys of a recipe that an embedded base depends on, with their values."""
+    return recipe.model_dump(exclude={other.steps for name, other in EMBEDDED.items() if name != base})
 
 
-def embedded(recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
+def name_of(base: str, recipe: DigitsRecipe) -> str:
+    """Return the name of the folder of what a recipe makes of an embedded base."""
+    return f"{base}-{digest(ingredients(base, recipe))[:12]}"
+
+
+def resolved(config: Config) -> Config:
+    """Replace the names of embedded bases by the paths of their pipelines and pairs, made now if need be."""
+    named = {"model.base": (config.model.base, "pipeline"), "data.source": (config.data.source, "pairs.parquet")}
+    data = config.data
+    return config.replace(
+        {
+            key: str(embedded(base, data.digits, data.cache_dir) / part)
+            for key, (base, part) in named.items()
+            if base in EMBEDDED
+        }
+    )
+
+
+def embedded(base: str, recipe: DigitsRecipe, cache_dir: str | Path) -> Path:
     """Return the folder with `pipeline/` (diffusers format) and `pairs.parquet`, made now if it is not there yet."""
-    folder = expanded(cache_dir, "data.cache_dir") / name_of(recipe)
+    folder = expanded(cache_dir, "data.cache_dir") / name_of(base, recipe)
     with reading(folder):
         there = (folder / "pairs.parquet").exists()
     if not there:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             clear_partial(folder)
-            (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=2))
-            build_pipeline(recipe, *scans(), CAPTIONS, folder)
-            build_pairs(recipe, folder)
+            (folder / "recipe.json").write_text(json.dumps(ingredients(base, recipe), indent=2))
+            build_pipeline(base, recipe, *scans(), CAPTIONS, folder)
+            build_pairs(base, recipe, folder)
     return folder
 
 
@@ -137,30 +158,37 @@ def features(images: list[Image.Image]) -> Tensor:
 # --- sampling and pairs -----------------------------------------------------------------------------------------
 
 
-def draw(pipeline: DiffusionPipeline, labels: Tensor, seed: int, *, steps: int, guidance: float) -> Tensor:
-    """Draw images [n, 3, 32, 32] in [0, 1] for the captions of `labels`.
-
-    A seed gives any model the same start latents.
-    """
-    shape = (len(labels), pipeline.unet.config.in_channels, SIZE // 4, SIZE // 4)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        [CAPTIONS[label] for label in labels.tolist()],
-        latents=latents,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        output_type="pt",
-    ).images
-    return images.float().cpu()
+def family_of(base: str, folder: Path) -> Family:
+    """Load the family of an embedded base over what a recipe made of it."""
+    return load_family(model_of(base).replace({"base": str(folder / "pipeline")}))
 
 
-def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
+class Sampler:
+    """Draws images of captions by the base of a family, or by a policy."""
+
+    def __init__(self, family: Family, recipe: DigitsRecipe, policy: Path | None = None) -> None:
+        self.pipeline = family.load(torch.float32, **{family.denoiser_name: family.denoiser(torch.float32, policy)})
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.settings = {"num_inference_steps": recipe.sampling_steps, "guidance_scale": recipe.guidance}
+        self.settings |= family.drawing
+
+    def draw(self, labels: Tensor, seed: int) -> Tensor:
+        """Draw images [n, 3, 32, 32] in [0, 1] for the captions of `labels`.
+
+        A seed gives any model the same start latents.
+        """
+        shape = (len(labels), self.pipeline.vae.config.latent_channels, SIZE // 4, SIZE // 4)
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
+        captions = [CAPTIONS[label] for label in labels.tolist()]
+        images = self.pipeline(captions, latents=latents, output_type="pt", **self.settings).images
+        return images.float().cpu().contiguous()  # a file takes no other layout
+
+
+def build_pairs(base: str, recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
     """Sample pairs from the base pipeline, rank them by the rule and write `folder/pairs.parquet`."""
-    from diffusers import StableDiffusionPipeline
     from safetensors.torch import load_file, save_file
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
+    sampler = Sampler(family_of(base, folder), recipe)
     labels = torch.arange(recipe.pairs, dtype=torch.int64, device="cpu") % len(CAPTIONS)
     sides: list[list[Tensor]] = [[], []]
     work = [(side, part) for part in range(-(-recipe.pairs // batch)) for side in (0, 1)]
@@ -169,7 +197,7 @@ def build_pairs(recipe: DigitsRecipe, folder: Path, batch: int = 128) -> None:
         if not saved.exists():
             seed = recipe.seed * 1_000_003 + 2 * part + side
             wanted = labels[part * batch : (part + 1) * batch]
-            images = draw(pipeline, wanted, seed, steps=recipe.sampling_steps, guidance=recipe.guidance)
+            images = sampler.draw(wanted, seed)
             with replacing(saved) as partial:
                 save_file({"images": images}, partial)
         sides[side].append(load_file(saved)["images"])

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import EMBEDDED, DigitsRecipe
-from fdpo_fast.digits.dataset import CAPTIONS, draw, embedded, ink, name_of, read_digits, score
+from fdpo_fast.config.schema import DigitsRecipe
+from fdpo_fast.digits.dataset import CAPTIONS, Sampler, embedded, family_of, ink, name_of, read_digits, score
 from fdpo_fast.evaluate import statistics, tables
 from fdpo_fast.files import replacing
 from fdpo_fast.models import quiet_libraries
-from fdpo_fast.models.family import ADAPTER, has_adapter
 from fdpo_fast.progress import progress
 from fdpo_fast.training.records import read_records
 from fdpo_fast.training.samples import side_by_side
@@ -33,13 +33,13 @@ HEADER = ("caption", "accuracy (judge)", "accuracy (unseen)", "stroke weight", "
 def demo(config: Config, images_per_caption: int) -> None:
     """Compare the base pipeline and the exported policy; writes report.md, report.json and two pictures."""
     folder = Path(config.train.output_dir).expanduser()
-    check(config, folder)
+    base = check(config, folder)
     quiet_libraries()
     recipe = config.data.digits
-    base = embedded(recipe, config.data.cache_dir) / "pipeline"
+    family = family_of(base, embedded(base, recipe, config.data.cache_dir))
     labels = torch.arange(len(CAPTIONS), dtype=torch.int64, device="cpu").repeat_interleave(images_per_caption)
-    before = sample(base, base, labels, recipe, "drawing with the base")
-    after = sample(folder / "export", base, labels, recipe, "drawing with the policy")
+    before = sample(Sampler(family, recipe), labels, "drawing with the base")
+    after = sample(Sampler(family, recipe, folder / "export"), labels, "drawing with the policy")
 
     rows = [[caption, *cells(before[part], after[part], labels[part], recipe)] for caption, part in groups(labels)]
     rows.append(["**all**", *cells(before, after, labels, recipe)])
@@ -62,29 +62,27 @@ def demo(config: Config, images_per_caption: int) -> None:
     print(f"pictures: {folder / 'alignment.png'}, {folder / 'curves.png'}")
 
 
-def check(config: Config, folder: Path) -> None:
-    """Raise UserError where the configuration, or the run in its folder, has another base than the digits."""
-    ours = name_of(config.data.digits)
-    for what, base in ((str(folder), load(folder / "config.json").model.base), ("this model.base", config.model.base)):
-        if base != EMBEDDED and Path(base).parent.name != ours:
+def check(config: Config, folder: Path) -> str:
+    """Return the name of the embedded base that the run in a folder, and the configuration, have.
+
+    Raises UserError where one has another, or none.
+    """
+    names = {name_of(base, config.data.digits): base for base in EMBEDDED}
+    ours, run = config.model.base, load(folder / "config.json").model.base
+    base = names.get(Path(ours).parent.name, ours)
+    for what, value in (("this model.base", ours), (str(folder), run)):
+        if base not in EMBEDDED or names.get(Path(value).parent.name, value) != base:
             raise UserError(
-                f"{what} is not of the embedded digits of this configuration ({base}): `fdpo sample` and `fdpo "
+                f"{what} is not of the embedded digits of this configuration ({value}): `fdpo sample` and `fdpo "
                 "evaluate` compare any model with its base"
             )
+    return base
 
 
-def sample(policy: Path, base: Path, labels: Tensor, recipe: DigitsRecipe, description: str) -> Tensor:
-    """Draw images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED; an adapter draws on its base."""
-    from diffusers import DiffusionPipeline
-
-    adapter = has_adapter(policy)
-    pipeline = DiffusionPipeline.from_pretrained(base if adapter else policy)
-    if adapter:
-        pipeline.load_lora_weights(policy, weight_name=ADAPTER)
+def sample(sampler: Sampler, labels: Tensor, description: str) -> Tensor:
+    """Draw images [n, 3, 32, 32] for `labels`, the start latents fixed by SEED."""
     parts = progress(list(labels.split(128)), desc=description)
-    steps, guidance = recipe.sampling_steps, recipe.guidance
-    drawn = [draw(pipeline, part, SEED + i, steps=steps, guidance=guidance) for i, part in enumerate(parts)]
-    return torch.cat(drawn)
+    return torch.cat([sampler.draw(part, SEED + i) for i, part in enumerate(parts)])
 
 
 def groups(labels: Tensor) -> list[tuple[str, Tensor]]:

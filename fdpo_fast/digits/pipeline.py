@@ -1,42 +1,39 @@
-"""The base pipeline of the embedded default: a StableDiffusionPipeline trained on scans of digits in minutes."""
+"""The training of an embedded base: its VAE, then text encoders and denoiser, on scans of digits in minutes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.schema import DigitsRecipe
+from fdpo_fast.digits.maker import TOKENS, maker, model_of
 from fdpo_fast.files import replacing
-from fdpo_fast.models.tokenizer import BEGIN, END, clip_tokenizer
+from fdpo_fast.models import family_class
+from fdpo_fast.models.process import tables
+from fdpo_fast.models.tokenizer import clip_tokenizer
 from fdpo_fast.progress import progress
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel
 
 CHECKPOINT = 100  # steps
 
 
 def build_pipeline(
-    recipe: DigitsRecipe, images: Tensor, labels: Tensor, captions: tuple[str, ...], folder: Path
+    base: str, recipe: DigitsRecipe, images: Tensor, labels: Tensor, captions: tuple[str, ...], folder: Path
 ) -> None:
-    """Train the VAE, then text encoder and UNet, and save `folder/pipeline`, a StableDiffusionPipeline.
+    """Train the VAE, then text encoders and denoiser, and save `folder/pipeline`, in diffusers' format.
 
-    images [n, 1, 32, 32] in [0, 1]; labels [n] index `captions`.
+    base: a name of `EMBEDDED`. images [n, 1, 32, 32] in [0, 1]; labels [n] index `captions`.
     """
     if (folder / "pipeline").exists():
         return
-    from diffusers import StableDiffusionPipeline
-
+    made, family = maker(base), family_class(model_of(base))
     torch.manual_seed(recipe.seed)  # the initial weights
-    vae, text_encoder, unet = make_vae(images.shape[-1]), make_text_encoder(), make_unet(images.shape[-1])
-    tokenizer = clip_tokenizer(folder / "tokenizer", captions, 16)
-    scheduler = make_scheduler()
+    modules = {name: make() for name, make in made.parts().items()}
+    vae, denoiser = modules["vae"], modules[family.denoiser_name]
     images = images.expand(-1, 3, -1, -1) * 2 - 1
 
     def vae_loss(generator: torch.Generator) -> Tensor:
@@ -53,96 +50,30 @@ def build_pipeline(
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(256)])
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     latents *= vae.config.scaling_factor
-    tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    pipeline = made.pipeline(modules, clip_tokenizer(folder / "tokenizer", captions, TOKENS))
+    process = tables(pipeline.scheduler)
 
-    def unet_loss(generator: torch.Generator) -> Tensor:
+    def denoiser_loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (recipe.batch,), generator=generator, dtype=torch.int64, device="cpu")
         noise = torch.randn(latents[rows].shape, generator=generator, dtype=torch.float32, device="cpu")
         steps = torch.randint(1000, (recipe.batch,), generator=generator, dtype=torch.int64, device="cpu")
         # for classifier-free guidance
         dropped = torch.rand(recipe.batch, generator=generator, dtype=torch.float32, device="cpu") < 0.1
-        context = text_encoder(tokens).last_hidden_state[labels[rows].masked_fill(dropped, len(captions))]
-        noisy = scheduler.add_noise(latents[rows], noise, steps)
-        return mse_loss(unet(noisy, steps, context).sample, noise)
+        text = made.encode(pipeline, [*captions, ""])
+        condition = {key: value[labels[rows].masked_fill(dropped, len(captions))] for key, value in text.items()}
+        signal, sigma, on_noise, on_data = (
+            table[steps, None, None, None] for table in (process.signal, process.sigma, *process.on)
+        )
+        noisy, target = signal * latents[rows] + sigma * noise, on_noise * noise + on_data * latents[rows]
+        return mse_loss(family.predict(denoiser, noisy, process.fed[steps], condition), target)
 
-    _fit("unet", folder, nn.ModuleList([unet, text_encoder]), unet_loss, recipe.unet_steps, 2e-3, recipe.seed + 1)
+    encoders = [module for name, module in modules.items() if name.startswith("text_encoder")]
+    trained, budget = nn.ModuleList([denoiser, *encoders]), getattr(recipe, EMBEDDED[base].steps)
+    _fit(family.denoiser_name, folder, trained, denoiser_loss, budget, 2e-3, recipe.seed + 1)
 
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    denoiser.eval()
     with replacing(folder / "pipeline") as partial:
         pipeline.save_pretrained(partial)
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Make the scheduler of Stable Diffusion 1.5."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def make_vae(size: int) -> AutoencoderKL:
-    """Make a VAE of 4 latent channels with random weights, for images of `size` pixels a side."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=size,
-    )
-
-
-def make_unet(size: int) -> UNet2DConditionModel:
-    """Make a UNet with random weights, for images of `size` pixels a side."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=size // 4,
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-
-
-def make_text_encoder() -> CLIPTextModel:
-    """Make a CLIP text encoder of two layers with random weights, for 16 tokens."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=1000,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=16,
-            bos_token_id=BEGIN,
-            eos_token_id=END,
-            pad_token_id=END,
-        )
-    )
 
 
 def _fit(

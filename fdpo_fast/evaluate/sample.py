@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from diffusers import SchedulerMixin
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -63,6 +64,18 @@ def seed_of(seed: int, prompt: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{prompt}".encode()).digest()[:6], "big")
 
 
+OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+"""The schedulers of diffusers whose noise is not by the generator that they are given: no image is drawn twice."""
+
+
+def scheduler(name: str, pipeline: Pipeline) -> SchedulerMixin:
+    """Make a scheduler of the pipeline's noise; UserError where diffusers has none of that name that fits."""
+    fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles if cls.__name__ not in OWN_NOISE}
+    if name not in fitting:
+        raise UserError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
+    return fitting[name].from_config(pipeline.scheduler.config)
+
+
 @dataclass(frozen=True)
 class Task:
     """An image to draw."""
@@ -98,6 +111,7 @@ class Studio:
             "scheduler": settings.scheduler or "the pipeline's own",
             "resolution": config.data.resolution,
             "dtype": config.model.dtype,
+            **family.drawing,
         }
         self._claim(
             folder / "sampling.json", {**self.settings, "images": digest([asdict(task) for task in self.tasks])}
@@ -139,7 +153,7 @@ class Studio:
         self.rank.say(f"loading {policy.name}")
         pipeline = policy.sampler(self.config, self.family, self.rank.device)
         if name := self.config.evaluate.scheduler:
-            pipeline.scheduler = self.family.scheduler(name, pipeline)
+            pipeline.scheduler = scheduler(name, pipeline)
         total, show = sum(map(len, batches)), self.rank.index == 0
         with progress(total=total, desc=policy.name, unit=" images", show=show) as bar:
             for batch in batches:
@@ -159,6 +173,7 @@ class Studio:
             guidance_scale=settings.guidance,
             height=self.config.data.resolution,
             width=self.config.data.resolution,
+            **self.family.drawing,
         ).images
 
     def _save(self, image: Image.Image, model: str, task: Task) -> None:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.images import Geometry
 from fdpo_fast.data.pairs import brought_by
 from fdpo_fast.data.readers.detect import detect, open_source
@@ -157,7 +157,7 @@ class Ready(NamedTuple):
 
 def brought(config: Config, architecture: Architecture) -> Ready:
     """Look up what the data bring, by the format that is configured or the columns that are here; no row is read."""
-    data, here = config.data, config.data.source != EMBEDDED and is_here(config.data.source)
+    data, here = config.data, config.data.source not in EMBEDDED and is_here(config.data.source)
     name = detect(data.source, data.split, data.outside) if here and data.format == "auto" else data.format
     if name != "latents" or not here:
         return Ready(name == "latents", text=False)
@@ -175,11 +175,11 @@ class Extent(NamedTuple):
 def _extent(config: Config) -> tuple[Extent, str]:
     """Return what the data hold at most, and where that is from."""
     source, most = config.data.source, config.data.max_rows
-    if source != EMBEDDED and is_here(source):
+    if source not in EMBEDDED and is_here(source):
         opened = open_source(config.data)
         return Extent(len(opened), *opened.extent()), "the rows of data.source"
     rows, known = 0, "no rows: data.source is not here and data.max_rows not set, so caches are not counted"
-    if source == EMBEDDED:
+    if source in EMBEDDED:
         rows, known = config.data.digits.pairs, "the embedded pairs"
     elif most:
         rows, known = most, "data.max_rows, as data.source is not here"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.models import hub
 
 if TYPE_CHECKING:
@@ -50,18 +51,30 @@ def load_family(model: Model) -> Family:
 
 
 def check(model: Model) -> None:
-    """Raise UserError for an unknown family, and for a base or VAE that is no folder here and can be no hub name."""
+    """Raise UserError for an unknown family, and for a base or VAE that is no folder here and can be no hub name.
+
+    An embedded base goes with one family and so many tokens; beside others it is refused before it is made.
+    """
     if model.family not in FAMILIES:
         raise UserError(f"unknown model.family '{model.family}': use one of {', '.join(FAMILIES)}")
+    if made := EMBEDDED.get(model.base):
+        for key, goes, value in (
+            ("model.family", made.family, model.family),
+            ("model.text_tokens", made.text_tokens, model.text_tokens),
+        ):
+            if goes != value:
+                raise UserError(
+                    f"model.base '{model.base}' goes with {key} {json.dumps(goes)}, not {json.dumps(value)}: set {key}"
+                )
     for key, name in (("model.base", model.base), ("model.vae", model.vae)):
-        if name and name != EMBEDDED and not Path(name).expanduser().is_dir():
+        if name and name not in EMBEDDED and not Path(name).expanduser().is_dir():
             hub.check_name(key, name)
 
 
 def find(model: Model) -> None:
     """Raise UserError where there is no base, or VAE, of the family; fetches from the hub what is not here."""
     cls = family_class(model)
-    if model.base != EMBEDDED:
+    if model.base not in EMBEDDED:
         hub.pipeline_folder(model.base, cls.pipelines, cls.components)
     if model.vae:
         hub.vae_folder(model.vae)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.schema import EMBEDDED, Model
+from fdpo_fast.config.schema import Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import family_class, hub, presets
 from fdpo_fast.models.denoiser import Denoiser
@@ -74,7 +75,7 @@ class Architecture:
 
 
 def read_architecture(model: Model) -> Architecture:
-    """Read the configurations of `model.base`: a folder, what was fetched from the hub, or the embedded pipeline.
+    """Read the configurations of `model.base`: a folder, what was fetched from the hub, or an embedded pipeline.
 
     No network is used: a hub name that was not fetched before gives the family's published architecture. Raises
     UserError for an unknown family, or a folder without configurations.
@@ -82,9 +83,10 @@ def read_architecture(model: Model) -> Architecture:
     family = family_class(model)
     denoiser = family.denoiser_name
     encoders = [name for name in family.text_components if name.startswith("text_encoder")]
-    if model.base == EMBEDDED:
-        hub.check_kind(EMBEDDED, {"_class_name": presets.PRESETS["sd15"]["pipeline"]}, family.pipelines)
-        configs, source = presets.configs(_embedded(encoders)), "the embedded pipeline"
+    if model.base in EMBEDDED:
+        from fdpo_fast.digits.maker import maker
+
+        configs, source = presets.configs(maker(model.base).parts()), f"the embedded pipeline '{model.base}'"
     elif Path(model.base).expanduser().is_dir():
         folder = Path(model.base).expanduser()
         if (folder / "model_index.json").is_file():
@@ -112,12 +114,3 @@ def _read(folder: Path, component: str) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file} does not exist: model.base must be a diffusers pipeline folder or a hub name")
     return read_json(file)
-
-
-def _embedded(encoders: list[str]) -> dict[str, Any]:
-    """Return the makers of the embedded pipeline's components."""
-    from fdpo_fast.digits import pipeline
-    from fdpo_fast.digits.dataset import SIZE
-
-    makers = {"unet": lambda: pipeline.make_unet(SIZE), "vae": lambda: pipeline.make_vae(SIZE)}
-    return makers | dict.fromkeys(encoders, pipeline.make_text_encoder)

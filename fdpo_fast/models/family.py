@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from fdpo_fast.config.errors import UserError
@@ -31,9 +31,6 @@ Pipeline: TypeAlias = DiffusionPipeline
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 """The name of an adapter's file, as diffusers writes and reads it."""
-
-OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
-"""The schedulers of diffusers whose noise is not by the generator that they are given: no image is drawn twice."""
 
 
 def has_adapter(folder: Path) -> bool:
@@ -165,7 +162,7 @@ class Family(ABC):
         They are those that the family's own pipeline makes. Whoever lets go of it calls `placement.collect`.
         """
         without = dict.fromkeys((self.denoiser_name, "vae"))
-        pipeline = self._load(torch.float32, **without)
+        pipeline = self.load(torch.float32, **without)
         place(pipeline.components, self.text_components, device)
         # its configuration says how wide embeddings are; it has no memory
         pipeline.register_modules(**{self.denoiser_name: self.blank_denoiser()})
@@ -185,7 +182,7 @@ class Family(ABC):
         """Return the dtype of a text encoder whose embeddings are wanted in `dtype`."""
         return min(dtype, cls.text_dtypes.get(name, dtype), key=lambda each: each.itemsize)
 
-    def _load(self, dtype: torch.dtype, **parts: Any) -> DiffusionPipeline:
+    def load(self, dtype: torch.dtype, **parts: Any) -> DiffusionPipeline:
         """Load the base pipeline on the CPU with some parts in place of its own, the others in `dtype`."""
         dtypes = {name: self.text_dtype(name, dtype) for name in self.text_dtypes} | {"default": dtype}
         options = parts | self._options()
@@ -273,10 +270,15 @@ class Family(ABC):
 
     # --- diffusers pipelines ---
 
+    @property
+    def drawing(self) -> dict[str, int]:
+        """Return how a pipeline of the family is called to draw, so that captions are read as they are in training."""
+        return {"max_sequence_length": tokens} if (tokens := self.tokens(self.model)) else {}
+
     def sampler(self, unet: Denoiser, device: torch.device) -> DiffusionPipeline:
         """Load the base pipeline ready to draw; the denoiser stays where it is, the others follow it in its dtype."""
         vae = {"vae": self.load_vae(unet.dtype)} if self.model.vae else {}
-        pipeline = self._load(unet.dtype, **{self.denoiser_name: unet}, **vae)
+        pipeline = self.load(unet.dtype, **{self.denoiser_name: unet}, **vae)
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module) and name not in (self.denoiser_name, *self.text_components):
                 part.to(device)
@@ -289,11 +291,3 @@ class Family(ABC):
     def packed(cls, latents: Tensor) -> Tensor:
         """Return latents [n, c, h, w] as the pipeline takes them."""
         return latents
-
-    @staticmethod
-    def scheduler(name: str, pipeline: DiffusionPipeline) -> SchedulerMixin:
-        """Make a scheduler of the pipeline's noise; UserError where diffusers has none of that name that fits."""
-        fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles if cls.__name__ not in OWN_NOISE}
-        if name not in fitting:
-            raise UserError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
-        return fitting[name].from_config(pipeline.scheduler.config)

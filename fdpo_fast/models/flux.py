@@ -32,9 +32,7 @@ class Flux(Family):
 
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
         """Encode captions to T5's tokens, [n, tokens, d], and CLIP's pooled states, [n, d']."""
-        embeds, pooled, _ = pipeline.encode_prompt(
-            captions, captions, device, max_sequence_length=self.tokens(self.model)
-        )
+        embeds, pooled, _ = pipeline.encode_prompt(captions, captions, device, **self.drawing)
         return [embeds.float(), pooled.float()]
 
     @classmethod

@@ -37,7 +37,7 @@ class StableDiffusion3(Family):
         """Encode captions to the tokens of CLIP and T5, [n, 77 + tokens, d], and CLIP's pooled states, [n, d']."""
         embeds, _, pooled, _ = pipeline.encode_prompt(
             captions, captions, captions, device=device, do_classifier_free_guidance=False,
-            max_sequence_length=self.tokens(self.model),
+            **self.drawing,
         )  # fmt: skip
         return [embeds.float(), pooled.float()]
 

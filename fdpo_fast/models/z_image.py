@@ -35,9 +35,8 @@ class ZImage(Family):
         The mask has ones and zeros, which every dtype of a cache holds.
         """
         length = self.tokens(self.model)
-        rows, _ = pipeline.encode_prompt(
-            [*captions], device, do_classifier_free_guidance=False, max_sequence_length=length
-        )  # it writes its template into the list
+        # it writes its template into the list
+        rows, _ = pipeline.encode_prompt([*captions], device, do_classifier_free_guidance=False, **self.drawing)
         whole = rows[0].new_zeros(length, rows[0].shape[-1])
         embeds = pad_sequence([*rows, whole], batch_first=True)[:-1].float()
         counts = torch.tensor([len(row) for row in rows], device=device)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import EMBEDDED
 from fdpo_fast.data.check import SHOWN, Findings, Sheet, Shown, examine
 from fdpo_fast.data.pairs import kind_of
 from fdpo_fast.data.readers.detect import open_source
@@ -33,13 +33,10 @@ def check(config: Config, json_file: Path | None, page: Path | None) -> None:
 
     Raises UserError where no pair is left to train on.
     """
-    if config.data.source == EMBEDDED:
-        from fdpo_fast.digits.dataset import embedded
+    if config.data.source in EMBEDDED:
+        from fdpo_fast.digits.dataset import resolved
 
-        folder = embedded(config.data.digits, config.data.cache_dir)
-        config = config.replace({"data.source": str(folder / "pairs.parquet")})
-        if config.model.base == EMBEDDED:
-            config = config.replace({"model.base": str(folder / "pipeline")})
+        config = resolved(config)
     data = config.data
     source = open_source(data.replace({"ties": "half", "votes": "decide"}))
     pipeline = here(config.model.base, ("tokenizer*/*",))

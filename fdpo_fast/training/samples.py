@@ -66,6 +66,7 @@ class SampleGrids:
                     num_inference_steps=settings.sampling_steps,
                     guidance_scale=settings.guidance,
                     output_type="pt",
+                    **self.family.drawing,
                 ).images
             )
         del pipeline

@@ -136,13 +136,13 @@ def test_a_home_folder_of_nobody(tiny_config, write_config, tmp_path):
     config = load(write_config(raw))
     words = "data.cache_dir '~nosuchuser/x' begins with a home folder that is not known here"
     refused(words, call=lambda: cache_root(config))
-    refused(words, call=lambda: embedded(config.data.digits, config.data.cache_dir))
+    refused(words, call=lambda: embedded("digits", config.data.digits, config.data.cache_dir))
 
 
 def test_embedded_digits_in_a_folder_that_cannot_be_written(root):
-    folder = root / name_of(DigitsRecipe())
+    folder = root / name_of("digits", DigitsRecipe())
     with mode(root, 0o555):
-        refused(f"{folder} cannot be written: Permission denied", call=lambda: embedded(DigitsRecipe(), root))
+        refused(f"{folder} cannot be written: Permission denied", call=lambda: embedded("digits", DigitsRecipe(), root))
 
 
 @pytest.mark.parametrize(

@@ -43,20 +43,6 @@ def test_pairs_are_in_pick_a_pics_schema(embedded_folder):
     assert all(decode(pair.preferred.read(), 1).size == (32, 32) for pair in pairs)
 
 
-def test_the_pipeline_loads_in_diffusers(embedded_folder):
-    from diffusers import DiffusionPipeline
-
-    made = DiffusionPipeline.from_pretrained(embedded_folder / "pipeline")
-    tokens = [made.tokenizer(caption).input_ids for caption in dataset.CAPTIONS]
-    assert len({tuple(row) for row in tokens}) == 10
-    assert all(len(row) == 5 for row in tokens)  # start, three words, end
-    assert made.tokenizer.decode(tokens[7], skip_special_tokens=True) == "a handwritten seven"
-    images = dataset.draw(made, torch.tensor([7, 7]), seed=0, steps=2, guidance=2.0)
-    again = dataset.draw(made, torch.tensor([7, 7]), seed=0, steps=2, guidance=2.0)
-    assert images.shape == (2, 3, 32, 32)
-    assert torch.equal(images, again)
-
-
 def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "CHECKPOINT", 2)
 
@@ -84,7 +70,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
 
 def test_a_finished_folder_is_not_made_again(embedded_folder, cache_dir):
     before = (embedded_folder / "pairs.parquet").stat().st_mtime_ns
-    assert dataset.embedded(DigitsRecipe(**RECIPE), cache_dir) == embedded_folder
+    assert dataset.embedded("digits", DigitsRecipe(**RECIPE), cache_dir) == embedded_folder
     assert (embedded_folder / "pairs.parquet").stat().st_mtime_ns == before
     assert json.loads((embedded_folder / "recipe.json").read_text())["pairs"] == RECIPE["pairs"]
 

@@ -15,7 +15,7 @@ from fdpo_fast.memory.cards import CARDS, seconds
     [
         (["model.family=sd"], "is a StableDiffusionXLPipeline, this model.family takes StableDiffusionPipeline"),
         (["model.base=a b/c"], "neither a folder nor a hub name"),
-        (["model.base=digits"], "is a StableDiffusionPipeline, this model.family takes StableDiffusionXLPipeline"),
+        (["model.base=digits"], 'goes with model.family "sd", not "sdxl": set model.family'),
         (['deepspeed.zero_optimization={"stage": 2, "offload_optimizer": "cpu"}'], "must be an object like"),
         (
             ['deepspeed.zero_optimization={"stage": 2, "reduce_bucket_size": "auto"}'],

@@ -72,6 +72,13 @@ def test_tokens_are_said_for_families_with_t5_alone(tmp_path):
         load_family(Model(family="sd", base=str(folder), text_tokens=77))
 
 
+def test_images_are_drawn_with_the_tokens_of_training(base, tmp_path):
+    assert family(base).drawing == {"max_sequence_length": 256}
+    assert family(base, text_tokens=5).drawing == {"max_sequence_length": 5}
+    sd = build("tiny_sd", tmp_path / "sd")
+    assert load_family(Model(family="sd", base=str(sd))).drawing == {}
+
+
 @pytest.mark.parametrize("key", ["compile", "cuda_graphs"])
 def test_what_is_made_for_unets_is_refused(base, key, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
