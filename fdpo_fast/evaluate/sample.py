@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import SchedulerMixin
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -28,6 +27,7 @@ from fdpo_fast.files import clear_partial, digest, read_json, replacing
 from fdpo_fast.models import find, load_family, quiet_libraries
 from fdpo_fast.models.family import Family, Pipeline
 from fdpo_fast.models.placement import collect
+from fdpo_fast.models.process import of_same_noise
 from fdpo_fast.progress import progress
 
 
@@ -62,18 +62,6 @@ def sample(config: Config, prompts: list[str], checkpoints: list[str], output: P
 def seed_of(seed: int, prompt: str, number: int) -> int:
     """Return the seed of image `number` of a caption, whatever other captions and images there are."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{prompt}".encode()).digest()[:6], "big")
-
-
-OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
-"""The schedulers of diffusers whose noise is not by the generator that they are given: no image is drawn twice."""
-
-
-def scheduler(name: str, pipeline: Pipeline) -> SchedulerMixin:
-    """Make a scheduler of the pipeline's noise; UserError where diffusers has none of that name that fits."""
-    fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles if cls.__name__ not in OWN_NOISE}
-    if name not in fitting:
-        raise UserError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
-    return fitting[name].from_config(pipeline.scheduler.config)
 
 
 @dataclass(frozen=True)
@@ -153,7 +141,7 @@ class Studio:
         self.rank.say(f"loading {policy.name}")
         pipeline = policy.sampler(self.config, self.family, self.rank.device)
         if name := self.config.evaluate.scheduler:
-            pipeline.scheduler = scheduler(name, pipeline)
+            pipeline.scheduler = of_same_noise(name, pipeline)
         total, show = sum(map(len, batches)), self.rank.index == 0
         with progress(total=total, desc=policy.name, unit=" images", show=show) as bar:
             for batch in batches:

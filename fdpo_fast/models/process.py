@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
@@ -157,3 +157,15 @@ def _mu(config: Any, tokens: int | None) -> float:
     assert tokens is not None
     ends = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
     return calculate_shift(tokens, *ends)
+
+
+OWN_NOISE = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+"""The schedulers of diffusers whose noise is not by the generator that they are given: no image is drawn twice."""
+
+
+def of_same_noise(name: str, pipeline: DiffusionPipeline) -> SchedulerMixin:
+    """Make a scheduler of the pipeline's noise; UserError where diffusers has none of that name that fits."""
+    fitting = {cls.__name__: cls for cls in pipeline.scheduler.compatibles if cls.__name__ not in OWN_NOISE}
+    if name not in fitting:
+        raise UserError(f"evaluate.scheduler '{name}' does not fit: use one of {', '.join(sorted(fitting))}")
+    return fitting[name].from_config(pipeline.scheduler.config)
