@@ -39,8 +39,8 @@ class ZImage(Family):
         rows, _ = pipeline.encode_prompt([*captions], device, do_classifier_free_guidance=False, **self.drawing)
         whole = rows[0].new_zeros(length, rows[0].shape[-1])
         embeds = pad_sequence([*rows, whole], batch_first=True)[:-1].float()
-        counts = torch.tensor([len(row) for row in rows], device=device)
-        return [embeds, (torch.arange(length, device=device) < counts[:, None]).float()]
+        counts = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
+        return [embeds, (torch.arange(length, dtype=torch.int64, device=device) < counts[:, None]).float()]
 
     @classmethod
     def text_shapes(cls, config: dict, model: Model) -> dict[str, tuple[int, ...]]:
