@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fdpo_fast import Target
 from fdpo_fast.loss.eager import denoising_error
 from fdpo_fast.noise import draws, normals
 
@@ -19,12 +20,23 @@ SIZES = {"SD1.5": (4, 64, 64), "SDXL": (4, 128, 128), "SD3": (16, 128, 128)}
 PAIRS = (1, 4, 16)
 DTYPES = ("float32", "bfloat16")
 
-READS = {"predictions": ("pred", "ref", "target"), "errors": ("pred", "target"), "draws": ("pred",)}
+READS = {
+    "predictions": ("pred", "ref", "target"),
+    "errors": ("pred", "target"),
+    "draws": ("pred",),
+    "flow": ("pred", "ref", "target"),
+    "flow_errors": ("pred", "target"),
+}
 """The forms of input, by the tensors of full size that a forward pass must read.
 
 predictions: pred, ref and target are tensors. errors: ref is given by its stored errors, two numbers a pair. draws: so
-it is, and the target is given by the draws of its noise, which the kernel makes again.
+it is, and the target is given by the draws of its noise, which the kernel makes again. flow, flow_errors: the target is
+noise minus latents; of it the latents are read, and the noise is made again. Who has no draws is given the noise as a
+tensor and forms the target of both, as trainers of flows do.
 """
+
+FLOWS = ("flow", "flow_errors")
+FLOW_SIZES = ("SDXL", "SD3")
 
 PASSES = ("fwd", "bwd", "fwd+bwd", "fwd+bwd/2")
 """fwd: pred needs no gradient. bwd: a fresh forward pass each time, untimed. fwd+bwd/2: with an upstream gradient of
@@ -66,12 +78,20 @@ class Case(NamedTuple):
         return tensors * self.tensor_bytes
 
 
+class Flow(NamedTuple):
+    """A target of noise minus latents, by its draws and by the noise that they stand for."""
+
+    drawn: Target
+    noise: Tensor
+    latents: Tensor
+
+
 class Inputs(NamedTuple):
     """Arguments of a loss, by their names."""
 
     pred: Tensor
     ref: Tensor
-    target: Tensor
+    target: Tensor | Flow
 
 
 def cases() -> Iterator[Case]:
@@ -87,6 +107,8 @@ def cases() -> Iterator[Case]:
         yield Case(*problem, "predictions", "fwd+bwd", "reverse_kl")
     for size, dtype in product(SIZES, DTYPES):
         yield Case(size, 4, dtype, "predictions", "fwd+bwd/2")
+    for form, problem in product(FLOWS, product(FLOW_SIZES, PAIRS, DTYPES)):
+        yield Case(*problem, form, "fwd+bwd", "reverse_kl")  # that of all trainers of flows
 
 
 def make_inputs(case: Case, device: torch.device) -> Inputs:
@@ -95,14 +117,18 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
     shape, dtype = SIZES[case.size], getattr(torch, case.dtype)
     triples = draws(0, torch.arange(case.pairs, device=device), 0)
     noise = normals(triples, math.prod(shape)).reshape(-1, *shape).repeat(2, 1, 1, 1)
-    target = noise if case.form == "draws" else noise.to(dtype)
 
     def near(center: Tensor, distance: float) -> Tensor:
         step = torch.randn(center.shape, generator=generator, device=device)
         return (center.float() + distance * step).to(dtype)
 
+    target, given = (noise, triples) if case.form == "draws" else (noise.to(dtype),) * 2
+    if case.form in FLOWS:
+        latents = near(torch.zeros_like(noise), 1.0)
+        on = torch.tensor([[1.0], [-1.0]], device=device).expand(2, case.pairs).contiguous()
+        target, given = noise - latents, Flow(Target(triples, latents, on), noise.to(dtype), latents)
     pred = near(target, 0.3)
     ref = near(pred, 0.01)
-    if case.form != "predictions":
+    if "ref" not in READS[case.form]:
         ref = denoising_error(ref, target, torch.float64)
-    return Inputs(pred.requires_grad_(case.passes != "fwd"), ref, triples if case.form == "draws" else target)
+    return Inputs(pred.requires_grad_(case.passes != "fwd"), ref, given)

@@ -30,13 +30,15 @@ TITLES = {
     ("predictions", "fwd+bwd/2"): "Forward and backward, upstream gradient 1/2",
     ("errors", "fwd+bwd"): "Forward and backward, against stored reference errors",
     ("draws", "fwd+bwd"): "Forward and backward, against stored reference errors and regenerated noise",
+    ("flow", "fwd+bwd"): "Forward and backward, a flow: regenerated noise minus latents",
+    ("flow_errors", "fwd+bwd"): "Forward and backward, a flow against stored reference errors",
 }
 FWD_BWD = ("predictions", "fwd+bwd")
 SUMMED_UP = ("SD1.5", "SDXL")
 NEAR_THE_COPY = ("SDXL", 16, "float32")
 """Size, pairs and dtype whose share of the copy limit is quoted: memory alone decides there."""
 
-SHORT = dict(zip(RIVALS, ("published", "compiled", "no casts", "no casts, compiled", "eager"), strict=True))
+SHORT = dict(zip(RIVALS, ("published", "compiled", "no casts", "no casts, compiled", "eager", "stored"), strict=True))
 COLUMNS = ("latents", "pairs", "dtype", *(f"{name} us" for name in SHORT.values()), "ours us")
 COLUMNS += (*(f"{name} / ours" for name in SHORT.values()), "ours GB/s", "share of copy")
 COLUMNS += ("peak MB: published", "compiled", "eager", "ours")

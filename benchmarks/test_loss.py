@@ -10,7 +10,7 @@ the host ours forms the gradient during the forward pass where pred needs one, a
 pass with an upstream gradient of one: backward alone is hardly any work then, and says little without its forward.
 
 No speed-up is reported on a red test: before anything is timed, each provider must agree with our eager backend in
-loss and gradient, but for the published expression without casts.
+loss and gradient, but for the published expression without casts and, in bfloat16, for a flow's target as a tensor.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ def losses(lines: list[Line]) -> Iterator[str]:
         "without casts": figure("uncast_us", ",.1f"),
         "compiled, without casts": figure("uncast_compiled_us", ",.1f"),
         "our own eager backend": figure("eager_us", ",.1f"),
+        "ours, target stored": figure("stored_us", ",.1f"),
         "ours": figure("ours_us", ",.1f"),
         "GB/s": figure("gb_per_s", ",.0f"),
         "share of a copy": figure("share_of_copy", ".0%"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import overhead, report
-from benchmarks.cases import DTYPES, Case, cases, make_inputs
+from benchmarks.cases import DTYPES, FLOWS, Case, cases, make_inputs
 from benchmarks.providers import RIVALS, check_agreement, make_providers
 from benchmarks.published import DIVERGENCES
 from fdpo_fast.ops import cpp
@@ -16,14 +16,30 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_every_rival_is_timed_and_agrees(divergence, dtype):
-    case = Case("SD1.5", 1, dtype, "predictions", "fwd+bwd", divergence)
+@pytest.mark.parametrize("form", ["predictions", "errors", *FLOWS])
+def test_every_rival_is_timed_and_agrees(form, divergence, dtype):
+    case = Case("SD1.5", 1, dtype, form, "fwd+bwd", divergence)
     providers = make_providers(case)
     uncast = {"uncast", "uncast_compiled"} if dtype == "float32" else set()
-    assert providers.keys() == {*RIVALS, "ours"} - uncast
+    stored = set() if form in FLOWS else {"stored"}
+    assert providers.keys() == {*RIVALS, "ours"} - uncast - stored
     check_agreement(
         case, {name: of for name, of in providers.items() if "compiled" not in name}, make_inputs(case, CPU)
     )
+
+
+@pytest.mark.parametrize("form", FLOWS)
+def test_rivals_of_a_flow_form_its_target_of_noise_and_latents(form):
+    case = Case("SD1.5", 1, "bfloat16", form, "fwd+bwd", "reverse_kl")
+    providers, inputs = make_providers(case), make_inputs(case, CPU)
+    stored = inputs.target.noise - inputs.target.latents
+    pair = make_providers(case._replace(form="predictions"))
+    for name, same in (("published", "published"), ("uncast", "uncast"), ("stored", "ours")):
+        loss, _ = providers[name](*inputs)
+        want, _ = pair[same](inputs.pred, inputs.ref, stored)
+        assert torch.equal(loss, want)
+    without = inputs._replace(target=inputs.target._replace(noise=None))
+    assert torch.equal(providers["ours"](*without)[0], providers["ours"](*inputs)[0])
 
 
 def test_what_is_summed_up_is_timed_under_both_divergences():

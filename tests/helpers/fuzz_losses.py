@@ -6,19 +6,24 @@ eps = 2^-24, a rounding of float32. The log-ratio u of a sample is off by at mos
     b = ratio_scale * eps * 3 mean((p - t)^2) + 2 eps |u|, with reference errors
 
 and what is formed of it by as much as it moves while its log-ratios go from u - b to u + b, and 16 eps of its terms.
+A drawn noise e is off by two units in the last place, 4 eps |e|, and a target that is mixed of it and data by
+d = 6 eps (|on_noise e| + |on_data x_0|): b is larger by ratio_scale 2 mean(|p - r| d), with reference errors by
+ratio_scale mean((2 |p - t| + d) d).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fdpo_fast import DIVERGENCES, alpha, fdpo_loss
+from fdpo_fast import DIVERGENCES, Target, alpha, draws, fdpo_loss
 from fdpo_fast.loss.eager import LOSS_TYPES, LossType
+from fdpo_fast.noise import eager_normals
 from tests.helpers.fuzz_steps import DTYPES
 
 EPS = 2.0**-24
@@ -26,46 +31,16 @@ LARGEST, TINY = torch.finfo(torch.float32).max, 1e-37
 UNITS = 16
 
 
-class Call(NamedTuple):
-    pred: Tensor
-    ref: Tensor
-    target: Tensor
-    options: dict[str, Any]
+DRAWN_OFF, MIXED_OFF = 4 * EPS, 6 * EPS
 
-
-def call(seed: int) -> Call:
-    """The call of a seed: dtypes, sizes, how near the policy is to its reference, and the loss's options."""
-    draw = np.random.default_rng(seed)
-    pairs, shape = int(draw.integers(1, 7)), ((3,), (4, 5, 7), (127,), (1,), (4, 16, 16), (1025,))[draw.integers(6)]
-    dtypes = [DTYPES[draw.integers(3)] for _ in range(3)]
-    size = 10.0 ** draw.uniform(-5, 3)
-
-    def values(spread: float) -> np.ndarray:
-        return draw.standard_normal((2 * pairs, *shape)) * spread
-
-    target = values(size)
-    ref = target + values(size * 10.0 ** draw.uniform(-4, 1))
-    pred = ref + values(size * 10.0 ** draw.uniform(-8, 1))
-    if draw.random() < 0.05:
-        pred = ref
-    ends = torch.finfo(torch.float16).max
-    tensors = [
-        torch.from_numpy(x).clamp(-ends, ends).to(dtype) for x, dtype in zip((pred, ref, target), dtypes, strict=True)
-    ]
-    if draw.random() < 0.5:
-        tensors[1] = (tensors[1].double() - tensors[2].double()).square().flatten(1).mean(1)
-    names = [*DIVERGENCES, "of its own"]
-    name = names[draw.integers(len(names))]
-    kind = list(LOSS_TYPES)[draw.integers(len(LOSS_TYPES))]
-    options = {
-        "divergence": alpha(float(draw.uniform(0.01, 0.99))) if name == "of its own" else name,
-        "beta": float(10.0 ** draw.uniform(-3, 4)),
-        "ratio_scale": float(10.0 ** draw.uniform(-2, 5)),
-        "loss_type": kind,
-        "label_smoothing": float(draw.choice([0.0, 0.1, 0.4])) if kind in ("sigmoid", "robust") else 0.0,
-        "reduction": ("mean", "sum", "none")[draw.integers(3)],
-    }
-    return Call(*tensors, options)
+SHARES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
+    "epsilon": lambda angle: (np.ones_like(angle), np.zeros_like(angle)),
+    "v": lambda angle: (np.cos(angle), -np.sin(angle)),
+    "x_0": lambda angle: (np.zeros_like(angle), np.ones_like(angle)),
+    "flow": lambda angle: (np.ones_like(angle), -np.ones_like(angle)),
+}
+"""What noise and data are multiplied by in a mixed target, from an angle for each pair."""
+FORMS = ("drawn", *SHARES)
 
 
 class Around(NamedTuple):
@@ -83,17 +58,78 @@ class Around(NamedTuple):
         return ~(inside | above | below)
 
 
+class Call(NamedTuple):
+    pred: Tensor
+    ref: Tensor
+    target: Target
+    options: dict[str, Any]
+    whole: Around
+    """The target as one tensor, and how far a backend may be off it."""
+
+
+def call(seed: int) -> Call:
+    """The call of a seed: dtypes, sizes, what the target is, how near the policy is to its reference, and options."""
+    draw = np.random.default_rng(seed)
+    pairs, shape = int(draw.integers(1, 7)), ((3,), (4, 5, 7), (127,), (1,), (4, 16, 16), (1025,))[draw.integers(6)]
+    dtypes = [DTYPES[draw.integers(3)] for _ in range(3)]
+    size = 10.0 ** draw.uniform(-5, 3)
+
+    def values(spread: float) -> np.ndarray:
+        return draw.standard_normal((2 * pairs, *shape)) * spread
+
+    data = _rounded(values(size), dtypes[2])
+    form = FORMS[draw.integers(len(FORMS))] if draw.random() < 0.5 else None
+    target, whole = _mixed(draw, form, data) if form else (Target(data=data), Around(data.double(), torch.zeros(1)))
+    ref = whole.value.numpy() + values(size * 10.0 ** draw.uniform(-4, 1))
+    pred = ref + values(size * 10.0 ** draw.uniform(-8, 1))
+    if draw.random() < 0.05:
+        pred = ref
+    pred, ref = (_rounded(x, dtype) for x, dtype in zip((pred, ref), dtypes, strict=False))
+    if draw.random() < 0.5:
+        ref = (ref.double() - whole.value).square().flatten(1).mean(1)
+    names = [*DIVERGENCES, "of its own"]
+    name = names[draw.integers(len(names))]
+    kind = list(LOSS_TYPES)[draw.integers(len(LOSS_TYPES))]
+    options = {
+        "divergence": alpha(float(draw.uniform(0.01, 0.99))) if name == "of its own" else name,
+        "beta": float(10.0 ** draw.uniform(-3, 4)),
+        "ratio_scale": float(10.0 ** draw.uniform(-2, 5)),
+        "loss_type": kind,
+        "label_smoothing": float(draw.choice([0.0, 0.1, 0.4])) if kind in ("sigmoid", "robust") else 0.0,
+        "reduction": ("mean", "sum", "none")[draw.integers(3)],
+    }
+    return Call(pred, ref, target, options, whole)
+
+
+def _rounded(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    ends = torch.finfo(torch.float16).max
+    return torch.from_numpy(values).clamp(-ends, ends).to(dtype)
+
+
+def _mixed(draw: np.random.Generator, form: str, data: Tensor) -> tuple[Target, Around]:
+    """A target of drawn noise, alone or with data, and what it stands for."""
+    pairs, each = len(data) // 2, (-1, *[1] * (data.ndim - 1))
+    drawn = draws(int(draw.integers(2**63)), torch.from_numpy(draw.integers(2**56, size=pairs)), int(draw.integers(9)))
+    noise = eager_normals(drawn, data[0].numel()).double().repeat(2, 1).view(data.shape)
+    if form == "drawn":
+        return Target(draws=drawn), Around(noise, DRAWN_OFF * noise.abs())
+    shares = SHARES[form](draw.uniform(0, np.pi / 2, pairs))
+    on = torch.from_numpy(np.stack(shares)).float()
+    of_noise, of_data = (row.double().repeat(2).view(each) * x for row, x in zip(on, (noise, data), strict=True))
+    return Target(drawn, data, on), Around(of_noise + of_data, MIXED_OFF * (of_noise.abs() + of_data.abs()))
+
+
 def log_ratios(of: Call) -> Around:
     """In float64, [2, B], of the tensors as they are."""
-    p, r, t = (x.double().flatten(1) if x.ndim > 1 else x for x in of[:3])
-    scale = of.options["ratio_scale"]
+    p, r, t = (x.double().flatten(1) if x.ndim > 1 else x for x in (of.pred, of.ref, of.whole.value))
+    scale, d = of.options["ratio_scale"], of.whole.off.expand_as(of.pred).flatten(1)
     if r.ndim == 1:
         error = (p - t).square().mean(1)
-        u, off = -scale * (error - r), 3 * error
+        u, off = -scale * (error - r), 3 * EPS * error + ((2 * (p - t).abs() + d) * d).mean(1)
     else:
         u = -scale * ((p - r) * ((p - t) + (r - t))).mean(1)
-        off = 16 * ((p - r).abs() * ((p - t).abs() + (r - t).abs())).mean(1)
-    return Around(u.view(2, -1), (scale * EPS * off + 2 * EPS * u.abs()).view(2, -1))
+        off = ((p - r).abs() * (16 * EPS * ((p - t).abs() + (r - t).abs()) + 2 * d)).mean(1)
+    return Around(u.view(2, -1), (scale * off + 2 * EPS * u.abs()).view(2, -1))
 
 
 def corners(u: Around) -> list[Tensor]:
@@ -153,7 +189,8 @@ def by_margin(kind: LossType, z: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 def misses(of: Call, backend: str, device: str = "cpu") -> list[str]:
     """What a backend gives beyond its bound, in words."""
     pred = of.pred.to(device).requires_grad_()
-    loss, stats = fdpo_loss(pred, of.ref.to(device), of.target.to(device), backend=backend, **of.options)
+    target = Target(*(None if part is None else part.to(device) for part in of.target))
+    loss, stats = fdpo_loss(pred, of.ref.to(device), target, backend=backend, **of.options)
     (grad,) = torch.autograd.grad(loss.sum(), pred)
     want, u = exact(of), log_ratios(of)
     pairs, reduction = want.loss.value.numel(), of.options["reduction"]
@@ -167,11 +204,12 @@ def misses(of: Call, backend: str, device: str = "cpu") -> list[str]:
     # d u / d pred = -ratio_scale 2 / n (pred - target)
     n = of.pred[0].numel()
     factor = -of.options["ratio_scale"] * 2 / n * share
-    miss = (of.pred.double() - of.target.double()).flatten(1)
+    miss = (of.pred.double() - of.whole.value).flatten(1)
+    miss_off = of.whole.off.expand_as(of.pred).flatten(1)
     by_u = Around(*(x.flatten()[:, None] * factor for x in want.by_log_ratio))
     info = torch.finfo(of.pred.dtype)
     value = by_u.value * miss
-    off = (by_u.off * miss).abs()
+    off = (by_u.off * miss).abs() + (by_u.value.abs() + by_u.off.abs()) * miss_off
     off += (UNITS * EPS + info.eps) * (value.abs() + off) + info.smallest_normal * info.eps
     found = {
         "loss": reduced.misses(loss.detach().cpu()),

@@ -62,3 +62,70 @@ def sd15_script(model_pred, ref_pred, target, beta_dpo, dtype=torch.float64, los
         "ipo": (logits - 1 / (2 * beta_dpo)) ** 2,
     }
     return losses[loss_type].mean(), script_accuracy(logits)
+
+
+# --- trainers of flow-matching models: the target is noise minus latents, errors are in float32 -----------------
+
+
+def improvements(pred, ref, target, dtype):
+    """How far each sample's mean squared error is above the reference's."""
+    error, ref_error = (F.mse_loss(x.to(dtype), target.to(dtype), reduction="none").flatten(1) for x in (pred, ref))
+    return error.mean(1) - ref_error.mean(1)
+
+
+def longcat(model_pred, ref_pred, target, beta_dpo, dtype=torch.float64):
+    """LongCat-Image, train_dpo.py: differences within the policy and within the reference, no factor 1/2."""
+    (model_win, model_lose), (ref_win, ref_lose) = (
+        ((x.to(dtype) - target.to(dtype)) ** 2).flatten(1).mean(1).chunk(2) for x in (model_pred, ref_pred)
+    )
+    return -F.logsigmoid(-beta_dpo * ((model_win - model_lose) - (ref_win - ref_lose))).mean()
+
+
+def flow_grpo(model_pred, ref_pred, target, beta_dpo, dtype=torch.float64):
+    """flow_grpo, train_sd3_dpo.py: differences from the reference, those of the batch's halves compared."""
+    pairs, diff = len(target) // 2, improvements(model_pred, ref_pred, target, dtype)
+    return torch.mean(-F.logsigmoid(-0.5 * beta_dpo * (diff[:pairs] - diff[pairs:])))
+
+
+def verl_omni(model_pred, ref_pred, target, beta_dpo, dtype=torch.float64):
+    """verl-omni, diffusion_algos.py: the samples of a pair are neighbours in the batch."""
+    diff = improvements(model_pred, ref_pred, target, dtype)
+    return -F.logsigmoid(-0.5 * beta_dpo * (diff[0::2] - diff[1::2])).mean()
+
+
+def flow_factory(model_pred, ref_pred, target, beta_dpo, dtype=torch.float64):
+    """Flow-Factory, dpo.py: each side of the pairs by itself, as an implicit reward."""
+    sides = zip(*(x.chunk(2) for x in (model_pred, ref_pred, target)), strict=True)
+    reward_w, reward_l = (-0.5 * beta_dpo * improvements(*side, dtype) for side in sides)
+    return -F.logsigmoid(reward_w - reward_l).mean()
+
+
+def simpletuner(model_pred, ref_pred, target, beta_dpo, dtype=torch.float64):
+    """SimpleTuner, flow_dpo: squared errors summed over the elements, at a fixed beta."""
+    (win, lose), (ref_win, ref_lose) = (
+        (x.to(dtype) - target.to(dtype)).pow(2).sum(dim=(1, 2, 3)).chunk(2) for x in (model_pred, ref_pred)
+    )
+    return -F.logsigmoid(0.5 * beta_dpo * ((ref_win - win) + (lose - ref_lose))).mean()
+
+
+FLOW_TRAINERS = {
+    "longcat": longcat,
+    "flow_grpo": flow_grpo,
+    "verl_omni": verl_omni,
+    "flow_factory": flow_factory,
+    "simpletuner": simpletuner,
+}
+"""By the names that `fdpo_fast.scales` has for them."""
+
+FLOW_LAYOUTS = dict.fromkeys(FLOW_TRAINERS, "halves") | {"verl_omni": "interleaved"}
+"""How their batches hold the samples of a pair."""
+
+
+def interleaved(x):
+    """Halves of preferred and dispreferred samples as neighbours."""
+    return torch.stack(x.chunk(2), 1).flatten(0, 1)
+
+
+def as_batched(name, *halves):
+    """Tensors in halves as a flow trainer's batch holds them."""
+    return tuple(interleaved(x) for x in halves) if FLOW_LAYOUTS[name] == "interleaved" else halves

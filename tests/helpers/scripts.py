@@ -1,4 +1,4 @@
-"""The stand-ins of published training scripts: changed by a diff, and run under accelerate around tiny UNets."""
+"""The stand-ins of published training scripts: changed by a diff, and run under accelerate around tiny models."""
 
 import copy
 import re
@@ -10,18 +10,22 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 
-from fdpo_fast.models.presets import SCHEDULERS, unet_config
+from fdpo_fast.models.presets import DENOISERS, PRESETS, SCHEDULERS
 from tests.helpers import ROOT
+from tests.helpers.pages import PAGES, blocks
 from tests.helpers.training import as_found
 
 SCRIPTS = {"diffusers_sdxl": "tiny_sdxl", "diffusers_sd15": "tiny_sd", "diffusion_dpo": "tiny_sd"}
-"""The stand-ins, by the names that `fdpo_fast.scales` has for them: the tiny model that each is run with."""
+"""The stand-ins of trainers on preferences, by the names that `fdpo_fast.scales` has for them: their tiny models."""
 
+FINE_TUNING = {"diffusers_sd3": "tiny_sd3"}
+"""Those of trainers on single images, which their diffs make trainers on preferences."""
+
+STANDINS = ROOT / "tests/helpers/standins"
 PAIRS, ACCUMULATION, STEPS = 2, 2, 3
 
 
@@ -56,7 +60,7 @@ class Recorder(Accelerator):
 
 def published(name):
     """The text of a stand-in, as it stands."""
-    return (ROOT / f"tests/helpers/standins/{name}.py").read_text()
+    return (STANDINS / f"{name}.py").read_text()
 
 
 def apply(diff, source):
@@ -72,13 +76,33 @@ def apply(diff, source):
     return source
 
 
+def has_lines_for(diff, source):
+    """Whether `diff` can be applied to `source`."""
+    try:
+        apply(diff, source)
+    except ValueError:
+        return False
+    return True
+
+
+def diffs():
+    """Every diff of every page, by the one stand-in that has its lines."""
+    sources = {path.stem: path.read_text() for path in STANDINS.glob("*.py")}
+    found = {}
+    for diff in (diff for path in PAGES for diff in blocks(path.read_text(), "diff")):
+        (name,) = (name for name, source in sources.items() if has_lines_for(diff, source))
+        assert name not in found
+        found[name] = diff
+    return found
+
+
 def arguments(folder, **options):
-    """The options of a script that a run needs, under the scripts' names."""
+    """The options of a script that a run needs, under the scripts' names; `spread` is that of the first LoRA."""
     defaults = {
         "output_dir": folder, "mixed_precision": "no", "gradient_accumulation_steps": ACCUMULATION, "beta_dpo": 100,
         "train_batch_size": PAIRS, "max_train_steps": STEPS, "checkpointing_steps": 1, "max_grad_norm": 1.0,
         "learning_rate": 1e-3, "resolution": 64, "loss_type": "sigmoid", "train_method": "dpo", "first_step": 0,
-        "prediction_type": "epsilon",
+        "prediction_type": "epsilon", "precondition_outputs": 1, "weighting_scheme": "logit_normal", "spread": 0.3,
     }  # fmt: skip
     return Namespace(**defaults | options)
 
@@ -89,9 +113,9 @@ class Pairs(list):
     A pair that is read seeds torch: accelerate 1.0 cannot load torch's state from a checkpoint under torch >= 2.6.
     """
 
-    def __init__(self, width):
+    def __init__(self, width, pooled):
         generator = torch.Generator().manual_seed(1)
-        shapes = {"latents": (8, 8, 8), "prompt_embeds": (5, width), "pooled_prompt_embeds": (32,)}
+        shapes = {"latents": (8, 8, 8), "prompt_embeds": (5, width), "pooled_prompt_embeds": (pooled,)}
         super().__init__(
             {name: torch.randn(shape, generator=generator, dtype=torch.float32) for name, shape in shapes.items()}
             for _ in range(PAIRS * ACCUMULATION * STEPS)
@@ -106,11 +130,11 @@ def in_float32(make):
     """Decorate what makes weights, which are drawn in torch's default dtype."""
 
     @wraps(make)
-    def made(*arguments):
+    def made(*arguments, **options):
         usual = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
-            return make(*arguments)
+            return make(*arguments, **options)
         finally:
             torch.set_default_dtype(usual)
 
@@ -118,21 +142,23 @@ def in_float32(make):
 
 
 @in_float32
-def models(name, dtype):
+def models(name, dtype, spread):
     """Policy and reference of a script, near one another: LoRA on frozen weights of `dtype`, or two whole UNets."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**unet_config(SCRIPTS[name]))
-    reference = copy.deepcopy(unet).requires_grad_(False) if name == "diffusion_dpo" else None
+    preset = (SCRIPTS | FINE_TUNING)[name]
+    (component,) = PRESETS[preset].keys() & DENOISERS.keys()
+    denoiser = DENOISERS[component](preset)
+    reference = copy.deepcopy(denoiser).requires_grad_(False) if name == "diffusion_dpo" else None
     if not reference:
-        unet.requires_grad_(False).to(dtype)
+        denoiser.requires_grad_(False).to(dtype)
         targets = ["to_k", "to_q", "to_v", "to_out.0"]
-        unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
+        denoiser.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
     with torch.no_grad():
-        for weight in unet.parameters():
+        for weight in denoiser.parameters():
             if weight.requires_grad:
-                weight.add_(torch.randn_like(weight), alpha=0.01 if reference else 0.3)
-    unet.enable_gradient_checkpointing()
-    return unet, reference
+                weight.add_(torch.randn_like(weight), alpha=0.01 if reference else spread)
+    denoiser.enable_gradient_checkpointing()
+    return component, denoiser, reference
 
 
 @contextmanager
@@ -148,30 +174,40 @@ def fresh_accelerate():
             GradientState._reset_state()
 
 
-def train(name, source, args):
-    """Run a stand-in, or what a diff made of it, from its start or from the checkpoint of `args.first_step`."""
+def widths(config):
+    """How wide a denoiser takes the embedding of a token, and the pooled one."""
+    width = config.get("joint_attention_dim") or config["cross_attention_dim"]
+    return width, config.get("pooled_projection_dim", 32)
+
+
+def train(name, source, args, **replaced):
+    """Run a stand-in, or what a diff made of it, from its start or from the checkpoint of `args.first_step`.
+
+    replaced: what stands in place of names that its text imports.
+    """
     with fresh_accelerate():
         accelerator = Recorder(
             gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision, cpu=True
         )
         dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-        unet, reference = models(name, dtype)
-        optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=args.learning_rate)
+        component, denoiser, reference = models(name, dtype, args.spread)
+        optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], lr=args.learning_rate)
         lr_scheduler = get_scheduler("linear", optimizer=optimizer, num_warmup_steps=0, num_training_steps=2 * STEPS)
-        loader = DataLoader(Pairs(unet.config.cross_attention_dim), batch_size=args.train_batch_size)
-        unet, optimizer, loader, lr_scheduler = accelerator.prepare(unet, optimizer, loader, lr_scheduler)
-        assert accelerator.unwrap_model(unet).is_gradient_checkpointing
+        loader = DataLoader(Pairs(*widths(denoiser.config)), batch_size=args.train_batch_size)
+        denoiser, optimizer, loader, lr_scheduler = accelerator.prepare(denoiser, optimizer, loader, lr_scheduler)
+        assert accelerator.unwrap_model(denoiser).is_gradient_checkpointing
         if args.first_step:
             accelerator.load_state(f"{args.output_dir}/checkpoint-{args.first_step}")
             loader = accelerator.skip_first_batches(loader, args.first_step * args.gradient_accumulation_steps)
         scope = {"__name__": name}
         exec(compile(source, name, "exec"), scope)  # noqa: S102
+        scope |= replaced
         scope["main"](
-            args=args, accelerator=accelerator, unet=unet, optimizer=optimizer, lr_scheduler=lr_scheduler,
-            train_dataloader=loader, noise_scheduler=SCHEDULERS[args.prediction_type](), progress_bar=accelerator,
-            **{"ref_unet": reference} if reference else {},
+            args=args, accelerator=accelerator, optimizer=optimizer, lr_scheduler=lr_scheduler, train_dataloader=loader,
+            noise_scheduler=SCHEDULERS[args.prediction_type](), progress_bar=accelerator,
+            **{component: denoiser} | ({"ref_unet": reference} if reference else {}),
         )  # fmt: skip
         assert accelerator.updates == STEPS - args.first_step
-        weights = accelerator.unwrap_model(unet).state_dict()
+        weights = accelerator.unwrap_model(denoiser).state_dict()
         trained = {key: value.clone() for key, value in weights.items()}
         return Outcome(accelerator.shown, accelerator.logged, accelerator.norms, trained)

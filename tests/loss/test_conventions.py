@@ -1,6 +1,7 @@
 """Strengths in other conventions, checked by executing each code's own expression."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from fdpo_fast import alpha, fdpo_loss
 from fdpo_fast.scales import CONVENTIONS, alpha_from_trl, convert, ratio_scale
-from tests.helpers.published import official, sd15_script, sdxl_script, tensors
+from tests.helpers.published import FLOW_TRAINERS, as_batched, official, sd15_script, sdxl_script, tensors
 
 N = 4 * 8 * 8  # elements of a sample of `tensors`
 
@@ -28,19 +29,8 @@ def flow(pred, ref, target, beta):
     return -logsigmoid(-0.5 * beta * ((model_w - model_l) - (ref_w - ref_l))).mean()
 
 
-def longcat(pred, ref, target, beta):
-    """LongCat-Image: mean squared errors of the flow, improvements compared, no half."""
-    (win, lose), (ref_win, ref_lose) = (
-        (x.double() - target.double()).square().mean(dim=(1, 2, 3)).chunk(2) for x in (pred, ref)
-    )
-    return -logsigmoid(-beta * ((win - ref_win) - (lose - ref_lose))).mean()
-
-
-def simpletuner(pred, ref, target, beta):
-    """SimpleTuner's flow_dpo: squared errors summed over the elements."""
-    (win, lose), (ref_win, ref_lose) = ((x - target).square().flatten(1).sum(1).chunk(2) for x in (pred, ref))
-    margin = (ref_win - win) - (ref_lose - lose)
-    return -logsigmoid(0.5 * beta * margin).mean()
+def trainer(name, pred, ref, target, beta):
+    return FLOW_TRAINERS[name](*as_batched(name, pred, ref, target), beta)
 
 
 def ours(pred, ref, target, beta):
@@ -53,11 +43,7 @@ PUBLISHED = {
     "diffusers_sd15": lambda *x: sd15_script(*x)[0],
     "paper": paper,
     "flow": flow,
-    "longcat": longcat,
-    "flow_grpo": flow,
-    "verl_omni": flow,
-    "flow_factory": flow,
-    "simpletuner": simpletuner,
+    **{name: partial(trainer, name) for name in FLOW_TRAINERS},
     "fdpo_fast": ours,
 }
 

@@ -10,22 +10,8 @@ from hypothesis import strategies as st
 
 from fdpo_fast import DIVERGENCES, Divergence, alpha, divergence, log_ratio_loss
 from fdpo_fast.ops.constants import EXP_CAP
+from tests.helpers.divergences import F, f_alpha
 
-
-def f_alpha(a):
-    return lambda x: (x ** (1 - a) - (1 - a) * x - a) / (a * (a - 1))
-
-
-F = {
-    "reverse_kl": lambda x: x * x.log(),
-    "forward_kl": lambda x: -x.log(),
-    "jensen_shannon": lambda x: x * x.log() - (x + 1) * ((x + 1) / 2).log(),
-    "alpha": f_alpha(0.5),
-    "squared_hellinger": lambda x: (x.sqrt() - 1) ** 2,
-    "jeffreys": lambda x: (x - 1) * x.log(),
-    "neyman_chi2": lambda x: (1 - x) ** 2 / x,
-    "chi_po": lambda x: x * x.log() + (x - 1) ** 2 / 2,
-}
 SECOND = {"jensen_shannon": 0.5, "squared_hellinger": 0.5, "jeffreys": 2, "neyman_chi2": 2, "chi_po": 2}
 U = torch.linspace(-6, 6, 241, dtype=torch.float64)
 

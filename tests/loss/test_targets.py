@@ -4,25 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from fdpo_fast import Target, draws, fdpo_loss, pair_draw
+from fdpo_fast import Target, fdpo_loss, pair_draw
 from fdpo_fast.noise import normals
 from tests.helpers.backends import FUSED
-from tests.helpers.loss import KNOBS
+from tests.helpers.loss import FLOW, KNOBS, mixed
 
 SHAPES = [(4, 9, 7), (16, 20, 16), (2, 4100), (5,)]
-FLOW = torch.tensor([[1.0], [-1.0]], dtype=torch.float32)
-
-
-def case(pairs, shape, dtypes=(torch.float32,) * 3, on=FLOW, seed=0):
-    """(pred, ref, target), the predictions near what a perfect denoiser would give."""
-    generator = torch.Generator().manual_seed(seed)
-    data, p, r = (torch.randn(2 * pairs, *shape, generator=generator, dtype=torch.float32) for _ in range(3))
-    drawn, on = draws(7, torch.arange(pairs) + 11, torch.arange(pairs) % 3), on.expand(2, pairs)
-    noise = normals(drawn, data[0].numel(), "eager").view(pairs, *shape).repeat(2, *[1] * len(shape))
-    on_noise, on_data = (row.repeat(2).view(-1, *[1] * len(shape)) for row in on)
-    whole = on_noise * noise + on_data * data
-    pred, ref, data = (x.to(dtype) for x, dtype in zip((whole + 0.1 * p, whole + 0.1 * r, data), dtypes, strict=True))
-    return pred, ref, Target(drawn, data, on)
 
 
 def by_definition(pred, ref, target, beta=KNOBS["beta"], ratio_scale=KNOBS["ratio_scale"]):
@@ -50,7 +37,7 @@ def by_definition(pred, ref, target, beta=KNOBS["beta"], ratio_scale=KNOBS["rati
 def test_losses_and_gradients_are_those_of_the_definition(backend, device, shape, errors):
     angle = torch.linspace(0.1, 1.5, 5, dtype=torch.float32)  # v-prediction: cos e - sin x_0
     for on in (FLOW, torch.stack([angle.cos(), -angle.sin()])):
-        pred, ref, target = case(5, shape, on=on)
+        pred, ref, target = mixed(5, shape, on=on)
         if errors:
             ref = 0.01 + 0.001 * torch.arange(10, dtype=torch.float64)
         losses, want = by_definition(pred, ref, target)
@@ -67,7 +54,7 @@ def test_losses_and_gradients_are_those_of_the_definition(backend, device, shape
 @pytest.mark.parametrize("layout", ["halves", "interleaved"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_it_is_the_loss_of_the_tensor_that_it_stands_for(backend, device, dtype, layout, channels_last):
-    pred, ref, target = case(3, (4, 8, 9), (dtype, dtype, dtype))
+    pred, ref, target = mixed(3, (4, 8, 9), (dtype, dtype, dtype))
     order = torch.tensor([0, 3, 1, 4, 2, 5])
     if layout == "interleaved":
         pred, ref, target = pred[order], ref[order], target._replace(data=target.data[order])
@@ -94,7 +81,7 @@ def test_it_is_the_loss_of_the_tensor_that_it_stands_for(backend, device, dtype,
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 def test_shares_of_one_and_nothing_are_noise_and_data_to_the_bit(backend, device):
-    pred, ref, target = case(4, (4, 8, 8))
+    pred, ref, target = mixed(4, (4, 8, 8))
     pred, ref, drawn, data = (x.to(device) for x in (pred, ref, target.draws, target.data))
     for on, alone in ((torch.tensor([[1.0], [0.0]]), drawn), (torch.tensor([[0.0], [1.0]]), data)):
         got = fdpo_loss(pred, ref, Target(drawn, data, on.expand(2, 4).to(device)), backend=backend, **KNOBS)
@@ -105,7 +92,7 @@ def test_shares_of_one_and_nothing_are_noise_and_data_to_the_bit(backend, device
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 def test_it_is_compiled_batched_and_linked_by_a_callable(backend, device):
-    pred, ref, target = case(2, (4, 8, 8))
+    pred, ref, target = mixed(2, (4, 8, 8))
     target, ref = Target(*(part.to(device) for part in target)), ref.to(device)
 
     def value(link, run):
@@ -132,7 +119,7 @@ def test_it_is_compiled_batched_and_linked_by_a_callable(backend, device):
 
 @pytest.mark.parametrize("name", ["draws", "data", "on"])
 def test_memory_that_was_freed_is_a_sentence(name):
-    pred, ref, target = case(2, (4, 8, 8))
+    pred, ref, target = mixed(2, (4, 8, 8))
     part = getattr(target, name).clone()
     part.untyped_storage().resize_(0)
     with pytest.raises(ValueError, match="has no memory: it was freed"):
