@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import launcher
-from tests.helpers import RECIPE, ROOT
+from tests.helpers import RECIPE, ROOT, TOLD
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
@@ -44,10 +44,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker("gpu")
         elif not cuda and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-TOLD = {"flux": {"guidance": 3.5}, "z_image": {"text_tokens": 128}}
-"""The keys of the model's section that a family cannot be without, or is slow without."""
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from fdpo_fast.models.architecture import read_architecture
 from fdpo_fast.models.prediction import as_in_training, predict
 from fdpo_fast.models.presets import default_dtype, denoiser
 from fdpo_fast.models.trainable import prepare
-from tests.conftest import TOLD
+from tests.helpers import TOLD
 from tests.helpers.pictures import as_pickapic, difficult_rows
 from tests.helpers.training import weights
 
