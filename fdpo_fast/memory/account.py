@@ -134,9 +134,10 @@ def _activations(account: Account, trace: Trace, engine: Engine, config: Config)
 def _weights(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     frozen = trace.frozen_bytes
     beside = engine.stage == 3 and engine.offload_param
+    account.add("buffers", "gpu", trace.buffer_bytes)  # on every rank: ZeRO splits none
     account.add("frozen weights", "host" if beside else "gpu", frozen / (engine.ranks if engine.stage == 3 else 1))
     if config.reference.mode == "live":
-        account.add("reference model", "host" if beside else "gpu", trace.trained_bytes + frozen)
+        account.add("reference model", "host" if beside else "gpu", trace.model_bytes)
         if beside:  # a layer and the next
             account.add(
                 "reference model", "gpu", 2 * trace.trained_bytes / trace.trained * max(trace.shapes), "forward"

@@ -96,15 +96,16 @@ def needs(
     vae = vae_passes(config, architecture)
     dtype = DTYPES[config.model.dtype]
     width = dtype.itemsize
-    everything = traced.trained_bytes + traced.frozen_bytes
+    layer = max(width * max(traced.shapes), traced.buffer_bytes)
     beside: dict[str, float] = {}
     if not ready.latents:
         beside["caching images"] = vae.encoding
     if config.reference.mode == "cached":
-        held = 2 * width * max(traced.shapes) if config.parameters_on_host else everything  # this layer, and the next
+        held = 2 * layer if config.parameters_on_host else traced.model_bytes  # this layer, and the next
         beside["caching reference errors"] = held + traced.inference + traced.data
     if config.stage == 3:
-        beside["starting"] = 2 * width * max(traced.shapes) + account.parts("step", "gpu").get("weights", 0)
+        own = account.parts("step", "gpu")
+        beside["starting"] = 2 * width * max(traced.shapes) + own.get("weights", 0) + own.get("buffers", 0)
     if config.log.samples_every:
         resting = sum(
             e.size for e in account.entries if e.device == "gpu" and e.phases == PHASES and e.part != "gradients"
@@ -113,7 +114,7 @@ def needs(
         share = config.log.images_per_prompt / config.train.pairs_per_micro_batch
         beside["sample grids"] = resting + max(vae.decoding, traced.inference * share)
     room = (card or with_allowances(max(account.total(account.peak("gpu"), "gpu"), *beside.values()))) - CONTEXT
-    starting, drawing = float(everything), 0.0
+    starting, drawing = float(traced.model_bytes), 0.0
     if config.log.samples_every:
         text = placement.held(architecture.text_sizes(dtype), room - resting)
         beside["sample grids"] += text.device
@@ -134,7 +135,7 @@ def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dic
     side, width = config.data.resolution // architecture.factors()[0], DTYPES[config.data.cache_dtype].itemsize
     image = architecture.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
     optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
-    whole = traced.trained_bytes + traced.frozen_bytes
+    whole = traced.model_bytes
     exported = whole / DTYPES[config.model.dtype].itemsize + architecture.text_parameters
     average = 4 * traced.trained if config.train.ema_decay else 0
     both = 2 if config.data.ties == "half" or config.data.votes == "conservative" else 1

@@ -42,6 +42,8 @@ class Trace:
     """The number of elements of each trained parameter."""
     trained_bytes: int
     frozen_bytes: int
+    buffer_bytes: int
+    """What is no parameter and yet part of the model: the table of positions of a transformer."""
     flops: int
     """FLOPs of a forward and backward, what is computed again included."""
     inference_flops: int
@@ -50,6 +52,11 @@ class Trace:
     def work(self, config: Config) -> int:
         """Return the FLOPs of a micro-batch; the reference's forward counts where it is not cached."""
         return self.flops + (self.inference_flops if config.reference.mode != "cached" else 0)
+
+    @property
+    def model_bytes(self) -> int:
+        """Return the bytes of the whole model."""
+        return self.trained_bytes + self.frozen_bytes + self.buffer_bytes
 
     @property
     def trained(self) -> int:
@@ -132,6 +139,7 @@ def traces(
             shapes=tuple(parameter.numel() for parameter in rehearsal.trained),
             trained_bytes=sum(sizes),
             frozen_bytes=everything - sum(sizes),
+            buffer_bytes=sum(buffer.nbytes for buffer in rehearsal.denoiser.buffers()),
             flops=tracker.flops,
             inference_flops=inference.flops,
         )
