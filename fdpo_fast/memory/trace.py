@@ -34,6 +34,8 @@ class Trace:
     """The most at once in backward."""
     backward_with_gradients: int
     """The most at once in backward where gradients stay as they come."""
+    backward_with_bucket: int
+    """The most at once in backward where gradients are stepped inside it, a bucket at a time."""
     inference: int
     """The most at once in the reference's forward, which has no backward."""
     data: int
@@ -134,6 +136,7 @@ def traces(
             forward=forward,
             backward=tracker.peak,
             backward_with_gradients=tracker.peak_with_gradients,
+            backward_with_bucket=tracker.peak_with_bucket,
             inference=inference.peak,
             data=sum(tensor.nbytes for tensor in inputs),
             shapes=tuple(parameter.numel() for parameter in rehearsal.trained),
