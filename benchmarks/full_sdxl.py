@@ -50,11 +50,12 @@ def prepare(
     changes: dict[str, Any] | None = None,
     pairs: int = PAIRS,
     weights: bool = True,
+    text_tokens: int | None = None,
 ) -> None:
     """Write to `folder` as much of a pipeline as the trainer reads, with random weights, and pairs that are encoded.
 
     side: of the latents; changes: to the preset's denoiser; pairs: how many; weights: False leaves denoiser and VAE
-    without any, for a run whose denoiser comes from elsewhere.
+    without any, for a run whose denoiser comes from elsewhere; text_tokens: as `model.text_tokens` of the run.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -66,7 +67,7 @@ def prepare(
 
     quiet_libraries()
     folder.mkdir(parents=True, exist_ok=True)
-    model = Model(family=family_of(preset), base=str(folder))
+    model = Model(family=family_of(preset), base=str(folder), text_tokens=text_tokens)
     family = family_class(model)
     presets.SCHEDULERS[presets.PRESETS[preset].get("prediction", "epsilon")]().save_pretrained(folder / "scheduler")
     with torch.device("meta"):

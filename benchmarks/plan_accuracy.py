@@ -60,6 +60,7 @@ class Size:
     changes: dict[str, Any]
     """To the preset's denoiser."""
     steps: int = 3
+    text_tokens: int | None = None
 
 
 def _transformer(layers: int, heads: int) -> dict[str, Any]:
@@ -75,12 +76,12 @@ SIZES = {
         "sdxl", 32, {"block_out_channels": (256, 512, 768), **_HEADS, "transformer_layers_per_block": (1, 2, 3)}
     ),
     "full": Size("sdxl", 16, {}),
-    "100M transformer": Size("sd35m", 32, _transformer(layers=10, heads=8)),
-    "500M transformer": Size("sd35m", 16, _transformer(layers=13, heads=16)),
+    "100M transformer": Size("sd35m", 32, _transformer(layers=10, heads=8), text_tokens=32),
+    "500M transformer": Size("sd35m", 16, _transformer(layers=13, heads=16), text_tokens=32),
 }
 
 
-NOTHING = {"sdxl": Size("tiny_sdxl", 16, {}, 50), "sd35m": Size("tiny_sd3", 16, {}, 50)}
+NOTHING = {"sdxl": Size("tiny_sdxl", 16, {}, 50), "sd35m": Size("tiny_sd3", 16, {}, 50, 32)}
 """By preset a model so tiny that what is left of its memory is the interpreter's."""
 
 
@@ -118,11 +119,11 @@ def run(
     with TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as scratch:
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process whose memory goes with it
             if not (base / "pairs.parquet").exists():
-                pool.apply(prepare, (size.preset, base, size.side, size.changes))
+                pool.apply(prepare, (size.preset, base, size.side, size.changes), {"text_tokens": size.text_tokens})
             settings = config(size.preset, base, Path(scratch), rung, size.side)
             settings["train"]["pairs_per_step"] = 1 if rung == "B" else 2
             settings["train"]["max_steps"] = size.steps
-            settings["model"] |= changes or {}
+            settings["model"] |= {"text_tokens": size.text_tokens, **(changes or {})}
             need, parameters = pool.apply(predicted, (settings,))
         return need, measured(settings, Path(scratch)), parameters
 
