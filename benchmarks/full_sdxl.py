@@ -35,7 +35,7 @@ from fdpo_fast.training.resumption import PARTIAL
 ROOT = Path(__file__).parent.parent
 CSV = Path(__file__).parent / "results/full_sdxl.csv"
 COLUMNS = ("rung", "run", "phase", "figure", "value", "machine")
-PAIRS, LATENT_SIDE, TOKENS = 4, 16, 77
+PAIRS, LATENT_SIDE = 4, 16
 
 ALLOCATOR = {"memory_gib": "allocated_gib", "memory_reserved_gib": "reserved_gib"}
 """What the trainer's records say of the GPU's allocator, and the figures' names."""
@@ -50,28 +50,33 @@ def prepare(
     changes: dict[str, Any] | None = None,
     pairs: int = PAIRS,
     weights: bool = True,
+    text_tokens: int | None = None,
 ) -> None:
     """Write to `folder` as much of a pipeline as the trainer reads, with random weights, and pairs that are encoded.
 
-    side: of the latents; changes: to the preset's UNet; pairs: how many; weights: False leaves UNet and VAE without
-    any, for a run whose UNet comes from elsewhere.
+    side: of the latents; changes: to the preset's denoiser; pairs: how many; weights: False leaves denoiser and VAE
+    without any, for a run whose denoiser comes from elsewhere; text_tokens: as `model.text_tokens` of the run.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
     import torch
-    from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
 
-    from fdpo_fast.models import presets, quiet_libraries
+    from fdpo_fast.config.schema import Model
+    from fdpo_fast.models import family_class, presets, quiet_libraries
 
     quiet_libraries()
     folder.mkdir(parents=True, exist_ok=True)
-    presets.SCHEDULERS["epsilon"]().save_pretrained(folder / "scheduler")
+    model = Model(family=family_of(preset), base=str(folder), text_tokens=text_tokens)
+    family = family_class(model)
+    presets.SCHEDULERS[presets.PRESETS[preset].get("prediction", "epsilon")]().save_pretrained(folder / "scheduler")
+    with torch.device("meta"):
+        settings = dict(presets.components(preset)[family.denoiser_name]().config) | (changes or {})
     index = {
         "_class_name": presets.PRESETS[preset]["pipeline"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        family.denoiser_name: ["diffusers", family.denoiser_class.__name__],
+        "scheduler": ["diffusers", json.loads((folder / "scheduler/scheduler_config.json").read_text())["_class_name"]],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     with torch.device("meta"):  # the plan of memory looks at their configurations
@@ -79,21 +84,29 @@ def prepare(
             presets.text_encoder(preset, name).config.save_pretrained(folder / name)
     torch.manual_seed(0)
     with torch.device("cpu" if weights else "meta"), presets.default_dtype(torch.bfloat16):  # never in float32
-        unet = UNet2DConditionModel(**presets.unet_config(preset) | (changes or {}))
-        parts = {"unet": unet, "vae": presets.vae(preset)}  # the VAE's configuration is read, and the export has a copy
+        denoiser = family.denoiser_class.from_config(settings).to(torch.bfloat16)  # its table of positions, too
+        parts = {family.denoiser_name: denoiser, "vae": presets.vae(preset)}  # the export has a copy of the VAE
     for name, part in parts.items():
         if weights:
             part.save_pretrained(folder / name)
         else:
             part.save_config(folder / name)
             save_file({}, folder / name / "diffusion_pytorch_model.safetensors")
-    pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    shapes = {f"latents_{number}": (4, side, side) for number in (0, 1)}
-    shapes |= {"prompt_embeds": (TOKENS, unet.config.cross_attention_dim), "pooled_prompt_embeds": (pooled,)}
+    shapes = {f"latents_{number}": (settings["in_channels"], side, side) for number in (0, 1)}
+    shapes |= family.text_shapes(settings, model)
     columns = {name: [torch.randn(shape).tolist() for _ in range(pairs)] for name, shape in shapes.items()}
     columns["caption"] = ["", *(f"caption {row}" for row in range(1, pairs))]  # the empty one too: nothing to encode
     columns |= {"label_0": [1.0] * pairs, "label_1": [0.0] * pairs}
     pq.write_table(pa.table(columns), folder / "pairs.parquet")
+
+
+def family_of(preset: str) -> str:
+    """The name of the family whose pipelines a preset is one of."""
+    from fdpo_fast.config.schema import Model
+    from fdpo_fast.models import FAMILIES, family_class, presets
+
+    kind = presets.PRESETS[preset]["pipeline"]
+    return next(name for name in FAMILIES if kind in family_class(Model(family=name, base="a/b")).pipelines)
 
 
 def config(preset: str, base: Path, scratch: Path, rung: str, side: int = LATENT_SIDE) -> dict:
@@ -102,7 +115,7 @@ def config(preset: str, base: Path, scratch: Path, rung: str, side: int = LATENT
     from fdpo_fast.memory.ladder import on_rung
 
     plain = {
-        "model": {"family": "sdxl", "base": str(base), "dtype": "bf16"},
+        "model": {"family": family_of(preset), "base": str(base), "dtype": "bf16"},
         "data": {
             "source": str(base / "pairs.parquet"),
             "format": "latents",

@@ -125,18 +125,22 @@ def _activations(account: Account, trace: Trace, engine: Engine, config: Config)
         account.add("gradients in the graph", "gpu", trace.trained_bytes)
         return
     account.add("activations", "gpu", max(trace.forward, trace.inference), "forward")
-    grows = not engine.stage and not engine.accumulates and not config.train.step_in_backward
-    gradients = trace.backward_with_gradients - trace.trained_bytes
-    # where gradients come to stay, the peak may lie before all are there: less than the sum of both peaks
-    account.add("activations", "gpu", gradients if grows and gradients > 0 else trace.backward, "backward")
+    # where gradients come during backward, the peak may lie before all are there: less than the sum of both peaks
+    beside = float(trace.backward)
+    if config.train.step_in_backward:
+        beside = trace.backward_with_bucket - _bucket(trace)
+    elif not engine.stage and not engine.accumulates:
+        beside = trace.backward_with_gradients - trace.trained_bytes
+    account.add("activations", "gpu", beside if beside > 0 else trace.backward, "backward")
 
 
 def _weights(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     frozen = trace.frozen_bytes
     beside = engine.stage == 3 and engine.offload_param
+    account.add("buffers", "gpu", trace.buffer_bytes)  # on every rank: ZeRO splits none
     account.add("frozen weights", "host" if beside else "gpu", frozen / (engine.ranks if engine.stage == 3 else 1))
     if config.reference.mode == "live":
-        account.add("reference model", "host" if beside else "gpu", trace.trained_bytes + frozen)
+        account.add("reference model", "host" if beside else "gpu", trace.model_bytes)
         if beside:  # a layer and the next
             account.add(
                 "reference model", "gpu", 2 * trace.trained_bytes / trace.trained * max(trace.shapes), "forward"
@@ -171,13 +175,17 @@ def _optimizer(account: Account, trace: Trace, engine: Engine, config: Config, g
         account.add("optimizer step", "gpu", width * mine, "step")  # torch's, for all parameters at once
 
 
+def _bucket(trace: Trace) -> float:
+    """Return the bytes of the gradients that are stepped together inside backward: a bucket, and what has filled it."""
+    return min(BUCKET_BYTES + max(trace.shapes) * trace.trained_bytes / trace.trained, trace.trained_bytes)
+
+
 def _gradients_whole(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:
     """Enter the gradients under ZeRO 0: every rank has all of them, in the weights' dtype, where the optimizer is."""
     largest, width = max(trace.shapes), trace.trained_bytes / trace.trained
     if config.train.step_in_backward:
-        # a bucket with the one that fills it, joined where it is averaged; and one's norm
-        bucket = min(BUCKET_BYTES + width * largest, trace.trained_bytes)
-        account.add("gradients", "gpu", bucket * (2 if engine.ranks > 1 else 1) + 4 * largest, "backward")
+        # joined where they are averaged; and one's norm
+        account.add("gradients", "gpu", _bucket(trace) * (2 if engine.ranks > 1 else 1) + 4 * largest, "backward")
         return
     account.add("gradients", "gpu", trace.trained_bytes, "backward", "step", *(("forward",) * engine.accumulates))
     if engine.master:

@@ -97,15 +97,16 @@ def needs(
     vae = vae_passes(config, architecture)
     dtype = DTYPES[config.model.dtype]
     width = dtype.itemsize
-    everything = traced.trained_bytes + traced.frozen_bytes
+    layer = max(width * max(traced.shapes), traced.buffer_bytes)
     beside: dict[str, float] = {}
     if not ready.latents:
         beside["caching images"] = vae.encoding
     if config.reference.mode == "cached":
-        held = 2 * width * max(traced.shapes) if config.parameters_on_host else everything  # this layer, and the next
+        held = 2 * layer if config.parameters_on_host else traced.model_bytes  # this layer, and the next
         beside["caching reference errors"] = held + traced.inference + traced.data
     if config.stage == 3:
-        beside["starting"] = 2 * width * max(traced.shapes) + account.parts("step", "gpu").get("weights", 0)
+        own = account.parts("step", "gpu")
+        beside["starting"] = 2 * width * max(traced.shapes) + own.get("weights", 0) + own.get("buffers", 0)
     if config.log.samples_every:
         resting = sum(
             e.size for e in account.entries if e.device == "gpu" and e.phases == PHASES and e.part != "gradients"
@@ -142,7 +143,7 @@ def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dic
         "latents": float(extent.images * image * width),
         "text embeddings": float(extent.rows * architecture.text_elements() * width),
         "reference errors": 16.0 * extent.pairs * both * (config.reference.visits or 0),
-        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + optimizer + average),
+        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + traced.buffer_bytes + optimizer + average),
         "export": exported * DTYPES[config.train.export_dtype or "fp32"].itemsize,
     }
     return {name: size for name, size in written.items() if size}, known

@@ -34,6 +34,8 @@ class Trace:
     """The most at once in backward."""
     backward_with_gradients: int
     """The most at once in backward where gradients stay as they come."""
+    backward_with_bucket: int
+    """The most at once in backward where gradients are stepped inside it, a bucket at a time."""
     inference: int
     """The most at once in the reference's forward, which has no backward."""
     data: int
@@ -43,7 +45,9 @@ class Trace:
     trained_bytes: int
     frozen_bytes: int
     whole_bytes: int
-    """All weights in the policy's dtype, none in fewer bits."""
+    """All weights and buffers in the policy's dtype, none in fewer bits."""
+    buffer_bytes: int
+    """What is no parameter and yet part of the model: the table of positions of a transformer."""
     flops: int
     """FLOPs of a forward and backward, what is computed again included."""
     inference_flops: int
@@ -52,6 +56,11 @@ class Trace:
     def work(self, config: Config) -> int:
         """Return the FLOPs of a micro-batch; the reference's forward counts where it is not cached."""
         return self.flops + (self.inference_flops if config.reference.mode != "cached" else 0)
+
+    @property
+    def model_bytes(self) -> int:
+        """Return the bytes of the whole model as it is held."""
+        return self.trained_bytes + self.frozen_bytes + self.buffer_bytes
 
     @property
     def trained(self) -> int:
@@ -122,6 +131,7 @@ def traces(
     inputs = (rehearsal.noisy, rehearsal.noisy.float(), rehearsal.draws, *rehearsal.condition.values())
     with rehearsal.mode, torch.no_grad(), rehearsal.tracked() as inference:
         rehearsal.predict()
+    buffers = sum(buffer.nbytes for buffer in rehearsal.denoiser.buffers())
     unpacked = quantization.unpacked_bytes(rehearsal.denoiser, config.model)
     by_choice = {}
     for choice in progress(choices, desc="tracing the model", unit=" choices", leave=False):
@@ -136,12 +146,14 @@ def traces(
             forward=forward + unpacked,
             backward=tracker.peak + unpacked,
             backward_with_gradients=tracker.peak_with_gradients + unpacked,
+            backward_with_bucket=tracker.peak_with_bucket + unpacked,
             inference=inference.peak + unpacked,
             data=sum(tensor.nbytes for tensor in inputs),
             shapes=tuple(parameter.numel() for parameter in rehearsal.trained),
             trained_bytes=sum(sizes),
             frozen_bytes=quantization.frozen_bytes(rehearsal.denoiser, config.model),
-            whole_bytes=everything,
+            whole_bytes=everything + buffers,
+            buffer_bytes=buffers,
             flops=tracker.flops,
             inference_flops=inference.flops,
         )

@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from fdpo_fast.optim.in_backward import BUCKET_BYTES
+
 _ATEN = torch.ops.aten
 _FLOPS = {
     **flop_registry,
@@ -77,7 +79,9 @@ class Tracker(TorchDispatchMode):
         super().__init__()
         self._known: weakref.WeakSet = weakref.WeakSet()
         self.gradients = self.others = 0
-        self.peak = self.peak_with_gradients = 0
+        self.bucket = 0
+        """The gradients that wait for their step inside backward."""
+        self.peak = self.peak_with_gradients = self.peak_with_bucket = 0
         self.flops = 0
 
     def ignore(self, module: nn.Module) -> None:
@@ -91,10 +95,14 @@ class Tracker(TorchDispatchMode):
             size = parameter.grad.untyped_storage().nbytes()
             self.others -= size
             self.gradients += size
+            self.bucket += size
+            if self.bucket >= BUCKET_BYTES:
+                self.bucket = 0
 
     def restart(self) -> None:
         """Forget the peaks, so that they are those from now on."""
         self.peak, self.peak_with_gradients = self.others, self.others + self.gradients
+        self.bucket, self.peak_with_bucket = 0, self.others
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -119,6 +127,7 @@ class Tracker(TorchDispatchMode):
                 weakref.finalize(storage, self._free, size)
                 self.peak = max(self.peak, self.others)
                 self.peak_with_gradients = max(self.peak_with_gradients, self.others + self.gradients)
+                self.peak_with_bucket = max(self.peak_with_bucket, self.others + self.bucket)
         return out
 
     def _free(self, size: int) -> None:

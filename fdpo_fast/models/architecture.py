@@ -37,7 +37,8 @@ class Architecture:
     def denoiser(self, dtype: torch.dtype) -> Denoiser:
         """Make the denoiser on the meta device."""
         with torch.device("meta"), presets.default_dtype(dtype):
-            return self.family.denoiser_class.from_config(self.denoiser_config)
+            denoiser = self.family.denoiser_class.from_config(self.denoiser_config)
+        return denoiser.to(dtype)  # buffers may be float32 whatever the default is, until they are loaded
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Make the VAE on the meta device."""

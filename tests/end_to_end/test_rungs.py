@@ -1,4 +1,4 @@
-"""The trainer on every rung of the memory ladder, on the GPU and (slowly) on the CPU: tiny SDXL, bfloat16."""
+"""The trainer on every rung of the memory ladder, on the GPU and (slowly) on the CPU: tiny SDXL and SD3, bfloat16."""
 
 import json
 import math
@@ -7,13 +7,12 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from benchmarks import launcher
 from benchmarks.full_sdxl import config, prepare
 from fdpo_fast.training.records import read_records
 from tests.helpers import ROOT
-from tests.helpers.training import called
+from tests.helpers.training import called, weights_in
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
 STEPS = 4
@@ -21,10 +20,15 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A pipeline with a tiny UNet of SDXL's kind, and pairs that are encoded."""
-    folder = tmp_path_factory.mktemp("base")
-    prepare("tiny_sdxl", folder)
-    return folder
+    """Make a preset's pipeline with a tiny denoiser, and pairs that are encoded, once."""
+    root = tmp_path_factory.mktemp("bases")
+
+    def make(preset):
+        if not (root / preset).exists():
+            prepare(preset, root / preset)
+        return root / preset
+
+    return make
 
 
 def called_deterministically(words):
@@ -40,10 +44,10 @@ def called_deterministically(words):
 def train(base, tmp_path):
     """Run the trainer on a device and return (records, exported weights); `ranks`: under DeepSpeed's launcher."""
 
-    def run(device, rung, name, *words, ranks=0, check=True, **changes):
+    def run(device, rung, name, *words, preset="tiny_sdxl", ranks=0, check=True, **changes):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        raw = config("tiny_sdxl", base, folder, rung)
+        raw = config(preset, base(preset), folder, rung)
         raw["train"] |= {"max_steps": STEPS, "checkpoint_every": 2, "keep_checkpoints": 2}
         raw["train"]["pairs_per_step"] = max(1, ranks)
         for path, value in changes.items():
@@ -66,8 +70,7 @@ def train(base, tmp_path):
         if not check:
             return done
         assert done.returncode == 0, done.stdout + done.stderr
-        export = folder / "run/export/unet/diffusion_pytorch_model.safetensors"
-        return read_records(folder / "run"), load_file(export)
+        return read_records(folder / "run"), weights_in(folder / "run/export")
 
     return run
 
@@ -85,14 +88,14 @@ def starts_at_the_reference(records):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("preset", ["tiny_sdxl", "tiny_sd3"])
 @pytest.mark.parametrize("rung", "ABCD")
-def test_a_rung_starts_at_the_reference_and_resumes_the_same(train, base, device, rung):
-    records, whole = train(device, rung, "whole")
+def test_a_rung_starts_at_the_reference_and_resumes_the_same(train, base, device, preset, rung):
+    records, whole = train(device, rung, "whole", preset=preset)
     starts_at_the_reference(records)
-    before = load_file(base / "unet/diffusion_pytorch_model.safetensors")
-    assert not same(whole, before)
-    train(device, rung, "parts", train__max_steps=2)
-    again, resumed = train(device, rung, "parts", "--resume")
+    assert not same(whole, weights_in(base(preset)))
+    train(device, rung, "parts", preset=preset, train__max_steps=2)
+    again, resumed = train(device, rung, "parts", "--resume", preset=preset)
     assert [record["step"] for record in again] == list(range(STEPS))
     assert same(resumed, whole)
     if device == "cuda":

@@ -55,8 +55,13 @@ def called(arguments):
 
 def weights(raw):
     """The exported weights of what was trained."""
-    export, names = Path(raw["train"]["output_dir"]) / "export", ("unet", "transformer")
-    (file,) = (file for name in names for file in export.glob(f"{name}/diffusion_pytorch_model.safetensors"))
+    return weights_in(Path(raw["train"]["output_dir"]) / "export")
+
+
+def weights_in(pipeline):
+    """The weights of a pipeline's denoiser."""
+    names = ("unet", "transformer")
+    (file,) = (file for name in names for file in pipeline.glob(f"{name}/diffusion_pytorch_model.safetensors"))
     return load_file(file)
 
 

@@ -47,6 +47,7 @@ def test_the_trace_agrees_with_torchs_tracker(tiny, checkpointing):
     buffers = sum(b.numel() * b.element_size() for b in rehearsal.denoiser.buffers())
     assert ours.saved == forward["Total"] - weights - buffers
     assert max(ours.forward, ours.backward_with_gradients) == peak["Total"] - weights - buffers
+    assert ours.backward <= ours.backward_with_bucket <= ours.backward_with_gradients
 
 
 @pytest.mark.parametrize("checkpointing", CHOICES)
