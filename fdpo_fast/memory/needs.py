@@ -143,7 +143,8 @@ def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dic
         "latents": float(extent.images * image * width),
         "text embeddings": float(extent.rows * architecture.text_elements() * width),
         "reference errors": 16.0 * extent.pairs * both * (config.reference.visits or 0),
-        "checkpoints": (config.train.keep_checkpoints + 1) * (traced.trained_bytes + traced.buffer_bytes + optimizer + average),
+        "checkpoints": (config.train.keep_checkpoints + 1)
+        * (traced.trained_bytes + traced.buffer_bytes + optimizer + average),
         "export": exported * DTYPES[config.train.export_dtype or "fp32"].itemsize,
     }
     return {name: size for name, size in written.items() if size}, known
