@@ -83,8 +83,10 @@ class Policy:
             state = torch.load(self.folder / _STATES, mmap=True, weights_only=True)["module"]
             if (average := self.folder / _AVERAGE).is_file():  # what the export holds, too
                 state |= load_file(average)
+            if unfit := trainable.misfits(denoiser, state):
+                raise UserError(f"the checkpoint {self.folder} is of another model: {unfit[0]} does not fit")
             try:
-                denoiser.load_state_dict(state)
+                denoiser.load_state_dict(state, strict=False)
             except RuntimeError as error:
                 raise UserError(
                     f"the checkpoint {self.folder} is of another model: {str(error).split(chr(10))[1].strip()}"

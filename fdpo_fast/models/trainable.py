@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from fdpo_fast.config.errors import UserError
@@ -79,6 +79,15 @@ def prepare(unet: Denoiser, model: Model) -> list[Parameter]:
                 parameter.data = parameter.data.to(DTYPES[model.dtype])
     checkpoint(unet, model.gradient_checkpointing)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def misfits(unet: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Name what a checkpoint's state lacks of the trained weights, and what in it no tensor of the denoiser is called.
+
+    Frozen weights are the base's: a checkpoint need not have them, and those of older versions do.
+    """
+    trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    return sorted(trained - state.keys() | state.keys() - unet.state_dict().keys())
 
 
 def checkpoint(unet: Denoiser, choice: str) -> None:

@@ -20,6 +20,7 @@ from fdpo_fast import checksums
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.distributed import agreed
 from fdpo_fast.files import digest, make_folder, replacing, settle
+from fdpo_fast.models import trainable
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 from fdpo_fast.training import resumption
 
@@ -175,8 +176,8 @@ def _adopt_weights(src: dict[str, Tensor], dst: nn.Module) -> None:
     state = dst.state_dict()  # without buffers that are not saved
     ours: dict[str, Tensor] = {name: tensor for name, tensor in dst.named_buffers() if name in state}
     ours |= {name: parameter for name, parameter in dst.named_parameters() if parameter.requires_grad}
-    unfit = [name for name in ours if _kind(ours[name]) != _kind(src.get(name))]
-    if unfit := unfit + [name for name in src if name not in state]:
+    unfit = trainable.misfits(dst, src)
+    if unfit := unfit + [name for name in ours if _kind(ours[name]) != _kind(src.get(name))]:
         raise UserError(f"the checkpoint is of another model: {min(unfit)} does not fit")
     for name, tensor in ours.items():
         tensor.data = src[name].to(tensor.device)

@@ -14,7 +14,8 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 
-from fdpo_fast.models.presets import DENOISERS, PRESETS, SCHEDULERS
+from fdpo_fast.models import presets
+from fdpo_fast.models.presets import SCHEDULERS
 from tests.helpers import ROOT
 from tests.helpers.pages import PAGES, blocks
 from tests.helpers.training import as_found
@@ -146,8 +147,8 @@ def models(name, dtype, spread):
     """Policy and reference of a script, near one another: LoRA on frozen weights of `dtype`, or two whole UNets."""
     torch.manual_seed(0)
     preset = (SCRIPTS | FINE_TUNING)[name]
-    (component,) = PRESETS[preset].keys() & DENOISERS.keys()
-    denoiser = DENOISERS[component](preset)
+    component, make = next(iter(presets.components(preset).items()))
+    denoiser = make()
     reference = copy.deepcopy(denoiser).requires_grad_(False) if name == "diffusion_dpo" else None
     if not reference:
         denoiser.requires_grad_(False).to(dtype)
