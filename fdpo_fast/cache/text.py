@@ -45,7 +45,12 @@ def check_embeddings(config: Config, source: PairSource, facts: Facts, captions:
         return
     if missing := [key for key in facts.text_keys if key not in found]:
         raise UserError(f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none")
+    lengths = {found[key][0] for key in facts.text_keys if len(facts.text_shapes[key]) == 2 or key.endswith("mask")}
+    if len(lengths) > 1:
+        raise UserError("prompt_embeds and prompt_mask of data.source have other numbers of tokens: give one for each")
     for key in facts.text_keys:
+        if key.endswith("mask"):
+            continue
         shape, taken = found[key], facts.text_shapes[key]
         if len(shape) != len(taken) or shape[-1] != taken[-1]:
             raise UserError(

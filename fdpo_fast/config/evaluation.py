@@ -31,7 +31,9 @@ class Evaluate(Section):
     prompts: str | list[str] = Field([], description="captions, or a file of them: txt, tsv, csv, json, jsonl, parquet")
     images_per_prompt: int = Field(4, ge=1, description="images of each caption, by each model")
     sampling_steps: int = Field(50, ge=1, description="of each image")
-    guidance: float = Field(7.5, ge=0, description="classifier-free")
+    guidance: float = Field(
+        7.5, ge=0, description="classifier-free; a model distilled from guidance is told it while it draws"
+    )
     scheduler: str | None = Field(None, description="a scheduler class of diffusers; null: the pipeline's own")
     seed: int = Field(0, ge=0, lt=2**32, description="of the images' own seeds, the same for all models")
     batch: int = Field(4, ge=1, description="images drawn, or scored, at a time")

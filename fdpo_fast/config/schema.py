@@ -42,7 +42,7 @@ class Model(Section):
         None,
         ge=1,
         le=512,
-        description="of T5 or Qwen for a caption, in families that have it; null: the pipeline's own, 256 (SD3) or 512",
+        description="of T5 or Qwen (its template's too) for a caption, where a family has it; null: 256 (SD3) or 512",
     )
     guidance: float | None = Field(
         None, ge=0, description="what a model distilled from guidance (FLUX.1-dev) is told; there it must be given"
@@ -257,4 +257,6 @@ class Log(Section):
     prompts: list[str] = Field([], description="captions of the sample grids")
     images_per_prompt: int = Field(4, ge=1, description="images of each caption, of base and policy")
     sampling_steps: int = Field(20, ge=1, description="of each image")
-    guidance: float = Field(7.5, ge=0, description="classifier-free")
+    guidance: float = Field(
+        7.5, ge=0, description="classifier-free; a model distilled from guidance is told it while it draws"
+    )

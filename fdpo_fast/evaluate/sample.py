@@ -100,6 +100,7 @@ class Studio:
             "resolution": config.data.resolution,
             "dtype": config.model.dtype,
             **family.drawing,
+            **({"quantization": config.model.quantization} if config.model.quantization else {}),
         }
         self._claim(
             folder / "sampling.json", {**self.settings, "images": digest([asdict(task) for task in self.tasks])}

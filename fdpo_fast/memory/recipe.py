@@ -145,7 +145,8 @@ def _drafted(wish: Wish) -> Raw:
 def _told(model: Raw) -> Raw:
     """Return the section of a model that is here, without guidance where it was not distilled from any."""
     folder = Path(model["base"]).expanduser() / family_class(Model(**model)).denoiser_name
-    distilled = read_json(folder / "config.json").get("guidance_embeds")
+    file = folder / "config.json"  # none is there where the family is another
+    distilled = file.is_file() and read_json(file).get("guidance_embeds")
     return model if distilled else {key: value for key, value in model.items() if key != "guidance"}
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fdpo_fast.config.schema import Model
     from fdpo_fast.models.family import Family
 
-# Without a GPU it warns, while diffusers imports it, that its 4-bit kernels are missing: nothing here has 4 bits.
+# Without a GPU it warns, while diffusers imports it, that its 4-bit kernels are missing: they are for GPUs here.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 

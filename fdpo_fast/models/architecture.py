@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
@@ -16,7 +17,7 @@ from fdpo_fast.config.schema import Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import family_class, hub, presets
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.facts import check_guidance, shrinks
+from fdpo_fast.models.facts import check_channels, check_guidance, shrinks
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.placement import Size
 
@@ -38,7 +39,8 @@ class Architecture:
         """Make the denoiser on the meta device."""
         with torch.device("meta"), presets.default_dtype(dtype):
             denoiser = self.family.denoiser_class.from_config(self.denoiser_config)
-        return denoiser.to(dtype)  # buffers may be float32 whatever the default is, until they are loaded
+        # buffers may be float32 whatever the default is, until they are loaded; diffusers' own `to` warns of no matter
+        return nn.Module.to(denoiser, dtype)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Make the VAE on the meta device."""
@@ -82,6 +84,7 @@ def read_architecture(model: Model) -> Architecture:
     UserError for an unknown family, or a folder without configurations.
     """
     family = family_class(model)
+    family.check_keys(model)
     denoiser = family.denoiser_name
     encoders = [name for name in family.text_components if name.startswith("text_encoder")]
     if model.base in EMBEDDED:
@@ -107,6 +110,7 @@ def read_architecture(model: Model) -> Architecture:
         hub.check_name("model.vae", model.vae)  # the base's stands for it, until it is fetched
     text = {name: configs[name] for name in encoders if name in configs}
     check_guidance(model, configs[denoiser])
+    check_channels(model, configs["vae"], family.channels(configs[denoiser]))
     return Architecture(family, configs[denoiser], configs["vae"], text, source, model)
 
 

@@ -20,5 +20,4 @@ class Denoiser(nn.Module):
     compile_repeated_blocks: Callable[..., None]
     enable_gradient_checkpointing: Callable[[], None]
     save_config: Callable[[Path], None]
-    enable_group_offload: Callable[..., None]
     enable_xformers_memory_efficient_attention: Callable[[], None]

@@ -21,7 +21,19 @@ def check_guidance(model: Model, denoiser_config: dict) -> None:
             "has 3.5, some trainers 1.0"
         )
     if model.guidance is not None and not denoiser_config.get("guidance_embeds"):
-        raise UserError(f"model.guidance is for models distilled from guidance, and '{model.base}' is not told any")
+        raise UserError(
+            f"model.guidance is for models distilled from guidance, and '{model.base}' is told none: set it to null"
+        )
+
+
+def check_channels(model: Model, vae_config: dict, channels: int) -> None:
+    """Raise UserError where a VAE gives latents of other channels than a denoiser takes."""
+    given = vae_config.get("latent_channels", 4)
+    if given != channels:
+        raise UserError(
+            f"the VAE of {model.vae or model.base} gives latents of {given} channels and the denoiser of {model.base} "
+            f"takes {channels}: set model.vae to null, or to one of the base's kind"
+        )
 
 
 @dataclass(frozen=True)

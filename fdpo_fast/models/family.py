@@ -18,12 +18,13 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
 from fdpo_fast.files import digest, file_digest, read_json
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.facts import Facts, check_guidance, shrinks
+from fdpo_fast.models.facts import Facts, check_channels, check_guidance, shrinks
 from fdpo_fast.models.hub import OPTIONAL, pipeline_folder, present, vae_folder
 from fdpo_fast.models.placement import place
 from fdpo_fast.models.process import Process, prediction_of, read_scheduler, shifts_by_size, tables
 from fdpo_fast.models.quantization import quantiser
 from fdpo_fast.models.tokenizer import Excess, excess
+from fdpo_fast.models.trainable import check_targets
 from fdpo_fast.models.vae import ImageEncoder, encoder
 
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
@@ -66,27 +67,34 @@ class Family(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        if model.text_tokens and self.text_tokens is None:
-            raise UserError(f"model.text_tokens is for families with T5: '{model.family}' always has CLIP's 77")
+        self.check_keys(model)
         if model.attention == "xformers" and not (find_spec("xformers") and torch.cuda.is_available()):
             lacks = "a CUDA GPU" if find_spec("xformers") else "the package: pip install xformers"
             raise UserError(f"model.attention 'xformers' lacks {lacks}; 'auto' needs neither")
         if model.cuda_graphs and not torch.cuda.is_available():
             raise UserError("model.cuda_graphs needs a CUDA GPU, and torch finds none here: set it to false")
-        for key in ("compile", "cuda_graphs"):
-            if getattr(model, key) and not issubclass(self.denoiser_class, UNet2DConditionModel):
-                raise UserError(f"model.{key} is for UNets: '{model.family}' has a transformer, set it to false")
         quantiser(model)  # refuses what cannot be
         self.base = pipeline_folder(model.base, self.pipelines, self.components)
-        check_guidance(model, read_json(self.base / self.denoiser_name / "config.json"))
+        config = read_json(self.base / self.denoiser_name / "config.json")
+        check_guidance(model, config)
         self.vae = vae_folder(model.vae) if model.vae else self.base / "vae"
+        check_channels(model, read_json(self.vae / "config.json"), self.channels(config))
         self.schedule = read_scheduler(self.base / "scheduler")
         if shifts_by_size(self.schedule) and self.patch is None:
             raise UserError(f"{self.base}/scheduler shifts by an image's tokens, and a UNet has none: set its shift")
         if model.train == "lora":
-            self._check_targets()
+            check_targets(self.blank_denoiser(), model.lora.targets)
         self.process = lru_cache(maxsize=256)(self._process)
         """(shape of latents, device) -> the tables of the noise process for it."""
+
+    @classmethod
+    def check_keys(cls, model: Model) -> None:
+        """Raise UserError for keys that are not for the family, whatever its base is."""
+        if model.text_tokens and cls.text_tokens is None:
+            raise UserError(f"model.text_tokens is for families with T5: '{model.family}' always has CLIP's 77")
+        for key in ("compile", "cuda_graphs"):
+            if getattr(model, key) and not issubclass(cls.denoiser_class, UNet2DConditionModel):
+                raise UserError(f"model.{key} is for UNets: '{model.family}' has a transformer, set it to false")
 
     @property
     def steps(self) -> int:
@@ -101,13 +109,6 @@ class Family(ABC):
     def _process(self, shape: torch.Size, device: torch.device) -> Process:
         tokens = None if self.patch is None else shape[-2] * shape[-1] // self.patch**2
         return tables(self.schedule, tokens).to(device)
-
-    def _check_targets(self) -> None:
-        """Raise UserError for a LoRA target that no layer of the denoiser is called."""
-        names = [f".{name}" for name, _ in self.blank_denoiser().named_modules()]
-        unknown = [target for target in self.model.lora.targets if not any(n.endswith(f".{target}") for n in names)]
-        if unknown:
-            raise UserError(f"no layer of the denoiser is called {', '.join(unknown)}: see model.lora.targets")
 
     # --- what caches depend on ---
 

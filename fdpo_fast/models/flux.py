@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
@@ -57,6 +57,17 @@ class Flux(Family):
             img_ids=FluxPipeline._prepare_latent_image_ids(1, rows // 2, columns // 2, text.device, torch.float32),
         ).sample  # fmt: skip
         return FluxPipeline._unpack_latents(pred, rows, columns, vae_scale_factor=1)
+
+    def sampler(self, unet: Denoiser, device: torch.device) -> DiffusionPipeline:
+        """Load the base pipeline ready to draw; it takes latents in the dtype of T5's embeddings: the denoiser's."""
+        pipeline = super().sampler(unet, device)
+        encode = pipeline.encode_prompt
+
+        def encode_prompt(*args: Any, **options: Any) -> tuple[Tensor, ...]:
+            return tuple(tensor.to(unet.dtype) for tensor in encode(*args, **options))
+
+        pipeline.encode_prompt = encode_prompt
+        return pipeline
 
     @classmethod
     def packed(cls, latents: Tensor) -> Tensor:

@@ -104,11 +104,16 @@ def add_lora(unet: Denoiser, lora: LoRA) -> None:
 
     Raises UserError for a target that no layer is named by, or that no adapter can be made for.
     """
-    for target in lora.targets:
+    check_targets(unet, lora.targets)
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))
+
+
+def check_targets(unet: nn.Module, targets: Iterable[str]) -> None:
+    """Raise UserError for a target of LoRA that no layer is named by, or that no adapter can be made for."""
+    for target in targets:
         modules = [module for name, module in unet.named_modules() if f".{name}".endswith(f".{target}")]
         if not modules:
             raise UserError(f"model.lora.targets: no layer of the denoiser is named '{target}'")
         if other := next((module for module in modules if not isinstance(module, nn.Linear | nn.Conv2d)), None):
             raise UserError(f"model.lora.targets: '{target}' is a {type(other).__name__}, not linear or a convolution")
-    unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets))

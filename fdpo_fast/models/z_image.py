@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -9,9 +10,16 @@ from diffusers import DiffusionPipeline, ZImageTransformer2DModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
+from fdpo_fast.files import read_json
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
+
+
+def has_template(config: Path) -> bool:
+    """Say whether a tokenizer's configuration has a template of conversations in it."""
+    return config.is_file() and bool(read_json(config).get("chat_template"))
 
 
 class ZImage(Family):
@@ -28,6 +36,12 @@ class ZImage(Family):
     text_dtypes: ClassVar[dict[str, torch.dtype]] = {"text_encoder": torch.bfloat16}  # Qwen3 of 4 B: 8 GB, not 16
     preset = "z_image"
     patch = 2
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        folder = self.base / "tokenizer"
+        if not ((folder / "chat_template.jinja").is_file() or has_template(folder / "tokenizer_config.json")):
+            raise UserError(f"{folder} has no chat_template, by which captions are written: put Z-Image's own there")
 
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:
         """Encode captions to Qwen's tokens, [n, tokens, d] with zeros behind the last, and where they are, [n, tokens].

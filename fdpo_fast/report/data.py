@@ -18,6 +18,7 @@ from fdpo_fast.data.check import SHOWN, Findings, Sheet, Shown, examine
 from fdpo_fast.data.pairs import kind_of
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.files import replacing
+from fdpo_fast.models import family_class
 from fdpo_fast.models.hub import here
 from fdpo_fast.models.tokenizer import excess
 from fdpo_fast.progress import progress
@@ -40,7 +41,7 @@ def check(config: Config, json_file: Path | None, page: Path | None) -> None:
     data = config.data
     source = open_source(data.replace({"ties": "half", "votes": "decide"}))
     pipeline = here(config.model.base, ("tokenizer*/*",))
-    over = excess(pipeline) if pipeline else None
+    over = excess(pipeline, family_class(config.model).tokens(config.model) or None) if pipeline else None
     rows = progress(source.read(0, len(source)), desc="reading", total=len(source), unit=" pairs", leave=False)
     findings, sheet = examine(rows, data, len(source), over)
     findings.split = source.split

@@ -200,7 +200,7 @@ def test_channels_last_reaches_the_layers_and_changes_nothing(folders):
         ({"base": "./nowhere"}, "neither a folder nor a hub name"),
         ({"vae": "./nowhere"}, "model.vae './nowhere' is neither a folder"),
         ({"attention": "xformers"}, "model.attention 'xformers' lacks"),
-        ({"train": "lora", "lora": LoRA(targets=["to_q", "to_z"])}, "no layer of the denoiser is called to_z"),
+        ({"train": "lora", "lora": LoRA(targets=["to_q", "to_z"])}, "no layer of the denoiser is named 'to_z'"),
     ],
 )
 def test_what_cannot_be_loaded(folders, changes, says):

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import Model
+from fdpo_fast.config.schema import LoRA, Model
 from fdpo_fast.memory.trace import traces
 from fdpo_fast.models import load_family
 from fdpo_fast.models.architecture import read_architecture
@@ -158,3 +158,37 @@ def test_a_tokenizers_template_is_exported(bases, name):
     if name == "z_image":
         tokenizer = json.loads((bases[name] / "tokenizer/tokenizer_config.json").read_text())
         assert "chat_template" in tokenizer or (bases[name] / "tokenizer/chat_template.jinja").is_file()
+
+
+def test_a_base_without_a_template_of_captions_is_told(bases, tmp_path):
+    shutil.copytree(bases["z_image"], tmp_path / "base")
+    (tmp_path / "base/tokenizer/chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="has no chat_template, by which captions are written"):
+        load_family(Model(family="z_image", base=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_vae_of_other_channels_is_told(bases, tmp_path, name):
+    sixteen = AutoencoderKL.from_pretrained(bases[name], subfolder="vae")
+    AutoencoderKL.from_config(sixteen.config, latent_channels=8).save_pretrained(tmp_path / "vae")
+    model = Model(family=name, base=str(bases[name]), vae=str(tmp_path / "vae"), **TOLD.get(name, {}))
+    for read in (load_family, read_architecture):
+        with pytest.raises(UserError, match=r"gives latents of 8 channels and the denoiser of .* takes 4"):
+            read(model)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_draws_in_the_dtype_of_the_denoiser(bases, name, dtype):
+    """Beside a T5 or Qwen in bfloat16, whatever the denoiser is in."""
+    made = family(bases, name, text_tokens=32)
+    pipeline = made.sampler(made.denoiser(dtype), CPU)
+    images = pipeline(
+        ["a cat"], height=64, width=64, num_inference_steps=1, output_type="pt", **SAMPLED[name], **made.drawing
+    ).images
+    assert images.isfinite().all()
+
+
+def test_a_layer_that_takes_no_adapter_is_told_before_anything_is_made(bases):
+    with pytest.raises(UserError, match="'norm_q' is a RMSNorm, not linear or a convolution"):
+        family(bases, "flux", train="lora", lora=LoRA(targets=["norm_q"]))

@@ -30,7 +30,7 @@ _GEOMETRY = ["original_size_0", "original_size_1", "crop_0", "crop_1"]
 _LARGEST = 2**31 - 1  # of a size or crop
 _SHOWN = 4  # lengths in a sentence
 _LOOKED_AT = 16  # rows that tell which shape the others of their group have
-EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
+EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds", "prompt_mask")
 
 
 class EncodedPairs(ParquetPairs):
