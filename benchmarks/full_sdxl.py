@@ -92,9 +92,10 @@ def prepare(
         else:
             part.save_config(folder / name)
             save_file({}, folder / name / "diffusion_pytorch_model.safetensors")
-    shapes = {f"latents_{number}": (settings["in_channels"], side, side) for number in (0, 1)}
+    shapes = {f"latents_{number}": (family.channels(settings), side, side) for number in (0, 1)}
     shapes |= family.text_shapes(settings, model)
-    columns = {name: [torch.randn(shape).tolist() for _ in range(pairs)] for name, shape in shapes.items()}
+    numbers = {name: torch.ones if name in family.on_host else torch.randn for name in shapes}  # a mask is of ones
+    columns = {name: [numbers[name](shape).tolist() for _ in range(pairs)] for name, shape in shapes.items()}
     columns["caption"] = ["", *(f"caption {row}" for row in range(1, pairs))]  # the empty one too: nothing to encode
     columns |= {"label_0": [1.0] * pairs, "label_1": [0.0] * pairs}
     pq.write_table(pa.table(columns), folder / "pairs.parquet")
@@ -113,9 +114,12 @@ def config(preset: str, base: Path, scratch: Path, rung: str, side: int = LATENT
     """Of a run on a rung."""
     from fdpo_fast.config.run import Config
     from fdpo_fast.memory.ladder import on_rung
+    from fdpo_fast.models import presets
 
+    denoiser = presets.PRESETS[preset].get("transformer", {})
+    guidance = {"guidance": 3.5} if denoiser.get("guidance_embeds") else {}
     plain = {
-        "model": {"family": family_of(preset), "base": str(base), "dtype": "bf16"},
+        "model": {"family": family_of(preset), "base": str(base), "dtype": "bf16", **guidance},
         "data": {
             "source": str(base / "pairs.parquet"),
             "format": "latents",

@@ -45,11 +45,11 @@ def check_embeddings(config: Config, source: PairSource, facts: Facts, captions:
         return
     if missing := [key for key in facts.text_keys if key not in found]:
         raise UserError(f"data.source has the column {', '.join(found)} but not {', '.join(missing)}: give all or none")
-    lengths = {found[key][0] for key in facts.text_keys if len(facts.text_shapes[key]) == 2 or key.endswith("mask")}
+    lengths = {found[key][0] for key in facts.text_keys if len(facts.text_shapes[key]) == 2 or key in facts.masks}
     if len(lengths) > 1:
-        raise UserError("prompt_embeds and prompt_mask of data.source have other numbers of tokens: give one for each")
+        raise UserError(f"{' and '.join(found)} of data.source have other numbers of tokens: give one for each")
     for key in facts.text_keys:
-        if key.endswith("mask"):
+        if key in facts.masks:
             continue
         shape, taken = found[key], facts.text_shapes[key]
         if len(shape) != len(taken) or shape[-1] != taken[-1]:
@@ -96,6 +96,8 @@ def cache_text(
         "embeddings": source.identity() if ready else None,
         "dtype": config.data.cache_dtype,
     }
+    if facts.text_tokens:
+        manifest["text_tokens"] = facts.text_tokens
     encoder, excess = cache(load_encoder), cache(load_excess)
     # of embeddings that came ready only the empty caption's is missing: no model goes to the GPU for that
     device = torch.device("cpu") if ready else builder.rank.device
@@ -105,6 +107,12 @@ def cache_text(
 
     def make(shard: int, bar: Bar) -> Shard:
         part = distinct[shard * _CAPTIONS_PER_SHARD : (shard + 1) * _CAPTIONS_PER_SHARD]
+        tokens = facts.text_tokens
+        if tokens and not ready and (count := excess()) and (beyond := count([""])[0]) > 0:
+            raise UserError(
+                f"model.text_tokens is {tokens}, and what stands around a caption already takes {tokens + beyond}: "
+                "raise it"
+            )
         items: dict[str, list[Tensor]] = {key: [] for key in facts.text_keys}
         found = _embeddings(ready, part, rows) if ready else {}
         if ready and EMPTY in part and EMPTY not in rows:

@@ -90,7 +90,8 @@ def _fit(
     Step i draws from a generator that is seeded by (seed, i).
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    rise = 0.1 if steps != 10 else 0.2  # torch divides by a rise of one step less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=rise)
     saved, first = folder / f"{name}.pt", 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)

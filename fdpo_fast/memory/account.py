@@ -143,7 +143,7 @@ def _weights(account: Account, trace: Trace, engine: Engine, config: Config, gpu
         account.add("reference model", "host" if beside else "gpu", trace.model_bytes)
         if beside:  # a layer and the next
             account.add(
-                "reference model", "gpu", 2 * trace.trained_bytes / trace.trained * max(trace.shapes), "forward"
+                "reference model", "gpu", 2 * trace.trained_bytes / trace.trained * max(trace.all_shapes), "forward"
             )
     if config.train.ema_decay:
         account.add("average", "gpu", 4 * trace.trained / (engine.ranks if engine.stage == 3 else 1))
@@ -153,11 +153,12 @@ def _weights(account: Account, trace: Trace, engine: Engine, config: Config, gpu
     width = trace.trained_bytes / trace.trained
     account.add("weights", "host" if engine.offload_param else "gpu", trace.trained_bytes / engine.ranks)
     if gpu or engine.ranks > 1:  # on the host alone, a fetched parameter is the one that is there
-        kept = sum(n for n in trace.shapes if n <= engine.persistent)
-        fetched = 2 * max(trace.shapes) + engine.prefetch + min(engine.reuse, trace.trained) / 2
-        account.add("weights fetched", "gpu", width * (kept + min(fetched, trace.trained)))
+        whole = sum(trace.all_shapes)  # frozen ones are fetched as trained ones are
+        kept = sum(n for n in trace.all_shapes if n <= engine.persistent)
+        fetched = 2 * max(trace.all_shapes) + engine.prefetch + min(engine.reuse, whole) / 2
+        account.add("weights fetched", "gpu", width * (kept + min(fetched, whole)))
         if config.model.gradient_checkpointing == "off":  # torch's linear layer keeps what was gathered
-            account.add("weights fetched", "gpu", trace.trained_bytes, "forward", "backward")
+            account.add("weights fetched", "gpu", width * whole, "forward", "backward")
 
 
 def _optimizer(account: Account, trace: Trace, engine: Engine, config: Config, gpu: bool) -> None:

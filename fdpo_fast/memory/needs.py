@@ -97,7 +97,7 @@ def needs(
     vae = vae_passes(config, architecture)
     dtype = DTYPES[config.model.dtype]
     width = dtype.itemsize
-    layer = max(width * max(traced.shapes), traced.buffer_bytes)
+    layer = max(width * max(traced.all_shapes), traced.buffer_bytes)
     beside: dict[str, float] = {}
     if not ready.latents:
         beside["caching images"] = vae.encoding
@@ -106,7 +106,7 @@ def needs(
         beside["caching reference errors"] = held + traced.inference + traced.data
     if config.stage == 3:
         own = account.parts("step", "gpu")
-        beside["starting"] = 2 * width * max(traced.shapes) + own.get("weights", 0) + own.get("buffers", 0)
+        beside["starting"] = 2 * width * max(traced.all_shapes) + own.get("weights", 0) + own.get("buffers", 0)
     if config.log.samples_every:
         resting = sum(
             e.size for e in account.entries if e.device == "gpu" and e.phases == PHASES and e.part != "gradients"

@@ -20,6 +20,7 @@ from fdpo_fast.memory.needs import Needs, brought, needs, with_allowances
 from fdpo_fast.memory.trace import Trace, trace
 from fdpo_fast.models import FAMILIES, family_class, quiet_libraries
 from fdpo_fast.models.architecture import read_architecture
+from fdpo_fast.models.facts import UNGUIDED
 
 Kind = Literal["lora", "full"]
 Raw = dict[str, Any]
@@ -39,6 +40,12 @@ _OWN_PAIRS = "my_pairs_sdxl_lora.json"
 """The file that says what is otherwise where pairs are a few hundred of somebody's own."""
 _FLOAT16_VAE = "madebyollin/sdxl-vae-fp16-fix"
 """The VAE of the published configurations that its makers changed so that it does not overflow in float16."""
+_UNGUIDED = {
+    "model": {"guidance": None},
+    "evaluate": {"sampling_steps": 4, "guidance": 0.0},
+    "log": {"sampling_steps": 4, "guidance": 0.0},
+}
+"""What is otherwise where a Flux is told no guidance: it was distilled to few steps, as FLUX.1-schnell was."""
 _INSIDE_BACKWARD = "sdxl_js_16gb.json"
 """The file that says what is otherwise where a step is a single pair."""
 
@@ -134,20 +141,22 @@ def _drafted(wish: Wish) -> Raw:
     data["source"], train["output_dir"] = wish.pairs, wish.output_dir
     a_round = train["pairs_per_micro_batch"] * wish.gpus
     train["pairs_per_step"] = -(-train["pairs_per_step"] // a_round) * a_round
+    if _is_told_none(raw["model"]):
+        raw = merged(raw, _UNGUIDED)
     if Path(wish.model).expanduser().is_dir():
-        raw["model"] = _told(raw["model"])
         architecture = read_architecture(Model(**raw["model"]))
-        # a transformer without a size of its own draws 128 rows of latents, as its pipeline does
-        data["resolution"] = (architecture.denoiser_config.get("sample_size") or 128) * architecture.factors()[0]
+        if side := architecture.denoiser_config.get("sample_size"):  # none is of a transformer that takes any
+            raw["data"]["resolution"] = side * architecture.factors()[0]
     return raw
 
 
-def _told(model: Raw) -> Raw:
-    """Return the section of a model that is here, without guidance where it was not distilled from any."""
-    folder = Path(model["base"]).expanduser() / family_class(Model(**model)).denoiser_name
-    file = folder / "config.json"  # none is there where the family is another
-    distilled = file.is_file() and read_json(file).get("guidance_embeds")
-    return model if distilled else {key: value for key, value in model.items() if key != "guidance"}
+def _is_told_none(model: Raw) -> bool:
+    """Say whether a recipe tells guidance to a model that takes none, which is here or known by its name."""
+    folder = Path(model["base"]).expanduser()
+    if not model.get("guidance") or not folder.is_dir():
+        return bool(model.get("guidance")) and model["base"] in UNGUIDED
+    file = folder / family_class(Model(**model)).denoiser_name / "config.json"
+    return file.is_file() and not read_json(file).get("guidance_embeds")  # none is there where the family is another
 
 
 def _rounded(value: float) -> float:

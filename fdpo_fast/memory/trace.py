@@ -42,6 +42,8 @@ class Trace:
     """The micro-batch itself: latents, noisy latents, condition, draws."""
     shapes: tuple[int, ...]
     """The number of elements of each trained parameter."""
+    all_shapes: tuple[int, ...]
+    """That of each parameter of the model, trained or frozen."""
     trained_bytes: int
     frozen_bytes: int
     whole_bytes: int
@@ -150,6 +152,7 @@ def traces(
             inference=inference.peak + unpacked,
             data=sum(tensor.nbytes for tensor in inputs),
             shapes=tuple(parameter.numel() for parameter in rehearsal.trained),
+            all_shapes=tuple(parameter.numel() for parameter in rehearsal.denoiser.parameters()),
             trained_bytes=sum(sizes),
             frozen_bytes=quantization.frozen_bytes(rehearsal.denoiser, config.model),
             whole_bytes=everything + buffers,

@@ -17,7 +17,7 @@ from fdpo_fast.config.schema import Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import family_class, hub, presets
 from fdpo_fast.models.denoiser import Denoiser
-from fdpo_fast.models.facts import check_channels, check_guidance, shrinks
+from fdpo_fast.models.facts import UNGUIDED, check_channels, check_guidance, shrinks
 from fdpo_fast.models.family import Family
 from fdpo_fast.models.placement import Size
 
@@ -104,6 +104,8 @@ def read_architecture(model: Model) -> Architecture:
         if len(configs) < len(names):
             configs = presets.configs(presets.components(family.preset))
             source = f"the published architecture '{family.preset}' ({model.base} is not here)"
+            if model.base in UNGUIDED:
+                configs[denoiser]["guidance_embeds"] = False
     if model.vae and Path(model.vae).expanduser().is_dir():
         configs["vae"] = read_json(hub.vae_folder(model.vae) / "config.json")
     elif model.vae:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Model
 
+UNGUIDED = ("black-forest-labs/FLUX.1-schnell",)
+"""The hub's names of models of a distilled family that were not distilled from guidance."""
+
 
 def shrinks(config: dict) -> int:
     """Return by how much a VAE, or a UNet, of this configuration divides a side on the way to its smallest layers."""
@@ -54,3 +57,7 @@ class Facts:
     """The SHA-256 over the VAE's files."""
     text: str
     """The SHA-256 over the files of what makes text embeddings."""
+    text_tokens: int | None
+    """How many tokens a caption has, where `model.text_tokens` may say so."""
+    masks: frozenset[str]
+    """Names of the embeddings that say where a caption's tokens are."""

@@ -61,7 +61,7 @@ class Family(ABC):
     preset: ClassVar[str]
     """The published architecture, in `presets.PRESETS`."""
     on_host: ClassVar[frozenset[str]] = frozenset()
-    """Names of embeddings that stay in host memory while training."""
+    """Names of the masks of embeddings, which stay in host memory while training: shapes follow from them."""
     patch: ClassVar[int | None] = None
     """The side of the squares of latents that are a token of the denoiser; None of one that has no tokens."""
 
@@ -118,11 +118,6 @@ class Family(ABC):
         files = [(name, path) for name, folder in folders.items() for path in sorted(folder.rglob("*"))]
         return digest([[name, path.name, file_digest(path)] for name, path in files if path.is_file()])
 
-    def text_digest(self) -> str:
-        """Return the SHA-256 over what text embeddings depend on: files, and tokens where a caption's may be chosen."""
-        files, tokens = self.digest(*self.text_components), self.tokens(self.model)
-        return digest([files, tokens]) if tokens else files
-
     def pictures_digest(self) -> str:
         """Return the SHA-256 over all files that a picture depends on."""
         return self.digest(self.denoiser_name, "vae", "scheduler", *self.text_components)
@@ -142,7 +137,9 @@ class Family(ABC):
             text_keys=self.text_keys,
             text_shapes=self.text_shapes(config, self.model),
             vae=self.digest("vae"),
-            text=self.text_digest(),
+            text=self.digest(*self.text_components),
+            text_tokens=self.tokens(self.model) or None,
+            masks=self.on_host,
         )
 
     # --- encoders, needed only to fill caches and to draw samples ---

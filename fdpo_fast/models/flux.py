@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,12 @@ from torch import Tensor
 from fdpo_fast.config.schema import Model
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
+
+
+@lru_cache(maxsize=256)
+def _places(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Return where the squares of latents are, [rows columns, 3] float32; made on the host, once for a bucket."""
+    return FluxPipeline._prepare_latent_image_ids(1, rows, columns, device, torch.float32)
 
 
 class Flux(Family):
@@ -54,7 +61,7 @@ class Flux(Family):
         pred = unet(
             hidden_states=cls.packed(noisy.to(unet.dtype)), timestep=timesteps / 1000, encoder_hidden_states=text,
             pooled_projections=pooled, guidance=condition.get("guidance"), txt_ids=text.new_zeros(text.shape[1], 3),
-            img_ids=FluxPipeline._prepare_latent_image_ids(1, rows // 2, columns // 2, text.device, torch.float32),
+            img_ids=_places(rows // cls.patch, columns // cls.patch, text.device),
         ).sample  # fmt: skip
         return FluxPipeline._unpack_latents(pred, rows, columns, vae_scale_factor=1)
 

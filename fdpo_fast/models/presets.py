@@ -81,7 +81,7 @@ def vae(name: str) -> AutoencoderKL:
     return AutoencoderKL(**blocks, **config)
 
 
-class TextEncoder(NamedTuple):
+class EncoderKind(NamedTuple):
     """A kind of text encoder."""
 
     cls: type[PreTrainedModel]
@@ -92,13 +92,13 @@ class TextEncoder(NamedTuple):
 
 
 _CLIP_TOKENS = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": END, "vocab_size": 49408}
-_QWEN = TextEncoder(Qwen3Model, lambda _, captions: chat_tokenizer(captions, 512), {"vocab_size": 151936})
+_QWEN = EncoderKind(Qwen3Model, lambda _, captions: chat_tokenizer(captions, 512), {"vocab_size": 151936})
 TEXT_ENCODERS = {
-    "CLIPTextModel": TextEncoder(CLIPTextModel, partial(clip_tokenizer, length=77), _CLIP_TOKENS),
-    "CLIPTextModelWithProjection": TextEncoder(
+    "CLIPTextModel": EncoderKind(CLIPTextModel, partial(clip_tokenizer, length=77), _CLIP_TOKENS),
+    "CLIPTextModelWithProjection": EncoderKind(
         CLIPTextModelWithProjection, partial(clip_tokenizer, length=77), _CLIP_TOKENS
     ),
-    "T5EncoderModel": TextEncoder(
+    "T5EncoderModel": EncoderKind(
         T5EncoderModel, lambda _, captions: t5_tokenizer(captions, 512), {"vocab_size": 32128}
     ),
     "Qwen3Model": _QWEN,

@@ -31,7 +31,7 @@ class ZImage(Family):
     denoiser_class = ZImageTransformer2DModel
     text_components = ("text_encoder", "tokenizer")
     text_keys = ("prompt_embeds", "prompt_mask")
-    on_host = frozenset({"prompt_mask"})  # shapes follow from it
+    on_host = frozenset({"prompt_mask"})
     text_tokens = 512
     text_dtypes: ClassVar[dict[str, torch.dtype]] = {"text_encoder": torch.bfloat16}  # Qwen3 of 4 B: 8 GB, not 16
     preset = "z_image"
@@ -40,7 +40,8 @@ class ZImage(Family):
     def __init__(self, model: Model) -> None:
         super().__init__(model)
         folder = self.base / "tokenizer"
-        if not ((folder / "chat_template.jinja").is_file() or has_template(folder / "tokenizer_config.json")):
+        there = (folder / "chat_template.jinja").is_file() or has_template(folder / "tokenizer_config.json")
+        if folder.is_dir() and not there:  # none is needed where embeddings come ready
             raise UserError(f"{folder} has no chat_template, by which captions are written: put Z-Image's own there")
 
     def encode_prompt(self, pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[Tensor]:

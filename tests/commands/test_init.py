@@ -1,6 +1,7 @@
 """`fdpo init`: what it writes is a configuration, fits by `fdpo plan`, and has samples and checkpoints."""
 
 import json
+import shutil
 
 import pytest
 
@@ -48,6 +49,27 @@ def test_a_model_that_is_here_says_its_family_and_its_size(init, plan, pipelines
     assert config.log.prompts
     assert "this configuration fits" in plan(json.loads(config.dumps()), "--gpu", "12GB")
     assert said.splitlines()[-1] == "next: fdpo data check --config fdpo.json"
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_flux_of_few_steps_is_told_no_guidance(init, plan, pipelines, tmp_path, here):
+    """Its resolution is the published one either way: a transformer takes any, and says none."""
+    base = "black-forest-labs/FLUX.1-schnell"
+    if here:
+        base = str(shutil.copytree(pipelines["flux"], tmp_path / "base"))
+        file = tmp_path / "base/transformer/config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_embeds": False}))
+    _, config = init("--model", base, "--family", "flux", "--pairs", "p", "--gpu", "12GB")
+    assert config.model.guidance is None
+    assert (config.evaluate.sampling_steps, config.evaluate.guidance) == (4, 0)
+    assert (config.log.sampling_steps, config.log.guidance) == (4, 0)
+    assert config.data.resolution == 512
+    assert "this configuration fits" in plan(json.loads(config.dumps()), "--gpu", "12GB")
+
+
+def test_a_flux_that_was_distilled_keeps_its_guidance(init, pipelines):
+    _, config = init("--model", str(pipelines["flux"]), "--pairs", "p", "--gpu", "12GB")
+    assert (config.model.guidance, config.log.sampling_steps, config.data.resolution) == (3.5, 28, 512)
 
 
 def test_every_flag_is_taken(init, pipelines):

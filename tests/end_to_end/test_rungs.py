@@ -1,4 +1,4 @@
-"""The trainer on every rung of the memory ladder, on the GPU and (slowly) on the CPU: tiny SDXL and SD3, bfloat16."""
+"""The trainer on every rung of the memory ladder, on the GPU and (slowly) on the CPU: tiny models, bfloat16."""
 
 import json
 import math
@@ -88,7 +88,7 @@ def starts_at_the_reference(records):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("preset", ["tiny_sdxl", "tiny_sd3"])
+@pytest.mark.parametrize("preset", ["tiny_sdxl", "tiny_sd3", "tiny_flux", "tiny_z_image"])
 @pytest.mark.parametrize("rung", "ABCD")
 def test_a_rung_starts_at_the_reference_and_resumes_the_same(train, base, device, preset, rung):
     records, whole = train(device, rung, "whole", preset=preset)

@@ -262,6 +262,17 @@ def test_frozen_weights_lie_where_zero_puts_them(tiny):
         assert traced.frozen_bytes > 0
 
 
+def test_frozen_weights_are_fetched_as_trained_ones(tiny):
+    """An adapter's factors are small; ZeRO-3 gathers the base's layers too, and its norms and biases stay."""
+    sizes = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 9}
+    settings = tiny("model.train=lora", f"deepspeed.zero_optimization={json.dumps({'stage': 3, **sizes})}")
+    architecture = read_architecture(settings.model)
+    account = step_account(settings, trace(settings, architecture), 1, gpu=True)
+    every = [parameter.numel() for parameter in architecture.denoiser(torch.float32).parameters()]
+    kept = sum(n for n in every if n <= 9)
+    assert account.parts("step", "gpu")["weights fetched"] == 4 * (kept + 2 * max(every))
+
+
 def test_disk_counts_what_a_checkpoint_holds(tiny):
     """Of LoRA the adapter alone. With an average: four bytes for each that is trained."""
     plain, lora, average = tiny(), tiny("model.train=lora"), tiny("train.ema_decay=0.9")
