@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+RIVALS := .venv-rivals
 LOWEST_PYTHON ?= 3.10
 CONFIG ?= configs/digits_js.json
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: setup demo test test-slow test-all test-versions faults rehearsal lint clean
+.PHONY: setup demo test test-slow test-all test-versions faults rivals rehearsal lint clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +47,17 @@ $(LOWEST)/.installed: $(SOURCES) | setup
 test-versions: setup $(LOWEST)/.installed
 	$(BIN)/python -m benchmarks.versions lowest=$(LOWEST)/bin/python newest=$(BIN)/python
 
+# Other libraries' optimizers over this environment's packages; one of them is imported as bitsandbytes, before ours.
+$(RIVALS)/.installed: $(VENV)/.installed
+	$(BIN)/python -m venv --clear $(RIVALS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(RIVALS)/packages
+	cp $(RIVALS)/packages "$$($(RIVALS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/ours.pth"
+	$(RIVALS)/bin/pip install -q --no-deps torchao torch-optimi bitsandbytes-cpu-fork
+	touch $@
+
+rivals: $(RIVALS)/.installed
+	$(BIN)/python -m benchmarks.rivals --python $(RIVALS)/bin/python
+
 # Whatever can happen to a run's files and configuration, and random calls of loss and optimizer: half an hour.
 faults: setup
 	$(BIN)/python -m tests.faults
@@ -61,4 +73,4 @@ lint: setup
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -name "*.h" -o -name "*.cpp")
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build runs
+	rm -rf $(VENV) $(LOWEST) $(RIVALS) build runs

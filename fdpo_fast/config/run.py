@@ -172,6 +172,12 @@ class Config(Section):
         """Return the bytes of an element of DeepSpeed's masters; 0 where there are none."""
         return (2 if self.bf16_masters else 4) if self.master else 0
 
+    @property
+    def backward_twice(self) -> bool:
+        """Say whether a step inside backward is preceded by a backward for the global norm."""
+        clips = self.optimizer.clipping == "global" and self.optimizer.max_grad_norm > 0
+        return self.train.step_in_backward and clips
+
     def _check_optimizer(self) -> None:
         """Refuse what an optimizer would ignore, or cannot do inside backward."""
         optimizer, inside = self.optimizer, self.train.step_in_backward
@@ -196,11 +202,6 @@ class Config(Section):
             raise ValueError(f"train.step_in_backward needs ZeRO stage 0, got {self.stage}: ZeRO keeps the gradients")
         if self.master:
             raise ValueError("train.step_in_backward has no fp32 master: leave out deepspeed.bf16")
-        if optimizer.clipping == "global" and optimizer.max_grad_norm:
-            raise ValueError(
-                "train.step_in_backward cannot clip the global norm, which is known after the last gradient only: set "
-                "optimizer.clipping to 'per_parameter', or optimizer.max_grad_norm to 0"
-            )
 
     def accumulation(self, world_size: int) -> int:
         """Return the micro-batches of an optimizer step on each of `world_size` ranks.

@@ -220,7 +220,9 @@ class Optimizer(Section):
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises")
     max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
     clipping: Literal["global", "per_parameter"] = Field(
-        "global", description="whose norm is clipped; per_parameter goes with train.step_in_backward"
+        "global",
+        description="whose norm is clipped; with train.step_in_backward the global one takes a second backward, and "
+        "per_parameter none",
     )
     rounding: Literal["stochastic", "nearest"] = Field(
         "stochastic", description="of bf16 weights without an fp32 master, by adamw8bit"

@@ -266,6 +266,7 @@ def make_plan(config: Config, ranks: int, card: float | None = None) -> Plan:
         except UserError:  # it does not go with the rest, as weights on the host with a quantised base
             continue
         same = other.model == _with(config, other.model.gradient_checkpointing).model
+        same = same and other.backward_twice == config.backward_twice
         choice_trace = by_choice[other.model.gradient_checkpointing] if same else trace(other, architecture)
         rungs[name] = other, needs(other, architecture, choice_trace, ranks, ready, card)
     prices = {

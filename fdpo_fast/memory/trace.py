@@ -142,6 +142,9 @@ def traces(
             loss = rehearsal.loss()
             forward, saved = tracker.peak, tracker.others
             tracker.restart()
+            if config.backward_twice:
+                loss.backward(retain_graph=True)
+                rehearsal.denoiser.zero_grad()
             loss.backward()
         by_choice[choice] = Trace(
             saved=saved,

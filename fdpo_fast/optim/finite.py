@@ -10,6 +10,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+def norms_of(grads: list[Tensor]) -> Tensor:
+    """Return the norm of each gradient, [n] float32: formed in its own dtype, but for float16, which cannot hold it."""
+    # Only float16 has norms that do not fit it; for a host tensor another dtype makes a whole copy.
+    dtype = torch.float32 if any(grad.dtype == torch.float16 for grad in grads) else None
+    return torch.stack(torch._foreach_norm(grads, dtype=dtype)).float()
+
+
 class SkipNonFinite:
     """A pair of hooks that makes an optimizer leave everything as it is where a gradient is not finite, on any rank.
 
@@ -41,9 +48,7 @@ class SkipNonFinite:
             self.note(torch.zeros((), dtype=torch.float32, device="cpu"))
             return
         grads = [p.grad for p in parameters]
-        # Only float16 has norms that do not fit it; for a host tensor another dtype makes a whole copy.
-        dtype = torch.float32 if any(grad.dtype == torch.float16 for grad in grads) else None
-        norms = torch.stack(torch._foreach_norm(grads, dtype=dtype)).float()
+        norms = norms_of(grads)
         bad, norm = (~norms.isfinite()).sum().float(), torch.linalg.vector_norm(norms)
         self._agree(bad)
         count, length = torch.stack((bad, norm)).tolist()  # the one wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch.autograd import Variable
 from torch.nn import Parameter
 
 from fdpo_fast.optim.adamw8bit import AdamW8bit
+from fdpo_fast.optim.finite import norms_of
 from fdpo_fast.optim.update import Clip
 
 BUCKET_BYTES = 96 << 20
@@ -31,16 +33,19 @@ class StepInBackward:
     arrive, one for each device, dtype and dtype of the states; a bucket is averaged, clipped, stepped and freed once it
     holds `BUCKET_BYTES`, or when backward ends, whoever has called it.
 
-    The global norm is not known until then; `max_norm` bounds each parameter's own norm instead, by
-    min(1, max_norm / |g|). A gradient that is not finite counts as zero: others have been stepped already. Gradients
-    cannot be accumulated.
+    The global norm is not known until then. `max_norm` bounds each parameter's own norm instead, by
+    min(1, max_norm / |g|), and a gradient that is not finite counts as zero: others have been stepped already. Or
+    `backward` goes through the graph twice, once for the norm and once to step: then the global one is bounded, and a
+    step whose gradients are not finite is left out, as where the step comes after backward. Gradients cannot be
+    accumulated.
 
     Args:
         optimizer: over the parameters.
         parameters: those that are trained.
-        max_norm: of each parameter's gradient; 0: none.
+        max_norm: of each parameter's gradient, or with `twice` of all together; 0: none.
         average: makes a tensor its mean over ranks, in place; None where there is one rank, which saves a copy of the
             bucket.
+        twice: whether the caller goes by `backward`, which bounds the global norm.
     """
 
     def __init__(
@@ -49,13 +54,44 @@ class StepInBackward:
         parameters: Iterable[Parameter],
         max_norm: float,
         average: Callable[[Tensor], Any] | None,
+        twice: bool = False,
     ) -> None:
+        parameters = list(parameters)
         self._optimizer, self._max_norm, self._average = optimizer, max_norm, average
+        self._twice, self._order = twice, parameters
+        self._norms: dict[Tensor, Tensor] | None = None
+        """By parameter, while a backward is for them alone."""
+        self._factor: Tensor | None = None
+        self.norm: Tensor | None = None
+        """The global norm before clipping, of the last `backward`; None without `twice`."""
         self._buckets: dict[tuple, _Bucket] = {}
         self._bad: dict[torch.device, Tensor] = {}
         self._backward = -1
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def backward(self, loss: Tensor, step: Callable[..., Any]) -> None:
+        """Go backward from a loss by `step`, which is called as `Tensor.backward` is; with `twice` for the norm first.
+
+        That the norm is finite, and whether it is too large, is waited for.
+        """
+        if not self._twice:
+            step(loss)
+            return
+        self._norms = {}
+        step(loss, retain_graph=True)
+        self._step_all()
+        norms = [self._norms[p] for p in self._order if p in self._norms]  # the order of other clippers
+        self.norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else loss.new_zeros(())
+        length = self.norm.item()
+        self._factor = self._max_norm / self.norm if self._max_norm and length > self._max_norm else None
+        if math.isfinite(length):
+            self._norms = None
+        else:  # and the second backward, which DeepSpeed counts, measures once more
+            self._bad[self.norm.device] = torch.ones_like(self.norm)
+        step(loss)
+        self._step_all()
+        self._norms = None
 
     def _arrived(self, parameter: Tensor) -> None:
         backward = torch._C._current_graph_task_id()
@@ -91,6 +127,14 @@ class StepInBackward:
             self._average(flat)
             parts = flat.split([grad.numel() for grad in grads.values()])
             grads.update({p: part.view(p.shape) for p, part in zip(grads, parts, strict=True)})
+        if self._norms is not None:
+            self._norms.update(zip(grads, norms_of([*grads.values()]), strict=True))
+            return
+        if self._twice:
+            if self._factor is not None:
+                torch._foreach_mul_([*grads.values()], self._factor)
+            self._optimizer.step_by(grads)
+            return
         device = next(iter(grads)).device
         bad = self._bad.get(device)
         if bad is None:

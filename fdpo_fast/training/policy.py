@@ -35,6 +35,13 @@ class Policy(NamedTuple):
     clips: bool
     """Whether the guard clips, and so knows the norm of the gradients."""
 
+    def backward(self, loss: Tensor) -> None:
+        """Form the gradients of a micro-batch's loss."""
+        if self.inside:
+            self.inside.backward(loss, self.engine.backward)
+        else:
+            self.engine.backward(loss)
+
     def step(self) -> None:
         """Take the step of a micro-batch whose backward is done."""
         if self.inside:
@@ -43,6 +50,8 @@ class Policy(NamedTuple):
 
     def grad_norm(self) -> Tensor | float | None:
         """Return the gradients' norm at the last step, before clipping."""
+        if self.inside:
+            return self.inside.norm
         return self.guard.norm if self.clips else self.engine.get_global_grad_norm()
 
 
@@ -75,7 +84,7 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     inside = None
     if settings.step_in_backward and isinstance(optimizer, AdamW8bit):  # the configuration admits no other one
         average = mean_over_ranks if rank.count > 1 else None
-        inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, average)
+        inside = StepInBackward(optimizer, trained, config.optimizer.max_grad_norm, average, config.backward_twice)
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False

@@ -153,7 +153,7 @@ class Trainer:
             ref = self.reference(batch)
             pred, target, fed = prediction.predict(self.family, self.policy.engine, batch)
             losses, stats = evaluate(self.options, pred, ref, target, batch.weight)
-            self.policy.engine.backward(losses.mean())
+            self.policy.backward(losses.mean())
             self.metrics.add(losses, stats, fed)
             if self.start.open:
                 self.start.add(stats)

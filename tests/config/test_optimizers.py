@@ -11,7 +11,6 @@ INSIDE = ["train.step_in_backward=true", "optimizer.type=adamw8bit", "optimizer.
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ([*INSIDE, "optimizer.clipping=global"], "cannot clip the global norm"),
         ([*INSIDE, "optimizer.type=adamw"], "needs optimizer.type 'adamw8bit'"),
         ([*INSIDE, "deepspeed.zero_optimization.stage=2"], "needs ZeRO stage 0"),
         ([*INSIDE, "deepspeed.bf16.enabled=true"], "has no fp32 master"),

@@ -103,11 +103,16 @@ def test_a_rung_starts_at_the_reference_and_resumes_the_same(train, base, device
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_step_inside_backward_is_the_step_after_it(train, device):
-    plain = {"optimizer__max_grad_norm": 0.0}
+@pytest.mark.parametrize("max_norm", [0.0, 0.01])
+def test_the_step_inside_backward_is_the_step_after_it(train, device, max_norm):
+    """With a global norm that is bounded, which takes a second backward, too."""
+    plain = {"optimizer__max_grad_norm": max_norm, "optimizer__clipping": "global"}
     records, after = train(device, "A", "after", **plain)
     others, inside = train(device, "B", "inside", **plain)
     assert [record["loss"] for record in others] == [record["loss"] for record in records]
+    if max_norm:
+        assert min(record["grad_norm"] for record in records) > max_norm
+        assert [record["grad_norm"] for record in others] == [record["grad_norm"] for record in records]
     assert same(inside, after)
 
 

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fdpo_fast import AdamW8bit
 from fdpo_fast.optim import in_backward
+from fdpo_fast.optim.finite import SkipNonFinite
 from fdpo_fast.optim.in_backward import StepInBackward
 from tests.helpers.backends import FUSED
 from tests.helpers.optimizers import parameter
@@ -67,6 +68,44 @@ def test_buckets_are_one_by_one(backend, device, dtype, max_norm, bucket):
         assert all(map(torch.equal, ours, theirs))
         assert bool(inside.bad()) == bool(step)
         assert not inside.bad()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("share", [0.0, 0.3, 2.0])
+def test_two_backwards_bound_the_global_norm(dtype, share, bucket):
+    """As where the step comes after backward: clipped by all gradients together, and left out where one is broken."""
+    ours, theirs = weights("cpu", dtype), weights("cpu", dtype)
+    whole = torch.cat([slope.flatten() for slope in slopes(0)]).norm().item()
+    inside = StepInBackward(AdamW8bit(ours, **OPTIONS), ours, share * whole, None, twice=True)
+    plain = AdamW8bit(theirs, **OPTIONS)
+    guard = SkipNonFinite(plain, lambda tensor: tensor, share * whole)
+    for step in range(3):
+        by = slopes(step)
+        if step == 1:
+            by[2][17], by[4][0] = math.nan, math.inf
+        loss = sum((p * slope.to(dtype)).sum() for p, slope in zip(ours, by, strict=True))
+        inside.backward(loss, torch.Tensor.backward)
+        assert all(p.grad is None for p in ours)
+        for p, slope in zip(theirs, by, strict=True):
+            p.grad = slope.to(dtype)
+        plain.step()
+        assert all(map(torch.equal, ours, theirs))
+        assert bool(inside.bad()) == (step == 1)
+        assert torch.equal(inside.norm, guard.norm) or step == 1
+        assert guard.end_step(0) == (step == 1)
+    assert [state["step"] for state in plain.state.values()] == [2] * len(SIZES)
+
+
+def test_two_backwards_average_before_they_measure(bucket):
+    ours, theirs = weights("cpu", torch.float32), weights("cpu", torch.float32)
+    inside = StepInBackward(AdamW8bit(ours, **OPTIONS), ours, 1.0, lambda tensor: tensor.div_(2), twice=True)
+    inside.backward(sum((p * slope).sum() for p, slope in zip(ours, slopes(0), strict=True)), torch.Tensor.backward)
+    plain = AdamW8bit(theirs, **OPTIONS)
+    SkipNonFinite(plain, lambda tensor: tensor, 1.0)
+    for p, slope in zip(theirs, slopes(0), strict=True):
+        p.grad = slope / 2
+    plain.step()
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_gradients_live_as_long_as_their_bucket(bucket):
