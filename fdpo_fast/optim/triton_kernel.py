@@ -88,6 +88,37 @@ def _random_bits(seed, index, step, first, ROWS: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
+def _random_bytes(seed, index, step, first, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return 8 bits for each of [ROWS, BLOCK] elements from `first` on.
+
+    Two threads share a counter, and both compute its words: each has eight elements, as it reads and writes them.
+    """
+    half = tl.arange(0, ROWS)[:, None] * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
+    counter = (first // 16).to(tl.uint32) + (half // 2).to(tl.uint32)
+    w0, w1, w2, w3 = philox_words(seed, index, step, _ROUNDING, counter)
+    lower = half % 2 == 0
+    words = tl.interleave(tl.where(lower, w0, w2), tl.where(lower, w1, w3))
+    even, odd = tl.interleave(words & 0xFF, words >> 16 & 0xFF), tl.interleave(words >> 8 & 0xFF, words >> 24)
+    return tl.interleave(even, odd).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _from_24_bits(weights, low):
+    """Join bfloat16 weights and their low bytes, as `low_byte.joined` does."""
+    alone = weights.to(tl.float32)
+    both = (alone.to(tl.int32, bitcast=True) + (low.to(tl.int32) << 8)).to(tl.float32, bitcast=True)
+    return tl.where(both == both, both, alone)
+
+
+@triton.jit
+def _to_24_bits(values, bits):
+    """Split values into bfloat16 weights and low bytes, as `low_byte.split` does."""
+    moved = tl.where(values == values, values.to(tl.int32, bitcast=True) + bits, 0x7FC00000)
+    weights = (moved + 0x8000 & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    return weights, (moved >> 8).to(tl.int8)
+
+
+@triton.jit
 def _to_bfloat16(values, bits):
     u = values.to(tl.int32, bitcast=True)
     moved = u + tl.where((u & 0x7F800000) == 0x7F800000, 0, bits)
@@ -191,7 +222,7 @@ def norm_kernel(
 
 @triton.jit(do_not_specialize=["tensors"])
 def step_kernel(
-    table,  # [12, tensors] int64, see optim.triton: addresses of data, grad, m, v, copy; count; absmax of both; ...
+    table,  # [12, tensors] int64, see optim.triton: addresses of data, grad, m, v, copy or low; count; both absmax; ...
     rates,  # [rules, 14]: the seven of `Rates`
     words,  # [rules, 7], the same memory: seed, step and first behind the rates
     lines,  # [2, 6, 8], then the values of all codes, [2, 256]
@@ -201,6 +232,7 @@ def step_kernel(
     grad_like,
     state_like,
     COPIED: tl.constexpr,
+    LOW: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -240,12 +272,25 @@ def step_kernel(
         m, v = tl.load(rate) * m, tl.load(rate + 2) * v
     m = m + tl.load(rate + 1) * g
     v = v + tl.load(rate + 3) * g * g
-    p = tl.load(data + at, inside, 0.0).to(tl.float32)
+    weights = tl.load(data + at, inside, 0.0)
+    p = weights.to(tl.float32)
+    if LOW:
+        low = tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.int8))
+        low = (tl.multiple_of(low, 16) if ALIGNED else low) + at
+        p = _from_24_bits(weights, tl.load(low, inside, 0))
     change = tl.load(rate + 5) * m
     change = tl.where(v == float("inf"), change * 0.0, _quotient(change, _root(v) + tl.load(rate + 6)))
     moved = p - (tl.load(rate + 4) * p + change)
-    if STOCHASTIC:
-        index, first = tl.load(table + 8 * tensors + tensor), tl.load(word + 6) + block * BLOCK
+    index, first = tl.load(table + 8 * tensors + tensor), tl.load(word + 6) + block * BLOCK
+    if LOW:
+        if STOCHASTIC:
+            bits = _random_bytes(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
+        else:
+            bits = 0x7F + ((moved.to(tl.int32, bitcast=True) >> 8) & 1)
+        weights, lowest = _to_24_bits(moved, bits)
+        tl.store(data + at, weights, inside)
+        tl.store(low, lowest, inside)
+    elif STOCHASTIC:
         bits = _random_bits(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
         tl.store(data + at, _randomly(moved, bits, data_like.dtype.element_ty), inside)
     else:
