@@ -188,6 +188,7 @@ class Config(Section):
                 "deepspeed.bf16.bf16_master_weights_and_grads needs optimizer.type 'adamw8bit', or 'cpu_adam' with "
                 f"offload_optimizer, got '{optimizer.type}'"
             )
+        self._check_weights()
         if not inside:
             return
         if optimizer.type != "adamw8bit":
@@ -201,6 +202,19 @@ class Config(Section):
                 "train.step_in_backward cannot clip the global norm, which is known after the last gradient only: set "
                 "optimizer.clipping to 'per_parameter', or optimizer.max_grad_norm to 0"
             )
+
+    def _check_weights(self) -> None:
+        """Refuse 24-bit weights where nobody would keep them."""
+        if self.optimizer.weights == "plain":
+            return
+        needs = f"optimizer.weights '{self.optimizer.weights}' needs"
+        if self.optimizer.type != "adamw8bit":
+            raise ValueError(f"{needs} optimizer.type 'adamw8bit', got '{self.optimizer.type}'")
+        if self.model.dtype != "bf16":
+            raise ValueError(f"{needs} model.dtype 'bf16', got '{self.model.dtype}', whose weights are complete")
+        if (self.master or self.stage) and not self.bf16_masters:
+            way = "bf16_master_weights_and_grads to true" if self.stage else "enabled to false"
+            raise ValueError(f"{needs} no fp32 master, which has more bits: set deepspeed.bf16.{way}")
 
     def accumulation(self, world_size: int) -> int:
         """Return the micro-batches of an optimizer step on each of `world_size` ranks.

@@ -71,6 +71,9 @@ def shielded(optimizer: AdamW8bit, state_dict: dict[str, Any], copy: bool) -> di
         for group, ours in zip(state_dict["param_groups"], optimizer.param_groups, strict=False)
     ]
     saved += state_dict["param_groups"][len(saved) :]  # a wrong number of groups is torch's to refuse
+    for group, ours, given in zip(saved, optimizer.param_groups, state_dict["param_groups"], strict=False):
+        if "weights" not in given and group["weights"] != "plain":  # elements were numbered otherwise
+            group["first_element"] = ours["first_element"]
     for group in saved:
         check_options(group)
     states = {}
