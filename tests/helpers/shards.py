@@ -85,8 +85,7 @@ def steps_as_whole(dtype, backend, weights="plain"):
         assert same(model, alone)
         for weight, other in zip(model.parameters(), alone.parameters(), strict=True):
             state, want = optimizer.state[weight], reference.state[other]
-            assert state["step"] == want["step"] == 3
-            assert want["state1"].dtype == torch.uint8
+            assert (state["step"], want["step"], want["state1"].dtype) == (3, 3, torch.uint8)
             assert state.keys() - {"shards"} == want.keys() - {"qmap1", "qmap2"}
             for name in want.keys() - {"step", "qmap1", "qmap2"}:
                 assert torch.equal(whole(state[name]), want[name]), name
@@ -117,8 +116,8 @@ def uneven(dtype, weights="plain"):
         assert any(empty) == (dist.get_rank() > 0)
         rows = zip(model.parameters(), alone.parameters(), start.parameters(), strict=True)
         for weight, want, before in rows:
-            assert optimizer.state[weight]["step"] == 4
-            assert ("low" in optimizer.state[weight]) == (weights != "plain")  # on ranks without elements too
+            state = optimizer.state[weight]
+            assert (state["step"], "low" in state) == (4, weights != "plain")  # on ranks without elements too
             got, moved = whole(weight).float(), (want.float() - before.float()).abs().mean()
             assert (got - want.float()).abs().mean() < 0.05 * moved + (0.01 if dtype == torch.bfloat16 else 0)
         bits = [whole(weight)[:1].flatten()[:8] for weight in model.parameters()]
@@ -218,8 +217,7 @@ def columns(backend, kept="plain"):
         state = optimizer.state[weight]
         assert state["state1"].placements == (Shard(1),)
         assert state["absmax1"].shape == (8,)
-        of = optimizer.state[weight]["low"] if kept != "plain" else weight
-        left, right = whole(of).chunk(2, 1)
+        left, right = whole(state["low"] if kept != "plain" else weight).chunk(2, 1)
         assert not torch.equal(left, right)  # the same numbers, rounded by other bits
         alone = nn.Parameter(torch.zeros(64, 16).bfloat16())
         reference = AdamW8bit([alone], **options, backend=backend)
