@@ -30,6 +30,7 @@ class Case(NamedTuple):
     grad: torch.dtype
     coded: bool = True
     copied: bool = False
+    low: bool = False
     elements: int = 1 << 20
     stochastic: bool = True
     clipped: bool = False  # by a launch before that of the step
@@ -42,7 +43,8 @@ class Case(NamedTuple):
             state = torch.uint8 if self.coded else F32
             absmax = [room(F32, -(-self.elements // STATE_BLOCK)) if self.coded else None for _ in range(2)]
             copy = room(BF16) if self.copied else None
-            tensors = (room(self.data), room(self.grad), room(state), room(state), *absmax, copy)
+            low = room(torch.int8) if self.low else None
+            tensors = (room(self.data), room(self.grad), room(state), room(state), *absmax, copy, low)
             return Update(*tensors, index, rule)
 
         rule = Rule.of(_GROUP | {"rounding": "stochastic" if self.stochastic else "nearest"}, 1)
@@ -57,11 +59,16 @@ CASES = (
     Case("fp16, stochastic, fp32 gradient, clipped", F16, F32, clipped=True),
     Case("bf16, stochastic", BF16, BF16),
     Case("bf16, nearest", BF16, BF16, stochastic=False),
+    Case("bf16+8, stochastic", BF16, BF16, low=True),
+    Case("bf16+8, nearest", BF16, BF16, low=True, stochastic=False),
+    Case("bf16+8, stochastic, clipped", BF16, BF16, low=True, clipped=True),
     Case("fp16, stochastic, fp32 gradient", F16, F32),
     Case("fp32", F32, F32),
     Case("fp32, bf16 gradient and copy", F32, BF16, copied=True),
     Case("bf16, stochastic, fp32 states", BF16, BF16, coded=False, elements=4080),
     Case("bf16, stochastic, odd size", BF16, BF16, elements=10_007),
+    Case("bf16+8, stochastic, fp32 states", BF16, BF16, low=True, coded=False, elements=4080),
+    Case("bf16+8, stochastic, odd size", BF16, BF16, low=True, elements=10_007),
 )
 
 

@@ -204,7 +204,7 @@ NB_MODULE(_native, m) {
       "adamw8bit",
       [](const Kernels& kernels, int threads, const Maps& maps, int dtype, int grad_dtype, const Column& data,
          const Column& grad, const Column& m, const Column& v, const Column& absmax_m, const Column& absmax_v,
-         const Column& copy, const Column& counts, const Column& indices, const Column& rule_of,
+         const Column& copy, const Column& low, const Column& counts, const Column& indices, const Column& rule_of,
          const std::vector<Rule>& rules) {
         std::vector<Parameter> parameters;
         parameters.reserve(data.size());
@@ -218,6 +218,7 @@ NB_MODULE(_native, m) {
                                 .absmax_m = at<float>(absmax_m, i),
                                 .absmax_v = at<float>(absmax_v, i),
                                 .copy = at<uint16_t>(copy, i),
+                                .low = at<int8_t>(low, i),
                                 .count = counts.at(i),
                                 .index = uint64_t(indices.at(i)),
                                 .rule = &rules.at(size_t(rule_of.at(i)))});
@@ -225,7 +226,7 @@ NB_MODULE(_native, m) {
         adamw8bit(kernels, maps, parameters.data(), int64_t(parameters.size()), threads);
       },
       nb::kw_only(), "kernels"_a, "threads"_a, "maps"_a, "dtype"_a, "grad_dtype"_a, "data"_a, "grad"_a, "m"_a, "v"_a,
-      "absmax_m"_a, "absmax_v"_a, "copy"_a, "counts"_a, "indices"_a, "rule_of"_a, "rules"_a);
+      "absmax_m"_a, "absmax_v"_a, "copy"_a, "low"_a, "counts"_a, "indices"_a, "rule_of"_a, "rules"_a);
 
   // Words of Philox4x32-10 at 16 counters, [4, 16] in place: for its known answers.
   m.def("philox",

@@ -28,7 +28,7 @@ struct Rule {
   bool stochastic;
   uint64_t seed;
   uint32_t step;
-  uint64_t first;  // of the random words: the first element's place in a larger tensor, a multiple of 8
+  uint64_t first;  // of the random words: the first element's place in a larger tensor, a multiple of 8 (16: 24 bits)
 };
 
 // A parameter with its gradient and states.
@@ -40,6 +40,7 @@ struct Parameter {
   void *m, *v;  // codes, or floats where there is no absmax
   float *absmax_m, *absmax_v;
   uint16_t* copy;  // bfloat16 of a float parameter, or nothing
+  int8_t* low;     // the lowest byte of a bfloat16 parameter whose weights have 24 bits, or nothing
   int64_t count;
   uint64_t index;
   const Rule* rule;

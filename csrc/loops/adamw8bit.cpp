@@ -114,6 +114,7 @@ struct Place {
   char *m, *v;
   float *absmax_m, *absmax_v;
   uint16_t* copy;
+  int8_t* low;
 };
 
 int64_t width(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
@@ -126,7 +127,8 @@ Place place(const Parameter& parameter, int64_t block) {
           static_cast<char*>(parameter.v) + first * state_width,
           parameter.absmax_m + coded * block,
           parameter.absmax_v + coded * block,
-          parameter.copy ? parameter.copy + first : nullptr};
+          parameter.copy ? parameter.copy + first : nullptr,
+          parameter.low ? parameter.low + first : nullptr};
 }
 
 class Stepper {
@@ -151,6 +153,7 @@ class Stepper {
       prefetch(ahead.grad + i * grad_wide, kRegister * grad_wide);
       prefetch(ahead.m + i, kRegister);
       prefetch(ahead.v + i, kRegister);
+      if (ahead.low) prefetch(reinterpret_cast<const char*>(ahead.low) + i, kRegister);
     });
   }
 
@@ -160,6 +163,7 @@ class Stepper {
   void move_by(Grad grad, const Place& at, int64_t block, States& states) const {
     auto* floats_at = reinterpret_cast<float*>(at.data);
     auto* halves_at = reinterpret_cast<uint16_t*>(at.data);
+    if (at.low) return move_24_bits(grad, at, block, states);
     uint16_t bits[kStateBlock];
     const Rule& rule = *parameter_.rule;
     if (rule.stochastic && parameter_.dtype != Dtype::float32)
@@ -180,6 +184,24 @@ class Stepper {
     } else {
       move_from(Halves{halves_at}, grad, at, states, [=](int64_t i, F32 p) { store(halves_at + i, to_bfloat16(p)); });
     }
+  }
+
+  // The same of a bfloat16 parameter with a low byte.
+  template <class Grad>
+  void move_24_bits(Grad grad, const Place& at, int64_t block, States& states) const {
+    auto* halves_at = reinterpret_cast<uint16_t*>(at.data);
+    const HalvesAndBytes p{halves_at, at.low};
+    auto put = [=](int64_t i, U32 word) {
+      store(halves_at + i, bfloat16_of_24(word));
+      store_second_bytes(at.low + i, word);
+    };
+    const Rule& rule = *parameter_.rule;
+    if (!rule.stochastic) return move_from(p, grad, at, states, [=](int64_t i, F32 p) { put(i, to_24_bits(p)); });
+    uint16_t bits[kStateBlock / 2];
+    const uint64_t first = (rule.first + uint64_t(block * kStateBlock)) / 2;  // half-words
+    random_bits(rule.seed, parameter_.index, rule.step, first, bits);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(bits);
+    move_from(p, grad, at, states, [=](int64_t i, F32 p) { put(i, to_24_bits(p, (U32)load_bytes(bytes + i))); });
   }
 
   template <class Data, class Grad, class Put>
@@ -242,13 +264,13 @@ void step_part(const Stepper& stepper, const Parameter& parameter, int64_t block
   const int64_t count = parameter.count - block * kStateBlock, state_size = parameter.absmax_m ? count : 4 * count;
   Place at = place(parameter, block);
   const Room data(at.data, count * width(parameter.dtype)), grad(at.grad, count * width(parameter.grad_dtype)),
-      m(at.m, state_size), v(at.v, state_size), copy(at.copy, count * 2);
+      m(at.m, state_size), v(at.v, state_size), copy(at.copy, count * 2), low(at.low, count);
   // the code 0 is not the value 0: what stands behind the last element could be the largest
   if (parameter.absmax_m) std::memset(at.m + count, kZero, kStateBlock - count);
   States states;
   stepper.move(at, block, states);
   stepper.code(at, states, at);
-  data.leave(), m.leave(), v.leave(), copy.leave();
+  data.leave(), m.leave(), v.leave(), copy.leave(), low.leave();
 }
 
 }  // namespace

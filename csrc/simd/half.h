@@ -45,6 +45,22 @@ inline U16 to_float16(F32 f, U32 random) {
   return narrow(magnitude >= (143u << 23) ? widen(to_float16(f)) : h | ((u >> 16) & 0x8000));
 }
 
+// 24 bits: bfloat16 with a signed byte below it, see fdpo_fast/optim/low_byte.py. Where the two make no number, the
+// bfloat16 is meant alone.
+inline F32 from_24_bits(U16 h, I32 low) {
+  const U32 alone = widen(h) << 16;
+  const F32 both = (F32)(alone + ((U32)low << 8));
+  return both == both ? both : (F32)alone;
+}
+
+// The upper 24 bits of the words are those of a float rounded by `random`, 8 bits each: infinity has no carry to take.
+inline U32 to_24_bits(F32 f, U32 random) { return f == f ? (U32)f + random : U32{} + 0x7FC00000; }
+
+inline U32 to_24_bits(F32 f) { return to_24_bits(f, 0x7F + (((U32)f >> 8) & 1)); }
+
+// The bfloat16 nearest to the upper 24 bits of a word.
+inline U16 bfloat16_of_24(U32 word) { return narrow((word + 0x8000) >> 16); }
+
 // Floats, and bfloat16 that need no copy on the way.
 struct Floats {
   const float* data;
@@ -53,6 +69,12 @@ struct Floats {
 struct Halves {
   const uint16_t* data;
   F32 at(int64_t i) const { return from_bfloat16(load<U16>(data + i)); }
+};
+
+struct HalvesAndBytes {
+  const uint16_t* data;
+  const int8_t* low;
+  F32 at(int64_t i) const { return from_24_bits(load<U16>(data + i), load_bytes(low + i)); }
 };
 
 inline void widen_all(const float* from, float* to, int64_t count) { std::memcpy(to, from, count * sizeof(float)); }

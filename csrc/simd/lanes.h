@@ -189,6 +189,33 @@ inline I32 load_bytes(const uint8_t* from) {
 #endif
 }
 
+inline I32 load_bytes(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (I32)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  return (I32)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+  I32 out;
+  for (int i = 0; i < kFloats; ++i) out[i] = from[i];
+  return out;
+#endif
+}
+
+// The second bytes of words, from below.
+inline void store_second_bytes(int8_t* to, U32 v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)v, 8)));
+#elif defined(__AVX2__)
+  const __m256i order = _mm256_setr_epi8(1, 5, 9, 13, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                         1, 5, 9, 13, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i picked = _mm256_shuffle_epi8((__m256i)v, order);
+  const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(picked), _mm256_extracti128_si256(picked, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), both);
+#else
+  for (int i = 0; i < kFloats; ++i) to[i] = int8_t(v[i] >> 8);
+#endif
+}
+
 // Four registers of words as bytes, brought into [0, 255], and those whose top bits are the words'.
 inline U8 pack(const I32 (&v)[4]) {
 #if defined(__AVX512F__)

@@ -7,7 +7,8 @@
 namespace fdpo::FDPO_ISA {
 
 // 16 random bits for each of `count` elements from `first` on, a multiple of 8: the half-words of the stream of a
-// parameter's index at a step that fdpo_fast/optim/eager.py describes.
+// parameter's index at a step that fdpo_fast/optim/eager.py describes. In memory they are its bytes, in order, for
+// twice as many elements.
 template <int64_t count>
 inline void random_bits(uint64_t seed, uint64_t index, uint32_t step, uint64_t first, uint16_t (&bits)[count]) {
   constexpr int kOfCounter = 8;

@@ -194,6 +194,7 @@ class Config(Section):
                 "deepspeed.bf16.bf16_master_weights_and_grads needs optimizer.type 'adamw8bit', or 'cpu_adam' with "
                 f"offload_optimizer, got '{optimizer.type}'"
             )
+        self._check_weights()
         if not inside:
             return
         if optimizer.type != "adamw8bit":
@@ -202,6 +203,19 @@ class Config(Section):
             raise ValueError(f"train.step_in_backward needs ZeRO stage 0, got {self.stage}: ZeRO keeps the gradients")
         if self.master:
             raise ValueError("train.step_in_backward has no fp32 master: leave out deepspeed.bf16")
+
+    def _check_weights(self) -> None:
+        """Refuse 24-bit weights where nobody would keep them."""
+        if self.optimizer.weights == "plain":
+            return
+        needs = f"optimizer.weights '{self.optimizer.weights}' needs"
+        if self.optimizer.type != "adamw8bit":
+            raise ValueError(f"{needs} optimizer.type 'adamw8bit', got '{self.optimizer.type}'")
+        if self.model.dtype != "bf16":
+            raise ValueError(f"{needs} model.dtype 'bf16', got '{self.model.dtype}', whose weights are complete")
+        if (self.master or self.stage) and not self.bf16_masters:
+            way = "bf16_master_weights_and_grads to true" if self.stage else "enabled to false"
+            raise ValueError(f"{needs} no fp32 master, which has more bits: set deepspeed.bf16.{way}")
 
     def accumulation(self, world_size: int) -> int:
         """Return the micro-batches of an optimizer step on each of `world_size` ranks.

@@ -227,6 +227,9 @@ class Optimizer(Section):
     rounding: Literal["stochastic", "nearest"] = Field(
         "stochastic", description="of bf16 weights without an fp32 master, by adamw8bit"
     )
+    weights: Literal["plain", "bf16+8"] = Field(
+        "plain", description="bf16+8: adamw8bit keeps a byte beside each bf16 weight, which makes 24 bits of it"
+    )
 
 
 class Train(Section):

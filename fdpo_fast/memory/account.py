@@ -112,10 +112,10 @@ def step_account(config: Config, trace: Trace, ranks: int, gpu: bool) -> Account
     return account
 
 
-def moments(config: Config, trace: Trace) -> float:
-    """Return the bytes of an element's two moments: codes, or in the dtype of what the optimizer steps."""
+def states(config: Config, trace: Trace) -> float:
+    """Return the bytes of an element's states: two moments, as codes or in the dtype of what is stepped; a low byte."""
     whole = 2 * (config.master_bytes or trace.trained_bytes / trace.trained)
-    return _EIGHT_BIT.get(config.optimizer.type, whole)
+    return _EIGHT_BIT.get(config.optimizer.type, whole) + (config.optimizer.weights != "plain")
 
 
 def _activations(account: Account, trace: Trace, engine: Engine, config: Config) -> None:
@@ -171,7 +171,7 @@ def _optimizer(account: Account, trace: Trace, engine: Engine, config: Config, g
         account.add("master", device, engine.master * mine)
     if engine.offload_optimizer and engine.stage < 3 and engine.master == 4:
         account.add("master", device, 2 * mine)  # the rounded copy on its way to the device
-    account.add("optimizer states", device, moments(config, trace) * mine)
+    account.add("optimizer states", device, states(config, trace) * mine)
     if config.optimizer.type == "adamw" and device == "gpu":
         account.add("optimizer step", "gpu", width * mine, "step")  # torch's, for all parameters at once
 

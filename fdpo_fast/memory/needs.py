@@ -16,7 +16,7 @@ from fdpo_fast.data.pairs import brought_by
 from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.data.readers.find import is_here
 from fdpo_fast.memory import ladder
-from fdpo_fast.memory.account import GIB, PHASES, Account, moments, step_account
+from fdpo_fast.memory.account import GIB, PHASES, Account, states, step_account
 from fdpo_fast.memory.trace import Trace, trace, traces, vae_passes
 from fdpo_fast.models import placement
 from fdpo_fast.models.architecture import Architecture, read_architecture
@@ -135,7 +135,7 @@ def disk(config: Config, architecture: Architecture, traced: Trace) -> tuple[dic
     extent, known = _extent(config)
     side, width = config.data.resolution // architecture.factors()[0], DTYPES[config.data.cache_dtype].itemsize
     image = architecture.vae_config.get("latent_channels", 4) * side**2 * (2 if config.data.latents == "moments" else 1)
-    optimizer = (config.master_bytes + moments(config, traced)) * traced.trained
+    optimizer = (config.master_bytes + states(config, traced)) * traced.trained
     exported = traced.whole_bytes / DTYPES[config.model.dtype].itemsize + architecture.text_parameters
     average = 4 * traced.trained if config.train.ema_decay else 0
     both = 2 if config.data.ties == "half" or config.data.votes == "conservative" else 1

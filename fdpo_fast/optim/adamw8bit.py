@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, overload
 
@@ -14,12 +13,13 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from fdpo_fast.ops import library
-from fdpo_fast.optim import cpp, eager, sharded, triton
+from fdpo_fast.optim import cpp, eager, low_byte, sharded, triton
 from fdpo_fast.optim.checks import blocks_of, check_copy, check_dtype
 from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.gather import Gatherer
 from fdpo_fast.optim.options import check_options, options_of
 from fdpo_fast.optim.places import Places
+from fdpo_fast.optim.saved import Saved, shielded
 from fdpo_fast.optim.tracing import untraced
 from fdpo_fast.optim.update import Clip, Updates
 
@@ -30,8 +30,6 @@ BACKENDS: dict[str, Callable[[], Step]] = {
     "eager": lambda: eager.step,
 }
 """What makes the function that steps parameters of one kind, by backend; it may remember what it was told."""
-
-_WRAPPED = "__bnb_optimizer_quant_state__"  # bitsandbytes hides its states there from FSDP
 
 
 class AdamW8bit(Optimizer):
@@ -52,17 +50,20 @@ class AdamW8bit(Optimizer):
     `optim_state_dict` cannot take blockwise states apart: save each rank's own `optimizer.state_dict()`.
 
     Args:
-        params: parameters or groups. A group may set lr, betas, eps, weight_decay, rounding and seed for itself, and
-            `first_element`: the place of its parameters' first element in a larger tensor that was split over ranks
-            (a multiple of 8).
+        params: parameters or groups. A group may set lr, betas, eps, weight_decay, rounding, weights and seed for
+            itself, and `first_element`: the place of its parameters' first element in a larger tensor that was split
+            over ranks (a multiple of 8, or of 16 where weights have 24 bits).
         lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
         rounding: "stochastic" or "nearest", of half-precision parameters.
+        weights: "plain", or "bf16+8": to each bfloat16 parameter a byte is kept among its states, `low`, that makes it
+            the upper part of a weight of 24 bits, which the step reads, and rounds to. The parameter is the nearest
+            bfloat16 to it. float32 parameters stay as they are.
         seed: of the stochastic rounding, 0 <= seed < 2^64.
         min_8bit_size: elements.
         backend: "cpp" | "triton" | "eager"; None takes the best for each parameter's device.
 
     Raises:
-        TypeError: a parameter or gradient of another dtype, or sparse.
+        TypeError: a parameter or gradient of another dtype, or sparse; a float16 parameter with weights "bf16+8".
         ValueError: a number out of range, an unknown rounding or backend; states that do not fit, in `load_state_dict`.
     """
 
@@ -80,6 +81,7 @@ class AdamW8bit(Optimizer):
         weight_decay: float = 1e-2,
         *,
         rounding: str = "stochastic",
+        weights: str = "plain",
         seed: int = 0,
         min_8bit_size: int = 4096,
         backend: str | None = None,
@@ -90,7 +92,8 @@ class AdamW8bit(Optimizer):
         self._copies: dict[Tensor, Tensor] = {}
         self._forget()
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"rounding": rounding, "seed": seed, "first_element": 0})
+        defaults |= {"rounding": rounding, "weights": weights, "seed": seed, "first_element": 0}
+        super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as in torch, after checks of its options and of the parameters' dtypes."""
@@ -109,6 +112,7 @@ class AdamW8bit(Optimizer):
         for parameter in group["params"]:
             if parameter.requires_grad:  # a frozen one, of quantised weights perhaps, is never stepped
                 check_dtype(parameter)
+                low_byte.check(parameter, group["weights"] != "plain")
                 sharded.check_placements(parameter)
 
     def keep_copy(self, parameter: Tensor, copy: Tensor) -> None:
@@ -174,13 +178,13 @@ class AdamW8bit(Optimizer):
     def _start(self, state: dict[str, Any], parameter: Tensor) -> None:
         """Give a parameter the states of nothing seen yet, as bitsandbytes has them."""
         coded = parameter.numel() >= self.min_8bit_size
-        dtype, shape, device = torch.uint8 if coded else torch.float32, parameter.shape, parameter.device
+        dtype, device = torch.uint8 if coded else torch.float32, parameter.device
         made: dict[str, Any] = {"step": 0}
         if sharded.is_sharded(parameter):
             sharded.start(made, parameter, dtype)
         else:
             for number in ("1", "2"):
-                made["state" + number] = torch.zeros(shape, dtype=dtype, device=device)
+                made["state" + number] = sharded.zeros_like(parameter, dtype)
                 if coded:
                     made["qmap" + number] = dynamic_map(number == "1").values.to(device, copy=True)
                     blocks = blocks_of(parameter.numel())
@@ -190,11 +194,13 @@ class AdamW8bit(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any], *, copy: bool = True) -> None:
         """Load what `state_dict()` gave, here or in bitsandbytes.
 
-        The moments keep their dtypes; options that the saved groups lack keep their values. `copy=False` takes tensors
+        The moments keep their dtypes; options that the saved groups lack keep their values. Low bytes of 24-bit weights
+        are loaded with the group's option that wants them; where there are none they start at zero, and those that no
+        group wants, or that another optimizer carried along in its own dtype, are left out. `copy=False` takes tensors
         that are on the parameter's device as they are, and writes into them from then on: for states just read.
         """
         # behind all hooks of users, which may change what is loaded
-        handle = self.register_load_state_dict_pre_hook(partial(_shielded, copy=copy))
+        handle = self.register_load_state_dict_pre_hook(partial(shielded, copy=copy))
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -202,7 +208,9 @@ class AdamW8bit(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         of = state.get("state", {})
-        placed = {p: own.placed(p) if isinstance(own, _Saved) else own for p, own in of.items()}
+        for group in state.get("param_groups", []):
+            group.setdefault("weights", "plain")  # in pickles of before it was an option
+        placed = {p: own.placed(p) if isinstance(own, Saved) else own for p, own in of.items()}
         super().__setstate__(state | {"state": defaultdict(dict, placed)})
         self._forget()
 
@@ -221,60 +229,3 @@ class _Memory:
     def __init__(self, start: Callable[[dict[str, Any], Tensor], None]) -> None:
         self.gather = Gatherer(start)
         self.steps = {name: make() for name, make in BACKENDS.items()}
-
-
-@dataclass
-class _Saved:
-    """A parameter's saved state, which torch would cast to the parameter's dtype if it saw its tensors."""
-
-    state: dict[str, Any]
-    number: int
-    copy: bool
-
-    def placed(self, parameter: Tensor) -> dict[str, Any]:
-        """Return the state's tensors on the parameter's device; ValueError where they do not fit it."""
-        state = self.state
-        coded = "state1" in state and state["state1"].dtype == torch.uint8
-        moments, absmax = ("state1", "state2"), ("absmax1", "absmax2") if coded else ()
-        self._check(parameter, moments, torch.uint8 if coded else torch.float32, parameter.numel())
-        self._check(parameter, absmax, torch.float32, sharded.saved_blocks(parameter))
-        sharded.check_saved(state, parameter, (*moments, *absmax), self.number)
-        placed: dict[str, Any] = {"step": int(state["step"])}
-        if sharded.is_sharded(parameter):
-            return placed | sharded.placed(state, parameter, (*moments, *absmax))
-        for signed, name in ((True, "qmap1"), (False, "qmap2")):
-            if coded and name in state:
-                ours = dynamic_map(signed).values
-                if state[name].shape != ours.shape or not torch.allclose(state[name].float().cpu(), ours, atol=1e-6):
-                    raise ValueError(f"the saved {name} of parameter {self.number} is not bitsandbytes' dynamic map")
-                placed[name] = state[name].detach().to(parameter.device, copy=self.copy)
-        for name in (*moments, *absmax):
-            placed[name] = state[name].detach().to(parameter.device, copy=self.copy).contiguous()
-        return placed | {name: placed[name].reshape(parameter.shape) for name in moments}
-
-    def _check(self, parameter: Tensor, names: Iterable[str], dtype: torch.dtype, count: int) -> None:
-        for name in names:
-            saved = self.state.get(name)
-            if "step" not in self.state or saved is None or saved.numel() != count or saved.dtype != dtype:
-                raise ValueError(
-                    f"the saved {name} of parameter {self.number} does not fit a tensor of shape "
-                    f"{tuple(parameter.shape)}: load the states of AdamW8bit, here or in bitsandbytes, for the same "
-                    "model"
-                )
-
-
-def _shielded(optimizer: AdamW8bit, state_dict: dict[str, Any], copy: bool) -> dict[str, Any]:
-    """Return a state dict whose options are complete and checked, and whose tensors torch does not see."""
-    saved = [
-        {**group, **{name: value for name, value in ours.items() if name not in group and name != "params"}}
-        for group, ours in zip(state_dict["param_groups"], optimizer.param_groups, strict=False)
-    ]
-    saved += state_dict["param_groups"][len(saved) :]  # a wrong number of groups is torch's to refuse
-    for group in saved:
-        check_options(group)
-    states = {}
-    for number, state in state_dict["state"].items():
-        flat = {name: value for name, value in state.items() if name != _WRAPPED} | state.get(_WRAPPED, {})
-        if flat:
-            states[number] = _Saved(flat, number, copy)
-    return {**state_dict, "state": states, "param_groups": saved}

@@ -39,8 +39,10 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def _options(settings: schema.Optimizer, seed: int) -> dict[str, Any]:
-    rounding = {"rounding": settings.rounding, "seed": seed} if settings.type == "adamw8bit" else {}
-    return settings.model_dump(include={"lr", "betas", "eps", "weight_decay"}) | rounding
+    names = {"lr", "betas", "eps", "weight_decay"}
+    if settings.type != "adamw8bit":
+        return settings.model_dump(include=names)
+    return settings.model_dump(include=names | {"rounding", "weights"}) | {"seed": seed}
 
 
 def optimizer(settings: schema.Optimizer, parameters: Parameters, seed: int) -> Optimizer:

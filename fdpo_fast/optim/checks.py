@@ -101,13 +101,15 @@ def check_states(
     v: Tensor,
     absmax_m: Tensor | None,
     absmax_v: Tensor | None,
+    low: Tensor | None,
     count: int,
     blocks: int,
     device: torch.device,
     number: int,
 ) -> torch.dtype:
-    """Return the dtype of a parameter's moments, of `count` elements in `blocks`; ValueError where they do not fit."""
-    states, absmax = [m, v], [t for t in (absmax_m, absmax_v) if t is not None]
+    """Return the dtype of the moments, of `count` elements in `blocks`; ValueError where one does not fit."""
+    absmax = [t for t in (absmax_m, absmax_v) if t is not None]
+    states = [m, v] if low is None else [m, v, low]
     if all(map(own_memory, (*states, *absmax))):
         if m.numel() != count or m.device != device:
             raise ValueError(
@@ -116,6 +118,7 @@ def check_states(
             )
         fits = len(absmax) != 1 and m.dtype == v.dtype == (torch.uint8 if absmax else torch.float32)
         fits = fits and v.numel() == count and all(t.numel() == blocks and t.dtype == torch.float32 for t in absmax)
+        fits = fits and (low is None or (low.numel() == count and low.dtype == torch.int8))
         if fits and all(t.device == device and t.is_contiguous() and not t.is_neg() for t in (*states, *absmax)):
             return m.dtype
     raise ValueError(f"the states of parameter {number} are not those of AdamW8bit: load them by load_state_dict")

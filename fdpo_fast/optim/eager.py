@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from fdpo_fast.noise import draws, words
 from fdpo_fast.ops.constants import STATE_BLOCK, Stream
 from fdpo_fast.optim.codebook import dynamic_map
+from fdpo_fast.optim.low_byte import joined, split
 from fdpo_fast.optim.update import Clip, Updates
 
 _ZERO = 127  # the code of m = 0
@@ -40,15 +41,20 @@ def encode(states: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     return codes.to(torch.uint8).reshape(states.shape), absmax
 
 
-def random_bits(seed: int, index: int, step: int, first: int, count: int, device: torch.device) -> Tensor:
-    """Return 16 random bits for each of `count` elements from `first` on (a multiple of 8), as int32.
+def random_bits(
+    seed: int, index: int, step: int, first: int, count: int, device: torch.device, bits: int = 16
+) -> Tensor:
+    """Return 16 or 8 random bits for each of `count` elements from `first` on (a multiple of 128 / bits), as int32.
 
     Words of the stream `Stream.ROUNDING` with the parameter's index for pair_id and the optimizer's step for visit;
-    each gives two elements their bits, the lower half first.
+    each gives two elements their half-words, or four their bytes, the lowest first: 128 bits are eight elements, or
+    sixteen.
     """
     key = draws(seed, index, step, device=device)
-    stream = words(key, Stream.ROUNDING, -(-count // 8), first // 8)[0]
-    return torch.stack((stream & 0xFFFF, stream >> 16), 1).flatten()[:count].int()
+    together = 128 // bits
+    stream = words(key, Stream.ROUNDING, -(-count // together), first // together)[0]
+    parts = [stream >> shift & (1 << bits) - 1 for shift in range(0, 32, bits)]
+    return torch.stack(parts, 1).flatten()[:count].int()
 
 
 def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,14 +85,19 @@ def step(updates: Updates, clip: Clip | None = None) -> None:
         v = rates.beta2 * u.v if u.absmax_v is None else decode(u.v, rates.beta2 * u.absmax_v, False)
         m = m + rates.one_minus_beta1 * g
         v = v + rates.one_minus_beta2 * g * g
-        p = u.data.float()
+        p = u.data.float() if u.low is None else joined(u.data, u.low)
         root = v.double().sqrt().float()  # torch's of float32 may be MKL's, which is an ulp off here and there
         moved = p - (rates.decay * p + rates.step_size * m / (root + rates.eps))
+        bits = None
         if rule.stochastic and u.data.dtype != torch.float32:
-            bits = random_bits(rule.seed, u.number, rule.step, rule.first, u.data.numel(), u.data.device)
-            u.data.copy_(round_randomly(moved, bits.reshape(moved.shape), u.data.dtype))
+            place = rule.seed, u.number, rule.step, rule.first, u.data.numel(), u.data.device
+            bits = random_bits(*place, bits=16 if u.low is None else 8).reshape(moved.shape)
+        if u.low is not None:
+            weights, low = split(moved, bits)
+            u.data.copy_(weights)
+            u.low.copy_(low)
         else:
-            u.data.copy_(moved)
+            u.data.copy_(moved if bits is None else round_randomly(moved, bits, u.data.dtype))
         if u.copy is not None:
             u.copy.copy_(moved)
         # what float32 cannot hold is forgotten: other codes of its block would be lost, and 0 times it is no number

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdpo_fast.optim import sharded
+from fdpo_fast.optim import low_byte, sharded
 from fdpo_fast.optim.checks import (
     DTYPES,
     blocks_of,
@@ -29,7 +29,7 @@ from fdpo_fast.optim.checks import (
 )
 from fdpo_fast.optim.kinds import by_kind, grouped, now
 from fdpo_fast.optim.places import Places
-from fdpo_fast.optim.update import Columns, Rule, Updates
+from fdpo_fast.optim.update import WEIGHTS, Columns, Rule, Updates
 
 State = dict[str, Any]
 
@@ -87,17 +87,17 @@ class Gatherer:
         given = [grad for grad in grads if grad is not None]
         if len(given) < len(grads):
             places = places.where([grad is not None for grad in grads])
-        whole = places.parameters
-        parts, given, firsts = _on_this_rank(places, given)
-        counts, idle = array("q", map(Tensor.numel, parts)), list[Tensor]()
+        whole, wide = places.parameters, [group["weights"] != "plain" for group in param_groups]
+        parts, given, firsts = _on_this_rank(places, given, param_groups)
+        counts, idle = array("q", map(Tensor.numel, parts)), places.where([])
         if 0 in counts:  # nothing to step, but a step all the same
             live = list(map(bool, counts))
-            idle = list(compress(whole, map(not_, live)))
+            idle = places.where(list(map(not_, live)))
             places, parts, given = places.where(live), list(compress(parts, live)), list(compress(given, live))
             firsts = None if firsts is None else list(compress(firsts, live))
             whole, counts = places.parameters, array("q", filter(None, counts))
         if not given:
-            return Gathered([], [], [], self._states_of(idle, state))
+            return Gathered([], [], [], self._states_of(idle, state, wide))
         data, data_at, devices, odd = self._of_weights(parts, places.numbers)
         dtypes = [part.dtype for part in parts]
         if not set(dtypes).issubset(DTYPES):
@@ -106,7 +106,7 @@ class Gatherer:
         grads_at = array("q", map(Tensor.data_ptr, given))
         check_addresses(grads_at, "the gradient of parameter", places.numbers)
         given, grads_at = _plain(given, grads_at, _odd(given))
-        states = self._states_of(whole, state)
+        states = self._states_of(places, state, wide)
         blocks = None if firsts is None else [sharded.blocks(*row) for row in zip(whole, counts, strict=True)]
         moments = self._of_states(states, counts, blocks, devices, places.numbers)
         mirrors = list(map(copies.get, whole)) if copies else []
@@ -114,27 +114,29 @@ class Gatherer:
         rounding = [group["rounding"] == "stochastic" for group in param_groups]
         besides = (devices, dtypes, grad_dtypes, mirrors_at, places.groups, places.numbers, rounding, counts)
         if odd or moments is not self._moments or not self._groups.of(data, data_at, besides):
-            kinds = by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, places.groups, rounding)
-            m, v, absmax_m, absmax_v = moments.tensors
-            columns: Columns[Sequence] = Columns(data, given, m, v, absmax_m, absmax_v, mirrors)
-            m_at, v_at, absmax_m_at, absmax_v_at = moments.addresses
-            at = Columns(data_at, grads_at, m_at, v_at, absmax_m_at, absmax_v_at, mirrors_at)
+            m, v, absmax_m, absmax_v, low = moments.tensors
+            kinds = by_kind(devices, dtypes, grad_dtypes, moments.dtypes, mirrors, low, places.groups, rounding)
+            columns: Columns[Sequence] = Columns(data, given, m, v, absmax_m, absmax_v, mirrors, low)
+            m_at, v_at, absmax_m_at, absmax_v_at, low_at = moments.addresses
+            at = Columns(data_at, grads_at, m_at, v_at, absmax_m_at, absmax_v_at, mirrors_at, low_at)
             made = [grouped(kind, positions, columns, at, counts, places.numbers) for kind, positions in kinds]
             self._groups, self._moments = _Known(data, data_at, besides, made), moments
 
-        uncounted = states + self._states_of(idle, state)
+        uncounted = states + self._states_of(idle, state, wide)
         _check_steps(uncounted)
         rule_of, rules = _rules(states, places.groups, firsts, param_groups)
         updates = [now(group, given, grads_at, rule_of, rules) for group in self._groups.result]
         return Gathered(updates, [(parts[at], data[at]) for at in odd], parts, uncounted)
 
-    def _states_of(self, parameters: list[Tensor], state: dict[Tensor, State]) -> list[State]:
-        """Return the states of parameters, made where there are none yet."""
+    def _states_of(self, places: Places, state: dict[Tensor, State], wide: list[bool]) -> list[State]:
+        """Return the states of parameters, made where there are none yet; `wide`: which groups have 24-bit weights."""
+        parameters = places.parameters
         states = list(map(state.__getitem__, parameters))
         if not all(states):
             for parameter, own in zip(parameters, states, strict=True):
                 if not own:
                     self._start(own, parameter)
+        low_byte.fit(parameters, states, list(map(wide.__getitem__, places.groups)))
         return states
 
     def _of_weights(
@@ -165,6 +167,7 @@ class Gatherer:
         """
         try:
             tensors = [t for own in states for t in (_coded(own) if "absmax1" in own else _single(own))]
+            tensors += [own[low_byte.NAME] for own in states if low_byte.NAME in own]
         except KeyError as error:
             raise ValueError(f"a parameter's states lack {error}: load them by load_state_dict") from None
         if blocks is not None:
@@ -186,24 +189,27 @@ class Gatherer:
 
 
 class _Moments(NamedTuple):
-    """The columns of m, v and the absmax of both, with None where there is no absmax."""
+    """The columns of m, v, the absmax of both and the low byte, with None where there is no absmax or low byte."""
 
     tensors: list[list[Any]]
     addresses: list[array[int]]
     dtypes: list[torch.dtype]
 
 
-STATES = ("state1", "state2", "absmax1", "absmax2")
-_coded, _single = itemgetter(*STATES), itemgetter("state1", "state2")
+_coded, _single = itemgetter("state1", "state2", "absmax1", "absmax2"), itemgetter("state1", "state2")
+STATES = ("state1", "state2", "absmax1", "absmax2", low_byte.NAME)
 
 
-def _on_this_rank(places: Places, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[int] | None]:
+def _on_this_rank(
+    places: Places, grads: list[Tensor], param_groups: list[dict[str, Any]]
+) -> tuple[list[Tensor], list[Tensor], list[int] | None]:
     """Return what is stepped of parameters, by which gradients; where some are split, the first element of each."""
     parameters = places.parameters
     if plain(parameters) or not any(map(sharded.is_sharded, parameters)):
         return parameters, grads, None
     sharded.check_gradients(parameters, grads, places.numbers)
-    firsts = list(map(sharded.first_element, parameters))
+    together = [WEIGHTS[group["weights"]] for group in param_groups]
+    firsts = list(map(sharded.first_element, parameters, [together[group] for group in places.groups]))
     return list(map(sharded.part, parameters)), list(map(sharded.part, grads)), firsts
 
 

@@ -30,15 +30,18 @@ def by_kind(
     grad_dtypes: list[torch.dtype],
     state_dtypes: list[torch.dtype],
     mirrors: list[Tensor | None],
+    lows: list[Tensor | None],
     groups: list[int],
     rounding: list[bool],
 ) -> list[tuple[Kind, list[int]]]:
     """List the kinds that there are, with the positions of each."""
     positions: dict[Kind, list[int]] = {}
-    rows = zip(devices, dtypes, grad_dtypes, state_dtypes, mirrors or [None] * len(dtypes), groups, strict=True)
-    for at, (device, dtype, grad_dtype, state_dtype, copy, group) in enumerate(rows):
+    copied = [copy is not None for copy in mirrors] or [False] * len(dtypes)
+    rows = zip(devices, dtypes, grad_dtypes, state_dtypes, copied, lows, groups, strict=True)
+    for at, (device, dtype, grad_dtype, state_dtype, copies, low, group) in enumerate(rows):
         rounds = rounding[group] and dtype != torch.float32
-        positions.setdefault(Kind(device, dtype, grad_dtype, state_dtype, copy is not None, rounds), []).append(at)
+        kind = Kind(device, dtype, grad_dtype, state_dtype, copies, low is not None, rounds)
+        positions.setdefault(kind, []).append(at)
     return list(positions.items())
 
 

@@ -6,9 +6,10 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from fdpo_fast.optim.update import ROUNDINGS
+from fdpo_fast.ops.constants import one_of
+from fdpo_fast.optim.update import ROUNDINGS, WEIGHTS
 
-_OWN = ("lr", "betas", "eps", "weight_decay", "rounding", "seed", "first_element", "params", "param_names")
+_OWN = ("lr", "betas", "eps", "weight_decay", "rounding", "weights", "seed", "first_element", "params", "param_names")
 
 _ELSEWHERE: dict[str, Any] = {
     "amsgrad": False,
@@ -30,7 +31,8 @@ _ELSEWHERE: dict[str, Any] = {
 
 def options_of(group: dict[str, Any]) -> tuple[Any, ...]:
     """Return what tells whether a group's options have to be looked at again."""
-    return *group, group["betas"], group["rounding"], group["seed"], group["first_element"], *map(group.get, _ELSEWHERE)
+    own = (group["betas"], group["rounding"], group["weights"], group["seed"], group["first_element"])
+    return *group, *own, *map(group.get, _ELSEWHERE)
 
 
 def check_options(group: dict[str, Any]) -> None:
@@ -48,15 +50,17 @@ def check_options(group: dict[str, Any]) -> None:
             raise ValueError(f"{name} must not be negative, got {group[name]}")
     if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
         raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
-    if group["rounding"] not in ROUNDINGS:
-        raise ValueError(f"unknown rounding {group['rounding']!r}: use one of {', '.join(ROUNDINGS)}")
+    one_of("rounding", group["rounding"], ROUNDINGS)
+    one_of("weights", group["weights"], WEIGHTS)
     for name in ("seed", "first_element"):
         if isinstance(group[name], bool) or not isinstance(group[name], int):
             raise TypeError(f"{name} must be an integer, got {group[name]!r}")
     if not 0 <= group["seed"] < 2**64:
         raise ValueError(f"seed must lie in [0, 2^64), got {group['seed']}")
-    if group["first_element"] % 8 or group["first_element"] < 0:
-        raise ValueError(f"first_element must be a multiple of 8, got {group['first_element']}")
+    together = WEIGHTS[group["weights"]]
+    if group["first_element"] % together or group["first_element"] < 0:
+        beside = "" if group["weights"] == "plain" else f" with weights {group['weights']!r}"
+        raise ValueError(f"first_element must be a multiple of {together}{beside}, got {group['first_element']}")
 
 
 @cache

@@ -55,10 +55,10 @@ def largest_part(parameter: DTensor) -> int:
     return math.prod(shape)
 
 
-def first_element(parameter: Tensor) -> int:
-    """Return the place of this rank's first element among all, in multiples of 8 that no two parts share.
+def first_element(parameter: Tensor, together: int) -> int:
+    """Return the place of this rank's first element among all, in multiples of `together` that no two parts share.
 
-    It is that in the whole tensor where its first dimension is split and parts are multiples of 8: then elements have
+    It is that in the whole tensor where its first dimension is split and parts are such multiples: then elements have
     the random bits that they have without ranks.
     """
     if not is_sharded(parameter):
@@ -67,12 +67,30 @@ def first_element(parameter: Tensor) -> int:
     for axis, placement in enumerate(parameter.placements):
         if _is_split(placement):
             place = place * mesh.size(axis) + mesh.get_local_rank(axis)
-    return place * (-(-largest_part(parameter) // 8) * 8)
+    return place * (-(-largest_part(parameter) // together) * together)
 
 
 def blocks(parameter: Tensor, count: int) -> int:
     """Return the number of absmax that a rank's part of a parameter has, `count` elements."""
     return blocks_of(largest_part(parameter) if is_sharded(parameter) else count)
+
+
+def zeros_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return zeros in a parameter's shape, split over ranks as it is; plain and contiguous on each."""
+    if not is_sharded(parameter):
+        return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+    from torch.distributed.tensor import DTensor
+
+    own = parameter.to_local()
+    zeros = torch.zeros(own.shape, dtype=dtype, device=own.device)
+    return DTensor.from_local(
+        zeros,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def start(state: dict[str, Any], parameter: DTensor, dtype: torch.dtype) -> None:
@@ -84,10 +102,7 @@ def start(state: dict[str, Any], parameter: DTensor, dtype: torch.dtype) -> None
     per_rank = blocks_of(largest_part(parameter))
     split = [Shard(0) if _is_split(placement) else placement for placement in parameter.placements]
     for number in ("1", "2"):
-        zeros = torch.zeros(own.shape, dtype=dtype, device=own.device)
-        state["state" + number] = DTensor.from_local(
-            zeros, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-        )
+        state["state" + number] = zeros_like(parameter, dtype)
         if dtype == torch.uint8:
             zeros = torch.zeros(per_rank, dtype=torch.float32, device=own.device)
             state["absmax" + number] = DTensor.from_local(

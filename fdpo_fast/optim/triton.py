@@ -32,7 +32,7 @@ CHUNK = 16 * ROWS * STATE_BLOCK
 
 def _options(kind: Kind, aligned: bool) -> dict[str, Any]:
     """Return the launch's options: as few registers as do without spills, since then more programs run at once."""
-    registers = 160 if not aligned else 80 if torch.float32 in (kind.data, kind.grad) else 72
+    registers = 160 if not aligned else 80 if kind.low or torch.float32 in (kind.data, kind.grad) else 72
     return OPTIONS | ({"maxnreg": registers} if "maxnreg" in OPTIONS else {})
 
 
@@ -101,8 +101,8 @@ class _Table:
     ROWS = 12
     """The number of rows.
 
-    They are addresses of data, grad, m, v, copy; elements; addresses of both absmax; index; rule; then, as a running
-    count over the tensors, programs of the step and of the norm.
+    They are addresses of data, grad, m, v, and copy or low byte, of which no kind has both; elements; addresses of both
+    absmax; index; rule; then, as a running count over the tensors, programs of the step and of the norm.
     """
     ALIGNED = 6
     """The number of the first rows that decide whether vectors can be read."""
@@ -115,9 +115,9 @@ class _Table:
 
     def launches(self, updates: Updates) -> list[_Launch]:
         """Return the launches of a step, with the table as it is to be now."""
-        data, grad, m, v, absmax_m, absmax_v, copy = updates.addresses
+        data, grad, m, v, absmax_m, absmax_v, copy, low = updates.addresses
         counts = updates.counts
-        columns = [data, grad, m, v, copy, counts, absmax_m, absmax_v, updates.indices, updates.rule_of]
+        columns = [data, grad, m, v, copy or low, counts, absmax_m, absmax_v, updates.indices, updates.rule_of]
         before = self._columns
         if columns == before:
             return self._launches
@@ -191,6 +191,7 @@ class Stepper:
                     _like(kind.grad, device),
                     _like(kind.state, device),
                     COPIED=kind.copied,
+                    LOW=kind.low,
                     STOCHASTIC=kind.stochastic,
                     ALIGNED=launch.aligned,
                     ROWS=ROWS,

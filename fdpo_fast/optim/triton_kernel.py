@@ -6,12 +6,11 @@ The formulas are those of `optim.eager`, the lines of the maps those of `optim.c
 import triton
 import triton.language as tl
 
-from fdpo_fast.ops.constants import Stream
 from fdpo_fast.ops.triton.noise import philox_words
 from fdpo_fast.optim.codebook import LOWEST, SEGMENTS_PER_BIT
+from fdpo_fast.optim.triton_rounding import from_24_bits, nearest, random_bits, random_bytes, randomly, to_24_bits
 
 _LOWEST, _SEGMENTS_PER_BIT = tl.constexpr(LOWEST), tl.constexpr(SEGMENTS_PER_BIT)
-_ROUNDING = tl.constexpr(Stream.ROUNDING.value)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _SMALLEST = tl.constexpr(1.1754943508222875e-38)
 _EXACT = tl.constexpr(not isinstance(philox_words, triton.JITFunction))
@@ -76,50 +75,6 @@ def _normalised(state):
     absmax = tl.where(absmax < _SMALLEST, 0.0, absmax)
     scale = tl.where(absmax > 0, tl.div_rn(tl.full(absmax.shape, 1.0, tl.float32), absmax), 0.0)
     return state * scale[:, None], absmax
-
-
-@triton.jit
-def _random_bits(seed, index, step, first, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return 16 bits for each of [ROWS, BLOCK] elements from `first` on."""
-    counter = tl.arange(0, ROWS)[:, None] * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
-    w0, w1, w2, w3 = philox_words(seed, index, step, _ROUNDING, (first // 8).to(tl.uint32) + counter.to(tl.uint32))
-    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
-    return tl.interleave(words & 0xFFFF, words >> 16).to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def _to_bfloat16(values, bits):
-    u = values.to(tl.int32, bitcast=True)
-    moved = u + tl.where((u & 0x7F800000) == 0x7F800000, 0, bits)
-    return (moved & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
-
-
-@triton.jit
-def _to_float16(values, bits):
-    u = values.to(tl.int32, bitcast=True)
-    magnitude = u & 0x7FFFFFFF
-    small = magnitude < (113 << 23)  # whose step is 2^-24
-    size = tl.where(small, magnitude.to(tl.float32, bitcast=True), 0.0)
-    fixed = (size * 1099511627776.0).to(tl.int32) + bits >> 16
-    kept = (magnitude + (bits >> 3) & -8192).to(tl.float32, bitcast=True)
-    out = tl.where(small, fixed.to(tl.float32) * 5.960464477539063e-08, kept)
-    out = tl.where(u < 0, -out, out)
-    return tl.where(magnitude < (143 << 23), out, values).to(tl.float16)
-
-
-@triton.jit
-def _randomly(values, bits, dtype: tl.constexpr):
-    """Round values to one of their two neighbours, as `eager.round_randomly` does."""
-    return _to_bfloat16(values, bits) if dtype == tl.bfloat16 else _to_float16(values, bits)
-
-
-@triton.jit
-def _nearest(values, dtype: tl.constexpr):
-    if dtype == tl.bfloat16:  # in so many words: the interpreter truncates
-        out = _to_bfloat16(values, 0x7FFF + ((values.to(tl.int32, bitcast=True) >> 16) & 1))
-    else:
-        out = values.to(dtype)
-    return out
 
 
 @triton.jit
@@ -191,7 +146,7 @@ def norm_kernel(
 
 @triton.jit(do_not_specialize=["tensors"])
 def step_kernel(
-    table,  # [12, tensors] int64, see optim.triton: addresses of data, grad, m, v, copy; count; absmax of both; ...
+    table,  # [12, tensors] int64, see optim.triton: addresses of data, grad, m, v, copy or low; count; both absmax; ...
     rates,  # [rules, 14]: the seven of `Rates`
     words,  # [rules, 7], the same memory: seed, step and first behind the rates
     lines,  # [2, 6, 8], then the values of all codes, [2, 256]
@@ -201,6 +156,7 @@ def step_kernel(
     grad_like,
     state_like,
     COPIED: tl.constexpr,
+    LOW: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -229,7 +185,7 @@ def step_kernel(
     if factors is not None:
         factor = tl.load(factors + tensor)
         dtype: tl.constexpr = grad_like.dtype.element_ty
-        g = tl.where(factor > 0, _nearest(g * _nearest(factor, dtype).to(tl.float32), dtype).to(tl.float32), 0.0)
+        g = tl.where(factor > 0, nearest(g * nearest(factor, dtype).to(tl.float32), dtype).to(tl.float32), 0.0)
     CODED: tl.constexpr = state_like.dtype.element_ty == tl.uint8
     m, v = tl.load(m_at + at, inside, 0), tl.load(v_at + at, inside, 0)
     if CODED:
@@ -240,19 +196,32 @@ def step_kernel(
         m, v = tl.load(rate) * m, tl.load(rate + 2) * v
     m = m + tl.load(rate + 1) * g
     v = v + tl.load(rate + 3) * g * g
-    p = tl.load(data + at, inside, 0.0).to(tl.float32)
+    weights = tl.load(data + at, inside, 0.0)
+    p = weights.to(tl.float32)
+    if LOW:
+        low = tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.int8))
+        low = (tl.multiple_of(low, 16) if ALIGNED else low) + at
+        p = from_24_bits(weights, tl.load(low, inside, 0))
     change = tl.load(rate + 5) * m
     change = tl.where(v == float("inf"), change * 0.0, _quotient(change, _root(v) + tl.load(rate + 6)))
     moved = p - (tl.load(rate + 4) * p + change)
-    if STOCHASTIC:
-        index, first = tl.load(table + 8 * tensors + tensor), tl.load(word + 6) + block * BLOCK
-        bits = _random_bits(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
-        tl.store(data + at, _randomly(moved, bits, data_like.dtype.element_ty), inside)
+    index, first = tl.load(table + 8 * tensors + tensor), tl.load(word + 6) + block * BLOCK
+    if LOW:
+        if STOCHASTIC:
+            bits = random_bytes(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
+        else:
+            bits = 0x7F + ((moved.to(tl.int32, bitcast=True) >> 8) & 1)
+        weights, lowest = to_24_bits(moved, bits)
+        tl.store(data + at, weights, inside)
+        tl.store(low, lowest, inside)
+    elif STOCHASTIC:
+        bits = random_bits(tl.load(word + 4), index, tl.load(word + 5), first, ROWS, BLOCK)
+        tl.store(data + at, randomly(moved, bits, data_like.dtype.element_ty), inside)
     else:
-        tl.store(data + at, _nearest(moved, data_like.dtype.element_ty), inside)
+        tl.store(data + at, nearest(moved, data_like.dtype.element_ty), inside)
     if COPIED:
         copy = tl.load(table + 4 * tensors + tensor).to(tl.pointer_type(tl.bfloat16))
-        tl.store((tl.multiple_of(copy, 16) if ALIGNED else copy) + at, _nearest(moved, tl.bfloat16), inside)
+        tl.store((tl.multiple_of(copy, 16) if ALIGNED else copy) + at, nearest(moved, tl.bfloat16), inside)
     held = inside & (v <= _LARGEST)  # what float32 cannot hold is forgotten
     m, v = tl.where(held, m, 0.0), tl.where(held, v, 0.0)
     if CODED:

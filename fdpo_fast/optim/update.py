@@ -13,6 +13,11 @@ from torch import Tensor
 from typing_extensions import NamedTuple  # which may be generic before Python 3.11
 
 ROUNDINGS = ("stochastic", "nearest")
+WEIGHTS = {"plain": 8, "bf16+8": 16}
+"""How weights are kept, each with the elements that 128 random bits are enough for.
+
+"bf16+8": bfloat16 parameters are the upper part of 24-bit weights, whose lowest byte is among the states (`low_byte`).
+"""
 
 
 class Rates(NamedTuple):
@@ -43,8 +48,8 @@ class Rates(NamedTuple):
 class Rule(NamedTuple):
     """What the parameters of a group that are at the same step have in common.
 
-    Element e of a half-precision parameter takes half-word e + first of the stream (seed, index, step), see
-    `eager.random_bits`.
+    Element e of a half-precision parameter takes half-word e + first of the stream (seed, index, step), that of a
+    24-bit one byte e + first of it, see `eager.random_bits`.
     """
 
     rates: Rates
@@ -73,6 +78,7 @@ class Update(NamedTuple):
     absmax_m: Tensor | None
     absmax_v: Tensor | None
     copy: Tensor | None  # bfloat16, receives a float32 parameter's rounded values
+    low: Tensor | None  # int8, the lowest byte of a bfloat16 parameter
     number: int  # of the parameter
     rule: Rule
 
@@ -85,6 +91,7 @@ class Kind(NamedTuple):
     grad: torch.dtype
     state: torch.dtype  # uint8 or float32
     copied: bool
+    low: bool
     stochastic: bool  # half-precision parameters only
 
 
@@ -102,6 +109,7 @@ class Columns(NamedTuple, Generic[Column]):
     absmax_m: Column | None
     absmax_v: Column | None
     copy: Column | None
+    low: Column | None
 
     def of(self, kind: Kind) -> Columns[Column]:
         """Return the columns that a kind has."""
@@ -110,6 +118,7 @@ class Columns(NamedTuple, Generic[Column]):
             absmax_m=self.absmax_m if coded else None,
             absmax_v=self.absmax_v if coded else None,
             copy=self.copy if kind.copied else None,
+            low=self.low if kind.low else None,
         )
 
     def map(self, function: Callable[[Column], Other]) -> Columns[Other]:
@@ -118,9 +127,9 @@ class Columns(NamedTuple, Generic[Column]):
         def there(column: Column | None) -> Other | None:
             return None if column is None else function(column)
 
-        data, grad, m, v, absmax_m, absmax_v, copy = self
-        columns = function(data), function(grad), function(m), function(v)
-        return Columns(*columns, there(absmax_m), there(absmax_v), there(copy))
+        data, grad, m, v, *others = self
+        absmax_m, absmax_v, copy, low = map(there, others)
+        return Columns(function(data), function(grad), function(m), function(v), absmax_m, absmax_v, copy, low)
 
 
 class Updates(NamedTuple):
@@ -146,6 +155,7 @@ class Updates(NamedTuple):
             _there(row.absmax_m for row in rows),
             _there(row.absmax_v for row in rows),
             _there(row.copy for row in rows),
+            _there(row.low for row in rows),
         )
         return cls(
             Kind(
@@ -154,6 +164,7 @@ class Updates(NamedTuple):
                 like.grad.dtype,
                 like.m.dtype,
                 like.copy is not None,
+                like.low is not None,
                 like.rule.stochastic and like.data.dtype != torch.float32,
             ),
             tensors,

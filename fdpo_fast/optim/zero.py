@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.optim.adamw8bit import AdamW8bit
+from fdpo_fast.optim.update import WEIGHTS
 
 GROUP = 100_000_000
 """The most elements of a group of parameters, but for one that is larger by itself."""
@@ -133,7 +134,8 @@ def _alias(tensor: Tensor, other: Tensor) -> None:
 
 def _number_elements(optimizer: AdamW8bit, masters: list[Tensor]) -> None:
     """Give each element its own random bits: ZeRO steps one master at a time, as if it were the only one."""
-    sizes = [-(-master.numel() // 8) * 8 for master in masters]
+    together = max(WEIGHTS[group["weights"]] for group in optimizer.param_groups)
+    sizes = [-(-master.numel() // together) * together for master in masters]
     first, first_of = dist.get_rank() * sum(sizes), {}
     for master, size in zip(masters, sizes, strict=True):
         first_of[master] = first

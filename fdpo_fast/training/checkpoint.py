@@ -22,6 +22,7 @@ from fdpo_fast.distributed import agreed
 from fdpo_fast.files import digest, make_folder, replacing, settle
 from fdpo_fast.models import trainable
 from fdpo_fast.optim.adamw8bit import AdamW8bit
+from fdpo_fast.optim.values import has_low_bytes, local, value
 from fdpo_fast.training import resumption
 
 
@@ -187,16 +188,16 @@ def _kind(tensor: Tensor | None) -> tuple | None:
     return None if tensor is None else (tensor.shape, tensor.dtype)
 
 
-def local(parameter: nn.Parameter) -> Tensor:
-    """Return what this rank holds of a parameter: its ZeRO-3 shard, or the whole."""
-    return getattr(parameter, "ds_tensor", parameter).detach()
-
-
 class EMA:
-    """Exponential moving average in float32 of this rank's part of the trainable parameters, under any ZeRO stage."""
+    """Exponential moving average in float32 of this rank's part of the trainable parameters, under any ZeRO stage.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+    Args:
+        engine: whose module is averaged; of weights of 24 bits all that its optimizer has of them.
+        decay: what is left of an average after a step.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine, decay: float) -> None:
+        self.decay, self._optimizer, module = decay, engine.optimizer, engine.module
         # ZeRO-3 adds methods to parameters
         self.live: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: local(parameter).float().clone() for name, parameter in self.live.items()}
@@ -204,25 +205,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages towards the weights, after a step."""
+        """Move the averages towards the weights, after a step. Collective."""
         for name, parameter in self.live.items():
-            self.average[name].lerp_(local(parameter).float(), 1 - self.decay)
+            self.average[name].lerp_(value(self._optimizer, parameter), 1 - self.decay)
 
     def whole(self, name: str) -> Tensor:
         """Return the average of a parameter, whole, in float32 and on the CPU. Collective."""
-        average, parameter = self.average[name], self.live[name]
-        if not hasattr(parameter, "ds_id"):
-            return average.cpu()
-        if parameter.ds_status is ZeroParamStatus.AVAILABLE:
-            parameter.partition()  # ZeRO-3 keeps small parameters whole: that copy would hide the shard
-        shard, rest, total = local(parameter), average.clone(), torch.zeros((), dtype=torch.float32, device="cpu")
-        kept = shard.clone()
-        for _ in range(3):  # what gathers a parameter does so in its dtype: a float32 is the sum of three bfloat16s
-            shard.copy_(rest)
-            rest -= shard.float()
-            total = total + _gathered(parameter).float()
-        shard.copy_(kept)
-        return total
+        return _whole(self.live[name], self.average[name])
 
     def _file(self, folder: Path) -> Path:
         """Return the file of this rank's averages; all share the first one's where each holds parameters whole."""
@@ -237,18 +226,38 @@ class EMA:
         """Read the averages from a checkpoint; UserError where an older version's has lost them."""
         if not self._file(folder).is_file():
             raise UserError(f"{folder} has no average: take another checkpoint by --resume-from")
-        for name, value in load_file(self._file(folder)).items():
-            self.average[name].copy_(value)
+        for name, average in load_file(self._file(folder)).items():
+            self.average[name].copy_(average)
 
 
-def trained(module: nn.Module, average: EMA | None) -> Iterator[tuple[str, Tensor]]:
+def trained(engine: DeepSpeedEngine, average: EMA | None) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and values of what is trained, or of its average, whole and on the CPU, one after the other.
 
-    The values are for rank 0, and may be the model's own tensors. Collective: every rank reads to the end.
+    In float32 where that is more than the model has: averages, and weights of 24 bits. The values are for rank 0, and
+    may be the model's own tensors. Collective: every rank reads to the end.
     """
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            yield name, average.whole(name) if average else _gathered(parameter)
+    wide = has_low_bytes(engine.optimizer)
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad and average:
+            yield name, average.whole(name)
+        elif parameter.requires_grad:
+            yield name, _whole(parameter, value(engine.optimizer, parameter)) if wide else _gathered(parameter)
+
+
+def _whole(parameter: Any, held: Tensor) -> Tensor:
+    """Return a parameter's values in float32, of which each rank holds its part, whole and on the CPU. Collective."""
+    if not hasattr(parameter, "ds_id"):
+        return held.cpu()
+    if parameter.ds_status is ZeroParamStatus.AVAILABLE:
+        parameter.partition()  # ZeRO-3 keeps small parameters whole: that copy would hide the shard
+    shard, rest, total = local(parameter), held.clone(), torch.zeros((), dtype=torch.float32, device="cpu")
+    kept = shard.clone()
+    for _ in range(3):  # what gathers a parameter does so in its dtype: a float32 is the sum of three bfloat16s
+        shard.copy_(rest)
+        rest -= shard.float()
+        total = total + _gathered(parameter).float()
+    shard.copy_(kept)
+    return total
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:

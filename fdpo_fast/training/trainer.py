@@ -77,7 +77,7 @@ class Trainer:
         rank.say("loading the base")
         self.policy = policy.make(config, family, rank)
         self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
-        self.average = EMA(self.policy.denoiser, config.train.ema_decay) if config.train.ema_decay else None
+        self.average = EMA(self.policy.engine, config.train.ema_decay) if config.train.ema_decay else None
         self.options = config.loss.options()
         if resume and not begin:
             rank.say(f"{folder} has no checkpoint: starting at step 0")
@@ -255,7 +255,7 @@ class Trainer:
 
     def export(self) -> None:
         """Write the policy, or its average, as a pipeline of diffusers; say so where that keeps less than it learnt."""
-        trained = checkpoint.trained(self.policy.denoiser, self.average)
+        trained = checkpoint.trained(self.policy.engine, self.average)
         if self.rank.index == 0:
             folder, name = self.folder / "export", self.config.train.export_dtype
             rounding = export(self.family, trained, DTYPES[name] if name else None, folder)

@@ -44,6 +44,35 @@ def test_masters_in_bf16(raw_config, write_config, overrides, says):
     assert "\n" not in str(caught.value)
 
 
+WIDE = ["optimizer.weights=bf16+8", "optimizer.type=adamw8bit", "model.dtype=bf16"]
+STAGE_2 = ["deepspeed.zero_optimization.stage=2"]
+NO_MASTER, BF16_MASTER = "deepspeed.bf16.enabled=false", "deepspeed.bf16.bf16_master_weights_and_grads=true"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([NO_MASTER, "optimizer.type=adamw"], r"'bf16\+8' needs optimizer.type 'adamw8bit', got 'adamw'"),
+        ([NO_MASTER, "optimizer.type=adamw8bit_bnb"], r"'bf16\+8' needs optimizer.type 'adamw8bit'"),
+        (["model.dtype=fp32"], r"'bf16\+8' needs model.dtype 'bf16', got 'fp32'"),
+        ([], "needs no fp32 master, which has more bits: set deepspeed.bf16.enabled to false"),
+        (STAGE_2, "needs no fp32 master, .* set deepspeed.bf16.bf16_master_weights_and_grads to true"),
+        ([*STAGE_2, NO_MASTER], "needs no fp32 master"),
+        (["optimizer.weights=24"], "optimizer.weights"),
+    ],
+)
+def test_24_bits_are_refused_where_nobody_would_keep_them(raw_config, write_config, overrides, says):
+    with pytest.raises(UserError, match=says) as caught:
+        load(write_config(raw_config), [*WIDE, *overrides])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("overrides", [[NO_MASTER], [*STAGE_2, BF16_MASTER], INSIDE])
+def test_24_bits_go_with_weights_or_masters_in_bf16(raw_config, write_config, overrides):
+    assert load(write_config(raw_config), [*WIDE, *overrides]).optimizer.weights == "bf16+8"
+    assert load(write_config(raw_config)).optimizer.weights == "plain"
+
+
 def test_masters_in_bf16_are_enabled_with_bf16(raw_config, write_config):
     raw_config["model"]["dtype"] = "bf16"
     overrides = ["deepspeed.bf16.bf16_master_weights_and_grads=true", "deepspeed.zero_optimization.stage=2"]

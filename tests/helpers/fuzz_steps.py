@@ -51,6 +51,8 @@ def run(seed: int, steps: int = 4, least: float = 0.0) -> Run:
         "rounding": str(draw.choice(["stochastic", "nearest"])),
         "seed": int(draw.integers(2**63)),
     }
+    if dtype != torch.float16:
+        options["weights"] = str(draw.choice(["plain", "bf16+8"]))
     grads = [numbers(draw, count, grad_dtype, draw.uniform(-10, 36)) for _ in range(steps)]
     start = numbers(draw, count, dtype, 2)
     for values in (start, *grads):

@@ -1,6 +1,7 @@
 """The memory plan: traced activations against torch's own tracker, the account, the ladder, the command."""
 
 import json
+from itertools import product
 
 import psutil
 import pytest
@@ -271,6 +272,31 @@ def test_frozen_weights_are_fetched_as_trained_ones(tiny):
     every = [parameter.numel() for parameter in architecture.denoiser(torch.float32).parameters()]
     kept = sum(n for n in every if n <= 9)
     assert account.parts("step", "gpu")["weights fetched"] == 4 * (kept + 2 * max(every))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_24_bit_weights_take_a_byte_more(tiny, stage):
+    """Of what a rank steps, where it steps it, and in checkpoints: 5.03 bytes a parameter with 8-bit states."""
+    zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}} if stage == 3 else {"stage": stage}
+    bf16 = {"enabled": True, "bf16_master_weights_and_grads": True} if stage else {"enabled": False}
+    settings = [f"deepspeed.bf16={json.dumps(bf16)}", f"deepspeed.zero_optimization={json.dumps(zero)}"]
+    settings += ["optimizer.type=adamw8bit", "model.dtype=bf16", "train.pairs_per_step=4"]
+    settings += ["train.pairs_per_micro_batch=1"]
+    plain, wide = tiny(*settings), tiny(*settings, "optimizer.weights=bf16+8")
+    architecture = read_architecture(plain.model)
+    traced, ranks = trace(plain, architecture), 2 if stage else 1
+    accounts = [step_account(config, traced, ranks, gpu=True) for config in (plain, wide)]
+    for phase, device in product(("forward", "backward", "step"), ("gpu", "host")):
+        less, more = (account.parts(phase, device) for account in accounts)
+        here = device == ("host" if stage == 3 else "gpu")
+        assert {name for name in more if more[name] != less[name]} == ({"optimizer states"} if here else set())
+        if here:
+            assert more["optimizer states"] - less["optimizer states"] == pytest.approx(traced.trained / ranks)
+    if not stage:
+        held = accounts[1].parts("forward", "gpu")
+        assert (held["weights"] + held["optimizer states"]) / traced.trained == pytest.approx(5.03, abs=0.002)
+    written = [disk(config, architecture, traced)[0]["checkpoints"] for config in (plain, wide)]
+    assert written[1] - written[0] == pytest.approx((plain.train.keep_checkpoints + 1) * traced.trained)
 
 
 def test_disk_counts_what_a_checkpoint_holds(tiny):

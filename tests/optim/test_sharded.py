@@ -19,27 +19,41 @@ def on_ranks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "dtype", "backend"),
-    [(2, torch.float32, "cpp"), (2, torch.bfloat16, "cpp"), (3, torch.bfloat16, "cpp"), (2, torch.bfloat16, "eager")],
+    ("ranks", "dtype", "backend", "weights"),
+    [
+        (2, torch.float32, "cpp", "plain"),
+        (2, torch.bfloat16, "cpp", "plain"),
+        (3, torch.bfloat16, "cpp", "plain"),
+        (2, torch.bfloat16, "eager", "plain"),
+        (3, torch.bfloat16, "cpp", "bf16+8"),
+        (2, torch.bfloat16, "eager", "bf16+8"),
+    ],
 )
-def test_parts_of_whole_blocks_are_stepped_as_the_whole(on_ranks, ranks, dtype, backend):
-    on_ranks(ranks, shards.steps_as_whole, dtype, backend)
+def test_parts_of_whole_blocks_are_stepped_as_the_whole(on_ranks, ranks, dtype, backend, weights):
+    on_ranks(ranks, shards.steps_as_whole, dtype, backend, weights)
 
 
 def test_a_model_under_fully_shard_trains_as_on_one_rank(on_ranks):
     on_ranks(2, shards.trains)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_uneven_and_empty_parts(on_ranks, dtype):
-    on_ranks(3, shards.uneven, dtype)
+@pytest.mark.parametrize(
+    ("dtype", "weights"), [(torch.float32, "plain"), (torch.bfloat16, "plain"), (torch.bfloat16, "bf16+8")]
+)
+def test_uneven_and_empty_parts(on_ranks, dtype, weights):
+    on_ranks(3, shards.uneven, dtype, weights)
 
 
 @pytest.mark.parametrize(
-    ("ranks", "shapes", "dtype"), [(2, shards.EVEN, torch.bfloat16), (3, shards.UNEVEN, torch.float32)]
+    ("ranks", "shapes", "dtype", "weights"),
+    [
+        (2, shards.EVEN, torch.bfloat16, "plain"),
+        (3, shards.UNEVEN, torch.float32, "plain"),
+        (3, shards.UNEVEN, torch.bfloat16, "bf16+8"),
+    ],
 )
-def test_a_run_resumes_from_a_distributed_checkpoint(on_ranks, tmp_path, ranks, shapes, dtype):
-    on_ranks(ranks, shards.resumes, str(tmp_path / "saved"), shapes, dtype)
+def test_a_run_resumes_from_a_distributed_checkpoint(on_ranks, tmp_path, ranks, shapes, dtype, weights):
+    on_ranks(ranks, shards.resumes, str(tmp_path / "saved"), shapes, dtype, weights)
 
 
 def test_a_rank_resumes_from_its_own_state_dict(on_ranks):
@@ -58,9 +72,9 @@ def test_what_lies_otherwise_over_the_ranks_is_refused(on_ranks):
     on_ranks(2, shards.refuses)
 
 
-@pytest.mark.parametrize("backend", ["cpp", "eager"])
-def test_columns_and_repeated_parameters(on_ranks, backend):
-    on_ranks(2, shards.columns, backend)
+@pytest.mark.parametrize(("backend", "weights"), [("cpp", "plain"), ("eager", "plain"), ("cpp", "bf16+8")])
+def test_columns_and_repeated_parameters(on_ranks, backend, weights):
+    on_ranks(2, shards.columns, backend, weights)
 
 
 def test_fully_shard_around_tensor_parallelism(on_ranks, tmp_path):

@@ -226,7 +226,7 @@ def test_many_tables_on_their_way_do_not_mix(triton_device):
     for number in range(200):
         data, grad = torch.zeros(256, device=triton_device), torch.full((256,), float(number + 1), device=triton_device)
         m, v = torch.zeros_like(data), torch.zeros_like(data)
-        updates.append(Updates.of([Update(data, grad, m, v, None, None, None, 0, rule)]))
+        updates.append(Updates.of([Update(data, grad, m, v, None, None, None, None, 0, rule)]))
     torch.cuda._sleep(200_000_000)
     for of_one in updates:
         stepper(of_one)
