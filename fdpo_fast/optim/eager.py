@@ -10,7 +10,7 @@ from fdpo_fast.noise import draws, words
 from fdpo_fast.ops.constants import STATE_BLOCK, Stream
 from fdpo_fast.optim.codebook import dynamic_map
 from fdpo_fast.optim.low_byte import joined, split
-from fdpo_fast.optim.update import Clip, Updates
+from fdpo_fast.optim.update import Clip, Rates, Updates
 
 _ZERO = 127  # the code of m = 0
 
@@ -74,6 +74,12 @@ def round_randomly(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(magnitude < 65536, rounded, values.to(dtype))
 
 
+def change(rates: Rates, weights: Tensor, m: Tensor, v: Tensor) -> Tensor:
+    """Return what a step takes from weights, by the moments behind its gradient; all in float32."""
+    root = v.double().sqrt().float()  # torch's of float32 may be MKL's, which is an ulp off here and there
+    return rates.decay * weights + rates.step_size * m / (root + rates.eps)
+
+
 def step(updates: Updates, clip: Clip | None = None) -> None:
     """Step each parameter once, in place."""
     if clip:
@@ -86,8 +92,7 @@ def step(updates: Updates, clip: Clip | None = None) -> None:
         m = m + rates.one_minus_beta1 * g
         v = v + rates.one_minus_beta2 * g * g
         p = u.data.float() if u.low is None else joined(u.data, u.low)
-        root = v.double().sqrt().float()  # torch's of float32 may be MKL's, which is an ulp off here and there
-        moved = p - (rates.decay * p + rates.step_size * m / (root + rates.eps))
+        moved = p - change(rates, p, m, v)
         bits = None
         if rule.stochastic and u.data.dtype != torch.float32:
             place = rule.seed, u.number, rule.step, rule.first, u.data.numel(), u.data.device

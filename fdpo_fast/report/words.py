@@ -23,6 +23,8 @@ FIGURES = {
     "error_w": Word("Denoising error, preferred", "mean squared error of the policy; lower is better"),
     "error_l": Word("Denoising error, dispreferred", "mean squared error of the policy"),
     "grad_norm": Word("Gradient norm", "before clipping, of all trained weights"),
+    "optimizer/lost": Word("Lost updates", "share of 16-bit weights whose update was rounded to nothing, by a sample"),
+    "optimizer/noise": Word("Noise of rounding", "its norm in a step over that of the update, by a sample"),
     "lr": Word("Learning rate", "of the optimizer, after warm-up and schedule"),
     "clipped": Word("Capped log-ratios", "of a pair's two, those past the cap of the exponential; 0 is usual"),
     "images_per_second": Word("Speed", "images per second, all ranks together; higher is better"),

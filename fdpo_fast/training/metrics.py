@@ -6,8 +6,6 @@ import json
 import math
 import os
 import time
-from collections import deque
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
 from fdpo_fast.files import flush, replacing
 from fdpo_fast.loss.stats import LossStats
+from fdpo_fast.optim import watch
 from fdpo_fast.training.lock import gone
 from fdpo_fast.training.records import FILE, read_metrics
 from fdpo_fast.training.trackers import Trackers
@@ -39,6 +38,8 @@ class Metrics:
         self.device = device
         self.current = self._empty()
         self.steps: list[tuple[int, float, Tensor, Tensor]] = []  # (step, lr, sums, gradient norm)
+        self.watched: Tensor | None = None
+        """What became of the last step's updates, see `optim/watch.py`."""
         self.started = time.perf_counter()
 
     def _empty(self) -> Tensor:
@@ -79,6 +80,9 @@ class Metrics:
             records.append(record)
         records[-1]["images_per_second"] = rate
         records[-1] |= memory(self.device)
+        if self.watched is not None:
+            records[-1] |= watch.figures(self.watched.tolist())
+            self.watched = None
         edges = [self.timesteps * i // self.bins for i in range(self.bins + 1)]
         by_bin = sums.sum(dim=0).tolist()
         records[-1]["bins"] = [
@@ -113,33 +117,6 @@ def forget_caching(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-
-
-class WinnerWatch:
-    """Early warning: the policy denoises the preferred images worse than the reference, and ever more so.
-
-    Looks at the mean of error_w - ref_error_w over windows of steps; warns once when `patience` windows in a row are
-    above zero and each above the one before.
-    """
-
-    def __init__(self, patience: int = 4) -> None:
-        self.patience = patience
-        self.recent: deque[float] = deque(maxlen=patience)
-        self.warned = False
-
-    def __call__(self, records: list[dict]) -> str | None:
-        """Take note of records; return a sentence the first time that there is something to warn of."""
-        self.recent.append(sum(record["delta_w"] for record in records) / len(records))
-        values = list(self.recent)
-        rising = all(a < b for a, b in pairwise(values))
-        if self.warned or len(values) < self.patience or values[0] <= 0 or not rising:
-            return None
-        self.warned = True
-        return (
-            f"step {records[-1]['step']}: the error on preferred images has risen above the reference's for "
-            f"{len(values)} windows in a row (now +{values[-1]:.2e}): the margin is bought by forgetting; "
-            "lower optimizer.lr or raise loss.beta"
-        )
 
 
 class FirstMargin:

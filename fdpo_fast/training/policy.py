@@ -21,6 +21,7 @@ from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.optim import AdamW8bit, build, zero
 from fdpo_fast.optim.finite import SkipNonFinite
 from fdpo_fast.optim.in_backward import StepInBackward
+from fdpo_fast.optim.watch import UpdateWatch
 
 
 class Policy(NamedTuple):
@@ -34,10 +35,14 @@ class Policy(NamedTuple):
     """Steps parameters while backward goes on; None where the engine's step does it."""
     clips: bool
     """Whether the guard clips, and so knows the norm of the gradients."""
+    watch: UpdateWatch | None
+    """Looks at what becomes of updates; None where the optimizer is not ours."""
 
     def backward(self, loss: Tensor) -> None:
         """Form the gradients of a micro-batch's loss."""
         if self.inside:
+            if self.watch:
+                self.watch.look()
             self.inside.backward(loss, self.engine.backward)
         else:
             self.engine.backward(loss)
@@ -46,6 +51,8 @@ class Policy(NamedTuple):
         """Take the step of a micro-batch whose backward is done."""
         if self.inside:
             self.guard.note(self.inside.bad())
+            if self.watch:
+                self.watch.compare()
         self.engine.step()
 
     def grad_norm(self) -> Tensor | float | None:
@@ -69,6 +76,7 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     optimizer = build.optimizer(config.optimizer, zero.grouped(trained) if in_groups else trained, settings.seed)
     clips = config.whole_gradients and not settings.step_in_backward
     guard = SkipNonFinite(optimizer, largest_over_ranks, config.optimizer.max_grad_norm if clips else None)
+    watch = UpdateWatch(optimizer) if isinstance(optimizer, AdamW8bit) else None
     if config.stage == 3:
         zero.split(denoiser, config.for_deepspeed(rank.count), rank.device)
     with zero.bf16_masters(config.bf16_masters):
@@ -88,7 +96,7 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False
-    return Policy(denoiser, engine, guard, inside, clips)
+    return Policy(denoiser, engine, guard, inside, clips, watch)
 
 
 def _check(config: Config, rank: Rank) -> None:

@@ -29,10 +29,11 @@ from fdpo_fast.progress import progress
 from fdpo_fast.signals import Stopped
 from fdpo_fast.training import checkpoint, policy, resumption
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
-from fdpo_fast.training.metrics import FirstMargin, Metrics, WinnerWatch, Writer, forget_caching
+from fdpo_fast.training.metrics import FirstMargin, Metrics, Writer, forget_caching
 from fdpo_fast.training.order import PairOrder
 from fdpo_fast.training.resumption import Start, start
 from fdpo_fast.training.samples import SampleGrids
+from fdpo_fast.training.warnings import StandingWeights, WinnerWatch
 
 
 class Trainer:
@@ -93,6 +94,7 @@ class Trainer:
             config.log, family, folder / "samples", config.data.resolution, config.train.seed, rank.device
         )
         self.winners = WinnerWatch()
+        self.standing = StandingWeights(config.optimizer.rounding == "nearest")
         self.start = FirstMargin(rank.device, self.first_step == 0, config.optimizer.warmup_steps)
         self.skips_told, self.last_finite = 0, self.first_step - 1
         self.began = False
@@ -145,6 +147,8 @@ class Trainer:
         micro = self.config.train.pairs_per_micro_batch
         accumulation = self.config.accumulation(self.rank.count)
         rate = self.policy.engine.get_lr()[0]
+        if self.policy.watch:
+            self.policy.watch.armed = self.due(step)
         positions, epochs = self.order.step(step)
         visits = epochs % self.config.reference.visits if self.config.reference.visits else epochs
         for part in range(accumulation):
@@ -192,6 +196,8 @@ class Trainer:
         if step == 0 and (apart := self.start.apart()):
             self.warn(apart)
         self.metrics.end_step(step, rate, self.policy.grad_norm())
+        if self.policy.watch:
+            self.metrics.watched = self.policy.watch.take()
 
     # --- what is written -------------------------------------------------------------------------------------------
 
@@ -210,7 +216,7 @@ class Trainer:
     def flush(self, step: int) -> str:
         """Write the records since the last time, with what there was to warn of; return the last one's figures."""
         records, guard = self.metrics.flush(), self.policy.guard
-        for words in (self.winners(records), self.start.judged(step)):
+        for words in (self.winners(records), self.start.judged(step), self.standing(records[-1])):
             if words:
                 self.warn(words)
         if guard.skipped > self.skips_told:

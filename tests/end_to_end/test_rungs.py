@@ -93,6 +93,7 @@ def starts_at_the_reference(records):
 def test_a_rung_starts_at_the_reference_and_resumes_the_same(train, base, device, preset, rung):
     records, whole = train(device, rung, "whole", preset=preset)
     starts_at_the_reference(records)
+    assert records[-1]["optimizer/noise"] > 1  # so small a rate is rounded to whole steps
     assert not same(whole, weights_in(base(preset)))
     train(device, rung, "parts", preset=preset, train__max_steps=2)
     again, resumed = train(device, rung, "parts", "--resume", preset=preset)
@@ -114,6 +115,15 @@ def test_the_step_inside_backward_is_the_step_after_it(train, device, max_norm):
         assert min(record["grad_norm"] for record in records) > max_norm
         assert [record["grad_norm"] for record in others] == [record["grad_norm"] for record in records]
     assert same(inside, after)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rung", "ABC")
+def test_weights_that_stand_still_are_warned_of(train, device, rung):
+    records, _ = train(device, rung, "still", optimizer__rounding="nearest")
+    told = [words for record in records for words in record.get("warnings", []) if "stand still" in words]
+    assert len(told) == 1
+    assert records[-1]["optimizer/lost"] > 0.5
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -10,9 +10,10 @@ import pytest
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Log
 from fdpo_fast.training.lock import at_work
-from fdpo_fast.training.metrics import WinnerWatch, Writer
+from fdpo_fast.training.metrics import Writer
 from fdpo_fast.training.records import read_metrics, read_records
 from fdpo_fast.training.trainer import Trainer
+from fdpo_fast.training.warnings import WinnerWatch
 
 RECORDS = [
     {"step": 0, "loss": 0.5, "grad_norm": math.inf, "warnings": ["careful"]},
