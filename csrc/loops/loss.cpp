@@ -5,141 +5,142 @@
 namespace fdpo::FDPO_ISA {
 namespace {
 
-constexpr int64_t kRun = 128;  // elements whose sums stay in float lanes, eight to a lane
+constexpr int64_t kRun = 128;     // elements whose sums stay in float lanes, eight to a lane
+constexpr int64_t kPiece = 1024;  // of both samples of a pair in turns: what is kept of one stays in the fastest cache
 
-// The sums of a run, in the lanes of one register.
-struct Run {
-  F32 delta{}, error{}, ref_error{};
+// What is done with the misses, pred - target: nothing; or they are kept; or multiplied with those that were.
+struct Forget {
+  static constexpr int64_t kFew = kTile;  // elements between calls of `end`
+  void see(int, int64_t, F32) {}
+  void end() {}
+};
 
-  // Adds elements, and returns how far p misses t.
-  F32 add(F32 p, F32 r, F32 t) {
-    const F32 miss = p - t, ref_miss = r - t;
-    delta = multiply_add(p - r, miss + ref_miss, delta);
-    error = multiply_add(miss, miss, error);
-    ref_error = multiply_add(ref_miss, ref_miss, ref_error);
-    return miss;
+struct Keep {
+  float* misses;
+  static constexpr int64_t kFew = kTile;
+  void see(int, int64_t at, F32 miss) { store(misses + at, miss); }
+  void end() {}
+};
+
+struct Multiply {
+  const float* misses;
+  Totals product{};
+  F32 lanes[kParts]{};
+  static constexpr int64_t kFew = kRun;
+  void see(int k, int64_t at, F32 miss) { lanes[k] = multiply_add(miss, load<F32>(misses + at), lanes[k]); }
+  void end() {
+    for (int k = 0; k < kParts; ++k) {
+      product.add(k, lanes[k]);
+      lanes[k] = F32{};
+    }
   }
 };
 
 struct Lanes3 {
   Totals delta, error, ref_error;
 
-  void add(int k, const Run& run) {
-    delta.add(k, run.delta);
-    error.add(k, run.error);
-    ref_error.add(k, run.ref_error);
-  }
-
-  template <class From>
-  void add(From p, From r, From t, int64_t size) {
-    for (int64_t first = 0; first < size; first += kRun) {
-      Run runs[kParts];
-      for (int64_t i = first; i < smaller(first + kRun, size); i += kWidth) {
+  template <class From, class Misses>
+  void add(From p, From r, From t, int64_t at, int64_t size, Misses& misses) {
+    for (int64_t run = 0; run < size; run += kRun) {
+      F32 delta_lanes[kParts]{}, error_lanes[kParts]{}, ref_lanes[kParts]{};
+      for (int64_t i = run; i < smaller(run + kRun, size); i += kWidth) {
         for (int k = 0; k < kParts; ++k) {
           const int64_t j = i + k * kFloats;
-          runs[k].add(p.at(j), r.at(j), t.at(j));
+          const F32 pj = p.at(j), rj = r.at(j), tj = t.at(j), miss = pj - tj, ref_miss = rj - tj;
+          delta_lanes[k] = multiply_add(pj - rj, miss + ref_miss, delta_lanes[k]);
+          error_lanes[k] = multiply_add(miss, miss, error_lanes[k]);
+          ref_lanes[k] = multiply_add(ref_miss, ref_miss, ref_lanes[k]);
+          misses.see(k, at + j, miss);
         }
       }
-      for (int k = 0; k < kParts; ++k) add(k, runs[k]);
+      for (int k = 0; k < kParts; ++k) {
+        delta.add(k, delta_lanes[k]);
+        error.add(k, error_lanes[k]);
+        ref_error.add(k, ref_lanes[k]);
+      }
+      misses.end();
     }
   }
 
   Sums sum() const { return {delta.sum(), error.sum(), ref_error.sum()}; }
 };
 
-// Both samples of a pair. A register's lanes at a time, since the sums of all of them would not fit the registers.
-struct Pair {
-  Lanes3 of[2];
-  Totals product;
+template <class Misses>
+void add_sums(Lanes3& lanes, const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first,
+              int64_t count, Misses& misses) {
+  Tile p, r, t;
+  each_tile(count, [&](int64_t at, int64_t size) {
+    const int64_t from = first + at;
+    if (straight(pred, size) && straight(ref, size) && straight(target, size))
+      lanes.add(halves(pred, row, from), halves(ref, row, from), halves(target, row, from), at, size, misses);
+    else
+      lanes.add(Floats{read(pred, row, from, size, p)}, Floats{read(ref, row, from, size, r)},
+                Floats{read(target, row, from, size, t)}, at, size, misses);
+  });
+}
 
-  template <class From>
-  void add(const From (&p)[2], const From (&r)[2], const From (&t)[2], int64_t size) {
-    for (int64_t first = 0; first < size; first += kRun) {
+template <class From, class Misses>
+void add_squares(Totals& error, From p, From t, int64_t at, int64_t size, Misses& misses) {
+  for (int64_t few = 0; few < size; few += Misses::kFew) {
+    for (int64_t i = few; i < smaller(few + Misses::kFew, size); i += kWidth) {
       for (int k = 0; k < kParts; ++k) {
-        Run runs[2];
-        F32 products{};
-        for (int64_t j = first + k * kFloats; j < smaller(first + kRun, size); j += kWidth) {
-          const F32 miss = runs[0].add(p[0].at(j), r[0].at(j), t[0].at(j));
-          products = multiply_add(miss, runs[1].add(p[1].at(j), r[1].at(j), t[1].at(j)), products);
-        }
-        for (int side = 0; side < 2; ++side) of[side].add(k, runs[side]);
-        product.add(k, products);
+        const int64_t j = i + k * kFloats;
+        const F32 miss = p.at(j) - t.at(j);
+        error.add(k, miss * miss);  // a stored error will be subtracted: every sum is in double
+        misses.see(k, at + j, miss);
       }
     }
+    misses.end();
   }
+}
 
-  // Without a reference, where every sum is in double.
-  template <class From>
-  void add(const From (&p)[2], const From (&t)[2], int64_t size) {
-    for (int k = 0; k < kParts; ++k) {
-      for (int64_t j = k * kFloats; j < size; j += kWidth) {
-        const F32 miss[2] = {p[0].at(j) - t[0].at(j), p[1].at(j) - t[1].at(j)};
-        for (int side = 0; side < 2; ++side) of[side].error.add(k, miss[side] * miss[side]);
-        product.add(k, miss[0] * miss[1]);
-      }
-    }
-  }
-};
+template <class Misses>
+void add_errors(Totals& error, const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count,
+                Misses& misses) {
+  Tile p, t;
+  each_tile(count, [&](int64_t at, int64_t size) {
+    const int64_t from = first + at;
+    if (straight(pred, size) && straight(target, size))
+      add_squares(error, halves(pred, row, from), halves(target, row, from), at, size, misses);
+    else
+      add_squares(error, Floats{read(pred, row, from, size, p)}, Floats{read(target, row, from, size, t)}, at, size,
+                  misses);
+  });
+}
 
 }  // namespace
 
 Sums sums(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count) {
   Lanes3 lanes;
-  Tile p, r, t;
-  each_tile(count, [&](int64_t at, int64_t size) {
-    const int64_t from = first + at;
-    if (straight(pred, size) && straight(ref, size) && straight(target, size))
-      lanes.add(halves(pred, row, from), halves(ref, row, from), halves(target, row, from), size);
-    else
-      lanes.add(Floats{read(pred, row, from, size, p)}, Floats{read(ref, row, from, size, r)},
-                Floats{read(target, row, from, size, t)}, size);
-  });
+  Forget misses;
+  add_sums(lanes, pred, ref, target, row, first, count, misses);
   return lanes.sum();
-}
-
-template <class From>
-void add_squares(Totals& error, From p, From t, int64_t size) {
-  for (int64_t i = 0; i < size; i += kWidth) {
-    for (int k = 0; k < kParts; ++k) {
-      const F32 miss = p.at(i + k * kFloats) - t.at(i + k * kFloats);
-      error.add(k, miss * miss);  // a stored error will be subtracted: every sum is in double
-    }
-  }
 }
 
 double error(const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count) {
   Totals error;
-  Tile p, t;
-  each_tile(count, [&](int64_t at, int64_t size) {
-    const int64_t from = first + at;
-    if (straight(pred, size) && straight(target, size))
-      add_squares(error, halves(pred, row, from), halves(target, row, from), size);
-    else add_squares(error, Floats{read(pred, row, from, size, p)}, Floats{read(target, row, from, size, t)}, size);
-  });
+  Forget misses;
+  add_errors(error, pred, target, row, first, count, misses);
   return error.sum();
 }
 
 PairSums pair_sums(const Rows& pred, const Rows& ref, const Rows* target, const int64_t* row, int64_t first,
                    int64_t count) {
-  Pair pair;
-  Tile p[2], r[2], t[2];
-  each_tile(count, [&](int64_t at, int64_t size) {
-    const int64_t from = first + at;
-    const auto add = [&](const auto& of) {
-      const auto of_p = of(pred, row[0], p[0]), of_p_l = of(pred, row[1], p[1]);
-      const auto of_t = of(target[0], row[0], t[0]), of_t_l = of(target[1], row[1], t[1]);
-      if (!ref.data) return pair.add({of_p, of_p_l}, {of_t, of_t_l}, size);
-      pair.add({of_p, of_p_l}, {of(ref, row[0], r[0]), of(ref, row[1], r[1])}, {of_t, of_t_l}, size);
-    };
-    if (straight(pred, size) && (!ref.data || straight(ref, size)) && straight(target[0], size) &&
-        straight(target[1], size))
-      add([&](const Rows& rows, int64_t of_row, Tile&) { return halves(rows, of_row, from); });
-    else
-      add([&](const Rows& rows, int64_t of_row, Tile& buffer) {
-        return Floats{read(rows, of_row, from, size, buffer)};
-      });
-  });
-  return {{pair.of[0].sum(), pair.of[1].sum()}, pair.product.sum()};
+  alignas(kRegister) float misses[kPiece];
+  Lanes3 of[2];
+  Keep keep{misses};
+  Multiply multiply{misses};
+  for (int64_t at = 0; at < count; at += kPiece) {
+    const int64_t from = first + at, size = smaller(kPiece, count - at);
+    if (ref.data) {
+      add_sums(of[0], pred, ref, target[0], row[0], from, size, keep);
+      add_sums(of[1], pred, ref, target[1], row[1], from, size, multiply);
+    } else {
+      add_errors(of[0].error, pred, target[0], row[0], from, size, keep);
+      add_errors(of[1].error, pred, target[1], row[1], from, size, multiply);
+    }
+  }
+  return {{of[0].sum(), of[1].sum()}, multiply.product.sum()};
 }
 
 void gradient(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, bool past_cache, int64_t row,
