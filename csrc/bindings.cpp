@@ -4,11 +4,13 @@
 // places do not compile. The optimizer's come as columns.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
 #include <initializer_list>
+#include <optional>
 #include <stdexcept>
 
 #include "schedule/adamw8bit.h"
@@ -121,15 +123,17 @@ NB_MODULE(_native, m) {
            "data"_a.none(), "out"_a);
   nb::class_<Objective>(m, "Objective")
       .def(nb::new_([](std::array<double, 4> link, std::array<double, 4> loss_type, double beta, double ratio_scale,
-                       bool reduce, bool mean) {
+                       bool reduce, bool mean, std::optional<double> may_undo) {
              return Objective{{link[0], link[1], link[2], link[3]},
                               {loss_type[0], loss_type[1], loss_type[2], loss_type[3]},
                               beta,
                               ratio_scale,
                               reduce,
-                              mean};
+                              mean,
+                              may_undo};
            }),
-           nb::kw_only(), "link"_a, "loss_type"_a, "beta"_a, "ratio_scale"_a, "reduce"_a, "mean"_a);
+           nb::kw_only(), "link"_a, "loss_type"_a, "beta"_a, "ratio_scale"_a, "reduce"_a, "mean"_a,
+           "may_undo"_a.none());
 
   m.def(
       "loss_forward",

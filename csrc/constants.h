@@ -23,10 +23,11 @@ enum class Stat : int {
   log_ratio_l,
   margin,
   clipped,
+  loser_scale,
   coefficient_w,
   coefficient_l
 };
-constexpr const char* kStats[] = {"error_w",     "error_l", "ref_error_w", "ref_error_l",   "log_ratio_w",
-                                  "log_ratio_l", "margin",  "clipped",     "coefficient_w", "coefficient_l"};
+constexpr const char* kStats[] = {"error_w", "error_l", "ref_error_w", "ref_error_l",   "log_ratio_w",  "log_ratio_l",
+                                  "margin",  "clipped", "loser_scale", "coefficient_w", "coefficient_l"};
 
 }  // namespace fdpo

@@ -44,6 +44,11 @@ constexpr int64_t kChunk = 4096;  // elements of both samples of a pair that are
 struct Sums {
   double delta = 0, error = 0, ref_error = 0;
 };
+// Those of both samples of a pair, and of the products of the two misses, pred - target.
+struct PairSums {
+  Sums of[2];
+  double product = 0;
+};
 
 struct Maps;
 struct Parameter;
@@ -54,6 +59,9 @@ struct Kernels {
   bool (*supported)();
   Sums (*sums)(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count);
   double (*error)(const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count);
+  // What these two give for each of two rows, the same bits, and the product in the same pass; no ref.data: error's.
+  PairSums (*pair_sums)(const Rows& pred, const Rows& ref, const Rows* target, const int64_t* row, int64_t first,
+                        int64_t count);
   // grad = coefficient * (pred - target); past the cache, if whoever reads it next would not find it there anyway
   void (*gradient)(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, bool past_cache,
                    int64_t row, int64_t first, int64_t count);

@@ -8,6 +8,8 @@ namespace fdpo::FDPO_ISA {
 
 Sums sums(const Rows& pred, const Rows& ref, const Rows& target, int64_t row, int64_t first, int64_t count);
 double error(const Rows& pred, const Rows& target, int64_t row, int64_t first, int64_t count);
+PairSums pair_sums(const Rows& pred, const Rows& ref, const Rows* target, const int64_t* row, int64_t first,
+                   int64_t count);
 void gradient(const Rows& pred, const Rows& target, const Rows& grad, float coefficient, bool past_cache, int64_t row,
               int64_t first, int64_t count);
 void mix(const Rows& x, const Rows& noise, const Rows& mixed, float signal, float sigma, int64_t row, int64_t first,

@@ -20,6 +20,7 @@ const Kernels kernels = {
     .supported = supported,
     .sums = sums,
     .error = error,
+    .pair_sums = pair_sums,
     .gradient = gradient,
     .mix = mix,
     .philox = philox_words,

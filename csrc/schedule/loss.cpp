@@ -10,54 +10,16 @@ namespace fdpo {
 
 namespace {
 
-struct Value {
-  double value, slope;
-};
-
-double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
-// A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
-Value link(const Link& h, double u) {
-  Value out{0, 0};
-  if (h.linear != 0) out = {h.linear * u, h.linear};
-  if (h.scale != 0) {
-    const double x = h.rate * u, below = std::min(x, kExpCap), slope = std::exp(below);
-    out.value += h.scale * (x > kExpCap ? std::expm1(kExpCap) + slope * (x - kExpCap) : std::expm1(x));
-    out.slope += h.scale * h.rate * slope;
-  }
-  if (h.logistic != 0) {
-    out.value += h.logistic * (std::min(u, 0.0) - std::log1p(std::expm1(-std::abs(u)) / 2));
-    out.slope += h.logistic * sigmoid(-u);
-  }
-  return out;
-}
-
-// The loss and its derivative by gap.
-Value loss(const LossType& type, double gap, double beta) {
-  const double z = beta * gap;
-  Value out{0, 0};
-  if (type.kept != 0) out = {type.kept * softplus(-z), -type.kept * beta * sigmoid(-z)};
-  if (type.flipped != 0) out.value += type.flipped * softplus(z), out.slope += type.flipped * beta * sigmoid(z);
-  if (type.hinge != 0 && !(z >= 1)) out.value += type.hinge * (1 - z), out.slope -= type.hinge * beta;
-  if (type.square != 0) {
-    const double miss = gap - 1 / (2 * beta);
-    out.value += type.square * miss * miss;
-    out.slope += 2 * type.square * miss;
-  }
-  return out;
-}
-
 // From the sums over both samples of a pair to its loss, statistics and coefficients of the gradient.
-void finish(const Problem& p, int64_t pair, const Sums sums[2], float* losses) {
+void finish(const Problem& p, int64_t pair, const PairSums& sums, float* losses) {
   const Objective& to = p.objective;
   const double n = double(p.pairs.n), share = p.share();
   float u[2];
   Value h[2];
   for (int side = 0; side < 2; ++side) {
     const int64_t row = p.pairs.row(pair, side);
-    const double error = sums[side].error / n;
-    double ref_error = sums[side].ref_error / n, delta = sums[side].delta / n;
+    const double error = sums.of[side].error / n;
+    double ref_error = sums.of[side].ref_error / n, delta = sums.of[side].delta / n;
     if (!p.ref.data) {
       ref_error = p.ref_errors[row];
       delta = error - ref_error;
@@ -75,9 +37,13 @@ void finish(const Problem& p, int64_t pair, const Sums sums[2], float* losses) {
   p.stat(Stat::margin, 0, pair) = float(to.beta * gap);
   p.stat(Stat::clipped, 0, pair) =
       to.link.scale != 0 ? float((to.link.rate * u[0] > kExpCap) + (to.link.rate * u[1] > kExpCap)) : 0.0f;
+  const std::optional<double> undo = to.may_undo;
+  const double product = sums.product / n, error_w = sums.of[0].error / n;
+  const double scale[2] = {1, undo && *undo > 0 ? loser_scale(*undo, weight * out.slope, h, error_w, product) : 1};
+  p.stat(Stat::loser_scale, 0, pair) = float(undo == 0 ? product : scale[1]);
   for (int side = 0; side < 2; ++side) {
     const double inner = (side ? 1 : -1) * h[side].slope * to.ratio_scale * 2 / n;
-    p.stat(Stat::coefficient_w, side, pair) = float(share * weight * out.slope * inner);
+    p.stat(Stat::coefficient_w, side, pair) = float(share * weight * out.slope * inner * scale[side]);
   }
 }
 
@@ -113,18 +79,24 @@ void form_target(const Kernels& kernels, const Target& target, const Pairs& pair
                 pairs.row(pair, side), first, count);
 }
 
-void add_sums(const Kernels& kernels, const Problem& p, const Sides& target, int64_t pair, int64_t first, int64_t count,
-              Sums sums[2]) {
+void add(PairSums& to, const PairSums& piece) {
   for (int side = 0; side < 2; ++side) {
-    const int64_t row = p.pairs.row(pair, side);
-    Sums& to = sums[side];
-    if (p.ref.data) {
-      const Sums piece = kernels.sums(p.pred, p.ref, target.of[side], row, first, count);
-      to = {to.delta + piece.delta, to.error + piece.error, to.ref_error + piece.ref_error};
-    } else {
-      to.error += kernels.error(p.pred, target.of[side], row, first, count);
-    }
+    const Sums &a = to.of[side], &b = piece.of[side];
+    to.of[side] = {a.delta + b.delta, a.error + b.error, a.ref_error + b.ref_error};
   }
+  to.product += piece.product;
+}
+
+PairSums sums_of(const Kernels& kernels, const Problem& p, const Sides& target, int64_t pair, int64_t first,
+                 int64_t count) {
+  const int64_t row[2] = {p.pairs.row(pair, 0), p.pairs.row(pair, 1)};
+  if (p.objective.may_undo) return kernels.pair_sums(p.pred, p.ref, target.of, row, first, count);
+  PairSums sums;
+  for (int side = 0; side < 2; ++side) {
+    if (p.ref.data) sums.of[side] = kernels.sums(p.pred, p.ref, target.of[side], row[side], first, count);
+    else sums.of[side].error = kernels.error(p.pred, target.of[side], row[side], first, count);
+  }
+  return sums;
 }
 
 // A gradient of this size will not be in the cache of the core that reads it next.
@@ -163,11 +135,11 @@ void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int thre
   const int64_t whole = pairs / threads * threads;
   parallel_for(whole, threads, [&](int64_t pair) {
     const Sides target = sides(p.target, own_room(p.target.rows() * n), n);
-    Sums sums[2];
+    PairSums sums;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t first = chunk * kChunk;
       form_target(kernels, p.target, p.pairs, pair, first, length(chunk), target);
-      add_sums(kernels, p, target, pair, first, length(chunk), sums);
+      add(sums, sums_of(kernels, p, target, pair, first, length(chunk)));
     }
     finish(p, pair, sums, losses);
     if (!p.grad.data) return;
@@ -178,7 +150,7 @@ void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int thre
   // The other pairs are shared out chunk by chunk; the sums are added in the same order.
   const int64_t rest = pairs - whole, pieces = rest * chunks;
   if (rest == 0) return;
-  std::unique_ptr<Sums[]> sums(new Sums[2 * pieces]);
+  std::unique_ptr<PairSums[]> sums(new PairSums[pieces]);
   const int64_t room_of_pair = p.target.rows() * n;
   std::unique_ptr<float[]> room(new float[rest * room_of_pair]);
   auto target_of = [&](int64_t i) { return sides(p.target, room.get() + i * room_of_pair, n); };
@@ -193,15 +165,11 @@ void all_pairs(const Kernels& kernels, const Problem& p, float* losses, int thre
     const int64_t first = chunk * kChunk;
     const Sides target = target_of(i);
     form_target(kernels, p.target, p.pairs, whole + i, first, length(chunk), target);
-    add_sums(kernels, p, target, whole + i, first, length(chunk), &sums[2 * piece]);
+    sums[piece] = sums_of(kernels, p, target, whole + i, first, length(chunk));
   });
   for (int64_t i = 0; i < rest; ++i) {
-    Sums all[2];
-    for (int64_t piece = i * chunks; piece < (i + 1) * chunks; ++piece)
-      for (int side = 0; side < 2; ++side) {
-        const Sums& from = sums[2 * piece + side];
-        all[side] = {all[side].delta + from.delta, all[side].error + from.error, all[side].ref_error + from.ref_error};
-      }
+    PairSums all;
+    for (int64_t piece = i * chunks; piece < (i + 1) * chunks; ++piece) add(all, sums[piece]);
     finish(p, whole + i, all, losses);
   }
   if (!p.grad.data) return;

@@ -2,26 +2,9 @@
 #pragma once
 
 #include "kernels.h"
+#include "schedule/objective.h"
 
 namespace fdpo {
-
-// h(u) = linear u + scale expm1(rate u) + logistic log(2 sigmoid(u)); the exponential a tangent where rate u > kExpCap.
-struct Link {
-  double linear, scale, rate, logistic;
-};
-
-// kept softplus(-z) + flipped softplus(z) + hinge max(0, 1 - z) + square (gap - 1 / (2 beta))^2,  z = beta gap
-struct LossType {
-  double kept, flipped, hinge, square;
-};
-
-// What is the same for all calls with the same options.
-struct Objective {
-  Link link;
-  LossType type;
-  double beta, ratio_scale;
-  bool reduce, mean;
-};
 
 // on[pair] * noise of its draw + on[B + pair] * data; without draws the data, and without data the noise.
 struct Target {
@@ -42,7 +25,7 @@ struct Problem {
   const Objective& objective;
   float upstream;  // of each loss, in grad
   float* loss;     // [B], weighted; or, reduced, their sum times the share of a pair
-  float* stats;    // [10, B], rows of Stat, then the share of positive margins, a tie counting one half
+  float* stats;    // [11, B], rows of Stat, then the share of positive margins, a tie counting one half
 
   // Of a pair in the loss.
   double share() const { return objective.mean ? 1 / double(pairs.pairs > 0 ? pairs.pairs : 1) : 1; }

@@ -180,6 +180,13 @@ class Loss(Section):
     ratio_scale: float = Field(gt=0, description="log-ratio per unit of error difference, inside f'")
     type: str = Field("sigmoid", description="`sigmoid`, `hinge`, `ipo` or `robust`")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is wrong")
+    winner_preserving: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the preferred sample's gain that a step keeps at least, to first order: the dispreferred "
+        "one's gradient is scaled where it works against; 0: the preferred error does not grow; null: no gradient is",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Loss:
@@ -200,6 +207,7 @@ class Loss(Section):
             ratio_scale=self.ratio_scale,
             loss_type=self.type,
             label_smoothing=self.label_smoothing,
+            winner_preserving=self.winner_preserving,
             reduction="none",
         )
 

@@ -8,6 +8,10 @@ With p = policy prediction, r = reference prediction, t = target and means over 
     z     = beta * gap                        the margin
     loss  = -log sigmoid(z)
 
+and where the preferred sample's error is preserved, see `loss.preserving`, the gradient of a pair sees besides
+
+    product = mean((p_w - t_w) * (p_l - t_l))
+
 Reverse KL (h(u) = u) with beta * ratio_scale = beta_dpo / 2 is Diffusion-DPO (Wallace et al., arXiv 2311.12908).
 """
 
@@ -19,6 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    Split = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # torch is imported where it is used: who checks a configuration reads the tables without it.
 
@@ -60,6 +66,16 @@ def denoising_error(pred: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
     return _mean((pred.to(wide) - target.to(wide)).square(), dtype)
 
 
+def product_of_misses(pred: Tensor, target: Tensor, split: Split, dtype: torch.dtype) -> Tensor:
+    """Form mean((p_w - t_w)(p_l - t_l)) of each pair, [B], without a gradient, as `denoising_error` forms squares.
+
+    split: of rows [2B, ...] those of the preferred and of the dispreferred samples, see `ops.pairs.LAYOUTS`.
+    """
+    wide = _wide(pred, target)
+    miss_w, miss_l = split(pred.detach().to(wide) - target.to(wide))
+    return _mean(miss_w * miss_l, dtype)
+
+
 def _wide(*tensors: Tensor) -> torch.dtype:
     import torch
 
@@ -98,6 +114,18 @@ class LossType(NamedTuple):
             terms.append(self.hinge * relu(1 - beta * gap))
         if self.square:
             terms.append(self.square * (gap - 1 / (2 * beta)).square())
+        return sum(terms[1:], terms[0])
+
+    def slope(self, gap: Tensor, beta: float) -> Tensor:
+        """Return the derivative of the loss of each pair by its gap, shape of `gap`."""
+        import torch
+
+        z = beta * gap
+        terms = [beta * (self.flipped * torch.sigmoid(z) - self.kept * torch.sigmoid(-z))]
+        if self.hinge:
+            terms.append(-self.hinge * beta * (z < 1).to(gap.dtype))
+        if self.square:
+            terms.append(2 * self.square * (gap - 1 / (2 * beta)))
         return sum(terms[1:], terms[0])
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fdpo_fast import noise
 from fdpo_fast.loss.checks import backend_for
 from fdpo_fast.loss.divergences import Divergence
-from fdpo_fast.loss.eager import denoising_errors
+from fdpo_fast.loss.eager import denoising_errors, product_of_misses
 from fdpo_fast.loss.options import REDUCTIONS, LossOptions, PairOptions, spelled_out
+from fdpo_fast.loss.preserving import loser_scale, scaled
 from fdpo_fast.loss.stats import LossStats, named
 from fdpo_fast.ops.autograd import FusedLogRatio, FusedLoss, TracedLoss
 from fdpo_fast.ops.constants import Stat
@@ -56,6 +57,13 @@ def fdpo_loss(
                 `beta * ratio_scale = beta_dpo / 2` is Diffusion-DPO.
             loss_type: "sigmoid" (the default), "hinge", "ipo" or "robust".
             label_smoothing: probability in [0, 0.5) that a label is wrong; for "sigmoid" (cDPO) and "robust".
+            winner_preserving: None (the default), or mu in [0, 1) for steps that keep, to first order, at least that
+                share of the decrease of the preferred sample's error that its own gradient brings: with 0 the error
+                does not grow, and the closer to 1, the less of the dispreferred sample's gradient is left wherever it
+                works against. Only that gradient is scaled, pair by pair, by lambda of `loss.preserving`, a constant
+                to every derivative; the loss stays (Diffusion-SDPO, arXiv 2511.03317). Where the loss pushes a pair
+                the other way (a margin beyond what "ipo", "robust" or smoothed labels aim at, a negative weight)
+                lambda is 1. It holds for descent: an upstream gradient below zero turns it round.
             layout: "halves" = [w...; l...] (the default) or "interleaved" = [w, l, w, l, ...].
             reduction: "mean" (the default), "sum" or "none".
             backend: "triton" (GPU), "cpp" (CPU), "eager" (plain torch: any device, float64, torch.func), or None for
@@ -131,8 +139,8 @@ def log_ratio_loss(
     """Form the loss from log p_theta / p_ref on, as TRL's DPO does after its models.
 
     log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options (beta, loss_type, label_smoothing, reduction) and
-    errors are those of `fdpo_loss`; every operation is torch's own, in float32 for half-precision inputs. Returns the
-    loss and the margins [B], detached.
+    errors are those of `fdpo_loss`; there is no `winner_preserving`, which looks at a model's outputs. Every operation
+    is torch's own, in float32 for half-precision inputs. Returns the loss and the margins [B], detached.
     """
     checked = PairOptions(divergence=divergence, **options)
     for name, value in (("log_ratio_w", log_ratio_w), ("log_ratio_l", log_ratio_l)):
@@ -202,14 +210,22 @@ def _eager(
     normals = None if target.draws is None else noise.eager_normals(target.draws, elements(pred))
     whole = as_one(target, normals, pred, options.call.interleaved)
     errors = denoising_errors(pred, ref, whole, float(options.ratio_scale))
-    result = options.losses(*split(errors.log_ratio))
+    log_ratio_w, log_ratio_l = split(errors.log_ratio)
+    scale = None
+    if options.winner_preserving is not None:
+        error_w = split(errors.error)[0].detach()
+        product = product_of_misses(pred, whole, split, error_w.dtype)
+        scale = loser_scale(options, log_ratio_w, log_ratio_l, weight, error_w, product)
+        log_ratio_l = scaled(log_ratio_l, scale)
+    result = options.losses(log_ratio_w, log_ratio_l)
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
         per_sample = [half for values in errors for half in split(values.detach().float())]
-        stats = _stats(options, per_sample, result.margin)
+        stats = _stats(options, per_sample, result.margin, scale)
     return REDUCTIONS[options.reduction](losses), stats
 
 
+_ERROR_W, _LOSER_SCALE = Stat.ERROR_W.value, Stat.LOSER_SCALE.value
 _LOG_RATIO_W, _MARGIN = Stat.LOG_RATIO_W.value, Stat.MARGIN.value  # older torch.compile slices by no enumeration
 
 
@@ -218,19 +234,25 @@ def _fused_log_ratio(
 ) -> tuple[Tensor, LossStats]:
     """Evaluate a link that is no row of numbers: one operator each way up to u, plain torch behind it."""
     log_ratio, packed = FusedLogRatio.apply(pred, ref, *target, backend, options.call)
-    result = options.losses(*log_ratio.unbind())
+    log_ratio_w, log_ratio_l = log_ratio.unbind()
+    rows, scale = rows_of(packed).unbind(), None
+    if options.winner_preserving is not None:
+        scale = loser_scale(options, log_ratio_w, log_ratio_l, weight, rows[_ERROR_W], rows[_LOSER_SCALE])
+        log_ratio_l = scaled(log_ratio_l, scale)
+    result = options.losses(log_ratio_w, log_ratio_l)
     losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
     with torch.no_grad():
-        stats = _stats(options, rows_of(packed).unbind()[:_MARGIN], result.margin)
+        stats = _stats(options, rows[:_MARGIN], result.margin, scale)
     return REDUCTIONS[options.reduction](losses), stats
 
 
-def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor) -> LossStats:
-    """Make the statistics from the rows of `Stat` before the margin, and the margin; all [B]."""
+def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor, scale: Tensor | None) -> LossStats:
+    """Make the statistics from the rows of `Stat` before the margin, the margin and the loser's scale; all [B]."""
     margin = margin.detach()
     # a callable of the user's has no cap that we could count
     clipped = getattr(options.link, "clipped", torch.zeros_like)
     log_ratio_w, log_ratio_l = per_sample[_LOG_RATIO_W:_MARGIN]
     past = clipped(log_ratio_w).float() + clipped(log_ratio_l).float()
     accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).sum() / max(len(margin), 1)
-    return named((*per_sample, margin.float(), past), accuracy)
+    scale = torch.ones_like(past) if scale is None else scale.float()
+    return named((*per_sample, margin.float(), past, scale), accuracy)

@@ -49,6 +49,7 @@ class LossArguments(PairArguments, total=False):
     """The keyword arguments of `LossOptions` beside the divergence, for type checkers and editors."""
 
     ratio_scale: Required[float]
+    winner_preserving: float | None
     layout: str
     backend: str | None
 
@@ -122,6 +123,9 @@ class LossOptions(PairOptions):
 
     ratio_scale: float
     """Log-ratio per unit of error difference, inside f'; positive."""
+    winner_preserving: float | None = None
+    """The share mu in [0, 1) of the preferred sample's gain that a step keeps at least, to first order, since the
+    dispreferred one's gradient is scaled, see `loss.preserving`. None: it is not."""
     layout: str = "halves"
     """Of the rows of a batch: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...]."""
     backend: str | None = None
@@ -137,12 +141,21 @@ class LossOptions(PairOptions):
             one_of("backend", self.backend, BACKENDS)
         row = self.link.row if isinstance(self.link, Divergence) else DIVERGENCES["reverse_kl"].row
         beta, ratio_scale = float(self.beta), float(self.ratio_scale)
-        call = Call(row, self.of_pair, beta, ratio_scale, self.layout == "interleaved", self.reduction)
+        interleaved, may_undo = self.layout == "interleaved", None
+        if self.winner_preserving is not None:
+            may_undo = 1 - float(self.winner_preserving) if isinstance(self.link, Divergence) else 0.0
+        call = Call(row, self.of_pair, beta, ratio_scale, interleaved, self.reduction, may_undo)
         object.__setattr__(self, "call", call)
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
         _check_positive("ratio_scale", self.ratio_scale)
+        if self.winner_preserving is not None:
+            _check_number("winner_preserving", self.winner_preserving)
+            if not 0 <= float(self.winner_preserving) < 1:  # rounded: a Fraction may be below 1 by less than a float is
+                raise ValueError(
+                    f"winner_preserving must lie in [0, 1), or be None to scale nothing, got {self.winner_preserving}"
+                )
 
 
 # Python names the function that users call where a keyword is wrong or missing.

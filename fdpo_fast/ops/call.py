@@ -16,3 +16,8 @@ class Call(NamedTuple):
     ratio_scale: float
     interleaved: bool
     reduction: str
+    may_undo: float | None = None
+    """1 - mu of `LossOptions.winner_preserving`, which scales the dispreferred samples' coefficients; None: they stay.
+
+    Zero: they stay too, and the statistics hold mean((p_w - t_w)(p_l - t_l)) of each pair in place of the factor.
+    """

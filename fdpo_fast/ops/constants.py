@@ -32,9 +32,10 @@ class Stream(IntEnum):
 
 
 class Stat(IntEnum):
-    """Rows of the fused loss's statistics [10, B] float32, which C++ and Triton write.
+    """Rows of the fused loss's statistics [11, B] float32, which C++ and Triton write.
 
-    Users see the rows up to CLIPPED, by their names in lower case. The last two are c in
+    Users see the rows up to LOSER_SCALE, by their names in lower case; of a call whose `may_undo` is zero that row
+    holds what such a factor is formed of, see `Call`. The last two are c in
     d loss / d pred = c * (pred - target), which the backward pass reads.
     """
 
@@ -46,8 +47,9 @@ class Stat(IntEnum):
     LOG_RATIO_L = 5
     MARGIN = 6
     CLIPPED = 7
-    COEFFICIENT_W = 8
-    COEFFICIENT_L = 9
+    LOSER_SCALE = 8
+    COEFFICIENT_W = 9
+    COEFFICIENT_L = 10
 
 
 def one_of(kind: str, value: object, known: Collection[str]) -> None:

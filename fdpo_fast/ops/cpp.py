@@ -175,6 +175,7 @@ def _objective(call: Call) -> Any:
         ratio_scale=call.ratio_scale,
         reduce=call.reduction != "none",
         mean=call.reduction == "mean",
+        may_undo=call.may_undo,
     )
 
 

@@ -202,8 +202,8 @@ def _tensors(pred: Tensor, results: Results) -> Results:
 
 _define(
     "loss_forward(Tensor pred, Tensor ref, Tensor? draws, Tensor? data, Tensor? on, Tensor? weight, float[] link, "
-    "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, float? upstream) "
-    "-> (Tensor, Tensor, Tensor)",
+    "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, float? may_undo, "
+    "float? upstream) -> (Tensor, Tensor, Tensor)",
     lambda backend, pred, ref, draws, data, on, weight, link, of_pair, *numbers: _tensors(
         pred,
         backend.loss_forward(
@@ -211,7 +211,7 @@ _define(
         ),
     ),
     lambda pred, *others: _tensors(
-        pred, Results.empty(pred, others[-2], None if others[-1] is None else torch.empty_like(pred))
+        pred, Results.empty(pred, others[-3], None if others[-1] is None else torch.empty_like(pred))
     ),
 )
 

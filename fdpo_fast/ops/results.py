@@ -14,7 +14,7 @@ class Results(NamedTuple):
     """What the forward operator returns, all float32 but the gradient."""
 
     loss: Tensor  # [], or [B] for reduction "none"
-    stats: Tensor  # [10 B + 1]: the rows of `Stat`, then the share of positive margins, a tie counting one half
+    stats: Tensor  # [11 B + 1]: the rows of `Stat`, then the share of positive margins, a tie counting one half
     grad: Tensor | None  # like pred, for the upstream gradient that was named
 
     @classmethod
@@ -29,7 +29,7 @@ class Results(NamedTuple):
 
 
 def rows_of(stats: Tensor) -> Tensor:
-    """Return the rows of `Stat`, [10, B], of `Results.stats`; a view."""
+    """Return the rows of `Stat`, [11, B], of `Results.stats`; a view."""
     return stats[:-1].view(len(Stat), -1) if len(stats) > 1 else stats.new_empty((len(Stat), 0))
 
 

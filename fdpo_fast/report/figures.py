@@ -186,7 +186,7 @@ def _steps(axes: Axes, of: str = "step") -> None:
     axes.set_xlabel(of)
 
 
-FOUND = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped")
+FOUND = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped", "loser_scale")
 """What differs from batch to batch, so that a mean says more."""
 STARTS_AT_LOG_2 = ("sigmoid", "robust")
 SET = ("lr", "images_per_second")

@@ -25,15 +25,20 @@ from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.
 COLUMNS = ("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped")
+PRESERVING = (*COLUMNS, "loser_scale")
+"""Those of a run with `loss.winner_preserving`."""
 
 BY_TIMESTEP = ("margin", "accuracy", "delta_w", "delta_l")
 """The figures of each bin that the trackers show."""
 
 
 class Metrics:
-    """One row of sums per optimizer step and timestep bin, [bins, len(COLUMNS)] float64."""
+    """One row of sums per optimizer step and timestep bin, [bins, len(columns)] float64."""
 
-    def __init__(self, settings: Log, num_train_timesteps: int, device: torch.device) -> None:
+    def __init__(
+        self, settings: Log, num_train_timesteps: int, device: torch.device, columns: tuple[str, ...] = COLUMNS
+    ) -> None:
+        self.columns = columns
         self.bins, self.timesteps = settings.timestep_bins, num_train_timesteps
         self.device = device
         self.current = self._empty()
@@ -43,7 +48,7 @@ class Metrics:
         self.started = time.perf_counter()
 
     def _empty(self) -> Tensor:
-        return torch.zeros(self.bins, len(COLUMNS), dtype=torch.float64, device=self.device)
+        return torch.zeros(self.bins, len(self.columns), dtype=torch.float64, device=self.device)
 
     def add(self, losses: Tensor, stats: LossStats, fed: Tensor) -> None:
         """Count a micro-batch: `losses` [b] per pair, `fed` [b]: timesteps as the denoiser is told, the noise level."""
@@ -51,9 +56,9 @@ class Metrics:
         delta_w, delta_l = stats.error_w - stats.ref_error_w, stats.error_l - stats.ref_error_l
         values = (
             torch.ones_like(accuracy), losses.detach(), accuracy, stats.margin, stats.error_w, stats.error_l,
-            delta_w, delta_l, stats.clipped,
+            delta_w, delta_l, stats.clipped, stats.loser_scale,
         )  # fmt: skip
-        rows = torch.stack([value.double() for value in values], dim=1)
+        rows = torch.stack([value.double() for value in values[: len(self.columns)]], dim=1)  # the last where it is on
         of_bin = (fed * self.bins // self.timesteps).long().clamp(max=self.bins - 1)  # a flow's go up to T itself
         self.current.index_add_(0, of_bin, rows)
 
@@ -74,7 +79,7 @@ class Metrics:
         rate = 2 * sums[..., 0].sum().item() / seconds  # two images per pair
         records = []
         for (step, lr, *_), norm, total in zip(self.steps, norms, sums.sum(dim=1).tolist(), strict=True):
-            record: dict[str, Any] = {"step": step, **_means(total), "lr": lr}
+            record: dict[str, Any] = {"step": step, **self._means(total), "lr": lr}
             if norm == norm:
                 record["grad_norm"] = norm
             records.append(record)
@@ -86,16 +91,15 @@ class Metrics:
         edges = [self.timesteps * i // self.bins for i in range(self.bins + 1)]
         by_bin = sums.sum(dim=0).tolist()
         records[-1]["bins"] = [
-            {"timesteps": [edges[i], edges[i + 1]], **_means(row)} for i, row in enumerate(by_bin) if row[0]
+            {"timesteps": [edges[i], edges[i + 1]], **self._means(row)} for i, row in enumerate(by_bin) if row[0]
         ]
         self.steps.clear()
         self.started = time.perf_counter()
         return records
 
-
-def _means(sums: list[float]) -> dict[str, float]:
-    pairs = sums[0]
-    return {"pairs": int(pairs), **{name: total / pairs for name, total in zip(COLUMNS[1:], sums[1:], strict=True)}}
+    def _means(self, sums: list[float]) -> dict[str, float]:
+        pairs, names = sums[0], self.columns[1:]
+        return {"pairs": int(pairs), **{name: total / pairs for name, total in zip(names, sums[1:], strict=True)}}
 
 
 def memory(device: torch.device) -> dict[str, float]:

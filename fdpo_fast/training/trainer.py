@@ -29,7 +29,7 @@ from fdpo_fast.progress import progress
 from fdpo_fast.signals import Stopped
 from fdpo_fast.training import checkpoint, policy, resumption
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
-from fdpo_fast.training.metrics import FirstMargin, Metrics, Writer, forget_caching
+from fdpo_fast.training.metrics import COLUMNS, PRESERVING, FirstMargin, Metrics, Writer, forget_caching
 from fdpo_fast.training.order import PairOrder
 from fdpo_fast.training.resumption import Start, start
 from fdpo_fast.training.samples import SampleGrids
@@ -99,7 +99,8 @@ class Trainer:
         self.skips_told, self.last_finite = 0, self.first_step - 1
         self.began = False
         """Whether a step has been taken."""
-        self.metrics = Metrics(config.log, family.steps, rank.device)  # last: its clock starts now
+        columns = COLUMNS if config.loss.winner_preserving is None else PRESERVING
+        self.metrics = Metrics(config.log, family.steps, rank.device, columns)  # last: its clock starts now
 
     def _go_on(self, begin: Start) -> int:
         """Load a checkpoint and say what is new since; returns the step to take next."""

@@ -43,6 +43,7 @@ def losses(pred: Tensor, ref: Tensor, target: Tensor) -> list[Tensor]:
         weight=torch.ones(2),
         loss_type="robust",
         label_smoothing=0.1,
+        winner_preserving=0.5,
         layout="interleaved",
         reduction="sum",
         backend="eager",

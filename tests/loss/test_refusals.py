@@ -1,5 +1,7 @@
 """Every bad input of the drop-in raises one sentence."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -42,6 +44,12 @@ GOOD = {"pred": torch.zeros(4, 3), "ref": torch.zeros(4, 3), "target": torch.zer
         ({"loss_type": "mse"}, ValueError, "unknown loss_type"),
         ({"label_smoothing": 0.5}, ValueError, "label_smoothing"),
         ({"label_smoothing": 0.1, "loss_type": "hinge"}, ValueError, "no meaning"),
+        ({"winner_preserving": 1.0}, ValueError, r"winner_preserving must lie in \[0, 1\), or be None"),
+        ({"winner_preserving": -0.1}, ValueError, "winner_preserving must lie"),
+        ({"winner_preserving": float("nan")}, ValueError, "winner_preserving must lie"),
+        ({"winner_preserving": Fraction(10**30 - 1, 10**30)}, ValueError, "winner_preserving must lie"),
+        ({"winner_preserving": True}, TypeError, "winner_preserving must be a number"),
+        ({"winner_preserving": "0.5"}, TypeError, "winner_preserving must be a number"),
         ({"layout": "pairs"}, ValueError, "unknown layout"),
         ({"reduction": "median"}, ValueError, "unknown reduction"),
         ({"backend": "cuda"}, ValueError, "unknown backend"),

@@ -19,7 +19,7 @@ from fdpo_fast.loss.stats import LossStats
 
 NAMES = [
     *("error_w", "error_l", "ref_error_w", "ref_error_l", "log_ratio_w", "log_ratio_l", "margin", "clipped"),
-    "accuracy",
+    *("loser_scale", "accuracy"),
 ]
 
 
@@ -88,19 +88,19 @@ def test_all_statistics_are_there_whatever_is_asked_first(way):
 
 ASKED = {
     "in": (lambda stats: ("margin" in stats, "" in stats, "_packed" in stats), (True, False, False)),
-    "len": (len, 9),
+    "len": (len, 10),
     "bool": (bool, True),
     "list": (list, NAMES),
     "sorted": (sorted, sorted(NAMES)),
     "reversed": (lambda stats: list(reversed(stats)), NAMES[::-1]),
     "get": (lambda stats: stats.get("nothing", 3), 3),
-    "pop": (lambda stats: (stats.pop("margin").shape, len(stats)), ((2,), 8)),
+    "pop": (lambda stats: (stats.pop("margin").shape, len(stats)), ((2,), 9)),
     "setdefault": (lambda stats: stats.setdefault("margin", 0).shape, (2,)),
-    "setdefault of another": (lambda stats: (stats.setdefault("mine", 0), len(stats)), (0, 10)),
+    "setdefault of another": (lambda stats: (stats.setdefault("mine", 0), len(stats)), (0, 11)),
     "hasattr": (lambda stats: (hasattr(stats, "margin"), hasattr(stats, "nothing")), (True, False)),
     "==": (lambda stats: (stats == {}, stats != {}, eq({}, stats), ne({}, stats)), (False, True, False, True)),
     "json": (lambda stats: list(json.loads(json.dumps(stats, default=torch.Tensor.tolist))), NAMES),
-    "tensors that DDP finds": (lambda stats: len(list(_find_tensors(stats))), 9),
+    "tensors that DDP finds": (lambda stats: len(list(_find_tensors(stats))), 10),
     "collate": (lambda stats: default_collate([stats, made()])["margin"].shape, (2, 2)),
     "subtypes": (lambda stats: [type(f(stats)) for f in (copy.copy, copy.deepcopy, saved)], [LossStats] * 3),
     "repr": (lambda stats: all(name in repr(stats) for name in NAMES), True),
@@ -118,7 +118,7 @@ def test_it_can_be_changed():
     stats["margin"] = 1
     stats["mine"] = 2
     del stats["accuracy"]
-    assert (stats.margin, stats.mine, len(stats), "accuracy" in stats) == (1, 2, 9, False)
+    assert (stats.margin, stats.mine, len(stats), "accuracy" in stats) == (1, 2, 10, False)
     stats.clear()
     assert not stats
     with pytest.raises(KeyError, match="margin"):
@@ -134,4 +134,4 @@ def test_threads_that_read_at_once_find_all_items():
         for _ in range(300):
             _, stats = fdpo_loss(*[torch.zeros(4, 3, dtype=torch.float32)] * 3, beta=1.0, ratio_scale=1.0)
             readings = [threads.submit(lambda stats=stats: (stats.margin.shape, len(stats))) for _ in range(4)]
-            assert {reading.result() for reading in readings} == {((2,), 9)}
+            assert {reading.result() for reading in readings} == {((2,), 10)}

@@ -135,7 +135,7 @@ def test_a_call_in_inference_mode(backend, device, divergence):
     with torch.inference_mode():
         got, stats = fdpo_loss(*inputs, divergence=divergence, backend=backend, **KNOBS)
         assert torch.equal(got, want)
-        assert len(stats) == 9
+        assert len(stats) == 10
 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)

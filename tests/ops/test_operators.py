@@ -28,8 +28,8 @@ def tensors(pairs=2, shape=(4, 6, 6), device="cpu"):
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 @pytest.mark.parametrize("upstream", [None, 0.25])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_opcheck_of_the_loss(backend, device, reduction, upstream):
+@pytest.mark.parametrize(("reduction", "may_undo"), [("mean", None), ("mean", 0.75), ("none", None), ("none", 0.0)])
+def test_opcheck_of_the_loss(backend, device, reduction, may_undo, upstream):
     pred, ref, target = tensors(device=device)
     pred.requires_grad_()
     errors, drawn = torch.rand(4, dtype=torch.float64, device=device), draws(0, torch.arange(2), 0, device=device)
@@ -41,7 +41,7 @@ def test_opcheck_of_the_loss(backend, device, reduction, upstream):
         (pred, errors, *Target(drawn), None),
         (pred, ref, *Target(drawn, target, on), None),
     ):
-        options = (*ROWS, 2.0, 50.0, True, reduction, upstream)
+        options = (*ROWS, 2.0, 50.0, True, reduction, may_undo, upstream)
         torch.library.opcheck(operators(backend, device).loss_forward.default, (*arguments, *options))
 
 
@@ -50,7 +50,7 @@ def test_opcheck_of_the_others(backend, device):
     pred, _, target = tensors(device=device)
     drawn = draws(0, torch.arange(2), 0, device=device)
     stats, table = (
-        torch.rand(10, 2, device=device, dtype=torch.float32),
+        torch.rand(11, 2, device=device, dtype=torch.float32),
         torch.rand(100, device=device, dtype=torch.float32),
     )
     ops = operators(backend, device)

@@ -161,7 +161,8 @@ def loss_forward(
     rows, grid = _grid([pred, *([ref] if predicted else []), *given], logical=drawn)
     p, r, data = rows[0], rows[1] if predicted else ref.contiguous(), rows[-1] if given else None
     strides, device, pairs, data_row = grid.strides, pred.device, grid.pairs, 0 if data is None else data.stride(0)
-    sums = 6 if predicted else 2  # of a program, see the kernel
+    preserving = call.may_undo is not None
+    sums = (6 if predicted else 2) + preserving  # of a program, see the kernel
     room = torch.empty(pairs * sums * grid.chunks, dtype=torch.float64, device=device)
     losses = out.loss if call.reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
     with on(device):
@@ -171,9 +172,10 @@ def loss_forward(
             pairs, grid.n, grid.chunks, p.stride(0), r.stride(0) if predicted else 0, data_row,
             *grid.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(strides[-1] if given else _NOWHERE),
             *map(float, call.link), *map(float, call.loss_type),  # an integer would be compiled in
-            call.beta, call.ratio_scale, 1 / pairs if call.reduction == "mean" else 1.0,
+            call.beta, call.ratio_scale, call.may_undo or 0.0, 1 / pairs if call.reduction == "mean" else 1.0,
             INTERLEAVED=call.interleaved, REF_ERRORS=not predicted, DRAWN=drawn, MIXED=drawn and bool(given),
-            WEIGHTED=weight is not None, REDUCE=call.reduction != "none", **grid.options,
+            WEIGHTED=weight is not None, REDUCE=call.reduction != "none", PRESERVING=preserving,
+            **grid.options,
         )  # fmt: skip
     if upstream is not None:
         grad_loss = torch.full_like(out.loss, upstream)

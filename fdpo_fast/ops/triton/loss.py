@@ -19,6 +19,7 @@ _ERROR_W, _ERROR_L = tl.constexpr(Stat.ERROR_W.value), tl.constexpr(Stat.ERROR_L
 _REF_ERROR_W, _REF_ERROR_L = tl.constexpr(Stat.REF_ERROR_W.value), tl.constexpr(Stat.REF_ERROR_L.value)
 _LOG_RATIO_W, _LOG_RATIO_L = tl.constexpr(Stat.LOG_RATIO_W.value), tl.constexpr(Stat.LOG_RATIO_L.value)
 _MARGIN, _CLIPPED = tl.constexpr(Stat.MARGIN.value), tl.constexpr(Stat.CLIPPED.value)
+_LOSER_SCALE = tl.constexpr(Stat.LOSER_SCALE.value)
 _COEFFICIENT_W, _COEFFICIENT_L = tl.constexpr(Stat.COEFFICIENT_W.value), tl.constexpr(Stat.COEFFICIENT_L.value)
 _ROWS = tl.constexpr(len(Stat))
 _LANES = tl.constexpr(128)  # partial sums, or pairs, read at once
@@ -76,13 +77,13 @@ def _targets(
 
 @triton.jit
 def _terms(p, ref, at, t, inside, REF_ERRORS: tl.constexpr):
-    """Return what a tile adds to (error, ref_error, delta), lane by lane; with reference errors to the first only."""
+    """Return p - t of a tile, and what it adds to (error, ref_error, delta); of errors alone to the first."""
     miss, zero = p - t, tl.zeros(p.shape, tl.float32)  # with products in place of fma ptxas takes more registers
     if REF_ERRORS:
-        return tl.fma(miss, miss, zero), zero, zero
+        return miss, tl.fma(miss, miss, zero), zero, zero
     r = load(ref, at, inside)
     ref_miss = r - t
-    return tl.fma(miss, miss, zero), tl.fma(ref_miss, ref_miss, zero), tl.fma(p - r, miss + ref_miss, zero)
+    return miss, tl.fma(miss, miss, zero), tl.fma(ref_miss, ref_miss, zero), tl.fma(p - r, miss + ref_miss, zero)
 
 
 @triton.jit
@@ -92,6 +93,14 @@ def _store_sums(start, error, ref_error, delta, chunks, REF_ERRORS: tl.constexpr
     if not REF_ERRORS:
         tl.store(start + chunks, tl.sum(ref_error.to(tl.float64)))
         tl.store(start + 2 * chunks, tl.sum(delta.to(tl.float64)))
+
+
+@triton.jit
+def _loser_scale(may_undo, by_gap, slope_w, slope_l, error, product):
+    """Return how far the gradient of the dispreferred sample is scaled, float64, as `loss.preserving` says it."""
+    most, asked = may_undo * slope_w.to(tl.float64) * error, slope_l.to(tl.float64) * product
+    held = (by_gap < 0) & (most < asked)
+    return tl.where(held, most / tl.where(held, asked, 1.0), 1.0)
 
 
 @triton.jit
@@ -121,8 +130,8 @@ def loss_forward_kernel(
     weight,  # [B]
     loss,  # [], or [B] if not REDUCE
     losses,  # [B]: room, or `loss` itself
-    stats,  # [10 B + 1], rows of Stat and the accuracy
-    partials,  # [B, 2, 3 or 1 if REF_ERRORS, chunks] float64: room
+    stats,  # [11 B + 1], rows of Stat and the accuracy
+    partials,  # [B, 6 or 2 if REF_ERRORS, and 1 if PRESERVING, chunks] float64: room
     counters,  # [1 + B] int32: of finished pairs, and of each pair's programs
     pairs,
     n,
@@ -151,6 +160,7 @@ def loss_forward_kernel(
     square,
     beta,
     ratio_scale: tl.float64,
+    may_undo: tl.float64,  # see `Call`, if PRESERVING
     share: tl.float64,  # of a pair in the loss: 1 / B for a mean
     INTERLEAVED: tl.constexpr,
     REF_ERRORS: tl.constexpr,
@@ -158,6 +168,7 @@ def loss_forward_kernel(
     MIXED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     REDUCE: tl.constexpr,
+    PRESERVING: tl.constexpr,
     DENSE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -176,12 +187,19 @@ def loss_forward_kernel(
     target_w, target_l = _targets(
         draws, data, on, pair, pairs, row_w, row_l, t_row, t_at, inside, first, DRAWN, MIXED, BLOCK
     )
-    squares_w, ref_squares_w, deltas_w = _terms(load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS)
-    squares_l, ref_squares_l, deltas_l = _terms(load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS)
+    miss_w, squares_w, ref_squares_w, deltas_w = _terms(
+        load(p_w, p_at, inside), r_w, r_at, target_w, inside, REF_ERRORS
+    )
+    miss_l, squares_l, ref_squares_l, deltas_l = _terms(
+        load(p_l, p_at, inside), r_l, r_at, target_l, inside, REF_ERRORS
+    )
     SUMS: tl.constexpr = 1 if REF_ERRORS else 3
-    start = partials + pair.to(tl.int64) * (2 * SUMS) * chunks
+    start = partials + pair.to(tl.int64) * (2 * SUMS + (1 if PRESERVING else 0)) * chunks
+    products = start + 2 * SUMS * chunks
     _store_sums(start + chunk, squares_w, ref_squares_w, deltas_w, chunks, REF_ERRORS)
     _store_sums(start + SUMS * chunks + chunk, squares_l, ref_squares_l, deltas_l, chunks, REF_ERRORS)
+    if PRESERVING:
+        tl.store(products + chunk, tl.sum((miss_w * miss_l).to(tl.float64)))
 
     if _arrive(counters + 1 + pair) == chunks - 1:
         tl.store(counters + 1 + pair, 0)
@@ -209,7 +227,16 @@ def loss_forward_kernel(
         tl.store(stats + _MARGIN * pairs + pair, margin)
         tl.store(stats + _CLIPPED * pairs + pair, tl.where(scale != 0, past, 0.0))
         tl.store(stats + _COEFFICIENT_W * pairs + pair, (-outer * slope_w).to(tl.float32))
-        tl.store(stats + _COEFFICIENT_L * pairs + pair, (outer * slope_l).to(tl.float32))
+        to_l = outer * slope_l
+        if PRESERVING:
+            product = _total(products, chunks) / n
+            scale_l = _loser_scale(may_undo, outer, slope_w, slope_l, error_w, product)
+            shown = tl.where(may_undo == 0, product, scale_l).to(tl.float32)
+            to_l *= tl.where(may_undo == 0, 1.0, scale_l)
+        else:
+            shown = 1.0
+        tl.store(stats + _LOSER_SCALE * pairs + pair, shown)
+        tl.store(stats + _COEFFICIENT_L * pairs + pair, to_l.to(tl.float32))
 
         if _arrive(counters) == pairs - 1:
             tl.store(counters, 0)
