@@ -4,8 +4,7 @@ On the GPU where there is one, beside torch's fused AdamW and bitsandbytes; with
 the host, beside DeepSpeed's and bitsandbytes'. Each round steps every optimizer once, on the same gradient, beside a
 memory copy; medians over the rounds, the device idle at both ends of a step. Before anything is timed, each must agree
 with a float64 AdamW after one step. Prints a table that names the device and writes it to results/optimizer.csv, or
-results/gpu/optimizer.csv; on the host it then trains bfloat16 weights by updates of 1e-4 of their step and draws
-results/rounding.png.
+results/gpu/optimizer.csv. What rounding leaves of small updates: `benchmarks.rounding`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -51,15 +51,23 @@ def _fused(parameters: list[Parameter]) -> Optimizer:
     return torch.optim.AdamW(parameters, **OPTIONS, fused=True)
 
 
-def _ours(parameters: list[Parameter]) -> Optimizer:
-    return AdamW8bit(parameters, **OPTIONS)
-
-
 MAKERS: dict[str, dict[str, Maker]] = {
-    "cpu": {"deepspeed": _deepspeed, "bitsandbytes": bitsandbytes, "fdpo_fast": _ours},
-    "cuda": {"torch fused": _fused, "bitsandbytes": bitsandbytes, "fdpo_fast": _ours},
+    "cpu": {"deepspeed": _deepspeed, "bitsandbytes": bitsandbytes},
+    "cuda": {"torch fused": _fused, "bitsandbytes": bitsandbytes},
 }
-"""By the device that is measured."""
+"""Others' by the device that is measured."""
+OURS: dict[torch.dtype, dict[str, Maker]] = {
+    torch.float32: {"fdpo_fast": partial(AdamW8bit, **OPTIONS)},
+    torch.bfloat16: {
+        "fdpo_fast": partial(AdamW8bit, **OPTIONS),
+        "fdpo_fast, 24 bits": partial(AdamW8bit, **OPTIONS, weights="bf16+8"),
+    },
+}
+"""By the dtype of the weights."""
+
+
+def makers(dtype: torch.dtype, device: torch.device) -> dict[str, Maker]:
+    return MAKERS[device.type] | OURS[dtype]
 
 
 def check(name: str, make: Maker, dtype: torch.dtype, device: torch.device) -> None:
@@ -97,11 +105,11 @@ def _tensors(value: object) -> Iterable[Tensor]:
 
 def steps_of(p: Parameter, device: torch.device) -> Iterator[tuple[str, Callable[[], object], float]]:
     """(name, step, bytes that it must move an element) of each optimizer, after its first step."""
-    for name, make in MAKERS[device.type].items():
+    for name, make in makers(p.dtype, device).items():
         optimizer = make([p])
         optimizer.step()
         moved = 3 * p.element_size() + 2 * state_bytes(optimizer)  # weight twice, gradient, states twice
-        if name != "fdpo_fast" or device.type != "cpu":
+        if not name.startswith("fdpo_fast") or device.type != "cpu":
             yield name, optimizer.step, moved
             continue
         for kernels in cpp.KERNELS:
@@ -119,7 +127,9 @@ def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device
     source, to = torch.ones(2, int(elements * smallest) // 8, device=device)
     steps["copy"] = lambda: to.copy_(source)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    slow = ("bitsandbytes", "fdpo_fast, portable") if device.type == "cpu" else ()
+    slow = (
+        [name for name in steps if name == "bitsandbytes" or name.endswith("portable")] if device.type == "cpu" else ()
+    )
     for turn in range(rounds + 1):  # the first one warms up
         for name, step in steps.items():
             if turn > 7 and name in slow:
@@ -131,7 +141,7 @@ def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device
             if turn:
                 times[name].append(time.perf_counter() - start)
     seconds = {name: median(values) for name, values in times.items()}
-    rivals = [name for name in MAKERS[device.type] if name != "fdpo_fast"]
+    rivals = list(MAKERS[device.type])
     return [
         {
             "weights": str(dtype).removeprefix("torch."),
@@ -156,33 +166,6 @@ def _with(kernels: str, step: Callable[[], object]) -> None:
         cpp.active = active
 
 
-def draw_rounding(path: Path, elements: int = 65_536, steps: int = 2000) -> None:
-    """Mean movement of weights 0.75 under a constant gradient, whose update is 1e-4 of the bfloat16 step there."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
-    unit = 2.0**-8
-    for name, dtype, rounding, style in (
-        ("float32", torch.float32, "nearest", "-"),
-        ("bfloat16, stochastic rounding", torch.bfloat16, "stochastic", "--"),
-        ("bfloat16, rounding to nearest", torch.bfloat16, "nearest", ":"),
-    ):
-        p = Parameter(torch.full((elements,), 0.75).to(dtype))
-        p.grad = torch.full_like(p, -1.0)
-        optimizer = AdamW8bit([p], lr=1e-4 * unit, weight_decay=0.0, rounding=rounding)
-        moved = []
-        for _ in range(steps):
-            optimizer.step()
-            moved.append((p.detach().double().mean().item() - 0.75) / unit)
-        axes.plot(moved, style, label=name)
-    axes.set(xlabel="step", ylabel="mean movement, in bfloat16 steps", title="Updates of 1e-4 of a bfloat16 step")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--elements", type=int, default=100_000_000)
@@ -195,15 +178,13 @@ def main() -> None:
     device = torch.device("cpu") if options.host else DEVICE
     rows = []
     for dtype in TOLERANCE:
-        for name, make in MAKERS[device.type].items():
+        for name, make in makers(dtype, device).items():
             check(name, make, dtype, device)
         rows += measure(dtype, options.elements, options.rounds, device)
     columns, cells = list(rows[0]), [list(row.values()) for row in rows]
     print("\n".join(table(columns, cells)))
     folder = options.results / "gpu" if device.type == "cuda" else options.results
     write_csv(folder / "optimizer.csv", columns, cells)
-    if device.type == "cpu":
-        draw_rounding(options.results / "rounding.png")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def _flashoptim(parameters: list[Parameter]) -> Optimizer:
 FAST: dict[str, Maker] = {
     "fdpo_fast": partial(AdamW8bit, **OPTIONS),
     "fdpo_fast, to nearest": partial(AdamW8bit, **OPTIONS, rounding="nearest"),
+    "fdpo_fast, 24 bits": partial(AdamW8bit, **OPTIONS, weights="bf16+8"),
     "torch fused": partial(AdamW, **OPTIONS, fused=True),
     "bitsandbytes": bitsandbytes,
     "flashoptim": _flashoptim,

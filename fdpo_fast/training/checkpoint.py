@@ -22,7 +22,7 @@ from fdpo_fast.distributed import agreed
 from fdpo_fast.files import digest, make_folder, replacing, settle
 from fdpo_fast.models import trainable
 from fdpo_fast.optim.adamw8bit import AdamW8bit
-from fdpo_fast.optim.values import has_low_bytes, local, value
+from fdpo_fast.optim.values import Values, local
 from fdpo_fast.training import resumption
 
 
@@ -197,7 +197,7 @@ class EMA:
     """
 
     def __init__(self, engine: DeepSpeedEngine, decay: float) -> None:
-        self.decay, self._optimizer, module = decay, engine.optimizer, engine.module
+        self.decay, self._values, module = decay, Values(engine.optimizer), engine.module
         # ZeRO-3 adds methods to parameters
         self.live: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: local(parameter).float().clone() for name, parameter in self.live.items()}
@@ -207,7 +207,7 @@ class EMA:
     def update(self) -> None:
         """Move the averages towards the weights, after a step. Collective."""
         for name, parameter in self.live.items():
-            self.average[name].lerp_(value(self._optimizer, parameter), 1 - self.decay)
+            self.average[name].lerp_(self._values.local(parameter), 1 - self.decay)
 
     def whole(self, name: str) -> Tensor:
         """Return the average of a parameter, whole, in float32 and on the CPU. Collective."""
@@ -236,12 +236,13 @@ def trained(engine: DeepSpeedEngine, average: EMA | None) -> Iterator[tuple[str,
     In float32 where that is more than the model has: averages, and weights of 24 bits. The values are for rank 0, and
     may be the model's own tensors. Collective: every rank reads to the end.
     """
-    wide = has_low_bytes(engine.optimizer)
+    values = Values(engine.optimizer)
+    exceed = values.exceed_weights
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad and average:
             yield name, average.whole(name)
         elif parameter.requires_grad:
-            yield name, _whole(parameter, value(engine.optimizer, parameter)) if wide else _gathered(parameter)
+            yield name, _whole(parameter, values.local(parameter)) if exceed else _gathered(parameter)
 
 
 def _whole(parameter: Any, held: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def test_the_optimizer_is_clean():
     done = run("-c", "from benchmarks.static_optimizer import *\nfor case in CASES: print(*check(case, 90))")
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
-    assert len(rows) == 9
+    assert len(rows) == 14
     assert all(row.endswith("[]") for row in rows), rows
 
 

@@ -111,7 +111,6 @@ def test_steps_inside_backward_resume(raw_config, launch, tmp_path):
 
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_plain_weights_goes_on_with_24_bits_and_back(raw_config, launch, tmp_path, stage):
-    """Also one of before the key: its configuration and its optimizer do not name it."""
     raw = wide(raw_config, tmp_path / "run", stage, kept="plain", max_steps=2)
     del raw["optimizer"]["weights"]
     launch(raw)

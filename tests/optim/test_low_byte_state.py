@@ -96,6 +96,21 @@ def test_states_of_before_the_option_start_with_zeros():
     assert ((value - r.detach().view(torch.int32)).abs() <= 128).all()
 
 
+def test_states_of_before_the_option_number_elements_anew():
+    """ZeRO had numbered them by multiples of 8; an optimizer of 24 bits has its own place in the larger tensor."""
+    _, before = behind(1, weights="plain")
+    saved = before.state_dict()
+    saved["param_groups"][0] = {k: v for k, v in saved["param_groups"][0].items() if k != "weights"}
+    saved["param_groups"][0]["first_element"] = 5000
+    p = weights()
+    optimizer = AdamW8bit([{"params": [p], "first_element": 5008}], **WIDE)
+    optimizer.load_state_dict(copy.deepcopy(saved))
+    assert optimizer.param_groups[0]["first_element"] == 5008
+    plain = AdamW8bit([weights()])
+    plain.load_state_dict(copy.deepcopy(saved))
+    assert plain.param_groups[0]["first_element"] == 5000
+
+
 def test_the_option_can_be_switched_at_any_step():
     p, optimizer = behind(2)
     optimizer.param_groups[0]["weights"] = "plain"
