@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Builder:
     """By `fdpo cache`: builds whatever differs from what is there, and marks it as asked for."""
     complete: bool = False
     """Refuse to build: what is missing is an error."""
+    part: str = ""
+    """What of the data the caches are for, where they are not for all that is trained on."""
     resumed: dict[str, str] = field(default_factory=dict)
     """By kind, the folder's name that a run to be resumed was trained from."""
 
@@ -73,6 +75,8 @@ class Builder:
         one was asked for that differs, the run was trained from another, or the nodes do not agree; and wherever its
         folder cannot be read or written.
         """
+        if self.part:
+            cache = replace(cache, lineage=cache.lineage | {"part": self.part})
         folder = self.root / f"{cache.kind}-{digest(cache.manifest)[:16]}"
         check_equal(
             self.rank,

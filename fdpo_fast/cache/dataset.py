@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fdpo_fast import noise
 from fdpo_fast.cache.build import Builder, Cache, lineage
+from fdpo_fast.cache.held_out import held_out
 from fdpo_fast.cache.latents import cache_latents, sampled
 from fdpo_fast.cache.pairs import cache_pairs
 from fdpo_fast.cache.report import report, warnings
@@ -65,9 +66,14 @@ def geometry_of(config: Config, facts: Facts) -> Geometry:
 
 
 class TrainingSet:
-    """The pairs of a source. What a pair's visit looks like depends on (reference.seed, pair id, visit) alone."""
+    """The pairs of a source. What a pair's visit looks like depends on (reference.seed, pair id, visit) alone.
 
-    def __init__(self, config: Config, family: Family, source: PairSource, builder: Builder) -> None:
+    held: where `data.validation` is a share, whether those are meant that are held out, or the others.
+    """
+
+    def __init__(
+        self, config: Config, family: Family, source: PairSource, builder: Builder, held: bool = False
+    ) -> None:
         self.config, self.family, self.builder = config, family, builder
         facts, self.device, data = family.facts, builder.rank.device, config.data
         self.timesteps = config.reference.timesteps.settled(is_flow(family.schedule))
@@ -76,6 +82,8 @@ class TrainingSet:
         geometry = geometry_of(config, facts)
         check_embeddings(config, source, facts)
         found = cache_pairs(config, source, geometry, builder)
+        if isinstance(share := data.validation, float):
+            found = found.only(held_out(found.captions, share, config.reference.seed) == held)
         left = left_out(source)
         for words in warnings(report(found, source, left, data)):  # before hours of encoding
             builder.rank.warn(words)
@@ -193,6 +201,16 @@ class TrainingSet:
         if len(self.reference) != len(self):
             raise UserError(f"{shards.folder} holds {len(self.reference)} rows for {len(self)} pairs: delete it")
 
+    def by_shape(self) -> list[Tensor]:
+        """Cut the positions of all pairs into micro-batches that share their shape."""
+        return self._of_one_shape(0, len(self))
+
+    def filled(self, positions: Tensor) -> Tensor:
+        """Fill positions up to whole micro-batches by repeating the last: libraries choose kernels by shape."""
+        count = len(positions)
+        whole = torch.arange(-(-count // self.micro) * self.micro, dtype=torch.int64, device="cpu")
+        return positions[whole.clamp(max=count - 1)]
+
     def _of_one_shape(self, start: int, stop: int) -> list[Tensor]:
         """Cut positions [start, stop) into batches that share their shape."""
         shapes, group = torch.unique(self.shapes[start:stop], dim=0, return_inverse=True)
@@ -202,16 +220,11 @@ class TrainingSet:
     def reference_errors(self, denoiser: Denoiser, positions: Tensor, visits: Tensor) -> Tensor:
         """Compute the errors of both sides of the pairs at `positions` on their `visits`, [b, 2] float64.
 
-        In batches of the size of training's micro-batches, filled up with repeats: libraries choose their kernels by
-        shape, so a live reference in the training step rounds alike.
+        In batches of the size of training's micro-batches: a live reference in the training step rounds alike.
         """
-        count = len(positions)
-        filled = torch.arange(-(-count // self.micro) * self.micro, dtype=torch.int64, device="cpu").clamp(
-            max=count - 1
-        )
         found = []
-        for part in filled.split(self.micro):
+        for part, those in zip(*(self.filled(each).split(self.micro) for each in (positions, visits)), strict=True):
             with prediction.as_in_training():
-                pred, target, _ = prediction.predict(self.family, denoiser, self.batch(positions[part], visits[part]))
+                pred, target, _ = prediction.predict(self.family, denoiser, self.batch(part, those))
             found.append(to_pairs(prediction.errors(pred, target).cpu()))
-        return torch.cat(found)[:count]
+        return torch.cat(found)[: len(positions)]

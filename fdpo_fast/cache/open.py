@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import TrainingSet
+from fdpo_fast.cache.held_out import for_validation
 from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
@@ -30,6 +32,8 @@ class Prepared:
     """With the names of embedded bases replaced by paths."""
     family: Family
     data: TrainingSet
+    validation: TrainingSet | None
+    """The pairs that are held out."""
 
 
 def look_for(config: Config) -> None:
@@ -37,6 +41,9 @@ def look_for(config: Config) -> None:
     find(config.model)
     if config.data.source not in EMBEDDED and config.data.format == "auto":
         detect(config.data.source, config.data.split, config.data.outside)
+    if isinstance(config.data.validation, str):
+        own = for_validation(config).data
+        detect(own.source, own.split, own.outside)
 
 
 def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Prepared:
@@ -50,9 +57,15 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
     data = TrainingSet(config, family, open_source(config.data), builder)
+    validation, load = None, partial(reference_model, config, family, rank.device)
+    if config.data.validation:
+        own, builder = for_validation(config), replace(builder, part="validation", resumed={})
+        validation = TrainingSet(own, family, open_source(own.data), builder, held=True)
+        validation.cache_reference(load)
+        data.report["validation"] = validation.report
     if config.reference.mode == "cached":
-        data.cache_reference(lambda: reference_model(config, family, rank.device))
-    return Prepared(config, family, data)
+        data.cache_reference(load)
+    return Prepared(config, family, data, validation)
 
 
 def reference_model(config: Config, family: Family, device: torch.device) -> Denoiser:

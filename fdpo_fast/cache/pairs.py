@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,16 @@ class Pairs:
         number[order] = np.arange(len(order))
         return torch.from_numpy(number[inverse].reshape(-1, 2)), torch.from_numpy(first[order])
 
+    def only(self, kept: Tensor) -> Pairs:
+        """Return the pairs that are True in `kept`, [n] bool; the refused ones stay the source's."""
+        listed = kept.tolist()
+        return replace(
+            self,
+            **{name: getattr(self, name)[kept] for name in _COLUMNS},
+            captions=list(compress(self.captions, listed)),
+            places=list(compress(self.places, listed)),
+        )
+
     def but(self, bad: Container[int]) -> Tensor:
         """Return which pairs are left without those at some positions, [n] bool."""
         return torch.tensor([at not in bad for at in range(len(self))], dtype=torch.bool, device="cpu")
@@ -83,13 +94,7 @@ class Pairs:
         kept = self.but(bad)
         # a broken tie kept both ways is one row
         lost = dict.fromkeys(Refused(self.places[at], reason, int(self.row[at])) for at, reason in bad.items())
-        return replace(
-            self,
-            **{name: getattr(self, name)[kept] for name in _COLUMNS},
-            captions=[caption for at, caption in enumerate(self.captions) if at not in bad],
-            places=[place for at, place in enumerate(self.places) if at not in bad],
-            refused=sorted([*self.refused, *lost], key=lambda one: one.row),
-        )
+        return replace(self.only(kept), refused=sorted([*self.refused, *lost], key=lambda one: one.row))
 
 
 def cache_pairs(config: Config, source: PairSource, geometry: Geometry, builder: Builder) -> Pairs:

@@ -94,9 +94,19 @@ class Config(Section):
             )
         self._check_graphs()
         self._check_optimizer()
+        self._check_validation()
         if self.log.samples_every and not self.log.prompts:
             raise ValueError("log.samples_every is set but log.prompts is empty: give the captions to draw")
         return self
+
+    def _check_validation(self) -> None:
+        """Refuse keys of validation of which each would be ignored without the other."""
+        train, held = self.train, self.data.validation is not None
+        if held and not train.validate_every:
+            raise ValueError("data.validation holds pairs out and train.validate_every is 0: say when to look at them")
+        for key in ("validate_every", "keep_best", "patience"):
+            if getattr(train, key) and not held:
+                raise ValueError(f"train.{key} needs data.validation, the pairs to look at: a share, or a source")
 
     def _check_graphs(self) -> None:
         """Refuse what memory that stays where it was captured does not go with."""

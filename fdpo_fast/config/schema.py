@@ -119,6 +119,9 @@ class Data(Section):
         description="what shares of votes do, as 0.7 and 0.3: the larger decides; their difference weighs the loss; "
         "each order of the pair is kept at the weight of its share",
     )
+    validation: Annotated[float, Field(gt=0, lt=1)] | str | None = Field(
+        None, description="held out: a share of the pairs, by captions that then occur nowhere else, or a source"
+    )
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of the visits with an empty caption")
     cache_dir: str = Field("~/.cache/fdpo_fast", description="folder of all caches; on several nodes, a shared one")
     cache_dtype: Literal["fp32", "fp16", "bf16"] = Field(
@@ -254,6 +257,12 @@ class Train(Section):
     export_dtype: Literal["fp32", "fp16", "bf16"] | None = Field(
         None, description="of all weights of the exported pipeline; null: that of the base's files"
     )
+    validate_every: int = Field(0, ge=0, description="steps between looks at the pairs of data.validation; 0: none")
+    validation_visits: int = Field(4, ge=1, lt=2**32, description="draws of (t, noise) of each held-out pair")
+    keep_best: Literal["validation_accuracy", "validation_margin", "validation_loss"] | None = Field(
+        None, description="keep and export the best step too, in export-best; null: the last alone"
+    )
+    patience: int | None = Field(None, ge=1, description="validations without a better one that end a run; null: none")
     step_in_backward: bool = Field(
         False, description="adamw8bit steps each parameter as soon as its gradient is there, and frees it"
     )

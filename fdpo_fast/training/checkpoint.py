@@ -37,6 +37,8 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self.start, self.written = 0, set[int]()
         """Where this run began, and what it has written since: its own way."""
+        self.best: int | None = None
+        """How many steps are behind the one that is kept whatever comes after it."""
         self.base: str | None = None
         """The digest of what the run is trained on or beside, where no cache holds it to that."""
 
@@ -94,7 +96,7 @@ class Checkpoints:
         if first:
             kept = sorted(number for number in self._own() if number <= step)[-self.keep :]
             for number, path in resumption.listed(self.folder).items():
-                if number <= step and number not in kept and path.is_dir() and not path.is_symlink():
+                if number <= step and number not in (*kept, self.best) and path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
         dist.barrier()
 

@@ -20,7 +20,7 @@ from fdpo_fast.files import flush, replacing
 from fdpo_fast.loss.stats import LossStats
 from fdpo_fast.optim import watch
 from fdpo_fast.training.lock import gone
-from fdpo_fast.training.records import FILE, read_metrics
+from fdpo_fast.training.records import BINS, FILE, read_metrics
 from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.
@@ -100,6 +100,14 @@ class Metrics:
     def _means(self, sums: list[float]) -> dict[str, float]:
         pairs, names = sums[0], self.columns[1:]
         return {"pairs": int(pairs), **{name: total / pairs for name, total in zip(names, sums[1:], strict=True)}}
+
+
+def headline(record: dict) -> str:
+    """Return the progress bar's figures."""
+    return (
+        f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}, margin {record['margin']:+.3f}, "
+        f"lr {record['lr']:.1e}, {record['images_per_second']:.1f} images/s, {record['memory_gib']:.1f} GiB"
+    )
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -185,8 +193,9 @@ def _line(record: dict) -> str:
     values: dict[str, Any] = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
     }
-    if "bins" in values:
-        values["bins"] = [json.loads(_line(part)) for part in values["bins"]]
+    for name in BINS:
+        if name in values:
+            values[name] = [json.loads(_line(part)) for part in values[name]]
     return json.dumps(values) + "\n"
 
 

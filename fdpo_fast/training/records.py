@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from fdpo_fast.config.errors import UserError
 
 FILE = "metrics.jsonl"
+BINS = ("bins", "validation_bins")
+"""What of a record is by the noise level: of the steps since the last flush, and of the held-out pairs."""
 _MOST = 2**53
 """More steps than a run takes, and the first integer that a float may not hold."""
 
@@ -57,9 +59,10 @@ def _record(line: bytes, steps: int) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or type(step := record.get("step")) is not int or not 0 <= step < steps:
         return None
-    bins, warnings = record.get("bins", []), record.get("warnings", [])
-    figures = {key: value for key, value in record.items() if key not in ("bins", "warnings")}
-    good = _are_figures(figures) and _are(warnings, str) and _are(bins, dict) and all(map(_is_bin, bins))
+    figures = dict(record)
+    warnings, *bins = (figures.pop(key, []) for key in ("warnings", *BINS))
+    good = _are_figures(figures) and _are(warnings, str)
+    good = good and all(_are(each, dict) and all(map(_is_bin, each)) for each in bins)
     return {key: math.nan if value is None else value for key, value in record.items()} if good else None
 
 

@@ -15,6 +15,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, agreed
+from fdpo_fast.files import read_json
 
 LATEST = "latest"
 """The file that names the checkpoint a resumed run goes on from."""
@@ -31,7 +32,8 @@ _TRANSPORT = {
 """Keys of ZeRO that do not decide what of the states lies where; the stage is looked at by itself."""
 _NO_STEP = re.compile(
     r"(log|evaluate|compare)\.|data\.(cache_dir|workers|encode_batch|shard_rows):"
-    r"|train\.(output_dir|checkpoint_every|keep_checkpoints|export_dtype):"
+    r"|train\.(output_dir|checkpoint_every|keep_checkpoints|export_dtype|validate_every|validation_visits|keep_best"
+    r"|patience):"
 )
 """Keys that change no step of a run."""
 
@@ -189,3 +191,13 @@ def _layout(config: Config, ranks: int) -> dict[str, Any]:
     if config.stage or config.master:  # DeepSpeed writes each rank's part of the states by itself
         layout["number of ranks"] = ranks
     return layout
+
+
+def caches_before(file: Path) -> dict[str, str]:
+    """Return the names of the caches by kind with which a run has begun; UserError where its file does not say."""
+    caches = read_json(file).get("caches", {}) if file.exists() else {}
+    if not isinstance(caches, dict) or not all(isinstance(name, str) for name in caches.values()):
+        raise UserError(
+            f"{file} does not say with which caches the run has begun: delete it to go on with those of now"
+        )
+    return caches

@@ -17,7 +17,7 @@ from fdpo_fast.cache.report import describe, warnings
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import StopSignal, agreed, check_shared, ranks_here, start_processes
-from fdpo_fast.files import read_json, replacing
+from fdpo_fast.files import replacing
 from fdpo_fast.loss.function import evaluate
 from fdpo_fast.memory import needs
 from fdpo_fast.models import prediction, trainable
@@ -29,10 +29,11 @@ from fdpo_fast.progress import progress
 from fdpo_fast.signals import Stopped
 from fdpo_fast.training import checkpoint, policy, resumption
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
-from fdpo_fast.training.metrics import COLUMNS, PRESERVING, FirstMargin, Metrics, Writer, forget_caching
+from fdpo_fast.training.metrics import COLUMNS, PRESERVING, FirstMargin, Metrics, Writer, forget_caching, headline
 from fdpo_fast.training.order import PairOrder
 from fdpo_fast.training.resumption import Start, start
 from fdpo_fast.training.samples import SampleGrids
+from fdpo_fast.training.validation import Validation, validated
 from fdpo_fast.training.warnings import StandingWeights, WinnerWatch
 
 
@@ -58,7 +59,7 @@ class Trainer:
 
         self.checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
         begin = start(self.checkpoints.folder, resume, config, rank)
-        before = _caches_before(folder / "data.json") if begin else {}
+        before = resumption.caches_before(folder / "data.json") if begin else {}
         if begin and not before:
             self.warn(f"{folder / 'data.json'} is missing: nothing tells whether the data are those of before")
         prepared = caches_of(config, rank, Builder(cache_root(config), rank, resumed=before))
@@ -100,6 +101,8 @@ class Trainer:
         self.began = False
         """Whether a step has been taken."""
         columns = COLUMNS if config.loss.winner_preserving is None else PRESERVING
+        told = agreed(lambda: validated(folder, self.first_step))[0]
+        self.validation = Validation(prepared.validation, config, self.options, rank, told)
         self.metrics = Metrics(config.log, family.steps, rank.device, columns)  # last: its clock starts now
 
     def _go_on(self, begin: Start) -> int:
@@ -127,6 +130,9 @@ class Trainer:
         bar = progress(total=last, initial=self.first_step, desc="train", show=self.rank.index == 0)
         with bar, StopSignal(self.rank, self._kept) as stop:
             for step in range(self.first_step, last):
+                if words := self.validation.best.over():
+                    self.rank.say(words)
+                    break
                 rate = self.train_step(step)
                 self.end_step(step, rate)
                 self.began = True
@@ -139,7 +145,12 @@ class Trainer:
                 self._draw(step + 1)
                 if self.checkpoint_due(step):
                     self._save(step + 1)
-        self.export()
+                if self.validation.found_best(step):
+                    self.export("export-best")
+        self.export("export")
+        if self.writer:
+            self.writer.trackers.close()
+        dist.barrier()
 
     # --- a step: nothing in here waits for the device --------------------------------------------------------------
 
@@ -208,15 +219,18 @@ class Trainer:
     def checkpoint_due(self, step: int) -> bool:
         """Say whether one is written behind a step; the good ones are kept while gradients are not finite."""
         due = (step + 1) % self.config.train.checkpoint_every == 0 or self._is_last(step)
-        return due and not self.policy.guard.in_a_row
+        told = self.validation.found_best(step) or self.validation.best.over()
+        return bool(due or told) and not self.policy.guard.in_a_row
 
     def due(self, step: int) -> bool:
         """Say whether records are written behind a step: a checkpoint never runs ahead of the metrics on disk."""
-        return (step + 1) % self.config.log.every == 0 or self.checkpoint_due(step) or self._is_last(step)
+        asked = (step + 1) % self.config.log.every == 0 or self._is_last(step)
+        return asked or self.checkpoint_due(step) or self.validation.due(step)
 
     def flush(self, step: int) -> str:
         """Write the records since the last time, with what there was to warn of; return the last one's figures."""
         records, guard = self.metrics.flush(), self.policy.guard
+        records[-1] |= self.validation.look(step, self.policy.denoiser)
         for words in (self.winners(records), self.start.judged(step), self.standing(records[-1])):
             if words:
                 self.warn(words)
@@ -228,7 +242,7 @@ class Trainer:
             self.warnings.clear()
         if self.writer and (words := self.writer.write(records)):
             self.warn(words)
-        return figures(records[-1])
+        return headline(records[-1])
 
     def _stop(self, step: int, number: int) -> NoReturn:
         """Leave a checkpoint, unless gradients are not finite, and say where --resume goes on from."""
@@ -253,6 +267,7 @@ class Trainer:
             self.grids.write(self.policy.denoiser, done, self.rank.index)
 
     def _save(self, done: int) -> None:
+        self.checkpoints.best = self.validation.kept()
         try:
             self.checkpoints.save(self.policy.engine, done, self.config.dumps(), self.average)
         except Exception:  # what is half written would take the room that going on needs
@@ -260,35 +275,15 @@ class Trainer:
                 shutil.rmtree(self.checkpoints.folder / resumption.PARTIAL, ignore_errors=True)
             raise
 
-    def export(self) -> None:
+    def export(self, to: str) -> None:
         """Write the policy, or its average, as a pipeline of diffusers; say so where that keeps less than it learnt."""
         trained = checkpoint.trained(self.policy.engine, self.average)
         if self.rank.index == 0:
-            folder, name = self.folder / "export", self.config.train.export_dtype
+            folder, name = self.folder / to, self.config.train.export_dtype
             rounding = export(self.family, trained, DTYPES[name] if name else None, folder)
             self.rank.say(f"exported to {folder}")
             if words := rounding.sentence():
                 self.rank.say(f"warning: {words}")
         for _ in trained:  # the other ranks have their part in each
             pass
-        if self.writer:
-            self.writer.trackers.close()
         dist.barrier()
-
-
-def _caches_before(file: Path) -> dict[str, str]:
-    """Return the names of the caches by kind with which a run has begun; UserError where its file does not say."""
-    caches = read_json(file).get("caches", {}) if file.exists() else {}
-    if not isinstance(caches, dict) or not all(isinstance(name, str) for name in caches.values()):
-        raise UserError(
-            f"{file} does not say with which caches the run has begun: delete it to go on with those of now"
-        )
-    return caches
-
-
-def figures(record: dict) -> str:
-    """Return the progress bar's figures."""
-    return (
-        f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}, margin {record['margin']:+.3f}, "
-        f"lr {record['lr']:.1e}, {record['images_per_second']:.1f} images/s, {record['memory_gib']:.1f} GiB"
-    )
