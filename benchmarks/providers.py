@@ -60,6 +60,13 @@ def make_providers(case: Case) -> dict[str, Callable]:
     return providers | published | compiled
 
 
+def make_preserving(case: Case) -> dict[str, Callable]:
+    """Ours with `winner_preserving`, and without it, where at least some gradients are scaled."""
+    options = {"divergence": case.divergence, **KNOBS}
+    both = {"ours": FDPOLoss(winner_preserving=1 - 2.0**-12, **options), "without": FDPOLoss(**options)}
+    return {name: _drawn(loss) for name, loss in both.items()} if case.form in FLOWS else both
+
+
 def _drawn(loss: Callable) -> Callable:
     def of(pred: Tensor, ref: Tensor, target: Flow) -> tuple:
         return loss(pred, ref, target.drawn)

@@ -57,6 +57,7 @@ def load(path: Path) -> dict:
             f"{path.name} comes from a run with failed tests, or one that was broken off: there is no report on it"
         )
     run["rows"] = [b["extra_info"] for b in run["benchmarks"] if "providers" in b["extra_info"]]
+    run["preserving"] = [b["extra_info"] for b in run["benchmarks"] if "preserving" in b["extra_info"]]
     if not run["rows"]:
         sys.exit(f"{path.name} holds no benchmark of the loss")
     return run
@@ -89,6 +90,10 @@ def markdown(run: dict) -> Iterator[str]:
                 "On the host ours has formed the gradient in the forward pass: only handing it over is left.",
             )
     yield from ("", *speed_ups(run["rows"]))
+    if run["preserving"]:
+        yield from ("", "### Forward and backward with `winner_preserving`, and without it", "")
+        columns = ("latents", "pairs", "dtype", "form", "us", "us without", "more")
+        yield from table(columns, map(_preserving, run["preserving"]), figures=3)
 
 
 def speed_ups(rows: Iterable[Row]) -> Iterator[str]:
@@ -150,6 +155,12 @@ def _cells(row: Row) -> list[str]:
         *("" if row["disturbed"] or row["gradient_formed_ahead"] else text for text in speeds),
         *(of(name, "peak_bytes", ".2f", 1e-6) for name in ("published", "published_compiled", "eager", "ours")),
     ]
+
+
+def _preserving(row: Row) -> list[str]:
+    case, found = row["case"], row["preserving"]
+    times = (f"{found['us']:,.0f}", f"{found['us_without']:,.0f}", "" if row["disturbed"] else f"{found['more']:+.1%}")
+    return [case["size"], str(case["pairs"]), case["dtype"], case["form"], *times]
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:

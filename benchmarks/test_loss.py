@@ -9,6 +9,8 @@ Backward alone: the forward passes of a block run before it, untimed, and the cl
 the host ours forms the gradient during the forward pass where pred needs one, and hands it over at the first backward
 pass with an upstream gradient of one: backward alone is hardly any work then, and says little without its forward.
 
+`test_preserving` times ours with `winner_preserving` and without it by themselves (`-k preserving`).
+
 No speed-up is reported on a red test: before anything is timed, each provider must agree with our eager backend in
 loss and gradient, but for the published expression without casts and, in bfloat16, for a flow's target as a tensor.
 """
@@ -21,10 +23,18 @@ from statistics import median, quantiles
 import pytest
 import torch
 
-from benchmarks.cases import Case, cases, make_inputs
+from benchmarks.cases import Case, cases, make_inputs, preserving_cases
 from benchmarks.common.clock import Call, Clock, peak_bytes
 from benchmarks.common.neighbours import Neighbours
-from benchmarks.providers import RIVALS, Prepare, check_agreement, make_providers, prepare_copy, prepare_pass
+from benchmarks.providers import (
+    RIVALS,
+    Prepare,
+    check_agreement,
+    make_preserving,
+    make_providers,
+    prepare_copy,
+    prepare_pass,
+)
 from fdpo_fast.ops.library import chosen
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,6 +79,25 @@ def test_loss(benchmark, case: Case, quick: bool):
             name: {"peak_bytes": peak_bytes(passes[name](), DEVICE), **speed(name, times, minimal_bytes)}
             for name in providers
         },
+    }
+
+
+@pytest.mark.parametrize("case", list(preserving_cases()), ids=str)
+def test_preserving(benchmark, case: Case, quick: bool):
+    inputs = make_inputs(case, DEVICE)
+    providers = make_preserving(case)
+    losses = {name: provider(*inputs)[0] for name, provider in providers.items()}
+    assert torch.equal(losses["ours"], losses["without"])
+    assert providers["ours"](*inputs)[1].loser_scale.min() < 1
+
+    passes = {name: prepare_pass(provider, case, inputs) for name, provider in providers.items()}
+    benchmark.group = f"{case.form}, {case.passes}, winner_preserving"
+    times = time_in_turns(benchmark, passes, 3, 3 if quick else None)
+    with_it, without = (median(times[name]) for name in ("ours", "without"))
+    benchmark.extra_info |= {
+        "case": case._asdict(),
+        "device": DEVICE.type,
+        "preserving": {"us": 1e6 * with_it, "us_without": 1e6 * without, "more": with_it / without - 1},
     }
 
 

@@ -132,7 +132,7 @@ class LossOptions(PairOptions):
     """"triton", "cpp", "eager", or None for the first of them that takes the tensors."""
 
     call: Call = field(init=False, repr=False, compare=False)
-    """What a fused operator is told; of a link that is no row of numbers only its log-ratios are of use."""
+    """What a fused operator is told; of a link that is no row of numbers only its sums and log-ratios are of use."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,8 +50,8 @@ def loser_scale(
     sides = [log_ratio_w.detach(), log_ratio_l.detach()]
     if isinstance(options.link, Divergence):
         sides = [side.to(wide) for side in sides]
-    slope_w, slope_l = (_slope(options.link, side).to(wide) for side in sides)
-    h_w, h_l = (options.link(side) for side in sides)
+    slope_w, slope_l = [_slope(options.link, side).to(wide) for side in sides]
+    h_w, h_l = [options.link(side) for side in sides]
     by_gap = LossType.slope(options.of_pair, (h_w - h_l).to(wide), float(options.beta))
     if weight is not None:
         by_gap = by_gap * weight.to(wide)

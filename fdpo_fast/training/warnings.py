@@ -29,7 +29,7 @@ class WinnerWatch:
         return (
             f"step {records[-1]['step']}: the error on preferred images has risen above the reference's for "
             f"{len(values)} windows in a row (now +{values[-1]:.2e}): the margin is bought by forgetting; "
-            "lower optimizer.lr or raise loss.beta"
+            "lower optimizer.lr, raise loss.beta, or set loss.winner_preserving"
         )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import overhead, report
-from benchmarks.cases import DTYPES, FLOWS, Case, cases, make_inputs
-from benchmarks.providers import RIVALS, check_agreement, make_providers
+from benchmarks.cases import DTYPES, FLOWS, Case, cases, make_inputs, preserving_cases
+from benchmarks.providers import RIVALS, check_agreement, make_preserving, make_providers
 from benchmarks.published import DIVERGENCES
 from fdpo_fast.ops import cpp
 
@@ -26,6 +26,14 @@ def test_every_rival_is_timed_and_agrees(form, divergence, dtype):
     check_agreement(
         case, {name: of for name, of in providers.items() if "compiled" not in name}, make_inputs(case, CPU)
     )
+
+
+@pytest.mark.parametrize("case", list(preserving_cases()), ids=str)
+def test_the_variant_that_preserves_scales_gradients_and_keeps_the_loss(case):
+    inputs = make_inputs(case._replace(size="SD1.5", pairs=4), CPU)
+    losses = {name: loss(*inputs) for name, loss in make_preserving(case).items()}
+    assert torch.equal(losses["ours"][0], losses["without"][0])
+    assert losses["ours"][1].loser_scale.min() < 1
 
 
 @pytest.mark.parametrize("form", FLOWS)
@@ -72,6 +80,9 @@ def test_the_report_gives_means_over_both_divergences(tmp_path, capsys):
         ("jensen_shannon", {"published": 4.0, "published_compiled": 2.0, "eager": 9.0}),
         ("reverse_kl", {"published": 1.0, "published_compiled": 2.0, "eager": 4.0}),
     )
+    case, found = next(preserving_cases())._asdict(), {"us": 1030.0, "us_without": 1000.0, "more": 0.03}
+    rows = [{"case": case, "preserving": found, "disturbed": disturbed} for disturbed in (False, True)]
+    run["benchmarks"] += [{"extra_info": row} for row in rows]
     file = tmp_path / "loss.json"
     file.write_text(json.dumps(run))
     report.main(file)
@@ -81,6 +92,8 @@ def test_the_report_gives_means_over_both_divergences(tmp_path, capsys):
     assert "without casts |" not in text
     assert "Share of the copy limit, SDXL, 16 pairs, float32, reverse_kl: **80%**." in text
     assert "### Forward and backward, jensen_shannon" in text
+    assert "| SDXL | 16 | float32 | predictions | 1,030 | 1,000 | +3.0% |" in text
+    assert "| SDXL | 16 | float32 | predictions | 1,030 | 1,000 |  |" in text
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "loss.csv").read_text().splitlines()) == 1 + 2 * 4
 

@@ -23,12 +23,13 @@ def test_a_kernel_of_each_kind_is_clean():
     done = run("-c", "from benchmarks.static_gpu import *\n"
                "mixed = next(case for case in CASES if case.drawn and case.data)\n"
                "for what in (forward, backward, add_noise, noise): print(*check(what, CASES[1], 90))\n"
-               "for what in (forward, backward): print(*check(what, mixed, 90))")  # fmt: skip
+               "for what in (forward, backward): print(*check(what, mixed, 90))\n"
+               "for case in (CASES[1], mixed): print(*check(forward, replace(case, preserving=True), 90))")  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
     assert [row.split("|")[1].strip() for row in rows] == [
         *("forward", "backward", "add_noise", "noise"),
-        *("forward", "backward"),
+        *("forward", "backward", "forward", "forward"),
     ]
     assert all(row.endswith("[]") for row in rows), rows
 
@@ -62,14 +63,16 @@ def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
         "pred = torch.empty(32, 4, 64, 64)\n"
         "with compiling(90) as launches:\n"
         "    for name, kind, beta, pairs in (('reverse_kl', 'sigmoid', 1.0, 2), ('jeffreys', 'hinge', 0.1, 1),\n"
-        "                                    ('alpha', 'ipo', 2500.0, 16)):\n"
+        "                                    ('alpha', 'ipo', 2500.0, 16), (torch.tanh, 'sigmoid', 1.0, 3)):\n"
         "        x = pred[: 2 * pairs]\n"
-        "        options = LossOptions(divergence=name, loss_type=kind, beta=beta, ratio_scale=1.0)\n"
-        "        launch.loss_forward(x, x, Target(data=x), None, options.call, None)\n"
+        "        for mu in (None, 0, 0.5, 0.9):\n"
+        "            options = LossOptions(\n"
+        "                divergence=name, loss_type=kind, beta=beta, ratio_scale=1.0, winner_preserving=mu)\n"
+        "            launch.loss_forward(x, x, Target(data=x), None, options.call, None)\n"
         "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
     )
     done = run("-c", script)
-    assert done.stdout.split() == ["1", "3"], done.stderr
+    assert done.stdout.split() == ["2", "16"], done.stderr
 
 
 def test_the_optimizer_is_clean():

@@ -9,12 +9,19 @@ and what is formed of it by as much as it moves while its log-ratios go from u -
 A drawn noise e is off by two units in the last place, 4 eps |e|, and a target that is mixed of it and data by
 d = 6 eps (|on_noise e| + |on_data x_0|): b is larger by ratio_scale 2 mean(|p - r| d), with reference errors by
 ratio_scale mean((2 |p - t| + d) d).
+
+Where the preferred sample's error E is preserved, the dispreferred gradient is scaled by min(1, (1 - mu) h'(u_w) E
+/ (h'(u_l) X)), which is off by as much as it moves while E and X = mean((p_w - t_w)(p_l - t_l)) go over
+
+    E +- 16 eps E + mean((2 |p_w - t_w| + d_w) d_w)
+    X +- 16 eps mean(|p_w - t_w| |p_l - t_l|) + mean(|p_w - t_w| d_l + |p_l - t_l| d_w + d_w d_l)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +35,8 @@ from tests.helpers.fuzz_steps import DTYPES
 
 EPS = 2.0**-24
 LARGEST, TINY = torch.finfo(torch.float32).max, 1e-37
+LOST = 1e-30
+"""A derivative that may be zero in float32: whoever has no gradient is not scaled."""
 UNITS = 16
 
 
@@ -84,7 +93,8 @@ def call(seed: int) -> Call:
     pred = ref + values(size * 10.0 ** draw.uniform(-8, 1))
     if draw.random() < 0.05:
         pred = ref
-    pred, ref = (_rounded(x, dtype) for x, dtype in zip((pred, ref), dtypes, strict=False))
+    mu, shift = _preserving(seed, pred - whole.value.numpy())
+    pred, ref = (_rounded(x + shift, dtype) for x, dtype in zip((pred, ref), dtypes, strict=False))
     if draw.random() < 0.5:
         ref = (ref.double() - whole.value).square().flatten(1).mean(1)
     names = [*DIVERGENCES, "of its own"]
@@ -97,8 +107,19 @@ def call(seed: int) -> Call:
         "loss_type": kind,
         "label_smoothing": float(draw.choice([0.0, 0.1, 0.4])) if kind in ("sigmoid", "robust") else 0.0,
         "reduction": ("mean", "sum", "none")[draw.integers(3)],
+        "winner_preserving": mu,
     }
     return Call(pred, ref, target, options, whole)
+
+
+def _preserving(seed: int, miss: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """The option, of three calls in five, and what makes the dispreferred predictions miss as the preferred ones do."""
+    draw, shift = np.random.default_rng((seed, 1)), np.zeros_like(miss)
+    mu = (None, None, 0.0, float(draw.uniform(0, 1)), 1 - float(2.0 ** -draw.integers(1, 40)))[draw.integers(5)]
+    if mu is not None and draw.random() < 0.6:
+        pairs = len(miss) // 2
+        shift[pairs:] = draw.uniform(0.1, 3) * miss[:pairs] + 10.0 ** draw.uniform(-4, 0) * miss[pairs:] - miss[pairs:]
+    return mu, shift
 
 
 def _rounded(values: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -144,10 +165,30 @@ def around(values: list[Tensor], terms: Tensor) -> Around:
     return Around(values[0], off + UNITS * EPS * terms)
 
 
+def products(of: Call) -> list[tuple[Tensor, Tensor]]:
+    """E and X of each pair, [B], and the ends that make the scale smallest and largest."""
+    miss, d = ((x.expand_as(of.pred).double().flatten(1)).view(2, -1, of.pred[0].numel())
+               for x in (of.pred.double() - of.whole.value, of.whole.off))  # fmt: skip
+    error, both = miss[0].square().mean(1), (miss[0] * miss[1]).mean(1)
+    error_off = UNITS * EPS * error + ((2 * miss[0].abs() + d[0]) * d[0]).mean(1)
+    both_off = UNITS * EPS * (miss[0] * miss[1]).abs().mean(1)
+    both_off += (miss[0].abs() * d[1] + miss[1].abs() * d[0] + d[0] * d[1]).mean(1)
+    return [(error, both), *(((error + s * error_off).clamp(min=0), both - s * both_off) for s in (1, -1))]
+
+
+def scale_of(mu: float | None, by: Tensor, slopes: Tensor, error: Tensor, both: Tensor) -> Tensor:
+    """The scale on the dispreferred gradient, [B], of the derivative by the margin, [B], and of the slopes, [2, B]."""
+    if mu is None:
+        return torch.ones_like(by)
+    most, asked = (1 - mu) * slopes[0] * error, slopes[1] * both
+    return torch.where((by < 0) & (most < asked), most / asked, 1.0)
+
+
 class Exact(NamedTuple):
     margin: Around
     loss: Around
     by_log_ratio: Around
+    loser_scale: Around
 
 
 def exact(of: Call) -> Exact:
@@ -166,9 +207,15 @@ def exact(of: Call) -> Exact:
     values, terms = zip(*(losses(kind, z, beta) for z in spots), strict=True)
     outer, outer_terms = zip(*(by_margin(kind, z, beta) for z in spots), strict=True)
     signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    combined = [beta * by * slope * signs for by in outer for slope in slopes]
+    scales, combined = [], []
+    for by, slope, (error, both) in product(outer, slopes, products(of)):
+        scales.append(scale_of(options["winner_preserving"], by, slope, error, both))
+        combined.append(beta * by * slope * signs * torch.stack([torch.ones_like(by), scales[-1]]))
     terms_of_slope = beta * outer_terms[0] * slopes[0]
-    return Exact(margin, around(list(values), terms[0]), around(combined, terms_of_slope))
+    scale = around(scales, torch.zeros_like(scales[0]))
+    lost = (torch.stack([beta * outer[0], *slopes[0]]).abs() < LOST).any(0)
+    scale = scale._replace(off=scale.off.masked_fill(lost, 1.0))
+    return Exact(margin, around(list(values), terms[0]), around(combined, terms_of_slope), scale)
 
 
 def losses(kind: LossType, z: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -215,6 +262,7 @@ def misses(of: Call, backend: str, device: str = "cpu") -> list[str]:
         "loss": reduced.misses(loss.detach().cpu()),
         "margin": want.margin.misses(stats.margin.cpu()),
         "log-ratio": Around(*(x.flatten() for x in u)).misses(torch.cat([stats.log_ratio_w, stats.log_ratio_l]).cpu()),
+        "loser scale": want.loser_scale.misses(stats.loser_scale.cpu()),
         "gradient": Around(value, off).misses(grad.cpu().flatten(1), info.max),
     }
     signs = (stats.margin.cpu().sign() * want.margin.value.sign() < 0) & (want.margin.value.abs() > want.margin.off)

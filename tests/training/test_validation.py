@@ -216,7 +216,9 @@ def test_a_resumed_run_looks_the_same(held, launch):
     held["train"]["max_steps"] = 6
     launch(held, "--resume")
     for ours, theirs in zip(looked(held), whole, strict=True):
-        assert {key: ours[f"validation/{key}"] for key in FIGURES} == {key: theirs[f"validation/{key}"] for key in FIGURES}
+        assert {key: ours[f"validation/{key}"] for key in FIGURES} == {
+            key: theirs[f"validation/{key}"] for key in FIGURES
+        }
 
 
 def test_the_first_of_equal_ones_is_the_best():
