@@ -110,6 +110,7 @@ RIVALS: dict[str, Rival] = {
     "torch-optimi AdamW, Kahan": Rival("torch-optimi", _optimi, elsewhere=True),
     "fdpo_fast AdamW8bit": Rival("fdpo_fast", _ours()),
     "fdpo_fast AdamW8bit, to nearest": Rival("fdpo_fast", _ours(rounding="nearest"), _BFLOAT16),
+    "fdpo_fast AdamW8bit, 24 bits": Rival("fdpo_fast", _ours(weights="bf16+8"), _BFLOAT16),
 }
 
 
@@ -135,11 +136,12 @@ def serve(name: str, dtype: str, elements: int, threads: int) -> None:
 def drift(name: str, dtype: str) -> None:
     """Print how far 1,000 steps lead from those of AdamW in float64, as a share of what these move the weights by.
 
-    Gradients have magnitudes from 1e-9 to 1e-5, as those of preference losses, and means of a fifth of that.
+    Gradients have magnitudes from 1e-9 to 1e-5 by rows of 1,024, each a few times more or less within a row, as those of
+    preference losses have, and means of a fifth of that.
     """
     torch.manual_seed(0)
     start = (0.02 * torch.randn(SMALL)).to(DTYPES[dtype])
-    scales = 10 ** (4 * torch.rand(SMALL) - 9)
+    scales = (10 ** (4 * torch.rand(SMALL // 1024, 1) - 9) * torch.randn(SMALL // 1024, 1024).exp()).flatten()
     mean = 0.2 * torch.randn(SMALL)
     options = OPTIONS | {"lr": 1e-5}
     ours, exact = Parameter(start.clone()), Parameter(start.double())
