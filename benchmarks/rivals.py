@@ -136,8 +136,8 @@ def serve(name: str, dtype: str, elements: int, threads: int) -> None:
 def drift(name: str, dtype: str) -> None:
     """Print how far 1,000 steps lead from those of AdamW in float64, as a share of what these move the weights by.
 
-    Gradients have magnitudes from 1e-9 to 1e-5 by rows of 1,024, each a few times more or less within a row, as those of
-    preference losses have, and means of a fifth of that.
+    Gradients have magnitudes from 1e-9 to 1e-5 by rows of 1,024, and a few times more or less within a row, as those
+    of preference losses have; their means are a fifth of that.
     """
     torch.manual_seed(0)
     start = (0.02 * torch.randn(SMALL)).to(DTYPES[dtype])

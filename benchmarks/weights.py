@@ -30,7 +30,7 @@ STUDENT = 4.302653
 """The quantile of two degrees of freedom that 2.5 % lie above."""
 PLAIN = {"bf16": {"enabled": False}}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "float32 masters": ({}, {"bf16": {"enabled": True}}),
+    "float32 masters": ({}, {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}),
     "bf16, rounded to nearest": ({"rounding": "nearest"}, PLAIN),
     "bf16, rounded stochastically": ({}, PLAIN),
     "24 bits, rounded to nearest": ({"weights": "bf16+8", "rounding": "nearest"}, PLAIN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from fdpo_fast.evaluate.score import Report
 from fdpo_fast.evaluate.statistics import Estimate
 
 FIGURES = ("alignment", "preference", "diversity", "win_rate")
-COLUMNS = ("divergence", "alpha", "strength", "seed", *FIGURES)
+COLUMNS = ("divergence", "alpha", "loss", "strength", "seed", *FIGURES)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Comparison:
             {
                 "divergence": point.kind.divergence,
                 "alpha": point.kind.alpha,
+                "loss": json.dumps(point.kind.loss) if point.kind.loss else None,
                 "strength": point.strength,
                 "seed": point.seed,
                 **self._figures(point.name),

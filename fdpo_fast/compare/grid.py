@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,8 @@ class Point:
     @property
     def name(self) -> str:
         """Return the name under which the run and its images lie."""
-        return f"{self.kind.name.replace(' ', '')}-strength{self.strength:g}-seed{self.seed}"
+        kind = re.sub(r"[^\w.-]", "", self.kind.name.replace(", ", "-"))
+        return f"{kind}-strength{self.strength:g}-seed{self.seed}"
 
 
 def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
@@ -40,7 +42,7 @@ def losses(config: Config, kinds: list[Kind]) -> list[Loss]:
     variants = []
     for kind in kinds:
         try:
-            variants.append(config.loss.replace({"divergence": kind.divergence, "alpha": kind.alpha}))
+            variants.append(config.loss.replace({**kind.loss, "divergence": kind.divergence, "alpha": kind.alpha}))
         except UserError as error:
             raise UserError(f"compare.divergences '{kind.name}': {error}") from None
     return variants

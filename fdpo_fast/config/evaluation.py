@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -58,11 +59,21 @@ class Kind(Section):
 
     divergence: str = Field(description="a name of `fdpo_fast.DIVERGENCES`")
     alpha: float | None = Field(None, description="of divergence `alpha`, between 0 and 1")
+    loss: dict[str, Any] = Field({}, description="other keys of the section `loss`, as winner_preserving")
+
+    @model_validator(mode="after")
+    def _others(self) -> Kind:
+        if fixed := self.loss.keys() & {"divergence", "alpha", "beta", "ratio_scale", "type"}:
+            raise ValueError(
+                f"compare.divergences has loss.{min(fixed)}, which the comparison decides itself: leave it out there"
+            )
+        return self
 
     @property
     def name(self) -> str:
-        """Return the name in tables and figures, with its parameter."""
-        return self.divergence if self.alpha is None else f"{self.divergence} {self.alpha:g}"
+        """Return the name in tables and figures, with its parameters."""
+        others = (f", {key} {json.dumps(value)}" for key, value in self.loss.items())
+        return self.divergence + (f" {self.alpha:g}" if self.alpha is not None else "") + "".join(others)
 
 
 def _kind(value: Any) -> Any:

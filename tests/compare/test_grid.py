@@ -6,6 +6,7 @@ from fdpo_fast.compare import crew
 from fdpo_fast.compare.grid import losses, points
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
+from tests.helpers import ROOT
 from tests.helpers.comparison import CONFIG
 
 
@@ -21,6 +22,15 @@ def test_every_run_has_its_own_strength_and_seed(tmp_path):
         assert point.config.reference == config.reference  # one cache for all
 
 
+def test_a_divergence_may_have_other_keys_of_the_loss(tmp_path):
+    config = load(ROOT / "configs/digits_winner.json")
+    found = list(points(config, losses(config, config.compare.divergences), tmp_path))
+    assert len({point.name for point in found}) == len(found) == 8 * 3 * 3
+    assert found[3].name == "reverse_kl-winner_preserving0.0-strength0.3-seed0"
+    assert {point.config.loss.winner_preserving for point in found} == {None, 0.0, 0.5, 0.9}
+    assert {point.config.loss.divergence for point in found} == {"reverse_kl", "jensen_shannon"}
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -33,6 +43,8 @@ def test_every_run_has_its_own_strength_and_seed(tmp_path):
         ('compare.divergences=["jeffreys", "jeffreys"]', "twice"),
         ('evaluate.scorers=["fdpo_fast.digits:unseen", "fdpo_fast.digits:preference", "a.b:c"]', "No module named 'a'"),
         ("loss.type=hinge", "calibrated for loss.type 'sigmoid'"),
+        ('compare.divergences=[{"divergence": "jeffreys", "loss": {"beta": 2}}]', "has loss.beta, which the comparison"),
+        ('compare.divergences=[{"divergence": "jeffreys", "loss": {"nu": 2}}]', "jeffreys, nu 2': unknown key 'nu'"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(override, words):
