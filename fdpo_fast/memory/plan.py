@@ -165,6 +165,11 @@ def table(plan: Plan, config_file: str, machine: Machine) -> Iterator[str]:
     for name, (_, rung_needs) in plan.rungs.items():
         sizes = f"{rung_needs.gpu_tensors / GIB:12.2f}{rung_needs.gpu_total / GIB:11.2f}{rung_needs.host / GIB:8.2f}"
         yield f"{name:5}{sizes}  {rung_needs.fullest[0]}: {RUNGS[name].title}{_verdict(rung_needs, machine)}"
+    if config.optimizer.weights == "plain":
+        yield (
+            f"on any of them weights of 24 bits, optimizer.weights 'bf16+8', take {trained / GIB:.2f} more where the "
+            "optimizer is, all ranks together"
+        )
     if machine.gpu or machine.host:
         yield from _advice(plan, machine)
 
