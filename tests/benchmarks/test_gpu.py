@@ -54,7 +54,7 @@ def test_a_rehearsal_and_its_report(tmp_path):
     (trained,) = (line for line in lines if line["what"] == "train")
     trained_as_planned(trained)
     timed = {line["optimizer"] for line in lines if line["what"] == "optimizer" and "ms" in line}
-    assert timed == {"fdpo_fast", "fdpo_fast, to nearest", "torch fused", "bitsandbytes"}
+    assert timed == {"fdpo_fast", "fdpo_fast, 24 bits", "fdpo_fast, to nearest", "torch fused", "bitsandbytes"}
     assert {line["form"] for line in lines if line["what"] == "loss"} == set(READS)
 
     report(tmp_path / "results.jsonl", tmp_path / "report")
@@ -240,7 +240,9 @@ def test_an_optimizer_that_is_not_adamw_is_not_timed():
 def test_states_are_counted_as_they_lie():
     p = torch.nn.Parameter(torch.zeros(4096, dtype=torch.bfloat16))
     p.grad = torch.ones_like(p)
-    for make, size in ((optimizer._ours, 2 + 8 / 256), (torch.optim.AdamW, 4 + 4 / 4096)):
+    ours = optimizer.OURS[torch.bfloat16]
+    sizes = {"fdpo_fast": 2 + 8 / 256, "fdpo_fast, 24 bits": 3 + 8 / 256}
+    for make, size in (*((ours[name], size) for name, size in sizes.items()), (torch.optim.AdamW, 4 + 4 / 4096)):
         (found := make([p])).step()
         assert optimizer.state_bytes(found) == pytest.approx(size)
 

@@ -43,7 +43,10 @@ def test_a_divergence_may_have_other_keys_of_the_loss(tmp_path):
         ('compare.divergences=["jeffreys", "jeffreys"]', "twice"),
         ('evaluate.scorers=["fdpo_fast.digits:unseen", "fdpo_fast.digits:preference", "a.b:c"]', "No module named 'a'"),
         ("loss.type=hinge", "calibrated for loss.type 'sigmoid'"),
-        ('compare.divergences=[{"divergence": "jeffreys", "loss": {"beta": 2}}]', "has loss.beta, which the comparison"),
+        (
+            'compare.divergences=[{"divergence": "jeffreys", "loss": {"beta": 2}}]',
+            "has loss.beta, which the comparison",
+        ),
         ('compare.divergences=[{"divergence": "jeffreys", "loss": {"nu": 2}}]', "jeffreys, nu 2': unknown key 'nu'"),
     ],
 )

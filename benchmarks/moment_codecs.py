@@ -1,4 +1,4 @@
-"""How eight bits may hold an optimizer's moments, by the error of the update: `python -m benchmarks.codecs`.
+"""How eight bits may hold an optimizer's moments, by the error of the update: `python -m benchmarks.moment_codecs`.
 
 Gradients are recorded from runs of the trainer (`--record`): 65,536 elements of each of eight weight tensors, over the
 digits' 150 steps and over steps of a UNet of 104 M parameters on random latents. AdamW then goes over them twice, in
