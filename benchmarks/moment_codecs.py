@@ -2,21 +2,23 @@
 
 Gradients are recorded from runs of the trainer (`--record`): 65,536 elements of each of eight weight tensors, over the
 digits' 150 steps and over steps of a UNet of 104 M parameters on random latents. AdamW then goes over them twice, in
-float64 and with moments that are coded and decoded at every step. The error of the update is |u - u64| / |u64| over the
-later half of the steps, the drift the same of the sum of all updates. All codes have 8 bits and a scale a block; the
-bytes a parameter are those of both moments together.
+float64 and with moments that are coded and decoded at every step; eps is 1e-30, so that it hides nothing. The error of
+the update is |u - u64| / |u64| over the later half of the steps, the drift the same of the sum of them. All codes
+have 8 bits and a scale a block; the bytes a parameter are those of both moments together.
 
-With `--accumulate` steps are taken as sums of micro-batches in the moments, as a step inside backward could accumulate:
-m takes (1 - beta1) g_k / K, v takes (1 - beta2) (g_k / K)^2 of each of K micro-batches, its sum of squares in place of
-the square of the sum (arXiv 2305.19982). Writes results/codecs.csv.
+Steps are also taken as sums of micro-batches in the moments, as a step inside backward could accumulate: m takes
+(1 - beta1) g_k / K, v takes (1 - beta2) (g_k / K)^2 of each of K micro-batches, a sum of squares in place of the square
+of the sum (arXiv 2305.19982). Writes results/codecs.csv; rows of other records stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,7 +281,9 @@ def main() -> None:
                 found = over_tensors(records, codec, micro=micro)
                 rows.append([file.stem, "accumulation", label, f"{codec.bytes if codec else 8:.3f}", *found])
         print("\n".join(table(COLUMNS, [[*row[:4], *(f"{x:.3g}" for x in row[4:])] for row in rows])), flush=True)
-    write_csv(CSV, COLUMNS, [[*row[:4], *(f"{x:.4g}" for x in row[4:])] for row in rows])
+    with CSV.open(newline="") if CSV.exists() else nullcontext([]) as before:
+        kept = [row for row in list(csv.reader(before))[1:] if row[0] not in {file.stem for file in options.records}]
+    write_csv(CSV, COLUMNS, [*kept, *([*row[:4], *(f"{x:.4g}" for x in row[4:])] for row in rows)])
 
 
 COLUMNS = ("gradients", "of", "codec", "bytes", "error_of_update", "drift")
