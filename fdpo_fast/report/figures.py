@@ -188,11 +188,10 @@ def _steps(axes: Axes, of: str = "step") -> None:
 
 FOUND = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped", "loser_scale")
 """What differs from batch to batch, so that a mean says more."""
-STARTS_AT_LOG_2 = ("sigmoid", "robust")
 SET = ("lr", "images_per_second")
 
 
-def curves(run: Run, loss_type: str) -> Picture:
+def curves(run: Run, starts_at_log_2: bool) -> Picture:
     """Draw everything that a run writes at each step; what is drawn from batches as means too."""
 
     def draw(key: str, axes: Axes) -> None:
@@ -203,7 +202,7 @@ def curves(run: Run, loss_type: str) -> Picture:
             axes.plot(steps, smooth(values), color=color)
         else:
             axes.plot(steps, values, color=color, marker="." if len(steps) == 1 else "")
-        if key != "loss" or loss_type in STARTS_AT_LOG_2:
+        if key != "loss" or starts_at_log_2:
             _level(axes, key)
         _steps(axes)
 
