@@ -1,10 +1,11 @@
 """Whether `sft_weight`, `margin` and `clip_log_ratio` help on the digits: `python -m benchmarks.first_aid`.
 
-Trains configs/digits_js.json with one key of the loss changed at a time, the first values by all seeds first, and draws with every policy what
-`fdpo demo` draws. Writes results/first_aid.csv: errors less the reference's and implicit accuracy are means of the last
-30 steps, the judge's accuracy, the win rate under the rule that made the pairs and the diversity are those of the
-demo. Rows that are there already are kept; no run begins after `--minutes`. Prints, for each setting, by how much it
-differs from the plain loss of the same divergence, strength and seed: mean and standard error over the seeds.
+Trains configs/digits_js.json with one key of the loss changed at a time, the first values by all seeds before any
+others, and draws with every policy what `fdpo demo` draws. Writes results/first_aid.csv: errors less the reference's
+and implicit accuracy are means of the last 30 steps; the judge's accuracy, the win rate under the rule that made the
+pairs, and the diversity are those of the demo. Rows that are there already are kept; no run begins after `--minutes`.
+Prints, for each setting, by how much it differs from the plain loss of the same divergence, strength and seed: mean and
+standard error over the seeds.
 """
 
 from __future__ import annotations
