@@ -29,7 +29,6 @@ from fdpo_fast.distributed import single_process
 from fdpo_fast.files import replacing
 from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.function import evaluate
-from fdpo_fast.loss.options import LossOptions
 from fdpo_fast.models import load_family, quiet_libraries, trainable
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.export import trained_on
@@ -63,7 +62,7 @@ def calibrate(config: Config, aim: Aim, json_file: Path | None) -> dict:
     Raises UserError where nothing has moved, or there are too few pairs.
     """
     measured = drift(config, aim.pairs, aim.steps, aim.policy)
-    figures = fit(config.loss.options(), measured.delta, aim.median_u, aim.weight)
+    figures = fit(config.loss.link(), config.loss.margin, measured.delta, aim.median_u, aim.weight)
     figures["elements"] = measured.elements
     figures["bins"] = by_timestep(measured.delta, measured.timesteps, config.log.timestep_bins, measured.steps)
     print(text(config, figures, aim))
@@ -181,13 +180,11 @@ def move(
         optimizer.zero_grad()
 
 
-def fit(options: LossOptions, delta: Tensor, median_u: float, weight: float) -> dict:
+def fit(link: Divergence, target: float, delta: Tensor, median_u: float, weight: float) -> dict:
     """Find ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and say what they lead to.
 
-    options: whose link and target margin stay. Raises UserError where nothing has moved.
+    target: the target margin. Raises UserError where nothing has moved.
     """
-    link, target = options.link, float(options.margin)
-    assert isinstance(link, Divergence)  # as a configuration's is
     middle = delta.abs().median().item()
     if not 0 < middle < math.inf:
         raise UserError(f"the median |delta| is {middle}: no strength follows from it")

@@ -214,22 +214,18 @@ class Loss(Section):
         return self.type in ("sigmoid", "robust") and not self.margin and not self.sft_weight
 
     def link(self) -> Divergence:
-        """Return the divergence this section names."""
-        return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
+        """Return the divergence this section names, clipped where it says so."""
+        link = self.options().link
+        assert isinstance(link, Divergence)
+        return link
 
     def options(self) -> LossOptions:
         """Return the options of the loss this section describes, one value per pair."""
         return LossOptions(
-            divergence=self.link(),
-            beta=self.beta,
-            ratio_scale=self.ratio_scale,
+            divergence=divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha})),
             loss_type=self.type,
-            label_smoothing=self.label_smoothing,
-            margin=self.margin,
-            clip_log_ratio=self.clip_log_ratio,
-            sft_weight=self.sft_weight,
-            winner_preserving=self.winner_preserving,
             reduction="none",
+            **self.model_dump(exclude={"divergence", "alpha", "type"}),  # of the same names
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fdpo_fast.loss.divergences import Divergence
+from fdpo_fast.loss.eager import one_for_each
 
 if TYPE_CHECKING:  # a configuration is checked without torch
     from torch import Tensor
@@ -84,16 +85,6 @@ def slope_of(link: Callable[[Tensor], Tensor], u: Tensor, *, create_graph: bool 
         if not value.requires_grad:  # a constant, or detached
             return torch.zeros_like(u, requires_grad=False)
         return torch.autograd.grad(value.sum(), u, materialize_grads=True, create_graph=create_graph)[0]
-
-
-def one_for_each(value: Tensor, log_ratio: Tensor) -> Tensor:
-    """Return a link's value; raise ValueError where it would broadcast against the log-ratios [B] it was formed of."""
-    if value.shape != log_ratio.shape:
-        raise ValueError(
-            f"the divergence must give one number for each log-ratio, {tuple(log_ratio.shape)}, "
-            f"got {tuple(value.shape)}"
-        )
-    return value
 
 
 def _ends(u: Tensor, at: float) -> Tensor:

@@ -22,8 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from fdpo_fast.loss.clipping import one_for_each
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -168,3 +166,13 @@ def pair_losses(
     gap = one_for_each(link(log_ratio_w) - link(log_ratio_l), log_ratio_w)
     # older torch.compile calls no tuple
     return PairLosses(beta * gap, LossType.__call__(of_pair, gap - offset if offset else gap, beta))
+
+
+def one_for_each(value: Tensor, log_ratio: Tensor) -> Tensor:
+    """Return a link's value; raise ValueError where it would broadcast against the log-ratios [B] it was formed of."""
+    if value.shape != log_ratio.shape:
+        raise ValueError(
+            f"the divergence must give one number for each log-ratio, {tuple(log_ratio.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+    return value
