@@ -108,8 +108,8 @@ def told(rows: dict[tuple[str, ...], list[float]]) -> list[str]:
         cells = []
         for i in range(len(FIGURES)):
             values = [a[i] - (b[i] if key else 0.0) for a, b in zip(own, plain, strict=True)]
-            spread = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            cells.append(f"{mean(values):{'+' if key else ''}.3g} ± {spread:.1g}")
+            spread = f" ± {stdev(values) / len(values) ** 0.5:.1g}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):{'+' if key else ''}.3g}{spread}")
         lines.append((*of, f"{key} {value}".strip() or "plain", str(len(seeds)), *cells))
     return table(("divergence", "ratio_scale", "setting", "seeds", *FIGURES), lines)
 
