@@ -10,6 +10,7 @@
 
 #include <array>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 
@@ -123,17 +124,21 @@ NB_MODULE(_native, m) {
            "data"_a.none(), "out"_a);
   nb::class_<Objective>(m, "Objective")
       .def(nb::new_([](std::array<double, 4> link, std::array<double, 4> loss_type, double beta, double ratio_scale,
-                       bool reduce, bool mean, std::optional<double> may_undo) {
-             return Objective{{link[0], link[1], link[2], link[3]},
+                       bool reduce, bool mean, std::optional<double> may_undo, double sft_weight, double offset,
+                       std::optional<double> clip_log_ratio) {
+             constexpr double kNone = std::numeric_limits<double>::infinity();
+             return Objective{{link[0], link[1], link[2], link[3], clip_log_ratio.value_or(kNone)},
                               {loss_type[0], loss_type[1], loss_type[2], loss_type[3]},
                               beta,
                               ratio_scale,
                               reduce,
                               mean,
-                              may_undo};
+                              may_undo,
+                              sft_weight,
+                              offset};
            }),
-           nb::kw_only(), "link"_a, "loss_type"_a, "beta"_a, "ratio_scale"_a, "reduce"_a, "mean"_a,
-           "may_undo"_a.none());
+           nb::kw_only(), "link"_a, "loss_type"_a, "beta"_a, "ratio_scale"_a, "reduce"_a, "mean"_a, "may_undo"_a.none(),
+           "sft_weight"_a, "offset"_a, "clip_log_ratio"_a.none());
 
   m.def(
       "loss_forward",

@@ -31,19 +31,20 @@ void finish(const Problem& p, int64_t pair, const PairSums& sums, float* losses)
     p.stat(Stat::log_ratio_w, side, pair) = u[side];
   }
   const double gap = h[0].value - h[1].value;
-  const Value out = loss(to.type, gap, to.beta);
-  const double weight = p.weight ? p.weight[pair] : 1;
-  losses[pair] = float(weight * out.value);
+  const Value out = loss(to.type, gap - to.offset, to.beta);
+  const double weight = p.weight ? p.weight[pair] : 1, error_w = sums.of[0].error / n;
+  losses[pair] = float(weight * (to.sft_weight != 0 ? out.value + to.sft_weight * error_w : out.value));
   p.stat(Stat::margin, 0, pair) = float(to.beta * gap);
-  p.stat(Stat::clipped, 0, pair) =
-      to.link.scale != 0 ? float((to.link.rate * u[0] > kExpCap) + (to.link.rate * u[1] > kExpCap)) : 0.0f;
+  p.stat(Stat::clipped, 0, pair) = float(past(to.link, u[0]) + past(to.link, u[1]));
   const std::optional<double> undo = to.may_undo;
-  const double product = sums.product / n, error_w = sums.of[0].error / n;
-  const double scale[2] = {1, undo && *undo > 0 ? loser_scale(*undo, weight * out.slope, h, error_w, product) : 1};
+  const double product = sums.product / n, own = weight * to.sft_weight / to.ratio_scale;
+  const double scale[2] = {1, undo && *undo > 0 ? loser_scale(*undo, weight * out.slope, own, h, error_w, product) : 1};
   p.stat(Stat::loser_scale, 0, pair) = float(undo == 0 ? product : scale[1]);
   for (int side = 0; side < 2; ++side) {
     const double inner = (side ? 1 : -1) * h[side].slope * to.ratio_scale * 2 / n;
-    p.stat(Stat::coefficient_w, side, pair) = float(share * weight * out.slope * inner * scale[side]);
+    double coefficient = share * weight * out.slope * inner * scale[side];
+    if (side == 0 && to.sft_weight != 0) coefficient += share * weight * to.sft_weight * 2 / n;
+    p.stat(Stat::coefficient_w, side, pair) = float(coefficient);
   }
 }
 

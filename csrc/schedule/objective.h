@@ -9,9 +9,11 @@
 
 namespace fdpo {
 
-// h(u) = linear u + scale expm1(rate u) + logistic log(2 sigmoid(u)); the exponential a tangent where rate u > kExpCap.
+// h(u) = linear u + scale expm1(rate u) + logistic log(2 sigmoid(u)); the exponential a tangent where rate u > kExpCap,
+// and all of h where |u| > clip.
 struct Link {
   double linear, scale, rate, logistic;
+  double clip;  // infinity for none
 };
 
 // kept softplus(-z) + flipped softplus(z) + hinge max(0, 1 - z) + square (gap - 1 / (2 beta))^2,  z = beta gap
@@ -26,6 +28,7 @@ struct Objective {
   double beta, ratio_scale;
   bool reduce, mean;
   std::optional<double> may_undo;  // see fdpo_fast/ops/call.py
+  double sft_weight, offset;
 };
 
 struct Value {
@@ -35,8 +38,11 @@ struct Value {
 inline double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
 inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
+// Whether a log-ratio is where the link, or a term of it, is a tangent.
+inline bool past(const Link& h, double u) { return (h.scale != 0 && h.rate * u > kExpCap) || std::abs(u) > h.clip; }
+
 // A term with coefficient zero is left out, not multiplied by zero: 0 * inf is NaN.
-inline Value link(const Link& h, double u) {
+inline Value whole_link(const Link& h, double u) {
   Value out{0, 0};
   if (h.linear != 0) out = {h.linear * u, h.linear};
   if (h.scale != 0) {
@@ -48,6 +54,13 @@ inline Value link(const Link& h, double u) {
     out.value += h.logistic * (std::min(u, 0.0) - std::log1p(std::expm1(-std::abs(u)) / 2));
     out.slope += h.logistic * sigmoid(-u);
   }
+  return out;
+}
+
+inline Value link(const Link& h, double u) {
+  const double inside = std::clamp(u, -h.clip, h.clip);
+  Value out = whole_link(h, inside);
+  if (std::abs(u) > h.clip) out.value += out.slope * (u - inside);
   return out;
 }
 
@@ -67,11 +80,12 @@ inline Value loss(const LossType& type, double gap, double beta) {
 }
 
 // How far the gradient of the dispreferred sample is scaled, as fdpo_fast/loss/preserving.py says it. by_gap:
-// derivative of the pair's weighted loss; slope: those of the link, preferred sample first; product: the mean of that
-// of the misses.
-inline double loser_scale(double may_undo, double by_gap, const Value slope[2], double error, double product) {
-  const double most = may_undo * slope[0].slope * error, asked = slope[1].slope * product;
-  return by_gap < 0 && most < asked ? most / asked : 1;
+// derivative of the pair's weighted loss; own: what the preferred sample's log-ratio is pushed besides; slope: those of
+// the link, preferred sample first; product: the mean of that of the misses.
+inline double loser_scale(double may_undo, double by_gap, double own, const Value slope[2], double error,
+                          double product) {
+  const double most = may_undo * (slope[0].slope + own / -by_gap) * error, asked = slope[1].slope * product;
+  return by_gap < 0 && most >= 0 && most < asked ? most / asked : 1;
 }
 
 }  // namespace fdpo

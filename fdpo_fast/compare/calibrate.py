@@ -3,7 +3,7 @@
 A policy that has not moved has delta = 0 everywhere, so a short trial of `--steps` optimizer steps moves it (or
 `--policy FOLDER` brings one that was trained). On pairs the trial has not seen, u = -ratio_scale * delta: `ratio_scale`
 is set for the median |u| asked for, then `beta` for the median gradient weight sigmoid(-|z|), where
-z = beta (h(u_w) - h(u_l)).
+z = beta (h(u_w) - h(u_l)); with a target margin m, for the median sigmoid(m - |z|).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Aim:
     """The folder of an exported pipeline that takes the place of the trial."""
     median_u: float
     weight: float
-    """The median gradient weight sigmoid(-|z|), between 0 and 0.5."""
+    """The median gradient weight sigmoid(m - |z|), m the target margin; between 0 and 0.5."""
 
 
 def calibrate(config: Config, aim: Aim, json_file: Path | None) -> dict:
@@ -62,7 +62,7 @@ def calibrate(config: Config, aim: Aim, json_file: Path | None) -> dict:
     Raises UserError where nothing has moved, or there are too few pairs.
     """
     measured = drift(config, aim.pairs, aim.steps, aim.policy)
-    figures = fit(config.loss.link(), measured.delta, aim.median_u, aim.weight)
+    figures = fit(config.loss.link(), config.loss.margin, measured.delta, aim.median_u, aim.weight)
     figures["elements"] = measured.elements
     figures["bins"] = by_timestep(measured.delta, measured.timesteps, config.log.timestep_bins, measured.steps)
     print(text(config, figures, aim))
@@ -180,10 +180,10 @@ def move(
         optimizer.zero_grad()
 
 
-def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict:
+def fit(link: Divergence, target: float, delta: Tensor, median_u: float, weight: float) -> dict:
     """Find ratio_scale and beta for delta [n, 2] (preferred, dispreferred), and say what they lead to.
 
-    Raises UserError where nothing has moved.
+    target: the target margin. Raises UserError where nothing has moved.
     """
     middle = delta.abs().median().item()
     if not 0 < middle < math.inf:
@@ -192,14 +192,14 @@ def fit(link: Divergence, delta: Tensor, median_u: float, weight: float) -> dict
     u = -ratio_scale * delta
     margin = link(u[:, 0]) - link(u[:, 1])
     typical = margin.abs().median().item()
-    beta = math.log((1 - weight) / weight) / typical
+    beta = (target + math.log((1 - weight) / weight)) / typical
     slope = link.slope(torch.zeros(1, dtype=torch.float64, device="cpu")).item()
     return {
         "ratio_scale": ratio_scale,
         "beta": beta,
         "median_abs_delta": middle,
         "median_abs_u": u.abs().median().item(),
-        "median_weight": torch.sigmoid(-beta * margin.abs()).quantile(0.5, interpolation="higher").item(),
+        "median_weight": torch.sigmoid(target - beta * margin.abs()).quantile(0.5, interpolation="higher").item(),
         "strength": beta * ratio_scale * slope,
         "clipped": link.clipped(u).double().mean().item(),
         "accuracy": ((margin > 0).double() + 0.5 * (margin == 0).double()).mean().item(),
@@ -234,6 +234,7 @@ def ordered(accuracy: float, pairs: int, aim: Aim) -> str:
 
 def text(config: Config, figures: dict, aim: Aim) -> str:
     """Write the figures as a table, and the lines for the configuration below it."""
+    at_reference = 1 / (1 + math.exp(-config.loss.margin))
     how = f"of {aim.policy}" if aim.policy else f"after {aim.steps} steps at lr {config.optimizer.lr:g}"
     lines = [
         f"|delta| = |error - reference error| {how}: how far that moves the mean squared error of an image",
@@ -246,10 +247,10 @@ def text(config: Config, figures: dict, aim: Aim) -> str:
         "",
         f"for median |u| {aim.median_u:g} and median gradient weight {aim.weight:g} under {config.loss.link().name}:",
         "  (u = -ratio_scale * delta, the log-ratio: at 1 the divergences differ;",
-        "  the weight is 0.5 at the reference, and falls to 0 as a pair is learnt)",
+        f"  the weight is {at_reference:.2g} at the reference, and falls to 0 as a pair is learnt)",
         f'  "loss": {{"divergence": "{config.loss.divergence}", "beta": {figures["beta"]:.4g}, '
         f'"ratio_scale": {figures["ratio_scale"]:.4g}}}',
-        f"  past the cap of the exponential: {figures['clipped']:.1%}",
+        f"  where the divergence goes on as a tangent: {figures['clipped']:.1%}",
         f"  pairs ordered right: {ordered(figures['accuracy'], sum(row['pairs'] for row in figures['bins']), aim)}",
         f"  now configured: beta {config.loss.beta:g}, ratio_scale {config.loss.ratio_scale:g}, median |u| "
         f"{config.loss.ratio_scale * figures['median_abs_delta']:.3g}",

@@ -60,7 +60,7 @@ def calibrated(config: Config, file: Path) -> list[Loss]:
     if any(kind.name not in fits for kind in compare.divergences):
         moved = drift(config, PAIRS, compare.trial_steps)
         for kind, loss in zip(compare.divergences, variants, strict=True):
-            fits.setdefault(kind.name, fit(loss.link(), moved.delta, compare.median_u, compare.weight))
+            fits.setdefault(kind.name, fit(loss.link(), loss.margin, moved.delta, compare.median_u, compare.weight))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # for the runs, which are other processes
         with replacing(file) as partial:

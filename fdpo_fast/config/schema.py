@@ -183,6 +183,16 @@ class Loss(Section):
     ratio_scale: float = Field(gt=0, description="log-ratio per unit of error difference, inside f'")
     type: str = Field("sigmoid", description="`sigmoid`, `hinge`, `ipo` or `robust`")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is wrong")
+    margin: float = Field(0.0, ge=0, description="what beta times the gap is to exceed; 0: its sign alone counts")
+    clip_log_ratio: float | None = Field(
+        None, gt=0, description="magnitude of a log-ratio beyond which the divergence goes on as a tangent; null: none"
+    )
+    sft_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the preferred sample's own mean squared error in the loss of its pair, in units of beta * "
+        "ratio_scale",
+    )
     winner_preserving: float | None = Field(
         None,
         ge=0,
@@ -198,20 +208,24 @@ class Loss(Section):
         self.options()
         return self
 
+    @property
+    def starts_at_log_2(self) -> bool:
+        """Say whether the loss of a policy that is its reference is log 2."""
+        return self.type in ("sigmoid", "robust") and not self.margin and not self.sft_weight
+
     def link(self) -> Divergence:
-        """Return the divergence this section names."""
-        return divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha}))
+        """Return the divergence this section names, clipped where it says so."""
+        link = self.options().link
+        assert isinstance(link, Divergence)
+        return link
 
     def options(self) -> LossOptions:
         """Return the options of the loss this section describes, one value per pair."""
         return LossOptions(
-            divergence=self.link(),
-            beta=self.beta,
-            ratio_scale=self.ratio_scale,
+            divergence=divergence(self.divergence, **({} if self.alpha is None else {"a": self.alpha})),
             loss_type=self.type,
-            label_smoothing=self.label_smoothing,
-            winner_preserving=self.winner_preserving,
             reduction="none",
+            **self.model_dump(exclude={"divergence", "alpha", "type"}),  # of the same names
         )
 
 

@@ -8,7 +8,9 @@ With p = policy prediction, r = reference prediction, t = target and means over 
     z     = beta * gap                        the margin
     loss  = -log sigmoid(z)
 
-and where the preferred sample's error is preserved, see `loss.preserving`, the gradient of a pair sees besides
+With a target margin m the loss of a pair is that of gap - m / beta, and with a weight w for the preferred sample's own
+denoising loss it is larger by w mean((p_w - t_w)^2). Where log-ratios are clipped h is that of `loss.clipping`; where
+the preferred sample's error is preserved, see `loss.preserving`, the gradient of a pair sees besides
 
     product = mean((p_w - t_w) * (p_l - t_l))
 
@@ -150,13 +152,27 @@ class PairLosses(NamedTuple):
 
 
 def pair_losses(
-    log_ratio_w: Tensor, log_ratio_l: Tensor, link: Callable[[Tensor], Tensor], of_pair: LossType, beta: float
+    log_ratio_w: Tensor,
+    log_ratio_l: Tensor,
+    link: Callable[[Tensor], Tensor],
+    of_pair: LossType,
+    beta: float,
+    offset: float = 0.0,
 ) -> PairLosses:
-    """Go from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair."""
-    gap = link(log_ratio_w) - link(log_ratio_l)
-    if gap.shape != log_ratio_w.shape:  # which would broadcast against the weights of the pairs
+    """Go from log-ratios [B] of the preferred and of the dispreferred samples to one loss per pair.
+
+    The margin is that of the whole gap, beta * gap; the loss sees gap - offset.
+    """
+    gap = one_for_each(link(log_ratio_w) - link(log_ratio_l), log_ratio_w)
+    # older torch.compile calls no tuple
+    return PairLosses(beta * gap, LossType.__call__(of_pair, gap - offset if offset else gap, beta))
+
+
+def one_for_each(value: Tensor, log_ratio: Tensor) -> Tensor:
+    """Return a link's value; raise ValueError where it would broadcast against the log-ratios [B] it was formed of."""
+    if value.shape != log_ratio.shape:
         raise ValueError(
-            f"the divergence must give one number for each log-ratio, {tuple(log_ratio_w.shape)}, "
-            f"got {tuple(gap.shape)}"
+            f"the divergence must give one number for each log-ratio, {tuple(log_ratio.shape)}, "
+            f"got {tuple(value.shape)}"
         )
-    return PairLosses(beta * gap, LossType.__call__(of_pair, gap, beta))  # older torch.compile calls no tuple
+    return value

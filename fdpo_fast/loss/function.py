@@ -64,6 +64,16 @@ def fdpo_loss(
                 to every derivative; the loss stays (Diffusion-SDPO, arXiv 2511.03317). Where the loss pushes a pair
                 the other way (a margin beyond what "ipo", "robust" or smoothed labels aim at, a negative weight)
                 lambda is 1. It holds for descent: an upstream gradient below zero turns it round.
+            sft_weight: w >= 0, 0 by default: adds w times error_w, the preferred sample's own mean squared error, to
+                the loss of its pair, as trainers of "DPO + SFT" (RPO, arXiv 2404.19733) do. The error is a mean of
+                squares over elements, so w is in units of beta * ratio_scale: at the reference the preference itself
+                pulls on that error with beta * ratio_scale * h'(0) / 2. The loss that is returned includes it.
+            margin: m >= 0, 0 by default: the loss of a pair is that of beta * gap - m, so that a pair counts as learnt
+                only where the margin beta * gap exceeds m (SimPO, arXiv 2405.14734; ODPO, arXiv 2402.10571). "hinge"
+                bends at 1 + m, "ipo" aims at 1/2 + m. `LossStats.margin` and accuracy are of beta * gap as it is.
+            clip_log_ratio: None (the default), or c > 0: where a log-ratio is beyond c in magnitude the link goes on
+                as its tangent there, see `loss.clipping`: the slope stays h'(c) or h'(-c), neither explodes nor
+                vanishes. Of a callable the tangents are formed by autograd.
             layout: "halves" = [w...; l...] (the default) or "interleaved" = [w, l, w, l, ...].
             reduction: "mean" (the default), "sum" or "none".
             backend: "triton" (GPU), "cpp" (CPU), "eager" (plain torch: any device, float64, torch.func), or None for
@@ -138,9 +148,10 @@ def log_ratio_loss(
 ) -> tuple[Tensor, Tensor]:
     """Form the loss from log p_theta / p_ref on, as TRL's DPO does after its models.
 
-    log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options (beta, loss_type, label_smoothing, reduction) and
-    errors are those of `fdpo_loss`; there is no `winner_preserving`, which looks at a model's outputs. Every operation
-    is torch's own, in float32 for half-precision inputs. Returns the loss and the margins [B], detached.
+    log_ratio_w, log_ratio_l: [B], preferred and dispreferred. Options (beta, loss_type, label_smoothing, margin,
+    clip_log_ratio, reduction) and errors are those of `fdpo_loss`; there is no `winner_preserving` and no `sft_weight`,
+    which look at a model's outputs. Every operation is torch's own, in float32 for half-precision inputs. Returns the
+    loss and the margins [B], detached.
     """
     checked = PairOptions(divergence=divergence, **options)
     for name, value in (("log_ratio_w", log_ratio_w), ("log_ratio_l", log_ratio_l)):
@@ -218,7 +229,7 @@ def _eager(
         scale = loser_scale(options, log_ratio_w, log_ratio_l, weight, error_w, product)
         log_ratio_l = scaled(log_ratio_l, scale)
     result = options.losses(log_ratio_w, log_ratio_l)
-    losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
+    losses = _weighted(options, result.loss, split(errors.error)[0], weight)
     with torch.no_grad():
         per_sample = [half for values in errors for half in split(values.detach().float())]
         stats = _stats(options, per_sample, result.margin, scale)
@@ -240,16 +251,25 @@ def _fused_log_ratio(
         scale = loser_scale(options, log_ratio_w, log_ratio_l, weight, rows[_ERROR_W], rows[_LOSER_SCALE])
         log_ratio_l = scaled(log_ratio_l, scale)
     result = options.losses(log_ratio_w, log_ratio_l)
-    losses = result.loss if weight is None else result.loss * weight.to(result.loss.dtype)
+    # the operator's error has no gradient; that of u_w is -ratio_scale times as large
+    error_w = rows[_ERROR_W] - (log_ratio[0] - log_ratio[0].detach()) / float(options.ratio_scale)
+    losses = _weighted(options, result.loss, error_w, weight)
     with torch.no_grad():
         stats = _stats(options, rows[:_MARGIN], result.margin, scale)
     return REDUCTIONS[options.reduction](losses), stats
 
 
+def _weighted(options: LossOptions, losses: Tensor, error_w: Tensor, weight: Tensor | None) -> Tensor:
+    """Add what the preferred samples' errors weigh to losses of pairs, and multiply by the pairs' weights; all [B]."""
+    if options.sft_weight:
+        losses = losses + float(options.sft_weight) * error_w.to(losses.dtype)
+    return losses if weight is None else losses * weight.to(losses.dtype)
+
+
 def _stats(options: LossOptions, per_sample: Sequence[Tensor], margin: Tensor, scale: Tensor | None) -> LossStats:
     """Make the statistics from the rows of `Stat` before the margin, the margin and the loser's scale; all [B]."""
     margin = margin.detach()
-    # a callable of the user's has no cap that we could count
+    # a callable of the user's has no cap that we could count, unless it was given one
     clipped = getattr(options.link, "clipped", torch.zeros_like)
     log_ratio_w, log_ratio_l = per_sample[_LOG_RATIO_W:_MARGIN]
     past = clipped(log_ratio_w).float() + clipped(log_ratio_l).float()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import Required, TypedDict
 
+from fdpo_fast.loss.clipping import clipped
 from fdpo_fast.loss.divergences import DIVERGENCES, Divergence, divergence
 from fdpo_fast.loss.eager import LOSS_TYPES, LossType, PairLosses, pair_losses
 from fdpo_fast.ops.call import Call
@@ -42,6 +43,8 @@ class PairArguments(TypedDict, total=False):
     beta: Required[float]
     loss_type: str
     label_smoothing: float
+    margin: float
+    clip_log_ratio: float | None
     reduction: str
 
 
@@ -50,6 +53,7 @@ class LossArguments(PairArguments, total=False):
 
     ratio_scale: Required[float]
     winner_preserving: float | None
+    sft_weight: float
     layout: str
     backend: str | None
 
@@ -70,6 +74,10 @@ class PairOptions:
     """"sigmoid", "hinge", "ipo" or "robust", see `loss.eager.LOSS_TYPES`."""
     label_smoothing: float = 0.0
     """Probability in [0, 0.5) that a label is wrong; for "sigmoid" (cDPO) and "robust"."""
+    margin: float = 0.0
+    """What beta * gap is to exceed: the loss is that of beta * gap - margin; not negative."""
+    clip_log_ratio: float | None = None
+    """The magnitude of a log-ratio beyond which the link goes on as its tangent; positive. None: nowhere."""
     reduction: str = "mean"
     """Of the losses [B]: "mean", "sum" or "none"."""
 
@@ -94,11 +102,20 @@ class PairOptions:
             )
         one_of("reduction", self.reduction, REDUCTIONS)
         link = divergence(self.divergence) if isinstance(self.divergence, str) else self.divergence
+        link = clipped(link, None if self.clip_log_ratio is None else float(self.clip_log_ratio))
         object.__setattr__(self, "link", link)  # of a frozen instance
 
     def _check_numbers(self) -> None:
         _check_positive("beta", self.beta)
         _check_number("label_smoothing", self.label_smoothing)
+        _check_not_negative("margin", self.margin)
+        if self.clip_log_ratio is not None:
+            _check_positive("clip_log_ratio", self.clip_log_ratio, ", or None to clip nothing")
+
+    @property
+    def offset(self) -> float:
+        """Return what is taken off the gap = h(u_w) - h(u_l) before the loss of the pair is formed."""
+        return float(self.margin) / float(self.beta)
 
     @property
     def of_pair(self) -> LossType:
@@ -113,7 +130,8 @@ class PairOptions:
         dtype = log_ratio_w.dtype
         if isinstance(self.link, Divergence) and log_ratio_w.device.type != "mps":  # which has no float64
             log_ratio_w, log_ratio_l = log_ratio_w.double(), log_ratio_l.double()
-        margin, loss = pair_losses(log_ratio_w, log_ratio_l, self.link, self.of_pair, float(self.beta))
+        sides = log_ratio_w, log_ratio_l
+        margin, loss = pair_losses(*sides, self.link, self.of_pair, float(self.beta), self.offset)
         return PairLosses(margin.to(dtype), loss.to(dtype))
 
 
@@ -126,6 +144,8 @@ class LossOptions(PairOptions):
     winner_preserving: float | None = None
     """The share mu in [0, 1) of the preferred sample's gain that a step keeps at least, to first order, since the
     dispreferred one's gradient is scaled, see `loss.preserving`. None: it is not."""
+    sft_weight: float = 0.0
+    """The weight of the preferred sample's own mean squared error in the loss of its pair; not negative."""
     layout: str = "halves"
     """Of the rows of a batch: "halves" = [w...; l...] or "interleaved" = [w, l, w, l, ...]."""
     backend: str | None = None
@@ -144,12 +164,15 @@ class LossOptions(PairOptions):
         interleaved, may_undo = self.layout == "interleaved", None
         if self.winner_preserving is not None:
             may_undo = 1 - float(self.winner_preserving) if isinstance(self.link, Divergence) else 0.0
-        call = Call(row, self.of_pair, beta, ratio_scale, interleaved, self.reduction, may_undo)
+        clip = None if self.clip_log_ratio is None else float(self.clip_log_ratio)
+        more = may_undo, float(self.sft_weight), self.offset, clip
+        call = Call(row, self.of_pair, beta, ratio_scale, interleaved, self.reduction, *more)
         object.__setattr__(self, "call", call)
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
         _check_positive("ratio_scale", self.ratio_scale)
+        _check_not_negative("sft_weight", self.sft_weight)
         if self.winner_preserving is not None:
             _check_number("winner_preserving", self.winner_preserving)
             if not 0 <= float(self.winner_preserving) < 1:  # rounded: a Fraction may be below 1 by less than a float is
@@ -190,11 +213,19 @@ def _check_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
-def _check_positive(name: str, value: float) -> None:
+def _check_positive(name: str, value: float, otherwise: str = "") -> None:
+    if not 0 < _as_float(name, value) <= sys.float_info.max:
+        raise ValueError(f"{name} must be positive and finite{otherwise}, got {value}")
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not 0 <= _as_float(name, value) <= sys.float_info.max:
+        raise ValueError(f"{name} must not be negative, and finite, got {value}")
+
+
+def _as_float(name: str, value: float) -> float:
     _check_number(name, value)
     try:
-        number = float(value)  # numpy compares in its own precision
+        return float(value)  # numpy compares in its own precision
     except OverflowError:
-        number = math.inf
-    if not 0 < number <= sys.float_info.max:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+        return math.inf

@@ -4,7 +4,10 @@ After Diffusion-SDPO (Fu et al., arXiv 2511.03317), there for reverse KL and a b
 each pair by itself. In the space of outputs the gradient of a sample's error is g = 2 (p - t) / N, and a step of
 descent goes along c_w g_w - c_l g_l, with what the loss gives each side, up to a factor that they share:
 
-    c_w = -L'(gap) h'(u_w),   c_l = -L'(gap) h'(u_l)        L: the loss of the pair, times its weight
+    c_w = -L'(gap) h'(u_w) + v w / r,   c_l = -L'(gap) h'(u_l)
+
+L: the loss of the pair, times its weight v. w: `sft_weight`, whose share in the preferred sample's gradient is that of
+its error itself and not of a log-ratio, which is r = `ratio_scale` times as much.
 
 To first order it takes c_w |g_w|^2 - c_l <g_w, g_l> off the error of the preferred sample, and at least mu c_w |g_w|^2
 where c_l is multiplied by
@@ -17,15 +20,14 @@ large ("ipo"; "robust" and smoothed labels; a negative weight): there is no pref
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fdpo_fast.loss.clipping import slope_of
 from fdpo_fast.loss.divergences import Divergence
 from fdpo_fast.loss.eager import LossType
-from fdpo_fast.ops.library import transformed
 
 if TYPE_CHECKING:
     from fdpo_fast.loss.options import LossOptions
@@ -50,30 +52,15 @@ def loser_scale(
     sides = [log_ratio_w.detach(), log_ratio_l.detach()]
     if isinstance(options.link, Divergence):
         sides = [side.to(wide) for side in sides]
-    slope_w, slope_l = [_slope(options.link, side).to(wide) for side in sides]
+    slope_w, slope_l = [slope_of(options.link, side).to(wide) for side in sides]
     h_w, h_l = [options.link(side) for side in sides]
-    by_gap = LossType.slope(options.of_pair, (h_w - h_l).to(wide), float(options.beta))
-    if weight is not None:
-        by_gap = by_gap * weight.to(wide)
-    c_w, c_l = -by_gap * slope_w, -by_gap * slope_l
+    by_gap = LossType.slope(options.of_pair, (h_w - h_l).to(wide) - options.offset, float(options.beta))
+    weight = torch.ones_like(by_gap) if weight is None else weight.to(wide)
+    by_gap = by_gap * weight
+    c_w, c_l = -by_gap * slope_w + weight * (float(options.sft_weight) / float(options.ratio_scale)), -by_gap * slope_l
     most = (1 - float(options.winner_preserving)) * c_w * error_w.to(wide)
     asked = c_l * product.to(wide)
     return torch.where((c_w >= 0) & (c_l > 0) & (most < asked), most / asked, torch.ones_like(asked))
-
-
-def _slope(link: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-    """Return h'(u), shape and dtype of `u`: by the formula of a row of numbers, else by autograd."""
-    if isinstance(link, Divergence):
-        return link.slope(u)
-    if torch.compiler.is_compiling() or transformed():
-        slope: Tensor = torch.func.grad(lambda v: link(v).sum())(u)
-        return slope
-    with torch.inference_mode(False), torch.enable_grad():
-        u = u.clone().requires_grad_()
-        value = link(u)
-        if not value.requires_grad:  # a constant, or detached
-            return torch.zeros_like(u, requires_grad=False)
-        return torch.autograd.grad(value.sum(), u, materialize_grads=True)[0]
 
 
 def scaled(u: Tensor, scale: Tensor) -> Tensor:

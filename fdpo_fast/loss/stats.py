@@ -17,8 +17,9 @@ class LossStats(dict[str, Tensor]):
     """A dict whose keys also read as attributes: `stats["margin"]` is `stats.margin`.
 
     Detached float32 tensors. Per pair, [B]: error_w, error_l, ref_error_w, ref_error_l (means of squares),
-    log_ratio_w, log_ratio_l, margin, clipped (how many of the two log-ratios lie past the exponential's cap),
-    loser_scale (by how much the dispreferred sample's gradient was multiplied; 1 without `winner_preserving`).
+    log_ratio_w, log_ratio_l, margin (beta * gap, whatever the loss takes off it), clipped (how many of the two
+    log-ratios lie past `clip_log_ratio` or the exponential's cap, where the link goes on as its tangent), loser_scale
+    (by how much the dispreferred sample's gradient was multiplied; 1 without `winner_preserving`).
     Scalar: accuracy, the share of pairs with a positive margin, a tie counting one half.
     """
 

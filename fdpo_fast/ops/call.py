@@ -21,3 +21,9 @@ class Call(NamedTuple):
 
     Zero: they stay too, and the statistics hold mean((p_w - t_w)(p_l - t_l)) of each pair in place of the factor.
     """
+    sft_weight: float = 0.0
+    """Of the preferred sample's error in the loss of its pair."""
+    offset: float = 0.0
+    """What is taken off the gap before the loss of the pair: the target margin over beta."""
+    clip_log_ratio: float | None = None
+    """The magnitude of a log-ratio beyond which the link goes on as its tangent; None: nowhere."""

@@ -176,6 +176,9 @@ def _objective(call: Call) -> Any:
         reduce=call.reduction != "none",
         mean=call.reduction == "mean",
         may_undo=call.may_undo,
+        sft_weight=call.sft_weight,
+        offset=call.offset,
+        clip_log_ratio=call.clip_log_ratio,
     )
 
 

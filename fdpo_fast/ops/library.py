@@ -203,15 +203,16 @@ def _tensors(pred: Tensor, results: Results) -> Results:
 _define(
     "loss_forward(Tensor pred, Tensor ref, Tensor? draws, Tensor? data, Tensor? on, Tensor? weight, float[] link, "
     "float[] loss_type, float beta, float ratio_scale, bool interleaved, str reduction, float? may_undo, "
-    "float? upstream) -> (Tensor, Tensor, Tensor)",
+    "float sft_weight, float offset, float? clip_log_ratio, float? upstream) -> (Tensor, Tensor, Tensor)",
     lambda backend, pred, ref, draws, data, on, weight, link, of_pair, *numbers: _tensors(
         pred,
         backend.loss_forward(
             pred, ref, Target(draws, data, on), weight, Call(tuple(link), tuple(of_pair), *numbers[:-1]), numbers[-1]
         ),
     ),
-    lambda pred, *others: _tensors(
-        pred, Results.empty(pred, others[-3], None if others[-1] is None else torch.empty_like(pred))
+    lambda pred, ref, draws, data, on, weight, *numbers: _tensors(
+        pred,
+        Results.empty(pred, Call(*numbers[:-1]).reduction, None if numbers[-1] is None else torch.empty_like(pred)),
     ),
 )
 

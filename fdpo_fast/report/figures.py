@@ -93,8 +93,9 @@ def volumes(comparison: Comparison) -> Picture:
 def gradient_fields(comparison: Comparison) -> Picture:
     """Draw how hard a step of the loss pulls at winner and loser, over the plane of their log-ratios.
 
-    With u = log p_theta / p_ref the loss falls along (sigmoid(-z) beta h'(u_w), -sigmoid(-z) beta h'(u_l)): arrows
-    point there, colours are log10 of the pull on the winner divided by that on the loser. Strength nearest 1.
+    With u = log p_theta / p_ref the loss falls along (c h'(u_w), -c h'(u_l)), c = beta sigmoid(m - z), m the target
+    margin; a weight of the winner's own error pulls at it besides. Arrows point there, colours are log10 of the pull on
+    the winner divided by that on the loser. Strength nearest 1.
     """
     losses: dict[str, Loss] = {}
     for point in sorted(comparison.points, key=lambda point: abs(math.log(point.strength))):
@@ -103,10 +104,11 @@ def gradient_fields(comparison: Comparison) -> Picture:
     u_l, u_w = torch.meshgrid(line, line, indexing="ij")
     fields, longest = [], 0.0
     for kind, loss in losses.items():
-        link = loss.link()
-        weight = torch.sigmoid(-loss.beta * (link(u_w) - link(u_l))) * loss.beta
-        pull_w, pull_l = weight * link.slope(u_w), weight * link.slope(u_l)
-        ratio = (link.slope(u_w) / link.slope(u_l)).log10()  # of the pulls; their common weight may underflow
+        link, own = loss.link(), loss.sft_weight / loss.ratio_scale
+        weight = torch.sigmoid(loss.margin - loss.beta * (link(u_w) - link(u_l))) * loss.beta
+        slope_w, slope_l = link.slope(u_w) + own / weight.clamp(min=1e-30), link.slope(u_l)
+        pull_w, pull_l = weight * slope_w, weight * slope_l
+        ratio = (slope_w / slope_l).log10()  # of the pulls; their common weight may underflow
         some = slice(3, None, 9)
         size = torch.hypot(pull_w, pull_l).clamp(min=1e-12)
         grown = size.log1p() / size  # arrows by the logarithm of the pull: it spans decades
@@ -135,7 +137,8 @@ def training(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> Picture
         for kind, run in runs:
             steps, values = run.series(key)
             axes.plot(steps, smooth(values), markevery=max(1, len(steps) // 5), **styles[kind])
-        _level(axes, key)
+        if key != "loss" or all(point.config.loss.starts_at_log_2 for point in comparison.points):
+            _level(axes, key)
         _steps(axes)
 
     panels = tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in ("loss", "accuracy", "delta_w"))
@@ -188,11 +191,10 @@ def _steps(axes: Axes, of: str = "step") -> None:
 
 FOUND = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped", "loser_scale")
 """What differs from batch to batch, so that a mean says more."""
-STARTS_AT_LOG_2 = ("sigmoid", "robust")
 SET = ("lr", "images_per_second")
 
 
-def curves(run: Run, loss_type: str) -> Picture:
+def curves(run: Run, starts_at_log_2: bool) -> Picture:
     """Draw everything that a run writes at each step; what is drawn from batches as means too."""
 
     def draw(key: str, axes: Axes) -> None:
@@ -203,7 +205,7 @@ def curves(run: Run, loss_type: str) -> Picture:
             axes.plot(steps, smooth(values), color=color)
         else:
             axes.plot(steps, values, color=color, marker="." if len(steps) == 1 else "")
-        if key != "loss" or loss_type in STARTS_AT_LOG_2:
+        if key != "loss" or starts_at_log_2:
             _level(axes, key)
         _steps(axes)
 

@@ -50,7 +50,7 @@ def parts(run: Run) -> Iterator[Part]:
         yield _evaluation(evaluation)
     if run.records:
         about = f"Faint: every step; full: means of {figures.SMOOTH}. Dashed: where a figure starts."
-        yield Part("Curves", (about,), picture=figures.curves(run, config.loss.type))
+        yield Part("Curves", (about,), picture=figures.curves(run, config.loss.starts_at_log_2))
     if run.bins:
         about = "Timesteps of the noise that the pairs were seen under: a large one is much noise."
         yield Part("By timesteps", (about,), picture=figures.timestep_bins(run))

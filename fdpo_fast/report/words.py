@@ -26,7 +26,7 @@ FIGURES = {
     "optimizer/lost": Word("Lost updates", "share of 16-bit weights whose update was rounded to nothing, by a sample"),
     "optimizer/noise": Word("Noise of rounding", "its norm in a step over that of the update, by a sample"),
     "lr": Word("Learning rate", "of the optimizer, after warm-up and schedule"),
-    "clipped": Word("Capped log-ratios", "of a pair's two, those past the cap of the exponential; 0 is usual"),
+    "clipped": Word("Capped log-ratios", "of a pair's two, those where the divergence goes on as a tangent"),
     "loser_scale": Word("Scale on dispreferred images", "of their gradients, so that the preferred keep theirs", 1.0),
     "images_per_second": Word("Speed", "images per second, all ranks together; higher is better"),
     "pairs": Word("Pairs", "of a step, all ranks together"),

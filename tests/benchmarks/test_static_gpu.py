@@ -57,7 +57,7 @@ def test_every_kernel_on_every_target():
         assert f"sm_{capability}" in done.stdout
 
 
-def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
+def test_nothing_is_compiled_anew_for_an_option_or_a_number_of_pairs():
     script = (
         "from benchmarks.static_gpu import *\n"
         "pred = torch.empty(32, 4, 64, 64)\n"
@@ -66,13 +66,14 @@ def test_nothing_is_compiled_anew_for_a_divergence_or_a_number_of_pairs():
         "                                    ('alpha', 'ipo', 2500.0, 16), (torch.tanh, 'sigmoid', 1.0, 3)):\n"
         "        x = pred[: 2 * pairs]\n"
         "        for mu in (None, 0, 0.5, 0.9):\n"
-        "            options = LossOptions(\n"
-        "                divergence=name, loss_type=kind, beta=beta, ratio_scale=1.0, winner_preserving=mu)\n"
-        "            launch.loss_forward(x, x, Target(data=x), None, options.call, None)\n"
+        "            for w, m, c in ((0.0, 0.0, None), (1, 1, 1), (0.5, 0.5, 0.5)):\n"
+        "                options = LossOptions(divergence=name, loss_type=kind, beta=beta, ratio_scale=1.0,\n"
+        "                    winner_preserving=mu, sft_weight=w, margin=m, clip_log_ratio=c)\n"
+        "                launch.loss_forward(x, x, Target(data=x), None, options.call, None)\n"
         "print(len({id(launch.kernel) for launch in launches}), len(launches))\n"
     )
     done = run("-c", script)
-    assert done.stdout.split() == ["2", "16"], done.stderr
+    assert done.stdout.split() == ["2", "48"], done.stderr
 
 
 def test_the_optimizer_is_clean():

@@ -8,6 +8,7 @@ import torch
 
 from fdpo_fast.compare.calibrate import Aim, by_timestep, fit, ordered
 from fdpo_fast.config.schema import Loss
+from fdpo_fast.loss.clipping import clipped
 from fdpo_fast.loss.divergences import DIVERGENCES
 from tests.helpers.pictures import (
     as_pickapic,
@@ -18,29 +19,34 @@ from tests.helpers.pictures import (
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_calibrated_strengths_do_what_was_asked(name):
+@pytest.mark.parametrize("target", [0.0, 0.8])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_calibrated_strengths_do_what_was_asked(name, target, clip):
     generator = torch.Generator().manual_seed(0)
     delta = 3e-3 * torch.randn(400, 2, generator=generator, dtype=torch.float64)
-    found = fit(DIVERGENCES[name], delta, median_u=0.7, weight=0.35)
+    found = fit(clipped(DIVERGENCES[name], clip), target, delta, median_u=0.7, weight=0.35)
     u = -found["ratio_scale"] * delta
-    margin = found["beta"] * (DIVERGENCES[name](u[:, 0]) - DIVERGENCES[name](u[:, 1]))
+    inside = u if clip is None else u.clamp(-clip, clip)
+    h = DIVERGENCES[name](inside) + DIVERGENCES[name].slope(inside) * (u - inside)
+    margin = found["beta"] * (h[:, 0] - h[:, 1])
     assert u.abs().median().item() == pytest.approx(0.7)
-    weight = torch.sigmoid(-margin.abs()).quantile(0.5, interpolation="higher").item()
+    weight = torch.sigmoid(target - margin.abs()).quantile(0.5, interpolation="higher").item()
     assert weight == pytest.approx(found["median_weight"]) == pytest.approx(0.35)
+    assert (found["clipped"] > 0.5) == (clip is not None)
     assert found["accuracy"] == pytest.approx((margin > 0).double().mean().item())
 
 
 def test_strength_is_that_of_diffusion_dpo_near_the_reference():
     delta = torch.tensor([[1e-3, -1e-3]] * 3, dtype=torch.float64)
-    found = {name: fit(DIVERGENCES[name], delta * 1e-6, 1e-4, 0.4)["strength"] for name in DIVERGENCES}
+    found = {name: fit(DIVERGENCES[name], 0.0, delta * 1e-6, 1e-4, 0.4)["strength"] for name in DIVERGENCES}
     assert max(found.values()) == pytest.approx(min(found.values()), rel=1e-3)
-    kl = fit(DIVERGENCES["reverse_kl"], delta, 1.0, 0.4)
+    kl = fit(DIVERGENCES["reverse_kl"], 0.0, delta, 1.0, 0.4)
     assert kl["strength"] == pytest.approx(kl["beta"] * kl["ratio_scale"])
 
 
 def test_a_policy_that_did_not_move_is_an_error():
     with pytest.raises(ValueError, match=r"the median |delta| is 0.0"):
-        fit(DIVERGENCES["reverse_kl"], torch.zeros(4, 2), 1.0, 0.4)
+        fit(DIVERGENCES["reverse_kl"], 0.0, torch.zeros(4, 2), 1.0, 0.4)
 
 
 def test_bins_of_timesteps():

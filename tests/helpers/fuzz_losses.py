@@ -15,6 +15,10 @@ Where the preferred sample's error E is preserved, the dispreferred gradient is 
 
     E +- 16 eps E + mean((2 |p_w - t_w| + d_w) d_w)
     X +- 16 eps mean(|p_w - t_w| |p_l - t_l|) + mean(|p_w - t_w| d_l + |p_l - t_l| d_w + d_w d_l)
+
+With a weight w of E itself h'(u_w) becomes h'(u_w) + w / (ratio_scale |L'|), L' the derivative of the loss by its gap,
+and the loss is off by w times as much as E. A log-ratio's bound of clipping is off by 2 eps of itself, and a target
+margin m by 4 eps m.
 """
 
 from __future__ import annotations
@@ -38,7 +42,6 @@ LARGEST, TINY = torch.finfo(torch.float32).max, 1e-37
 LOST = 1e-30
 """A derivative that may be zero in float32: whoever has no gradient is not scaled."""
 UNITS = 16
-
 
 DRAWN_OFF, MIXED_OFF = 4 * EPS, 6 * EPS
 
@@ -108,7 +111,7 @@ def call(seed: int) -> Call:
         "label_smoothing": float(draw.choice([0.0, 0.1, 0.4])) if kind in ("sigmoid", "robust") else 0.0,
         "reduction": ("mean", "sum", "none")[draw.integers(3)],
         "winner_preserving": mu,
-    }
+    } | _aids(seed)
     return Call(pred, ref, target, options, whole)
 
 
@@ -120,6 +123,17 @@ def _preserving(seed: int, miss: np.ndarray) -> tuple[float | None, np.ndarray]:
         pairs = len(miss) // 2
         shift[pairs:] = draw.uniform(0.1, 3) * miss[:pairs] + 10.0 ** draw.uniform(-4, 0) * miss[pairs:] - miss[pairs:]
     return mu, shift
+
+
+def _aids(seed: int) -> dict[str, float | None]:
+    """The options that help a loss along, each of them off in half of the calls."""
+    draw = np.random.default_rng((seed, 2))
+
+    def one(low: float, high: float, off: float | None) -> float | None:
+        value = float(10.0 ** draw.uniform(low, high))
+        return value if draw.random() < 0.5 else off
+
+    return {"sft_weight": one(-3, 5, 0.0), "margin": one(-3, 2, 0.0), "clip_log_ratio": one(-3, 1.5, None)}
 
 
 def _rounded(values: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -176,12 +190,24 @@ def products(of: Call) -> list[tuple[Tensor, Tensor]]:
     return [(error, both), *(((error + s * error_off).clamp(min=0), both - s * both_off) for s in (1, -1))]
 
 
-def scale_of(mu: float | None, by: Tensor, slopes: Tensor, error: Tensor, both: Tensor) -> Tensor:
-    """The scale on the dispreferred gradient, [B], of the derivative by the margin, [B], and of the slopes, [2, B]."""
+def scale_of(mu: float | None, by_u: Tensor, own: float, error: Tensor, both: Tensor) -> Tensor:
+    """The scale on the dispreferred gradient, [B], of derivatives by the log-ratios, [2, B], and of a push besides."""
     if mu is None:
-        return torch.ones_like(by)
-    most, asked = (1 - mu) * slopes[0] * error, slopes[1] * both
-    return torch.where((by < 0) & (most < asked), most / asked, 1.0)
+        return torch.ones_like(error)
+    most, asked = (1 - mu) * (own - by_u[0]) * error, by_u[1] * both
+    return torch.where((by_u[1] > 0) & (most < asked), most / asked, 1.0)
+
+
+def links(of: Call) -> list[tuple[Tensor, Tensor]]:
+    """The links and their slopes, [2, B] each, at the corners of log-ratios and of where these are clipped."""
+    name, clip = of.options["divergence"], of.options["clip_log_ratio"]
+    link, found = DIVERGENCES[name] if isinstance(name, str) else name, []
+    for end in (math.inf,) if clip is None else (clip, clip * (1 + 2 * EPS), clip * (1 - 2 * EPS)):
+        for u in corners(log_ratios(of)):
+            inside = u.clamp(-end, end)
+            slope = link.slope(inside)
+            found.append((link(inside) + slope * (u - inside), slope))
+    return found
 
 
 class Exact(NamedTuple):
@@ -194,28 +220,31 @@ class Exact(NamedTuple):
 def exact(of: Call) -> Exact:
     """Margins [B], losses [B] and their derivatives by the log-ratios [2, B]."""
     options = of.options
-    link = options["divergence"] if not isinstance(options["divergence"], str) else DIVERGENCES[options["divergence"]]
     kind, beta = LOSS_TYPES[options["loss_type"]](options["label_smoothing"]), options["beta"]
-    places = corners(log_ratios(of))
-    h = [link(u) for u in places]
-    slopes = [link.slope(u) for u in places]
+    h, slopes = zip(*links(of), strict=True)
     gaps = [both[0] - both[1] for both in h]
     sizes = h[0].abs().sum(0)
     margin = around([beta * gap for gap in gaps], beta * sizes)
     # float32 keeps the margin, not the gap: the loss may move as far as that is off
-    spots = [margin.value, margin.value + margin.off, margin.value - margin.off]
+    off = margin.off + 4 * EPS * options["margin"]
+    spots = [margin.value - options["margin"] + s * off for s in (0, 1, -1)]
     values, terms = zip(*(losses(kind, z, beta) for z in spots), strict=True)
     outer, outer_terms = zip(*(by_margin(kind, z, beta) for z in spots), strict=True)
     signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    scales, combined = [], []
-    for by, slope, (error, both) in product(outer, slopes, products(of)):
-        scales.append(scale_of(options["winner_preserving"], by, slope, error, both))
-        combined.append(beta * by * slope * signs * torch.stack([torch.ones_like(by), scales[-1]]))
-    terms_of_slope = beta * outer_terms[0] * slopes[0]
+    own, places, scales, combined = options["sft_weight"] / options["ratio_scale"], products(of), [], []
+    for by, slope, (error, both) in product(outer, slopes, places):
+        by_u = beta * by * slope * signs
+        scales.append(scale_of(options["winner_preserving"], by_u, own, error, both))
+        combined.append(torch.stack([by_u[0] - own, by_u[1] * scales[-1]]))
+    terms_of_slope = beta * outer_terms[0] * slopes[0] + torch.tensor([[own], [0.0]], dtype=torch.float64)
+    errors = [options["sft_weight"] * error for error, _ in places]
+    own_loss = around(errors, errors[0])
     scale = around(scales, torch.zeros_like(scales[0]))
     lost = (torch.stack([beta * outer[0], *slopes[0]]).abs() < LOST).any(0)
     scale = scale._replace(off=scale.off.masked_fill(lost, 1.0))
-    return Exact(margin, around(list(values), terms[0]), around(combined, terms_of_slope), scale)
+    loss = around(list(values), terms[0])
+    loss = Around(loss.value + own_loss.value, loss.off + own_loss.off)
+    return Exact(margin, loss, around(combined, terms_of_slope), scale)
 
 
 def losses(kind: LossType, z: Tensor, beta: float) -> tuple[Tensor, Tensor]:

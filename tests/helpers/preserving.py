@@ -1,4 +1,4 @@
-"""Steps that preserve the preferred sample, by the formulas alone: every derivative by autograd in float64."""
+"""Steps of the loss, with all of its options, by the formulas alone: every derivative by autograd in float64."""
 
 from typing import NamedTuple
 
@@ -27,16 +27,22 @@ def loss_of(gap, beta, loss_type="sigmoid", e=0.0):
     }[loss_type]()
 
 
-def link_of(divergence):
-    """u -> f'(e^u) of a named divergence, by autograd of f; a callable stands for itself."""
-    if callable(divergence):
-        return divergence
+def link_of(divergence, clip=None):
+    """u -> f'(e^u) of a named divergence, by autograd of f; a callable stands for itself. Beyond clip its tangents."""
 
-    def link(u):
+    def named(u):
         (slope,) = torch.autograd.grad(F[divergence](x := u.exp()).sum(), x, create_graph=True)
         return slope
 
-    return link
+    link = divergence if callable(divergence) else named
+
+    def straight(u):  # inside too: value and slope are those of the link
+        at = u.detach().clamp(-clip, clip).requires_grad_()
+        value = link(at)
+        (slope,) = torch.autograd.grad(value.sum(), at)
+        return value.detach() + slope * (u - at.detach())
+
+    return link if clip is None else straight
 
 
 def preserved(
@@ -51,6 +57,9 @@ def preserved(
     layout="halves",
     loss_type="sigmoid",
     label_smoothing=0.0,
+    sft_weight=0.0,
+    margin=0.0,
+    clip_log_ratio=None,
 ):
     """A step of rows [2B, n] whose target is a tensor; ref: predictions, or errors [2B]. mu None: nothing is scaled."""
     order = torch.arange(len(pred)).view(2, -1) if layout == "halves" else torch.arange(len(pred)).view(-1, 2).T
@@ -59,19 +68,19 @@ def preserved(
     error = (p - t).flatten(2).square().mean(2)
     ref_error = r if r.ndim == 2 else (r - t).flatten(2).square().mean(2)
     (g,) = torch.autograd.grad(error.sum(), p)
-    u = (ratio_scale * (ref_error - error)).detach().requires_grad_()
-    link = link_of(divergence)
-    losses = loss_of(link(u[0]) - link(u[1]), beta, loss_type, label_smoothing)
+    error = error.detach().requires_grad_()
+    u, link = ratio_scale * (ref_error - error), link_of(divergence, clip_log_ratio)
+    losses = loss_of(link(u[0]) - link(u[1]) - margin / beta, beta, loss_type, label_smoothing) + sft_weight * error[0]
     losses = losses if weight is None else losses * weight.double()
-    (by_u,) = torch.autograd.grad(losses.sum(), u)
-    c_w, c_l = -by_u[0], by_u[1]
+    (by_error,) = torch.autograd.grad(losses.sum(), error)
+    c_w, c_l = by_error[0], -by_error[1]
     (g_w, g_l), scale = g.flatten(2), torch.ones_like(c_w)
     for pair in range(len(c_w)):
         both = (g_w[pair] * g_l[pair]).sum()
         if mu is not None and c_w[pair] >= 0 and c_l[pair] > 0 and both > 0:
             most = (1 - mu) * c_w[pair] * g_w[pair].square().sum() / (c_l[pair] * both)
             scale[pair] = most.clamp(0, 1)
-    per_row = ratio_scale * torch.stack([c_w, -c_l * scale])
+    per_row = torch.stack([c_w, -c_l * scale])
     grad = torch.empty_like(pred, dtype=torch.float64)
     grad[order] = per_row.view(*per_row.shape, *[1] * (p.ndim - 2)) * g
     return Step(losses.detach(), grad, scale)

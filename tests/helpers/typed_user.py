@@ -44,6 +44,9 @@ def losses(pred: Tensor, ref: Tensor, target: Tensor) -> list[Tensor]:
         loss_type="robust",
         label_smoothing=0.1,
         winner_preserving=0.5,
+        sft_weight=3,
+        margin=0.2,
+        clip_log_ratio=1.5,
         layout="interleaved",
         reduction="sum",
         backend="eager",
@@ -51,7 +54,9 @@ def losses(pred: Tensor, ref: Tensor, target: Tensor) -> list[Tensor]:
     margin: Tensor = stats.margin + stats["margin"]
     criterion = FDPOLoss("chi_po", beta=1.0, ratio_scale=2.0, reduction="none")
     both: tuple[Tensor, LossStats] = criterion.forward(pred, ref, target)
-    pairs, margins = log_ratio_loss(both[1].log_ratio_w, both[1].log_ratio_l, divergence=alpha(0.7), beta=0.1)
+    pairs, margins = log_ratio_loss(
+        both[1].log_ratio_w, both[1].log_ratio_l, divergence=alpha(0.7), beta=0.1, margin=0.1
+    )
     slope: Tensor = DIVERGENCES["jeffreys"].slope(margins)
     return [*found, loss, margin, both[0], pairs, slope]
 

@@ -1,4 +1,7 @@
-"""`winner_preserving`: the gradient of the dispreferred sample, by formulas in float64; and what such a step is for."""
+"""`winner_preserving`: the gradient of the dispreferred sample, by formulas in float64; and what such a step is for.
+
+Random calls draw the options of `test_first_aid` too.
+"""
 
 from itertools import product
 
@@ -20,6 +23,7 @@ COMBINATIONS = [(name, "sigmoid", 0.0) for name in DIVERGENCES]
 COMBINATIONS += [
     ("jeffreys", *of) for of in (("sigmoid", 0.3), ("robust", 0.0), ("robust", 0.3), ("hinge", 0.0), ("ipo", 0.0))
 ]
+OTHERS = {"sft_weight": [0.0, 0.3, 5.0], "margin": [0.0, 0.5, 3.0], "clip_log_ratio": [None, 0.02, 0.4, 1e30]}
 
 
 def stepped(pred, ref, target, mu, backend="eager", device="cpu", upstream=None, **options):
@@ -91,7 +95,9 @@ def test_any_call(backend, device, data):
             target = there._replace(data=there.data[order])
     if data.draw(st.booleans(), "weighted"):
         options["weight"] = torch.randn(pairs, generator=torch.Generator().manual_seed(1))
-    mu = data.draw(st.sampled_from([0.0, 0.25, 0.9, 1 - 2**-20]), "mu")
+    mu = data.draw(st.sampled_from([None, 0.0, 0.25, 0.9, 1 - 2**-20]), "mu")
+    for name, values in OTHERS.items():
+        options[name] = data.draw(st.sampled_from(values), name)
     want = preserved(pred, ref, whole, mu, beta=KNOBS["beta"], **options)
     reduction = data.draw(st.sampled_from(["mean", "sum", "none"]), "reduction")
     upstream = torch.tensor(data.draw(st.sampled_from([1.0, 0.25, -3.0])))
@@ -110,6 +116,8 @@ def test_any_call(backend, device, data):
         **options | {"reduction": reduction, **weight_on(options, device)},
     )
     assert_close(got, want._replace(grad=factor * want.grad), dtypes[0])
+    losses = {"none": want.losses, "sum": want.losses.sum(), "mean": want.losses.sum() / max(pairs, 1)}[reduction]
+    torch.testing.assert_close(got[0].double(), losses, rtol=1e-5, atol=1e-5 * want.losses.abs().sum().item())
 
 
 def weight_on(options, device):

@@ -41,8 +41,9 @@ def test_opcheck_of_the_loss(backend, device, reduction, may_undo, upstream):
         (pred, errors, *Target(drawn), None),
         (pred, ref, *Target(drawn, target, on), None),
     ):
-        options = (*ROWS, 2.0, 50.0, True, reduction, may_undo, upstream)
-        torch.library.opcheck(operators(backend, device).loss_forward.default, (*arguments, *options))
+        for more in ((0.0, 0.0, None), (0.5, 0.2, 0.3)):
+            options = (*ROWS, 2.0, 50.0, True, reduction, may_undo, *more, upstream)
+            torch.library.opcheck(operators(backend, device).loss_forward.default, (*arguments, *options))
 
 
 @pytest.mark.parametrize(("backend", "device"), FUSED)

@@ -1,4 +1,4 @@
-"""`winner_preserving` under PyTorch's transformations: compile, modes, fake tensors, batched gradients, any link."""
+"""The options of the loss under transformations: compile, modes, fake tensors, batched gradients, any link."""
 
 import pytest
 import torch
@@ -11,7 +11,10 @@ from fdpo_fast.ops import cpp
 from tests.helpers.backends import FUSED
 from tests.helpers.preserving import alike
 
-KNOBS = {"beta": 2.0, "ratio_scale": 5.0, "winner_preserving": 0.25}
+PRESERVING = {"beta": 2.0, "ratio_scale": 5.0, "winner_preserving": 0.25}
+ALL = PRESERVING | {"sft_weight": 0.5, "margin": 0.3, "clip_log_ratio": 0.01}
+CLIPPED = {"beta": 2.0, "ratio_scale": 5.0, "clip_log_ratio": 0.01}
+EACH = pytest.mark.parametrize("knobs", [PRESERVING, ALL, CLIPPED], ids=["preserving", "all", "clipped"])
 
 
 class Cubed(torch.autograd.Function):
@@ -45,31 +48,40 @@ def tensors(device="cpu"):
 
 def trained(pred, ref, target, **options):
     pred = pred.detach().requires_grad_()
-    loss, stats = fdpo_loss(pred, ref, target, **KNOBS | options)
-    return loss, torch.autograd.grad(loss, pred)[0], stats.loser_scale
+    loss, stats = fdpo_loss(pred, ref, target, **options)
+    return loss, torch.autograd.grad(loss, pred)[0], torch.stack([stats.loser_scale, stats.clipped])
 
 
+def test_every_option_does_something():
+    for knobs in (PRESERVING, ALL, CLIPPED):
+        scale, clipped = trained(*tensors(), **knobs)[2]
+        assert scale.lt(1).any() == ("winner_preserving" in knobs)
+        assert clipped.gt(0).any() == ("clip_log_ratio" in knobs)
+        assert clipped.lt(2).any()
+
+
+@EACH
 @pytest.mark.parametrize("backend", ["cpp", "triton", "eager"])
 @pytest.mark.parametrize("name", ["a row", "a function", "a module"])
-def test_compile_fullgraph(backend, name):
+def test_compile_fullgraph(backend, name, knobs):
     torch.compiler.reset()  # of one function a few variants alone are compiled
     pred, ref, target = tensors()
-    loss = FDPOLoss(LINKS[name], backend=backend, **KNOBS)
+    loss = FDPOLoss(LINKS[name], backend=backend, **knobs)
     compiled = torch.compile(loss, fullgraph=True, backend="inductor" if backend == "cpp" else "aot_eager")
     want = loss(pred.requires_grad_(), ref, target)
     got = compiled(pred, ref, target)
     torch.testing.assert_close(got[0], want[0])
-    torch.testing.assert_close(got[1].loser_scale, want[1].loser_scale)
-    assert want[1].loser_scale.lt(1).any()
+    torch.testing.assert_close(dict(got[1]), dict(want[1]))
     grads = [torch.autograd.grad(value, pred)[0] for value in (got[0], want[0])]
     torch.testing.assert_close(*grads)
 
 
+@EACH
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 @pytest.mark.parametrize("name", LINKS)
-def test_make_fx_replays_to_other_inputs(backend, device, name):
+def test_make_fx_replays_to_other_inputs(backend, device, name, knobs):
     def run(*inputs):
-        return trained(*inputs, divergence=LINKS[name], backend=backend)
+        return trained(*inputs, divergence=LINKS[name], backend=backend, **knobs)
 
     graph = make_fx(run)(*tensors(device))
     names = [str(node.target) for node in graph.graph.nodes if "fdpo_fast" in str(node.target)]
@@ -78,12 +90,13 @@ def test_make_fx_replays_to_other_inputs(backend, device, name):
     torch.testing.assert_close(graph(*others), run(*others))
 
 
+@EACH
 @pytest.mark.parametrize(("backend", "device"), FUSED)
 @pytest.mark.parametrize("name", LINKS)
-def test_batched_gradients_are_those_of_a_loop(backend, device, name):
+def test_batched_gradients_are_those_of_a_loop(backend, device, name, knobs):
     pred, ref, target = tensors(device)
     loss, _ = fdpo_loss(
-        pred.requires_grad_(), ref, target, divergence=LINKS[name], reduction="none", backend=backend, **KNOBS
+        pred.requires_grad_(), ref, target, divergence=LINKS[name], reduction="none", backend=backend, **knobs
     )
     upstream = torch.randn(4, 3, dtype=torch.float32, device=device)
     (got,) = torch.autograd.grad(loss, pred, upstream, is_grads_batched=True, retain_graph=True)
@@ -91,28 +104,35 @@ def test_batched_gradients_are_those_of_a_loop(backend, device, name):
     torch.testing.assert_close(got, torch.stack(want), rtol=1e-5, atol=1e-6)
 
 
+@EACH
 @pytest.mark.parametrize(("backend", "device"), [("eager", "cpu"), *FUSED])
 @pytest.mark.parametrize("name", LINKS)
-def test_calls_without_a_gradient_have_the_same_scale(backend, device, name):
-    inputs, options = tensors(device), {"divergence": LINKS[name], "backend": backend, **KNOBS}
-    *_, want = trained(*inputs, **options)
-    assert torch.equal(fdpo_loss(*inputs, **options)[1].loser_scale, want)
+def test_calls_without_a_gradient_say_the_same(backend, device, name, knobs):
+    inputs, options = tensors(device), {"divergence": LINKS[name], "backend": backend, **knobs}
+    loss, _, want = trained(*inputs, **options)
+
+    def assert_same(inputs):
+        got, stats = fdpo_loss(*inputs, **options)
+        assert torch.equal(got, loss.detach())
+        assert torch.equal(torch.stack([stats.loser_scale, stats.clipped]), want)
+
+    assert_same(inputs)
     with torch.no_grad():
-        assert torch.equal(fdpo_loss(*inputs, **options)[1].loser_scale, want)
+        assert_same(inputs)
     with torch.inference_mode():
-        inside = [x.clone() for x in inputs]
-        assert torch.equal(fdpo_loss(*inside, **options)[1].loser_scale, want)
+        assert_same([x.clone() for x in inputs])
 
 
+@EACH
 @pytest.mark.parametrize("name", ["a row", "a function", "a module"])
-def test_func_and_forward_mode(name):
+def test_func_and_forward_mode(name, knobs):
     pred, ref, target = tensors()
-    options = KNOBS | {"divergence": LINKS[name]}
+    options = knobs | {"divergence": LINKS[name]}
     loss, want, scale = trained(pred, ref, target, **options)
 
     def of(p):
         loss, stats = fdpo_loss(p, ref, target, **options)
-        return loss, stats.loser_scale
+        return loss, torch.stack([stats.loser_scale, stats.clipped])
 
     got, there = torch.func.grad(of, has_aux=True)(pred)
     torch.testing.assert_close(got, want)
@@ -126,13 +146,14 @@ def test_func_and_forward_mode(name):
     torch.testing.assert_close(loss.detach(), of(pred)[0])
 
 
+@EACH
 @pytest.mark.parametrize("name", LINKS)
 @pytest.mark.parametrize("drawn", [False, True])
-def test_fake_tensors_go_through(name, drawn):
+def test_fake_tensors_go_through(name, drawn, knobs):
     with FakeTensorMode(allow_non_fake_inputs=True):
         pred, ref, target = (torch.empty(8, 4, 16, 16, dtype=torch.bfloat16) for _ in range(3))
         target = draws(0, torch.arange(4), 0) if drawn else target
-        loss, stats = fdpo_loss(pred.requires_grad_(), ref, target, backend="cpp", divergence=LINKS[name], **KNOBS)
+        loss, stats = fdpo_loss(pred.requires_grad_(), ref, target, backend="cpp", divergence=LINKS[name], **knobs)
         loss.backward()
         assert (pred.grad.shape, stats.loser_scale.shape) == (pred.shape, (4,))
 
@@ -153,17 +174,17 @@ def test_instruction_sets_and_threads_give_the_same_bits(shape, dtypes, errors, 
             monkeypatch.setattr(cpp, "active", kernels)
             for count in (1, 2, 4):
                 torch.set_num_threads(count)
-                results.append(trained(pred, ref, target, backend="cpp"))
+                results.append(trained(pred, ref, target, backend="cpp", **ALL))
     finally:
         torch.set_num_threads(threads)
-    assert results[0][2].lt(1).any()
+    assert results[0][2][0].lt(1).any()
     assert all(torch.equal(a, b) for run in results for a, b in zip(run, results[0], strict=True))
 
 
 def test_the_scale_follows_the_parameter_of_a_link():
     pred, ref, target = tensors()
     link = Learnt()
-    loss = FDPOLoss(link, **KNOBS | {"ratio_scale": 50.0})
+    loss = FDPOLoss(link, **PRESERVING | {"ratio_scale": 50.0})
     before = loss(pred, ref, target)[1].loser_scale
     with torch.no_grad():
         link.scale.fill_(-1.0)  # it falls, and a step goes the other way

@@ -56,7 +56,7 @@ def test_a_run_that_is_gone_on_with_has_the_same_bits(raw_config, launch, tmp_pa
         return [json.loads(line)["loser_scale"] for line in lines]
 
     assert scales(parts) == scales(whole)
-    titles = [panel.title for panel in curves(Run(Path(whole["train"]["output_dir"])), "sigmoid").panels]
+    titles = [panel.title for panel in curves(Run(Path(whole["train"]["output_dir"])), True).panels]
     assert "Scale on dispreferred images" in titles
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -164,6 +165,7 @@ def loss_forward(
     preserving = call.may_undo is not None
     sums = (6 if predicted else 2) + preserving  # of a program, see the kernel
     room = torch.empty(pairs * sums * grid.chunks, dtype=torch.float64, device=device)
+    clip = math.inf if call.clip_log_ratio is None else call.clip_log_ratio
     losses = out.loss if call.reduction == "none" else torch.empty(pairs, dtype=torch.float32, device=device)
     with on(device):
         _loss.loss_forward_kernel[grid.programs](
@@ -172,7 +174,8 @@ def loss_forward(
             pairs, grid.n, grid.chunks, p.stride(0), r.stride(0) if predicted else 0, data_row,
             *grid.sizes, *strides[0], *(strides[1] if predicted else _NOWHERE), *(strides[-1] if given else _NOWHERE),
             *map(float, call.link), *map(float, call.loss_type),  # an integer would be compiled in
-            call.beta, call.ratio_scale, call.may_undo or 0.0, 1 / pairs if call.reduction == "mean" else 1.0,
+            call.beta, call.ratio_scale, call.may_undo or 0.0, call.sft_weight, call.offset, clip,
+            1 / pairs if call.reduction == "mean" else 1.0,
             INTERLEAVED=call.interleaved, REF_ERRORS=not predicted, DRAWN=drawn, MIXED=drawn and bool(given),
             WEIGHTED=weight is not None, REDUCE=call.reduction != "none", PRESERVING=preserving,
             **grid.options,

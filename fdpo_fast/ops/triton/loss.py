@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from fdpo_fast.ops.constants import Stat
-from fdpo_fast.ops.triton.math import CAP, link, pair_loss
+from fdpo_fast.ops.triton.math import link, loser_scale, pair_loss
 from fdpo_fast.ops.triton.noise import draw_of, normals
 from fdpo_fast.ops.triton.rows import load, offsets, pair_rows
 
@@ -96,14 +96,6 @@ def _store_sums(start, error, ref_error, delta, chunks, REF_ERRORS: tl.constexpr
 
 
 @triton.jit
-def _loser_scale(may_undo, by_gap, slope_w, slope_l, error, product):
-    """Return how far the gradient of the dispreferred sample is scaled, float64, as `loss.preserving` says it."""
-    most, asked = may_undo * slope_w.to(tl.float64) * error, slope_l.to(tl.float64) * product
-    held = (by_gap < 0) & (most < asked)
-    return tl.where(held, most / tl.where(held, asked, 1.0), 1.0)
-
-
-@triton.jit
 def _reduce_batch(losses, stats, loss, pairs, share, REDUCE: tl.constexpr):
     """Store the share of positive margins, and the losses' sum times `share` if it is asked for."""
     lanes = tl.arange(0, _LANES)
@@ -161,6 +153,9 @@ def loss_forward_kernel(
     beta,
     ratio_scale: tl.float64,
     may_undo: tl.float64,  # see `Call`, if PRESERVING
+    sft_weight: tl.float64,
+    offset,  # of the gap
+    clip,  # infinity for none
     share: tl.float64,  # of a pair in the loss: 1 / B for a mean
     INTERLEAVED: tl.constexpr,
     REF_ERRORS: tl.constexpr,
@@ -205,18 +200,20 @@ def loss_forward_kernel(
         tl.store(counters + 1 + pair, 0)
         error_w, ref_error_w, u_w = _side(start, ref, row_w, n, chunks, ratio_scale, REF_ERRORS)
         error_l, ref_error_l, u_l = _side(start + SUMS * chunks, ref, row_l, n, chunks, ratio_scale, REF_ERRORS)
-        h_w, slope_w = link(u_w, linear, scale, rate, logistic)
-        h_l, slope_l = link(u_l, linear, scale, rate, logistic)
+        h_w, slope_w, past_w = link(u_w, linear, scale, rate, logistic, clip)
+        h_l, slope_l, past_l = link(u_l, linear, scale, rate, logistic, clip)
         gap = h_w - h_l
-        value, by_gap = pair_loss(gap, beta, kept, flipped, hinge, square)
+        value, by_gap = pair_loss(gap - offset, beta, kept, flipped, hinge, square)
+        value = tl.where(sft_weight != 0, value + (sft_weight * error_w).to(tl.float32), value)
         margin = beta * gap
-        past = (rate * u_w > CAP).to(tl.float32) + (rate * u_l > CAP).to(tl.float32)
         # d loss / d pred = coefficient * (pred - target); d u / d pred = -ratio_scale * 2 / n * (pred - target)
         outer = by_gap.to(tl.float64) * (ratio_scale * 2 / n) * share
+        own = sft_weight * 2 / n * share
         if WEIGHTED:
             pair_weight = tl.load(weight + pair).to(tl.float32)
             value *= pair_weight
             outer *= pair_weight
+            own *= pair_weight
         tl.store(losses + pair, value)
         tl.store(stats + _ERROR_W * pairs + pair, error_w)
         tl.store(stats + _ERROR_L * pairs + pair, error_l)
@@ -225,12 +222,14 @@ def loss_forward_kernel(
         tl.store(stats + _LOG_RATIO_W * pairs + pair, u_w)
         tl.store(stats + _LOG_RATIO_L * pairs + pair, u_l)
         tl.store(stats + _MARGIN * pairs + pair, margin)
-        tl.store(stats + _CLIPPED * pairs + pair, tl.where(scale != 0, past, 0.0))
-        tl.store(stats + _COEFFICIENT_W * pairs + pair, (-outer * slope_w).to(tl.float32))
+        tl.store(stats + _CLIPPED * pairs + pair, past_w + past_l)
+        to_w = -outer * slope_w
+        to_w = tl.where(sft_weight != 0, to_w + own, to_w)
+        tl.store(stats + _COEFFICIENT_W * pairs + pair, to_w.to(tl.float32))
         to_l = outer * slope_l
         if PRESERVING:
             product = _total(products, chunks) / n
-            scale_l = _loser_scale(may_undo, outer, slope_w, slope_l, error_w, product)
+            scale_l = loser_scale(may_undo, outer, own, slope_w, slope_l, error_w, product)
             shown = tl.where(may_undo == 0, product, scale_l).to(tl.float32)
             to_l *= tl.where(may_undo == 0, 1.0, scale_l)
         else:

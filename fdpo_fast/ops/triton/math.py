@@ -80,8 +80,12 @@ def sigmoid(x):
 
 
 @triton.jit
-def link(u, linear, scale, rate, logistic):
-    """Return (h(u) - h(0), h'(u)) of `divergences`; a term whose coefficient is zero is left out: 0 * inf is NaN."""
+def link(whole, linear, scale, rate, logistic, clip):
+    """Return (h(u) - h(0), h'(u), how often it is a tangent) of `divergences`, u = whole: one where |u| > clip.
+
+    A term whose coefficient is zero is left out: 0 * inf is NaN.
+    """
+    u = tl.minimum(tl.maximum(whole, -clip, propagate_nan=tl.PropagateNan.ALL), clip, propagate_nan=tl.PropagateNan.ALL)
     x = rate * u
     below = tl.minimum(x, CAP, propagate_nan=tl.PropagateNan.ALL)
     slope = exp(below)
@@ -89,7 +93,10 @@ def link(u, linear, scale, rate, logistic):
     value = tl.where(linear != 0, linear * u, 0.0)
     value += tl.where(scale != 0, scale * exponential, 0.0)
     value += tl.where(logistic != 0, logistic * log_2_sigmoid(u), 0.0)
-    return value, linear + scale * rate * slope + logistic * sigmoid(-u)
+    slope = linear + scale * rate * slope + logistic * sigmoid(-u)
+    past = tl.abs(whole) > clip
+    value = tl.where(past, tl.fma(slope, whole - u, value), value)
+    return value, slope, (past | ((scale != 0) & (rate * whole > CAP))).to(tl.float32)
 
 
 @triton.jit
@@ -104,3 +111,15 @@ def pair_loss(gap, beta, kept, flipped, hinge, square):
     value += tl.where(square != 0, square * miss * miss, 0.0)
     slope = beta * (flipped * sigmoid(z) - kept * sigmoid(-z) - tl.where(z >= 1, 0.0, hinge))
     return value, slope + tl.where(square != 0, 2 * square * miss, 0.0)
+
+
+@triton.jit
+def loser_scale(may_undo, by_gap, own, slope_w, slope_l, error, product):
+    """Return how far the gradient of the dispreferred sample is scaled, float64, as `loss.preserving` says it.
+
+    own: what the preferred sample is pushed by besides, in units of by_gap times a slope.
+    """
+    push = slope_w.to(tl.float64) + own / tl.where(by_gap < 0, -by_gap, 1.0)
+    most, asked = may_undo * push * error, slope_l.to(tl.float64) * product
+    held = (by_gap < 0) & (most >= 0) & (most < asked)
+    return tl.where(held, most / tl.where(held, asked, 1.0), 1.0)
