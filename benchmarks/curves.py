@@ -34,15 +34,15 @@ RESULTS = ROOT / "benchmarks/results"
 BASE = ROOT / "configs/digits_js.json"
 SHARED = {"data.validation": 0.2, "train.validate_every": 10, "train.max_steps": 150, "log.samples_every": 0}
 RUNS: dict[str, dict[str, Any]] = {
-    "healthy": {},
+    "healthy": {"loss.winner_preserving": 0.0},
     "not moving": {"optimizer.lr": 1e-9},
-    "learning by heart": {"data.max_rows": 120, "optimizer.lr": 3e-5, "train.max_steps": 300},
-    "forgetting": {"optimizer.lr": 1e-3},
+    "learning by heart": {"loss.winner_preserving": 0.0, "data.max_rows": 120, "train.max_steps": 300},
+    "forgetting": {"optimizer.lr": 1e-4},
     "bf16, standing still": {
         "model.dtype": "bf16",
         "optimizer.type": "adamw8bit",
         "optimizer.rounding": "nearest",
-        "deepspeed": {"bf16": {"enabled": False}},
+        "deepspeed.bf16": {"enabled": False},
     },
 }
 """What each run changes of the configuration."""

@@ -27,6 +27,10 @@ SMALL, STILL = 0.05, 1e-5
 """A margin that still is the reference's, as good as; and a movement of the weights that is none."""
 FAR = 0.1
 """By how much more pairs in training are told apart than those held out, beyond both intervals."""
+WORSENED = 0.01
+"""The share of the reference's error on preferred images by which the policy's may exceed it."""
+COMES_DOWN = 0.9
+"""Times what it was before: an error that is below this comes down."""
 MOST = 0.5
 """The share of pairs, or of updates, from which on it is the rule."""
 WORSE, STEEPER = 1.2, 10.0
@@ -113,13 +117,13 @@ def standing_still(seen: Sequence[Window], config: Config) -> str | None:
             f"{lost:.0%} of the weights stand still, by a sample: their updates are less than half a step of their "
             "dtype; set optimizer.rounding to 'stochastic', or optimizer.weights to 'bf16+8'"
         )
-    if noise <= config.train.max_steps**0.5:
+    steps = config.train.max_steps
+    if noise**2 <= steps and steps * (1 - lost) >= 1:  # if every step went one way
         return None
     more = "" if config.optimizer.weights != "plain" else "set optimizer.weights to 'bf16+8', or "
     return (
-        f"rounding moves the weights {noise:.0f} times as far as the update of a step does, by a sample: in all "
-        f"{config.train.max_steps} steps together it is the larger; {more}raise optimizer.lr "
-        f"({config.optimizer.lr:g})"
+        f"rounding moves the weights further than their updates do, in all {steps} steps together: {1 - lost:.1%} of a "
+        f"step's updates come through, by a sample; {more}raise optimizer.lr ({config.optimizer.lr:g})"
     )
 
 
@@ -133,36 +137,43 @@ def not_moving(seen: Sequence[Window], config: Config) -> str | None:
     if not ends or max(ends) > SMALL:
         return None
     accuracy, half = _accuracy(recent)
-    stands = f"nine of ten margins are within {max(ends):.1g} of 0, so that the loss stands where it began"
-    scale = f"loss.ratio_scale ({config.loss.ratio_scale:g}); `fdpo calibrate` finds one"
-    if accuracy - half > 0.5:
-        return (
-            f"{stands}, though {accuracy:.0%} of the pairs are told apart: nothing but the sign of a pair counts yet; "
-            f"raise {scale}"
-        )
     movement = recent[-1].get("movement")
-    rate = f"optimizer.lr ({config.optimizer.lr:g})"
-    if movement is None:
-        what, remedy = "", f"raise {rate}, or {scale}"
-    elif movement < STILL:
-        what, remedy = f" and the weights have moved by {movement:.0e} of their norm", f"raise {rate}"
-    else:
-        what = f", while the weights have moved by {movement:.1g} of their norm"
-        remedy = f"raise {rate} or {scale}, and see by `fdpo data check` what the pairs prefer"
-    return f"{stands}{what}; {accuracy:.0%} of the pairs are told apart, as by chance: {remedy}"
+    stands = f"nine of ten margins are within {max(ends):.1g} of 0, so that the loss stands where it began"
+    rate = f"raise optimizer.lr ({config.optimizer.lr:g})"
+    scale = f"raise loss.ratio_scale ({config.loss.ratio_scale:g}), `fdpo calibrate` finds one"
+    if (u := -config.loss.ratio_scale * _mean(recent, "delta_w")) > 1:
+        return (
+            f"{stands}: u is {u:.2g} on preferred images and as much on the others, where the link of "
+            f"{config.loss.divergence} is flat; lower loss.ratio_scale ({config.loss.ratio_scale:g})"
+        )
+    if movement is not None and movement < STILL:
+        return f"{stands}: the weights have moved by {movement:.0e} of their norm; {rate}"
+    if accuracy - half > 0.5:
+        remedy = scale if movement is not None else f"{rate}, or {scale}"
+        return (
+            f"{stands}, though {accuracy:.0%} of the pairs are told apart: u is too small for them to differ; {remedy}"
+        )
+    return (
+        f"{stands}, and {accuracy:.0%} of the pairs are told apart, as by chance; {rate}, or {scale}, and see by "
+        "`fdpo data check` which images are preferred"
+    )
 
 
 def winner_forgotten(seen: Sequence[Window], config: Config) -> str | None:
-    """Say that the policy denoises the preferred images worse than the reference, and ever more so."""
+    """Say that the policy denoises the preferred images worse than the reference, and no better than before."""
     values = [each["delta_w"] for each in seen[-2 * LAST :] if "delta_w" in each]
     before, now = values[:LAST], values[LAST:]
-    if len(now) < LAST or min(values) <= 0 or sum(now) <= sum(before):
+    if len(now) < LAST or min(values) <= 0 or sum(now) < COMES_DOWN * sum(before):
+        return None
+    worse = sum(now) / LAST
+    share = worse / (_mean(seen[-LAST:], "error_w") - worse)
+    if not share > WORSENED:
         return None
     preserving = "" if config.loss.winner_preserving is not None else ", set loss.winner_preserving to 0"
     return (
-        f"the error on preferred images has risen above the reference's, in {2 * LAST} windows in a row (now by "
-        f"{sum(now) / LAST:.2g}): the margin is bought by forgetting; lower optimizer.lr ({config.optimizer.lr:g}), "
-        f"raise loss.beta ({config.loss.beta:g}){preserving}"
+        f"the error on preferred images exceeds the reference's, by {share:.0%} of it, and does not come down: the "
+        f"margin is bought by forgetting; lower optimizer.lr ({config.optimizer.lr:g}), raise loss.beta "
+        f"({config.loss.beta:g}){preserving}"
     )
 
 

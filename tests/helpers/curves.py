@@ -49,6 +49,8 @@ HEALTHY = {
     "margin": lambda step: 0.005 * step,
     "delta_w": lambda step: -1e-5 * step + 1e-4 * _wave(step),
     "delta_l": lambda step: 2e-5 * step,
+    "error_w": lambda step: 0.05,
+    "error_l": lambda step: 0.05,
     "grad_norm": lambda step: 1.0 + 0.3 * _wave(step),
     "gradient_weight": lambda step: 1 - 0.002 * step,
     "saturated": lambda step: min(0.3, 0.001 * step),
