@@ -27,8 +27,8 @@ SMALL, STILL = 0.05, 1e-5
 """A margin that still is the reference's, as good as; and a movement of the weights that is none."""
 FAR = 0.1
 """By how much more pairs in training are told apart than those held out, beyond both intervals."""
-WORSENED = 0.01
-"""The share of the reference's error on preferred images by which the policy's may exceed it."""
+WORSENED, LESS_LIKELY = 0.1, 1.0
+"""The share of the reference's error on preferred images, and the log-ratio, by which the policy may lose on them."""
 COMES_DOWN = 0.9
 """Times what it was before: an error that is below this comes down."""
 MOST = 0.5
@@ -118,7 +118,7 @@ def standing_still(seen: Sequence[Window], config: Config) -> str | None:
             "dtype; set optimizer.rounding to 'stochastic', or optimizer.weights to 'bf16+8'"
         )
     steps = config.train.max_steps
-    if noise**2 <= steps and steps * (1 - lost) >= 1:  # if every step went one way
+    if noise <= steps**0.5 and steps * (1 - lost) >= 1:  # if every step went one way
         return None
     more = "" if config.optimizer.weights != "plain" else "set optimizer.weights to 'bf16+8', or "
     return (
@@ -166,13 +166,13 @@ def winner_forgotten(seen: Sequence[Window], config: Config) -> str | None:
     if len(now) < LAST or min(values) <= 0 or sum(now) < COMES_DOWN * sum(before):
         return None
     worse = sum(now) / LAST
-    share = worse / (_mean(seen[-LAST:], "error_w") - worse)
-    if not share > WORSENED:
+    u, own = -config.loss.ratio_scale * worse, _mean(seen[-LAST:], "error_w") - worse
+    if not (own > 0 and (worse > WORSENED * own or -u > LESS_LIKELY)):
         return None
     preserving = "" if config.loss.winner_preserving is not None else ", set loss.winner_preserving to 0"
     return (
-        f"the error on preferred images exceeds the reference's, by {share:.0%} of it, and does not come down: the "
-        f"margin is bought by forgetting; lower optimizer.lr ({config.optimizer.lr:g}), raise loss.beta "
+        f"the error on preferred images exceeds the reference's, by {worse / own:.0%} of it (u is {u:.2g}), and does not "
+        f"come down: the margin is bought by forgetting; lower optimizer.lr ({config.optimizer.lr:g}), raise loss.beta "
         f"({config.loss.beta:g}){preserving}"
     )
 

@@ -38,7 +38,7 @@ def test_it_is_the_distance_from_the_base(raw_config, embedded_folder, looked, s
     found = looked(raw_config, ranks)
     assert len(found) == 4  # behind steps 2, 3, 4 and 6
     assert found == sorted(found)
-    assert found[-1] == pytest.approx(distance(weights(raw_config), weights_in(embedded_folder)), rel=1e-5)
+    assert found[-1] == pytest.approx(distance(weights(raw_config), weights_in(embedded_folder / "pipeline")), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_masters_and_offload_change_nothing(raw_config, embedded_folder, looked,
     raw = run_of(raw_config, tmp_path / "run", bf16={"enabled": True}, zero_optimization=zero)
     raw["train"]["export_dtype"] = "bf16"
     found = looked(raw, 2)
-    base = {name: weight.bfloat16() for name, weight in weights_in(embedded_folder).items()}
+    base = {name: weight.bfloat16() for name, weight in weights_in(embedded_folder / "pipeline").items()}
     assert found[-1] == pytest.approx(distance(weights(raw), base), rel=1e-5)
 
 

@@ -22,10 +22,13 @@ SICK = {
         r"are told apart: .* raise loss\.ratio_scale \(0\.01\)",
     ),
     "flat": (
-        {"loss.winner_preserving": 0.0, "optimizer.lr": 3e-5},
-        r"where the link of jensen_shannon is flat; lower loss\.ratio_scale \(200\)",
+        {"loss.winner_preserving": 0.0, "optimizer.lr": 3e-5, "loss.ratio_scale": 1000.0},
+        r"where the link of jensen_shannon is flat; lower loss\.ratio_scale \(1000\)",
     ),
-    "rate too large": ({"optimizer.lr": 0.1}, r"the run diverges, .* lower optimizer\.lr \(0\.1\)"),
+    "rate too large": (
+        {"optimizer.lr": 0.01, "loss.ratio_scale": 2000.0},
+        r"the run diverges, .* lower optimizer\.lr \(0\.01\)",
+    ),
     "forgetting": ({"optimizer.lr": 3e-4}, r"bought by forgetting; .* set loss\.winner_preserving to 0"),
     "saturated": ({"optimizer.lr": 3e-4}, r"pairs are saturated, .* lower loss\.ratio_scale \(200\)"),
     "by heart": ({"data.validation": 0.3, "train.validate_every": 10}, r"by heart, .* \(train\.keep_best"),

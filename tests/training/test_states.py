@@ -47,10 +47,11 @@ CASES = {
         (),
     ),
     "sign": ("not_moving", {**TIGHT, "accuracy": 0.7}, {**TIGHT, "margin__q05": -0.051, "accuracy": 0.7}, ()),
+    # windows begin above the reference
     "forgotten": (
         "winner_forgotten",
-        {"delta_w": lambda at: 1e-5 * (at - 119)},
-        {"delta_w": lambda at: 1e-5 * (at - 126)},
+        {"delta_w": lambda at: 1e-4 * (at - 119)},
+        {"delta_w": lambda at: 1e-4 * (at - 126)},
         (),
     ),
     "coming down": (
@@ -59,12 +60,14 @@ CASES = {
         {"delta_w": after(160, 1e-2, 0.89e-2)},
         (),
     ),
-    # of an error of 0.05, that of the last forty steps
-    "by a hundredth": (
+    # a log-ratio of -1 at ratio_scale 200
+    "less likely": ("winner_forgotten", {"delta_w": 0.00501}, {"delta_w": 0.00499, "error_w": 0.1}, ()),
+    # a tenth of the reference's, where that of the policy is 0.055
+    "worse by a tenth": (
         "winner_forgotten",
-        {"delta_w": after(160, 1e-4, 1.01 * 0.05 / 101)},
-        {"delta_w": after(160, 1e-4, 0.99 * 0.05 / 101)},
-        (),
+        {"delta_w": 0.00501, "error_w": 0.055},
+        {"delta_w": 0.00499, "error_w": 0.055},
+        ("loss.ratio_scale=1",),
     ),
     # the half width of training's accuracy is 0.0237, so that of the difference is 0.0553
     "apart": (
