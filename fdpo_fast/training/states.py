@@ -27,7 +27,7 @@ SMALL, STILL = 0.05, 1e-5
 """A margin that still is the reference's, as good as; and a movement of the weights that is none."""
 FAR = 0.1
 """By how much more pairs in training are told apart than those held out, beyond both intervals."""
-WORSENED, LESS_LIKELY = 0.1, 1.0
+WORSENED, LESS_LIKELY = 0.1, 5.0
 """The share of the reference's error on preferred images, and the log-ratio, by which the policy may lose on them."""
 COMES_DOWN = 0.9
 """Times what it was before: an error that is below this comes down."""
@@ -169,11 +169,12 @@ def winner_forgotten(seen: Sequence[Window], config: Config) -> str | None:
     u, own = -config.loss.ratio_scale * worse, _mean(seen[-LAST:], "error_w") - worse
     if not (own > 0 and (worse > WORSENED * own or -u > LESS_LIKELY)):
         return None
-    preserving = "" if config.loss.winner_preserving is not None else ", set loss.winner_preserving to 0"
+    preserving = config.loss.winner_preserving
+    keep = "set loss.winner_preserving" if preserving is None else f"raise loss.winner_preserving ({preserving:g})"
     return (
-        f"the error on preferred images exceeds the reference's, by {worse / own:.0%} of it (u is {u:.2g}), and does not "
-        f"come down: the margin is bought by forgetting; lower optimizer.lr ({config.optimizer.lr:g}), raise loss.beta "
-        f"({config.loss.beta:g}){preserving}"
+        f"the error on preferred images is {worse / own:.0%} above the reference's (u is {u:.2g}), and does not come "
+        f"down: the margin is bought by forgetting; lower optimizer.lr ({config.optimizer.lr:g}), raise loss.beta "
+        f"({config.loss.beta:g}), or {keep}"
     )
 
 

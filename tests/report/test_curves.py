@@ -34,7 +34,7 @@ def test_what_is_wrong_stands_on_top_of_the_page(folder):
                  "train.validate_every=10")  # fmt: skip
     assert first(run).title == "What the curves say"
     forgotten, saturated = first(run).text
-    assert forgotten.startswith("The error on preferred images exceeds the reference's, by 56% of it")
+    assert forgotten.startswith("The error on preferred images is 56% above the reference's")
     assert saturated.startswith("80% of the pairs are saturated")
     report(run)
     page = (run / "report.html").read_text()

@@ -60,8 +60,13 @@ CASES = {
         {"delta_w": after(160, 1e-2, 0.89e-2)},
         (),
     ),
-    # a log-ratio of -1 at ratio_scale 200
-    "less likely": ("winner_forgotten", {"delta_w": 0.00501}, {"delta_w": 0.00499, "error_w": 0.1}, ()),
+    # a log-ratio of -5 at ratio_scale 200
+    "less likely": (
+        "winner_forgotten",
+        {"delta_w": 0.0251, "error_w": 1.0},
+        {"delta_w": 0.0249, "error_w": 1.0},
+        (),
+    ),
     # a tenth of the reference's, where that of the policy is 0.055
     "worse by a tenth": (
         "winner_forgotten",
