@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.common.tables import write_csv
@@ -49,8 +50,10 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 """What each run changes of the configuration."""
-ROWS = ("accuracy", "delta_w", "margin", "saturated", "grad_norm", "movement")
+ROWS = ("loss", "accuracy", "delta_w", "margin", "saturated", "grad_norm", "movement")
 """The curves that are drawn, by a key of each."""
+WIDTH, HEIGHT, LETTERS, LINE = 2.9, 1.55, 44, 0.135
+"""Of a panel in inches; of a line of what is said, in letters and in inches."""
 FIGURES = (
     *("loss", "accuracy", "validation/accuracy", "validation/accuracy_half_width", "delta_w", "delta_l"),
     *("margin/q05", "margin/q25", "margin/q50", "margin/q75", "margin/q95", "gradient_weight", "saturated"),
@@ -72,30 +75,40 @@ def trained(name: str, changes: dict[str, Any], folder: Path) -> Run:
 def draw(runs: dict[str, Run]) -> bytes:
     """A PNG of the rows of curves, a column for each run with what is said of it above."""
     curves = [next(curve for curve in SHEET if key in curve.keys) for key in ROWS]
+    said = {name: _wrapped(states(run) or ["Nothing to say."]) for name, run in runs.items()}
+    lines = max(words.count("\n") for words in said.values()) + 3
+    heights = [lines * LINE, *[HEIGHT] * len(curves)]
     with mpl.rc_context({**mpl.rcParamsDefault, "backend": "agg", **RULES}):
-        figure = Figure(figsize=(3.1 * len(runs), 1.75 * len(curves) + 1.9), dpi=110, layout="constrained")
-        grid = figure.subplots(len(curves), len(runs), squeeze=False, sharex="col")
-        for line, curve in zip(grid, curves, strict=True):
-            for axes, run in zip(line, runs.values(), strict=True):
-                _panel(axes, run, curve)
-            line[0].set_ylabel(curve.word.name, color=theme.LIGHT["text"], fontsize=9)
-        for axes, (name, run) in zip(grid[0], runs.items(), strict=True):
-            said = "\n\n".join(textwrap.fill(words, 44) for words in states(run)) or "Nothing to say."
-            axes.set_title(f"{name}\n\n", fontsize=11, weight="bold", loc="left")
-            axes.annotate(said, (0, 1.06), xycoords="axes fraction", fontsize=7.5, va="bottom")
+        figure = Figure(figsize=(WIDTH * len(runs), sum(heights) + 0.3), dpi=120, layout="constrained")
+        grid = figure.subplots(len(heights), len(runs), squeeze=False, height_ratios=heights)
+        for column, (name, run) in zip(grid.T, runs.items(), strict=True):
+            head, *panels = column
+            head.set_axis_off()
+            head.text(0, 1, name, fontsize=11, weight="bold", va="top").set_in_layout(False)
+            below = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "fontsize": 7.5}
+            head.annotate(said[name], (0, 1), (0, -20), **below).set_in_layout(False)
+            for axes, curve in zip(panels, curves, strict=True):
+                curve.draw(run, axes)
+                _arrange(axes, curve, first=name == next(iter(runs)), last=axes is panels[-1])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
 
 
-def _panel(axes: mpl.axes.Axes, run: Run, curve: Curve) -> None:
-    """Draw a curve of a run; one that it has not is an empty place."""
-    if not curve.of(run):
-        axes.set_axis_off()
-        return
-    curve.draw(run, axes)
-    if not axes.get_subplotspec().is_last_row():
+def _wrapped(sentences: list[str]) -> str:
+    return "\n\n".join(textwrap.fill(words, LETTERS) for words in sentences)
+
+
+def _arrange(axes: Axes, curve: Curve, first: bool, last: bool) -> None:
+    """Name a row at its first panel alone, with its lines, and the steps below the last."""
+    if curve.keys == ("accuracy",):
+        axes.set_ylim(0.35, 1.02)
+    if not last:
         axes.set_xlabel("")
+    if first:
+        axes.set_ylabel(curve.word.name, color=theme.LIGHT["text"], fontsize=9)
+    elif legend := axes.get_legend():
+        legend.remove()
 
 
 def rows(runs: dict[str, Run]) -> list[list[str]]:

@@ -66,11 +66,11 @@ def _held_out(run: Run, axes: Axes, key: str) -> None:
     axes.plot(steps, values, color=color, marker="o", markersize=3.5, label="held out, 95 %")
 
 
-def _named(axes: Axes) -> None:
-    """Name the lines, where there are several."""
+def _named(axes: Axes, where: str) -> None:
+    """Name the lines, where there are several, in the corner that they seldom come to."""
     handles, names = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        axes.legend(handles, names, fontsize=7.5, handlelength=1.2, borderaxespad=0.2, labelspacing=0.25)
+        axes.legend(handles, names, loc=where, fontsize=7.5, handlelength=1.2, borderaxespad=0.2, labelspacing=0.25)
 
 
 def _loss(run: Run, axes: Axes) -> None:
@@ -78,21 +78,21 @@ def _loss(run: Run, axes: Axes) -> None:
     _held_out(run, axes, "loss")
     if run.config.loss.type in STARTS_AT_LOG_2:
         level(axes, "loss")
-    _named(axes)
+    _named(axes, "lower left")
 
 
 def _errors(run: Run, axes: Axes) -> None:
     _line(run, axes, "delta_w", "preferred")
     _line(run, axes, "delta_l", "dispreferred", 1)
     level(axes, "delta_w")
-    _named(axes)
+    _named(axes, "upper left")
 
 
 def _accuracy(run: Run, axes: Axes) -> None:
     _line(run, axes, "accuracy", "training")
     _held_out(run, axes, "accuracy")
     level(axes, "accuracy")
-    _named(axes)
+    _named(axes, "lower right")
 
 
 def _margins(run: Run, axes: Axes) -> None:
@@ -115,7 +115,7 @@ def _shares(run: Run, axes: Axes) -> None:
     if any(clipped):  # caps are seldom reached
         axes.plot(steps, smooth([value / 2 for value in clipped]), color=theme.SERIES[1][0], label="capped")
     axes.set_ylim(0, 1)
-    _named(axes)
+    _named(axes, "upper left")
 
 
 def _plain(key: str, run: Run, axes: Axes) -> None:
