@@ -39,7 +39,7 @@ NEAR = {"loss.ratio_scale": 1000.0, "optimizer.lr": 2e-6}
 RUNS: dict[str, dict[str, Any]] = {
     "healthy": NEAR,
     "not moving": {**NEAR, "optimizer.lr": 1e-9},
-    "learning by heart": {**NEAR, "data.max_rows": 120, "train.max_steps": 250},
+    "learning by heart": {**NEAR, "data.max_rows": 200, "data.validation": 0.5, "train.max_steps": 180},
     "forgetting": {"optimizer.lr": 1e-4},
     "bf16, standing still": {
         **NEAR,
@@ -52,7 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
 """What each run changes of the configuration."""
 ROWS = ("loss", "accuracy", "delta_w", "margin", "saturated", "grad_norm", "movement")
 """The curves that are drawn, by a key of each."""
-WIDTH, HEIGHT, LETTERS, LINE = 2.9, 1.55, 44, 0.135
+WIDTH, HEIGHT, LETTERS, LINE = 2.9, 1.55, 42, 0.15
 """Of a panel in inches; of a line of what is said, in letters and in inches."""
 FIGURES = (
     *("loss", "accuracy", "validation/accuracy", "validation/accuracy_half_width", "delta_w", "delta_l"),
