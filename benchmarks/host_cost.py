@@ -29,6 +29,7 @@ from benchmarks.static_gpu import compiling
 from fdpo_fast import AdamW8bit, FDPOLoss, draws
 from fdpo_fast.config.schema import Log
 from fdpo_fast.evaluate.tables import table
+from fdpo_fast.loss.options import LossOptions
 from fdpo_fast.noise import add_noise
 from fdpo_fast.ops.triton import launch
 from fdpo_fast.optim import in_backward
@@ -169,7 +170,7 @@ def metrics() -> tuple[float, float]:
     pred = torch.zeros(SAMPLES)
     loss_of = FDPOLoss(beta=1.0, ratio_scale=2500.0, reduction="none")
     losses, stats = loss_of(pred, torch.zeros(2), torch.zeros(SAMPLES))
-    kept, at = Metrics(Log(), 1000, torch.device("cpu")), torch.tensor([7])
+    kept, at = Metrics(Log(), LossOptions(**loss_of.options), 1000, torch.device("cpu")), torch.tensor([7])
     adding = cost(lambda: kept.add(losses, stats, at), 300)
     return adding, cost(lambda: kept.end_step(0, 1e-4, None), 300)
 

@@ -138,8 +138,8 @@ def training(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> Picture
             steps, values = run.series(key)
             axes.plot(steps, smooth(values), markevery=max(1, len(steps) // 5), **styles[kind])
         if key != "loss" or all(point.config.loss.starts_at_log_2 for point in comparison.points):
-            _level(axes, key)
-        _steps(axes)
+            level(axes, key)
+        steps_below(axes)
 
     panels = tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in ("loss", "accuracy", "delta_w"))
     return Picture(panels, tuple((words.divergence(kind), styles[kind]) for kind, _ in runs))
@@ -157,8 +157,8 @@ def over_timesteps(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> P
             values = [run.bin_series(edge, key)[1] for edge in run.edges]
             ends = [np.mean(those[len(those) // 2 :]) for those in values]
             axes.plot([sum(edge) / 2 for edge in run.edges], ends, **styles[kind])
-        _level(axes, key)
-        _steps(axes, "timestep, from little noise to much")
+        level(axes, key)
+        steps_below(axes, "timestep, from little noise to much")
 
     panels = tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in BY_TIMESTEP)
     return Picture(panels, tuple((words.divergence(kind), styles[kind]) for kind, _ in runs))
@@ -172,45 +172,21 @@ def smooth(values: Sequence[float], width: int = SMOOTH) -> list[float]:
     return [float(np.mean(values[max(0, at + 1 - width) : at + 1])) for at in range(len(values))]
 
 
-def _level(axes: Axes, key: str) -> None:
+def level(axes: Axes, key: str) -> None:
     """Draw the value that a figure starts from, with its name where it is no plain number."""
-    level = words.FIGURES[key].level
-    if level is not None:
-        axes.axhline(level, color=theme.LIGHT["faint"], linewidth=1, linestyle=(0, (4, 3)))
+    start = words.FIGURES[key].level
+    if start is not None:
+        axes.axhline(start, color=theme.LIGHT["faint"], linewidth=1, linestyle=(0, (4, 3)))
         if key == "loss":
             right = axes.get_yaxis_transform()
-            axes.annotate("log 2", (1, level), (-2, 3), xycoords=right, textcoords="offset points", ha="right")
+            axes.annotate("log 2", (1, start), (-2, 3), xycoords=right, textcoords="offset points", ha="right")
 
 
-def _steps(axes: Axes, of: str = "step") -> None:
+def steps_below(axes: Axes, of: str = "step") -> None:
     """Name the horizontal axis, and give both few ticks."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(of)
-
-
-FOUND = ("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped", "loser_scale")
-"""What differs from batch to batch, so that a mean says more."""
-SET = ("lr", "images_per_second")
-
-
-def curves(run: Run, starts_at_log_2: bool) -> Picture:
-    """Draw everything that a run writes at each step; what is drawn from batches as means too."""
-
-    def draw(key: str, axes: Axes) -> None:
-        steps, values = run.series(key)
-        color = theme.SERIES[0][0]
-        if key in FOUND:
-            axes.plot(steps, values, color=color, alpha=0.35, linewidth=0.8)
-            axes.plot(steps, smooth(values), color=color)
-        else:
-            axes.plot(steps, values, color=color, marker="." if len(steps) == 1 else "")
-        if key != "loss" or starts_at_log_2:
-            _level(axes, key)
-        _steps(axes)
-
-    keys = [key for key in (*FOUND, *SET) if any(run.series(key)[1])]  # caps are seldom reached
-    return Picture(tuple(Panel(partial(draw, key), *words.FIGURES[key][:2]) for key in keys))
 
 
 def timestep_bins(run: Run) -> Picture:
@@ -225,8 +201,8 @@ def timestep_bins(run: Run) -> Picture:
         for edge, style in zip(run.edges, styles, strict=True):
             steps, values = run.bin_series(edge, key)
             axes.plot(steps, smooth(values, 3), markevery=max(1, len(steps) // 4), **style)
-        _level(axes, key)
-        _steps(axes)
+        level(axes, key)
+        steps_below(axes)
 
     names = [f"{low} to {high}" for low, high in run.edges]
     return Picture(

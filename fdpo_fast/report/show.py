@@ -16,7 +16,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.section import Section
 from fdpo_fast.files import read_json
-from fdpo_fast.report import figures, words
+from fdpo_fast.report import curves, figures, verdict, words
 from fdpo_fast.report.pages import Part, Samples, Table, short, strip, write
 from fdpo_fast.report.run import Run
 from fdpo_fast.report.words import Word
@@ -37,6 +37,8 @@ def parts(run: Run) -> Iterator[Part]:
     """Yield the parts of a page about a run that is finished or still training."""
     config = run.config
     done, total = run.done, config.train.max_steps
+    if run.records:
+        yield Part("What the curves say", tuple(verdict.of_run(run)))
     yield Part(
         "Where it stands",
         (f"Step {done} of {total}, {'finished' if done >= total else 'not finished'}.", *_state(run)),
@@ -50,7 +52,7 @@ def parts(run: Run) -> Iterator[Part]:
         yield _evaluation(evaluation)
     if run.records:
         about = f"Faint: every step; full: means of {figures.SMOOTH}. Dashed: where a figure starts."
-        yield Part("Curves", (about,), picture=figures.curves(run, config.loss.starts_at_log_2))
+        yield Part("Curves", (about,), picture=curves.sheet(run))
     if run.bins:
         about = "Timesteps of the noise that the pairs were seen under: a large one is much noise."
         yield Part("By timesteps", (about,), picture=figures.timestep_bins(run))
@@ -68,7 +70,7 @@ def _latest(run: Run) -> Table:
     for key, word in words.FIGURES.items():
         values = run.series(key)[1]
         if values:
-            recent = values[-figures.SMOOTH :] if key in figures.FOUND or key.startswith("error") else values[-1:]
+            recent = values[-figures.SMOOTH :] if key in curves.FOUND or key.startswith("error") else values[-1:]
             rows.append((word, f"{sum(recent) / len(recent):.4g}"))
     return Table(("figure", "latest"), tuple(rows), "lr")
 

@@ -1,4 +1,4 @@
-"""What the runs of a comparison do and do not support, in sentences."""
+"""What curves and figures do and do not support, in sentences: of a run, and of the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -8,10 +8,32 @@ from collections.abc import Iterator
 
 from fdpo_fast.compare.analysis import Comparison, Difference, Volume
 from fdpo_fast.evaluate.statistics import Estimate
+from fdpo_fast.report.run import Run
 from fdpo_fast.report.words import divergence
+from fdpo_fast.training.states import STATES, windows
 
 ALPHA = 0.05
 """The level at which a test is called significant."""
+
+
+def states(run: Run) -> list[str]:
+    """List what is said of the states that a run is in."""
+    seen = windows(run.records)
+    said = [words for state in STATES if seen and (words := state(seen, run.config))]
+    return [f"{words[0].upper()}{words[1:]}." for words in said]
+
+
+def of_run(run: Run) -> Iterator[str]:
+    """Say in which states a run is that have a known cause and remedy, or that it is in none."""
+    said = states(run)
+    yield from said
+    if not said:
+        yield (
+            "Nothing shows in the last steps that has a known remedy: the run moves, loss and gradients stay bounded, "
+            "the preferred images are not forgotten, most pairs still pull."
+        )
+    if run.config.data.validation is None:
+        yield "No pairs are held out (`data.validation`), so nothing tells whether the run learns its pairs by heart."
 
 
 def sentences(comparison: Comparison, kind: str = "jensen_shannon") -> Iterator[str]:

@@ -17,28 +17,31 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Log
 from fdpo_fast.distributed import largest_over_ranks
 from fdpo_fast.files import flush, replacing
+from fdpo_fast.loss.options import LossOptions
 from fdpo_fast.loss.stats import LossStats
 from fdpo_fast.optim import watch
 from fdpo_fast.training.lock import gone
+from fdpo_fast.training.margins import SATURATED, GradientWeight, Margins
 from fdpo_fast.training.records import BINS, FILE, read_metrics
 from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.
-COLUMNS = ("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped")
-PRESERVING = (*COLUMNS, "loser_scale")
-"""Those of a run with `loss.winner_preserving`."""
+COLUMNS = (
+    *("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped"),
+    *("gradient_weight", "saturated", "loser_scale"),
+)
+"""The last is of a run with `loss.winner_preserving`."""
 
 BY_TIMESTEP = ("margin", "accuracy", "delta_w", "delta_l")
 """The figures of each bin that the trackers show."""
 
 
 class Metrics:
-    """One row of sums per optimizer step and timestep bin, [bins, len(columns)] float64."""
+    """One row of sums per optimizer step and timestep bin, [bins, len(columns)] float64; and the pairs' margins."""
 
-    def __init__(
-        self, settings: Log, num_train_timesteps: int, device: torch.device, columns: tuple[str, ...] = COLUMNS
-    ) -> None:
-        self.columns = columns
+    def __init__(self, settings: Log, options: LossOptions, num_train_timesteps: int, device: torch.device) -> None:
+        self.columns = COLUMNS[:-1] if options.winner_preserving is None else COLUMNS
+        self.weight, self.margins = GradientWeight(options), Margins()
         self.bins, self.timesteps = settings.timestep_bins, num_train_timesteps
         self.device = device
         self.current = self._empty()
@@ -54,10 +57,12 @@ class Metrics:
         """Count a micro-batch: `losses` [b] per pair, `fed` [b]: timesteps as the denoiser is told, the noise level."""
         accuracy = (stats.margin > 0).double() + 0.5 * (stats.margin == 0).double()
         delta_w, delta_l = stats.error_w - stats.ref_error_w, stats.error_l - stats.ref_error_l
+        weight = self.weight(stats.margin)
         values = (
             torch.ones_like(accuracy), losses.detach(), accuracy, stats.margin, stats.error_w, stats.error_l,
-            delta_w, delta_l, stats.clipped, stats.loser_scale,
+            delta_w, delta_l, stats.clipped, weight, weight < SATURATED, stats.loser_scale,
         )  # fmt: skip
+        self.margins.add(stats.margin)
         rows = torch.stack([value.double() for value in values[: len(self.columns)]], dim=1)  # the last where it is on
         of_bin = (fed * self.bins // self.timesteps).long().clamp(max=self.bins - 1)  # a flow's go up to T itself
         self.current.index_add_(0, of_bin, rows)
@@ -88,6 +93,7 @@ class Metrics:
         if self.watched is not None:
             records[-1] |= watch.figures(self.watched.tolist())
             self.watched = None
+        records[-1] |= self.margins.quantiles()
         edges = [self.timesteps * i // self.bins for i in range(self.bins + 1)]
         by_bin = sums.sum(dim=0).tolist()
         records[-1]["bins"] = [

@@ -22,6 +22,7 @@ from fdpo_fast.optim import AdamW8bit, build, zero
 from fdpo_fast.optim.finite import SkipNonFinite
 from fdpo_fast.optim.in_backward import StepInBackward
 from fdpo_fast.optim.watch import UpdateWatch
+from fdpo_fast.training.movement import Movement
 
 
 class Policy(NamedTuple):
@@ -37,6 +38,8 @@ class Policy(NamedTuple):
     """Whether the guard clips, and so knows the norm of the gradients."""
     watch: UpdateWatch | None
     """Looks at what becomes of updates; None where the optimizer is not ours."""
+    movement: Movement | None
+    """Looks at how far the weights have moved; None under LoRA, whose weights begin at no reference's."""
 
     def backward(self, loss: Tensor) -> None:
         """Form the gradients of a micro-batch's loss."""
@@ -96,7 +99,8 @@ def make(config: Config, family: Family, rank: Rank) -> Policy:
     if inside or (config.stage == 0 and rank.count == 1):
         # the gradients are averaged, and gone, before it would be its turn; or are their own mean, and it copies them
         engine.enable_backward_allreduce = False
-    return Policy(denoiser, engine, guard, inside, clips, watch)
+    movement = Movement(denoiser, rank.device) if config.model.train == "full" else None
+    return Policy(denoiser, engine, guard, inside, clips, watch, movement)
 
 
 def _check(config: Config, rank: Rank) -> None:

@@ -29,12 +29,13 @@ from fdpo_fast.progress import progress
 from fdpo_fast.signals import Stopped
 from fdpo_fast.training import checkpoint, policy, resumption
 from fdpo_fast.training.checkpoint import EMA, Checkpoints
-from fdpo_fast.training.metrics import COLUMNS, PRESERVING, FirstMargin, Metrics, Writer, forget_caching, headline
+from fdpo_fast.training.metrics import FirstMargin, Metrics, Writer, forget_caching, headline
 from fdpo_fast.training.order import PairOrder
+from fdpo_fast.training.records import read_metrics
 from fdpo_fast.training.resumption import Start, start
 from fdpo_fast.training.samples import SampleGrids
 from fdpo_fast.training.validation import Validation, validated
-from fdpo_fast.training.warnings import StandingWeights, WinnerWatch
+from fdpo_fast.training.warnings import Watch
 
 
 class Trainer:
@@ -94,16 +95,14 @@ class Trainer:
         self.grids = SampleGrids(
             config.log, family, folder / "samples", config.data.resolution, config.train.seed, rank.device
         )
-        self.winners = WinnerWatch()
-        self.standing = StandingWeights(config.optimizer.rounding == "nearest")
+        self.watch = Watch(config, read_metrics(folder, self.first_step).records)
         self.start = FirstMargin(rank.device, self.first_step == 0, config.optimizer.warmup_steps)
-        self.skips_told, self.last_finite = 0, self.first_step - 1
+        self.last_finite = self.first_step - 1
         self.began = False
         """Whether a step has been taken."""
-        columns = COLUMNS if config.loss.winner_preserving is None else PRESERVING
         told = agreed(lambda: validated(folder, self.first_step))[0]
         self.validation = Validation(prepared.validation, config, self.options, rank, told)
-        self.metrics = Metrics(config.log, family.steps, rank.device, columns)  # last: its clock starts now
+        self.metrics = Metrics(config.log, self.options, family.steps, rank.device)  # last: its clock starts now
 
     def _go_on(self, begin: Start) -> int:
         """Load a checkpoint and say what is new since; returns the step to take next."""
@@ -229,14 +228,13 @@ class Trainer:
 
     def flush(self, step: int) -> str:
         """Write the records since the last time, with what there was to warn of; return the last one's figures."""
-        records, guard = self.metrics.flush(), self.policy.guard
-        records[-1] |= self.validation.look(step, self.policy.denoiser)
-        for words in (self.winners(records), self.start.judged(step), self.standing(records[-1])):
+        records = self.metrics.flush()
+        if self.policy.movement:
+            records[-1] |= self.policy.movement.figures()
+        records[-1] |= {"skipped": self.policy.guard.skipped, **self.validation.look(step, self.policy.denoiser)}
+        for words in (*self.watch(records), self.start.judged(step)):
             if words:
                 self.warn(words)
-        if guard.skipped > self.skips_told:
-            self.skips_told = guard.skipped
-            self.warn(f"{guard.skipped} steps skipped so far, their gradients were not finite")
         if self.warnings:
             records[-1]["warnings"] = self.warnings.copy()
             self.warnings.clear()

@@ -45,11 +45,16 @@ def record(step):
     wave = math.sin(step)
     figures = {"loss": 0.69 - 0.01 * step + 0.05 * wave, "accuracy": 0.5 + 0.01 * step, "margin": 0.1 * step}
     figures |= {"delta_w": 1e-3 * step, "delta_l": 2e-3 * step, "clipped": 0.0, "lr": 1e-5 * min(1, (step + 1) / 10)}
-    found = {"step": step, "pairs": 32, **figures, "grad_norm": 2 + wave}
+    figures |= {"gradient_weight": 1 - 0.01 * step, "saturated": 0.005 * step}
+    found = {"step": step, "pairs": 32, **figures, "grad_norm": 10 ** (1 + wave)}
     if step % 4 == 3:
         edges = [[200 * n, 200 * n + 200] for n in range(5)]
         found["bins"] = [{"timesteps": edge, "pairs": 6, **figures} for edge in edges]
-        found |= {"images_per_second": 100.0 + wave, "memory_gib": 1.5}
+        found |= {"images_per_second": 100.0 + wave, "memory_gib": 1.5, "movement": 1e-4 * step}
+        found |= {f"margin/q{share:02}": 0.1 * step * (share - 45) / 10 for share in (5, 25, 50, 75, 95)}
+        found |= {"optimizer/lost": 0.2, "optimizer/noise": 0.5 + wave / 4}
+        found |= {f"validation/{name}": figures[name] - 0.1 for name in ("loss", "accuracy")}
+        found |= {f"validation/{name}_half_width": 0.05 for name in ("loss", "accuracy")}
     if step == 19:
         found["warnings"] = ["step 19: the error on preferred images has risen"]
     return found

@@ -6,7 +6,6 @@ import torch
 from fdpo_fast import AdamW8bit
 from fdpo_fast.optim.low_byte import joined
 from fdpo_fast.optim.watch import UpdateWatch, figures
-from fdpo_fast.training.warnings import StandingWeights
 from tests.helpers.optimizers import parameter
 
 STEP = 2.0**-8
@@ -88,12 +87,3 @@ def test_of_many_parameters_some_are_looked_at():
     optimizer.step()
     count, lost, *_ = watch.take().tolist()
     assert count == lost == 25 * 300  # every fourth
-
-
-def test_who_stands_still_is_told_once():
-    standing = StandingWeights(nearest=True)
-    record = {"step": 3, "optimizer/lost": 0.93}
-    assert standing({"step": 2}) is None
-    assert "step 3: 93% of the weights stand still" in standing(record)
-    assert standing(record) is None
-    assert StandingWeights(nearest=False)(record) is None

@@ -14,7 +14,7 @@ from fdpo_fast.compare.analysis import COLUMNS, Comparison
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.digits.dataset import from_pil
-from fdpo_fast.report import figures
+from fdpo_fast.report import curves
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.report.pages import prose
 from fdpo_fast.report.pictures import Panel, Picture
@@ -205,7 +205,7 @@ def test_a_slip_on_a_page_is_not_called_a_broken_file(tmp_path, monkeypatch):
     def slip(*_):
         return [*zip([1], [], strict=True)]
 
-    monkeypatch.setattr(figures, "curves", slip)
+    monkeypatch.setattr(curves, "sheet", slip)
     with pytest.raises(ValueError, match="zip") as error:
         report(written(tmp_path / "run"))
     assert not isinstance(error.value, UserError)

@@ -13,7 +13,6 @@ from fdpo_fast.training.lock import at_work
 from fdpo_fast.training.metrics import Writer
 from fdpo_fast.training.records import read_metrics, read_records
 from fdpo_fast.training.trainer import Trainer
-from fdpo_fast.training.warnings import WinnerWatch
 
 RECORDS = [
     {"step": 0, "loss": 0.5, "grad_norm": math.inf, "warnings": ["careful"]},
@@ -90,28 +89,6 @@ def test_the_folder_of_a_run_that_cannot_go_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="the mistake"), at_work(Path()):
         raise UserError("the mistake")
-
-
-def watched(*means):
-    """What a watch says of windows of two steps with these means."""
-    watch = WinnerWatch()
-    return [
-        watch([{"step": 2 * at, "delta_w": mean - 1.0}, {"step": 2 * at + 1, "delta_w": mean + 1.0}])
-        for at, mean in enumerate(means)
-    ]
-
-
-def test_preferred_images_that_get_worse_are_told_once():
-    silent, told, again = watched(1.0, 2.0, 3.0, 4.0, 5.0)[2:]
-    assert silent is None
-    assert told.startswith("step 7: ")
-    assert "4 windows in a row (now +4.00e+00)" in told
-    assert again is None
-
-
-@pytest.mark.parametrize("means", [(-1, 1, 2, 3), (1, 2, 2, 3), (4, 3, 2, 1), (1, 2, 3), (1, 3, 2, 3, 4)])
-def test_no_word_of_errors_that_fall_or_are_below_the_reference(means):
-    assert not any(watched(*means))
 
 
 BROKEN = {

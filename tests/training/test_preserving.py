@@ -10,10 +10,11 @@ import torch
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.schema import Log
-from fdpo_fast.loss.function import fdpo_loss
-from fdpo_fast.report.figures import curves
+from fdpo_fast.loss.function import evaluate
+from fdpo_fast.loss.options import LossOptions
+from fdpo_fast.report.curves import sheet
 from fdpo_fast.report.run import Run
-from fdpo_fast.training.metrics import COLUMNS, PRESERVING, Metrics
+from fdpo_fast.training.metrics import COLUMNS, Metrics
 from tests.helpers.preserving import alike
 from tests.helpers.training import run, weights
 
@@ -56,19 +57,21 @@ def test_a_run_that_is_gone_on_with_has_the_same_bits(raw_config, launch, tmp_pa
         return [json.loads(line)["loser_scale"] for line in lines]
 
     assert scales(parts) == scales(whole)
-    titles = [panel.title for panel in curves(Run(Path(whole["train"]["output_dir"])), True).panels]
+    titles = [panel.title for panel in sheet(Run(Path(whole["train"]["output_dir"]))).panels]
     assert "Scale on dispreferred images" in titles
 
 
 def test_means_of_the_scale():
     pred, _, target = alike(4, (3, 5))
-    losses, stats = fdpo_loss(pred, pred, target, beta=1.0, ratio_scale=1.0, reduction="none", winner_preserving=0.0)
-    for columns in (COLUMNS, PRESERVING):
-        metrics = Metrics(Log(timestep_bins=2), 1000, torch.device("cpu"), columns)
+    for mu, columns in ((None, COLUMNS[:-1]), (0.0, COLUMNS)):
+        options = LossOptions(beta=1.0, ratio_scale=1.0, reduction="none", winner_preserving=mu)
+        losses, stats = evaluate(options, pred, pred, target, None)
+        metrics = Metrics(Log(timestep_bins=2), options, 1000, torch.device("cpu"))
         metrics.add(losses, stats, torch.tensor([10, 20, 600, 700]))
+        assert metrics.columns == columns
         assert metrics.current.shape == (2, len(columns))
         torch.testing.assert_close(metrics.current[:, 8], stats.clipped.double().view(2, 2).sum(1))
-    torch.testing.assert_close(metrics.current[:, 9], stats.loser_scale.double().view(2, 2).sum(1))
+    torch.testing.assert_close(metrics.current[:, -1], stats.loser_scale.double().view(2, 2).sum(1))
     assert stats.loser_scale.lt(1).any()
 
 
