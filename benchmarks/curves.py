@@ -52,7 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
 """What each run changes of the configuration."""
 ROWS = ("loss", "accuracy", "delta_w", "margin", "saturated", "grad_norm", "movement")
 """The curves that are drawn, by a key of each."""
-WIDTH, HEIGHT, LETTERS, LINE = 2.9, 1.55, 42, 0.15
+WIDTH, HEIGHT, LETTERS, LINE = 2.9, 1.55, 40, 0.165
 """Of a panel in inches; of a line of what is said, in letters and in inches."""
 FIGURES = (
     *("loss", "accuracy", "validation/accuracy", "validation/accuracy_half_width", "delta_w", "delta_l"),
