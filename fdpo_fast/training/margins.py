@@ -23,13 +23,13 @@ class GradientWeight:
     """
 
     def __init__(self, options: PairOptions) -> None:
-        self._of_pair, self._beta = options.of_pair, float(options.beta)
-        origin = torch.zeros((), dtype=torch.float64, device="cpu")
+        self._of_pair, self._beta, self._offset = options.of_pair, float(options.beta), options.offset
+        origin = torch.full((), -self._offset, dtype=torch.float64, device="cpu")
         self._at_reference = abs(LossType.slope(self._of_pair, origin, self._beta).item())
 
     def __call__(self, margin: Tensor) -> Tensor:
         """Return the weight of each pair by its margin beta * gap, [b] float64."""
-        gap = margin.double() / self._beta
+        gap = margin.double() / self._beta - self._offset
         return LossType.slope(self._of_pair, gap, self._beta).abs() / self._at_reference
 
 

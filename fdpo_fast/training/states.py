@@ -77,6 +77,8 @@ def diverging(seen: Sequence[Window], config: Config) -> str | None:
     """Say that the loss is above what a policy has that has not moved, or that gradients grow without end."""
     recent = seen[-LAST:]
     loss, norm = _mean(recent, "loss"), _mean(recent, "grad_norm")
+    if config.loss.sft_weight:  # the preferred samples' own errors are no preference
+        loss -= config.loss.sft_weight * _mean(recent, "error_w")
     remedy = (
         f"lower optimizer.lr ({config.optimizer.lr:g}) or lengthen optimizer.warmup_steps "
         f"({config.optimizer.warmup_steps}), and begin anew or at a checkpoint before it by --resume-from"

@@ -28,13 +28,16 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("target", [0.0, 0.8])
 @pytest.mark.parametrize("kind", LOSSES)
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=8))
-def test_gradient_weights_are_slopes_over_that_at_the_reference(kind, gaps):
+def test_gradient_weights_are_slopes_over_that_at_the_reference(kind, target, gaps):
     loss_type, smoothing = kind
-    options = LossOptions(beta=BETA, ratio_scale=1.0, loss_type=loss_type, label_smoothing=smoothing)
+    options = LossOptions(
+        beta=BETA, ratio_scale=1.0, loss_type=loss_type, label_smoothing=smoothing, margin=target
+    )  # fmt: skip
     gap = torch.tensor([*gaps, 0.0], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(LOSSES[kind](gap).sum(), gap)
+    (slope,) = torch.autograd.grad(LOSSES[kind](gap - target / BETA).sum(), gap)
     found = GradientWeight(options)(BETA * gap.detach())
     torch.testing.assert_close(found, slope.abs() / slope[-1].abs())
     assert found[-1] == 1

@@ -35,6 +35,13 @@ CASES = {
     "loss": ("diverging", {"loss": 1.21 * math.log(2)}, {"loss": 1.19 * math.log(2)}, ()),
     "ipo": ("diverging", {"loss": 0.31}, {"loss": 0.29}, ("loss.type=ipo",)),
     "hinge": ("diverging", {"loss": 1.21}, {"loss": 1.19}, ("loss.type=hinge",)),
+    "margin": ("diverging", {"loss": 2.56}, {"loss": 2.54}, ("loss.margin=2",)),  # of log(1 + e^2)
+    "sft": (
+        "diverging",
+        {"loss": 5 + 1.21 * math.log(2), "error_w": 0.1},
+        {"loss": 5 + 1.19 * math.log(2), "error_w": 0.1},
+        ("loss.sft_weight=50",),
+    ),
     "grad_norm": ("diverging", {"grad_norm": after(160, 1.0, 10.5)}, {"grad_norm": after(160, 1.0, 9.5)}, ()),
     "skipped": ("skipping", {"skipped": 1}, {"skipped": 0}, ()),
     "lost": ("standing_still", {"optimizer__lost": 0.5}, {"optimizer__lost": 0.49}, NEAREST),
