@@ -171,8 +171,9 @@ def winner_forgotten(seen: Sequence[Window], config: Config) -> str | None:
     u, own = -config.loss.ratio_scale * worse, _mean(seen[-LAST:], "error_w") - worse
     if not (own > 0 and (worse > WORSENED * own or -u > LESS_LIKELY)):
         return None
-    preserving = config.loss.winner_preserving
+    preserving, own_weight = config.loss.winner_preserving, config.loss.sft_weight
     keep = "set loss.winner_preserving" if preserving is None else f"raise loss.winner_preserving ({preserving:g})"
+    keep += f" or loss.sft_weight ({own_weight:g})"
     return (
         f"the error on preferred images is {worse / own:.0%} above the reference's (u is {u:.2g}), and does not come "
         f"down: the margin is bought by forgetting; lower optimizer.lr ({config.optimizer.lr:g}), raise loss.beta "
