@@ -10,7 +10,7 @@ import torch
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.schema import Loss
-from fdpo_fast.report.figures import curves
+from fdpo_fast.report.curves import sheet
 from fdpo_fast.report.run import Run
 from fdpo_fast.training.records import read_records
 from tests.helpers.training import run, weights
@@ -70,8 +70,8 @@ def test_a_run_with_all_of_them_goes_on_with_the_same_bits(raw_config, launch, t
         for raw in (whole, parts)
     ]
     assert figures[0] == figures[1]
-    panels = {panel.title for panel in curves(Run(Path(whole["train"]["output_dir"])), False).panels}
-    assert "Capped log-ratios" in panels
+    panels = {panel.title for panel in sheet(Run(Path(whole["train"]["output_dir"]))).panels}
+    assert "Saturated and capped" in panels
 
 
 @pytest.mark.parametrize(
