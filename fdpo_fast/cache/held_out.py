@@ -15,8 +15,8 @@ from fdpo_fast.config.run import Config
 def held_out(captions: list[str], share: float, seed: int) -> Tensor:
     """Say which pairs are held out, [n] bool: those of the first captions, in an order drawn by `seed`, up to `share`.
 
-    At least one caption is, and one is not. The order is a digest of seed and caption, so neither rows nor other
-    captions decide about a caption's place. Raises UserError where all pairs have one caption.
+    At least one caption is, however many pairs it has, and one is not. The order is a digest of seed and caption, so
+    neither rows nor other captions decide about a caption's place. Raises UserError where all pairs have one caption.
     """
     counts = Counter(captions)
     if len(counts) < 2:

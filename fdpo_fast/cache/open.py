@@ -58,7 +58,7 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     family = load_family(config.model)
     data = TrainingSet(config, family, open_source(config.data), builder)
     validation, load = None, partial(reference_model, config, family, rank.device)
-    if config.data.validation:
+    if config.data.validation is not None:
         own, builder = for_validation(config), replace(builder, part="validation", resumed={})
         validation = TrainingSet(own, family, open_source(own.data), builder, held=True)
         validation.cache_reference(load)
