@@ -9,11 +9,17 @@ from tests.helpers.divergences import F
 
 
 class Step(NamedTuple):
-    """The losses of pairs [B], the gradient of their sum as it is scaled, and the scale of each pair [B]."""
+    """The losses of pairs [B], the gradient of their sum as it is scaled, and the scale of each pair [B].
+
+    slack: [B], by how much 1 / scale moves, at most, where every term of <g_w, g_l> moves by its own size: the terms
+    may cancel, and rounding is relative to them. losers: [B], the rows of the dispreferred samples.
+    """
 
     losses: torch.Tensor
     grad: torch.Tensor
     scale: torch.Tensor
+    slack: torch.Tensor
+    losers: torch.Tensor
 
 
 def loss_of(gap, beta, loss_type="sigmoid", e=0.0):
@@ -74,16 +80,19 @@ def preserved(
     losses = losses if weight is None else losses * weight.double()
     (by_error,) = torch.autograd.grad(losses.sum(), error)
     c_w, c_l = by_error[0], -by_error[1]
-    (g_w, g_l), scale = g.flatten(2), torch.ones_like(c_w)
+    (g_w, g_l), scale, slack = g.flatten(2), torch.ones_like(c_w), torch.zeros_like(c_w)
     for pair in range(len(c_w)):
-        both = (g_w[pair] * g_l[pair]).sum()
-        if mu is not None and c_w[pair] >= 0 and c_l[pair] > 0 and both > 0:
-            most = (1 - mu) * c_w[pair] * g_w[pair].square().sum() / (c_l[pair] * both)
-            scale[pair] = most.clamp(0, 1)
+        both = g_w[pair] * g_l[pair]
+        if mu is None or c_w[pair] < 0 or c_l[pair] <= 0 or not both.any():
+            continue
+        most = (1 - mu) * c_w[pair] * g_w[pair].square().sum() / c_l[pair]
+        slack[pair] = both.abs().sum() / most
+        if both.sum() > 0:
+            scale[pair] = (most / both.sum()).clamp(0, 1)
     per_row = torch.stack([c_w, -c_l * scale])
     grad = torch.empty_like(pred, dtype=torch.float64)
     grad[order] = per_row.view(*per_row.shape, *[1] * (p.ndim - 2)) * g
-    return Step(losses.detach(), grad, scale)
+    return Step(losses.detach(), grad, scale, slack, order[1])
 
 
 def alike(pairs, shape, dtypes=(torch.float32,) * 3, seed=0, likeness=1.3, spread=0.3):
