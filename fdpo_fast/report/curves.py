@@ -17,7 +17,7 @@ from fdpo_fast.report.words import Word
 
 FOUND = (
     *("loss", "accuracy", "margin", "delta_w", "delta_l", "grad_norm", "clipped", "loser_scale"),
-    *("gradient_weight", "saturated"),
+    *("gradient_weight", "saturated", "steep"),
 )
 """What differs from batch to batch, so that a mean says more."""
 BANDS = (("margin/q05", "margin/q95", 0.15), ("margin/q25", "margin/q75", 0.3))
@@ -113,6 +113,9 @@ def _shares(run: Run, axes: Axes) -> None:
     steps, clipped = run.series("clipped")
     if any(clipped):  # caps are seldom reached
         axes.plot(steps, smooth([value / 2 for value in clipped]), color=theme.SERIES[1][0], label="capped")
+    steps, steep = run.series("steep")
+    if any(steep):  # most links never are
+        axes.plot(steps, smooth(steep), color=theme.SERIES[2][0], label="steep")
     axes.set_ylim(0, 1)
     _named(axes, "upper left")
 
@@ -148,7 +151,11 @@ SHEET = (
     _curve(Word("Errors", "minus the reference's; the preferred one should fall or stay"), ("delta_w",), _errors),
     _curve(words.FIGURES["accuracy"], ("accuracy",), _accuracy),
     _curve(Word("Margin", "median; half of the pairs and 90 % lie in the bands"), ("margin",), _margins),
-    _curve(Word("Saturated and capped", "shares: pairs that pull no more, log-ratios cut"), ("saturated",), _shares),
+    _curve(
+        Word("Saturated, capped, steep", "shares: pairs that pull no more, log-ratios cut, samples that pull for many"),
+        ("saturated",),
+        _shares,
+    ),
     _single("gradient_weight"),
     _single("loser_scale"),
     _single("grad_norm", _norm),

@@ -30,6 +30,7 @@ FIGURES = {
     "clipped": Word("Capped log-ratios", "of a pair's two, those where the divergence goes on as a tangent"),
     "gradient_weight": Word("Gradient weight", "how hard a pair pulls, and at the reference 1", 1.0),
     "saturated": Word("Saturated pairs", "share of pairs whose gradient weight is below 0.05", 0.0),
+    "steep": Word("Steep samples", "share of them where the link is over ten times as steep as at the reference", 0.0),
     "loser_scale": Word("Scale on dispreferred images", "of their gradients, so that the preferred keep theirs", 1.0),
     "images_per_second": Word("Speed", "images per second, all ranks together; higher is better"),
     "pairs": Word("Pairs", "of a step, all ranks together"),

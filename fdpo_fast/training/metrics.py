@@ -21,14 +21,14 @@ from fdpo_fast.loss.options import LossOptions
 from fdpo_fast.loss.stats import LossStats
 from fdpo_fast.optim import watch
 from fdpo_fast.training.lock import gone
-from fdpo_fast.training.margins import SATURATED, GradientWeight, Margins
+from fdpo_fast.training.margins import SATURATED, GradientWeight, Margins, Steepness
 from fdpo_fast.training.records import BINS, FILE, read_metrics
 from fdpo_fast.training.trackers import Trackers
 
 # Sums per timestep bin; each but the count is divided by it when written.
 COLUMNS = (
     *("pairs", "loss", "accuracy", "margin", "error_w", "error_l", "delta_w", "delta_l", "clipped"),
-    *("gradient_weight", "saturated", "loser_scale"),
+    *("gradient_weight", "saturated", "steep", "loser_scale"),
 )
 """The last is of a run with `loss.winner_preserving`."""
 
@@ -41,7 +41,7 @@ class Metrics:
 
     def __init__(self, settings: Log, options: LossOptions, num_train_timesteps: int, device: torch.device) -> None:
         self.columns = COLUMNS[:-1] if options.winner_preserving is None else COLUMNS
-        self.weight, self.margins = GradientWeight(options), Margins()
+        self.weight, self.steepness, self.margins = GradientWeight(options), Steepness(options.link), Margins()
         self.bins, self.timesteps = settings.timestep_bins, num_train_timesteps
         self.device = device
         self.current = self._empty()
@@ -57,10 +57,10 @@ class Metrics:
         """Count a micro-batch: `losses` [b] per pair, `fed` [b]: timesteps as the denoiser is told, the noise level."""
         accuracy = (stats.margin > 0).double() + 0.5 * (stats.margin == 0).double()
         delta_w, delta_l = stats.error_w - stats.ref_error_w, stats.error_l - stats.ref_error_l
-        weight = self.weight(stats.margin)
+        weight, steep = self.weight(stats.margin), self.steepness(stats.log_ratio_w, stats.log_ratio_l)
         values = (
             torch.ones_like(accuracy), losses.detach(), accuracy, stats.margin, stats.error_w, stats.error_l,
-            delta_w, delta_l, stats.clipped, weight, weight < SATURATED, stats.loser_scale,
+            delta_w, delta_l, stats.clipped, weight, weight < SATURATED, steep, stats.loser_scale,
         )  # fmt: skip
         self.margins.add(stats.margin)
         rows = torch.stack([value.double() for value in values[: len(self.columns)]], dim=1)  # the last where it is on

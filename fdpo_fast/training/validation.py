@@ -20,9 +20,10 @@ from fdpo_fast.models import prediction
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.prediction import as_in_training
 from fdpo_fast.ops.pairs import to_pairs
+from fdpo_fast.training.margins import Steepness
 from fdpo_fast.training.records import read_metrics
 
-FIGURES = ("loss", "accuracy", "margin", "delta_w", "delta_l")
+FIGURES = ("loss", "accuracy", "margin", "delta_w", "delta_l", "steep")
 """What is told of the held-out pairs, each by its mean and the half width of its 95 % interval."""
 Choice = Literal["validation_accuracy", "validation_margin", "validation_loss"]
 _NORMAL = 1.959963984540054
@@ -42,6 +43,7 @@ class Validation:
         self, data: TrainingSet | None, config: Config, options: LossOptions, rank: Rank, before: list[dict]
     ) -> None:
         self.data, self.options, self.rank, self.settings = data, options, rank, config.train
+        self.steepness = Steepness(options.link)
         self.bins = config.log.timestep_bins
         self.best = Best(config.train.keep_best, config.train.patience, before)
 
@@ -92,7 +94,8 @@ class Validation:
             loss, stats = evaluate(self.options, pred.detach(), batch.ref_error, target, None)
             delta_w, delta_l = to_pairs(torch.cat([stats.log_ratio_w, stats.log_ratio_l])).T / -self.options.ratio_scale
             accuracy = (stats.margin > 0).double() + 0.5 * (stats.margin == 0).double()
-            values = (loss, accuracy, stats.margin, delta_w, delta_l, fed)
+            steep = self.steepness(stats.log_ratio_w, stats.log_ratio_l)
+            values = (loss, accuracy, stats.margin, delta_w, delta_l, steep, fed)
             if counts:
                 rows = torch.stack([value.double() for value in values], dim=1)[: len(positions)]
                 found[positions.to(found.device), visit] = rows

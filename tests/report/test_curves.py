@@ -96,6 +96,6 @@ def test_norms_that_span_decades_are_drawn_by_their_logarithm(tmp_path, folder):
 
 
 def test_capped_log_ratios_are_shown_where_there_are_any(folder):
-    assert "capped" not in lines(Run(folder(records(40, clipped=0.0))), "Saturated and capped")[1]
-    found = lines(Run(folder(records(40, clipped=1.0))), "Saturated and capped")[1]
+    assert "capped" not in lines(Run(folder(records(40, clipped=0.0))), "Saturated, capped, steep")[1]
+    found = lines(Run(folder(records(40, clipped=1.0))), "Saturated, capped, steep")[1]
     assert set(found["capped"].get_ydata()) == {0.5}  # one of a pair's two

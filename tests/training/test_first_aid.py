@@ -71,7 +71,7 @@ def test_a_run_with_all_of_them_goes_on_with_the_same_bits(raw_config, launch, t
     ]
     assert figures[0] == figures[1]
     panels = {panel.title for panel in sheet(Run(Path(whole["train"]["output_dir"]))).panels}
-    assert "Saturated and capped" in panels
+    assert "Saturated, capped, steep" in panels
 
 
 @pytest.mark.parametrize(

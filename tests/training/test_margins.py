@@ -1,15 +1,18 @@
 """Quantiles of margins, gradient weights and the share of saturated pairs, against their definitions."""
 
 import copy
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fdpo_fast import DIVERGENCES
 from fdpo_fast.loss.options import LossOptions
-from fdpo_fast.training.margins import QUANTILES, GradientWeight, Margins
+from fdpo_fast.training.margins import QUANTILES, GradientWeight, Margins, Steepness
 from fdpo_fast.training.metrics import Metrics
+from tests.helpers.preserving import link_of
 from tests.helpers.training import run
 
 BETA = 0.7
@@ -49,6 +52,29 @@ def test_a_sigmoid_is_saturated_past_its_twentieth():
     at = torch.tensor(39.0, dtype=torch.float64).log()
     below, above = weight(torch.stack([at - 1e-6, at + 1e-6])).tolist()
     assert below > 0.05 > above
+
+
+@pytest.mark.parametrize("clip", [None, 2.0])
+@pytest.mark.parametrize("name", DIVERGENCES)
+@given(st.lists(st.tuples(st.floats(-6, 6), st.floats(-6, 6)), min_size=1, max_size=8))
+def test_a_sample_is_steep_where_its_link_is_ten_times_as_steep_as_at_the_reference(name, clip, log_ratios):
+    """By automatic derivatives of f'(e^u), of f as it is published."""
+    u = torch.tensor([*log_ratios, (0.0, 0.0)], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(link_of(name, clip)(u).sum(), u)
+    options = LossOptions(divergence=name, beta=1.0, ratio_scale=1.0, clip_log_ratio=clip)
+    found = Steepness(options.link)(*u.detach().float().T)
+    near = (slope / slope[-1, 0] / 10 - 1).abs().min(dim=1).values < 1e-5
+    want = (slope > 10 * slope[-1, 0]).double().mean(1)
+    assert torch.equal(found[~near], want[~near])
+
+
+@pytest.mark.parametrize(
+    ("name", "from_u"), [("forward_kl", -math.log(10)), ("jeffreys", -math.log(19)), ("reverse_kl", -math.inf)]
+)
+def test_where_samples_are_steep(name, from_u):
+    steepness = Steepness(LossOptions(divergence=name, beta=1.0, ratio_scale=1.0).link)
+    u = torch.linspace(-8, 8, 161, dtype=torch.float64)
+    assert torch.equal(steepness(u, torch.zeros_like(u)), 0.5 * (u < from_u))
 
 
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (1, 2), pytest.param(2, 2, marks=pytest.mark.slow)])

@@ -22,7 +22,7 @@ from tests.helpers.caches import ROWS
 from tests.helpers.pictures import write
 from tests.helpers.training import weights_in
 
-FIGURES = ("loss", "accuracy", "margin", "delta_w", "delta_l")
+FIGURES = ("loss", "accuracy", "margin", "delta_w", "delta_l", "steep")
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2), st.floats(0.01, 0.99), st.integers(0, 99))
@@ -96,6 +96,7 @@ def expected(raw, tmp_path):
         "margin": margin,
         "delta_w": -u[..., 0] / raw["loss"]["ratio_scale"],
         "delta_l": -u[..., 1] / raw["loss"]["ratio_scale"],
+        "steep": (1 / (1 + u.exp()) > 10 / 2).double().mean(-1),  # the slopes of that link: none is
     }
     return {name: value.mean(1) for name, value in values.items()}
 
