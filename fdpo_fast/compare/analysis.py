@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import ttest_1samp
 
 from fdpo_fast.compare.grid import Point
+from fdpo_fast.compare.moved import MOVED, moved
+from fdpo_fast.compare.paired import Difference, differences, interval
 from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate import statistics
 from fdpo_fast.evaluate.gallery import Gallery
@@ -20,12 +21,12 @@ from fdpo_fast.evaluate.score import Report
 from fdpo_fast.evaluate.statistics import Estimate
 
 FIGURES = ("alignment", "preference", "diversity", "win_rate")
-COLUMNS = ("divergence", "alpha", "loss", "strength", "seed", *FIGURES)
+COLUMNS = ("divergence", "alpha", "loss", "strength", "seed", *FIGURES, *MOVED)
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A divergence at a strength: means over the seeds and their standard errors."""
+    """A divergence at a strength: means over the seeds and their standard errors, by `FIGURES` and what `MOVED` has."""
 
     kind: str
     strength: float
@@ -39,14 +40,6 @@ class Volume(NamedTuple):
     kind: str
     area: Estimate
     by_seed: dict[int, float]
-
-
-class Difference(NamedTuple):
-    """How a divergence's hypervolume differs from another's, paired by seed; p of a paired t-test after Holm."""
-
-    other: str
-    gap: Estimate
-    p: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +77,7 @@ class Comparison:
                 "strength": point.strength,
                 "seed": point.seed,
                 **self._figures(point.name),
+                **moved(point),
             }
             for point in self.points
         ]
@@ -101,8 +95,10 @@ class Comparison:
             groups.setdefault((point.kind.name, point.strength), []).append(row)
         spots = []
         for kind, strength in sorted(groups, key=lambda key: (self.kinds.index(key[0]), key[1])):
-            values = {key: np.array([row[key] for row in groups[kind, strength]]) for key in FIGURES}
-            n = len(groups[kind, strength])
+            rows = groups[kind, strength]
+            there = [key for key in (*FIGURES, *MOVED) if all(row[key] is not None for row in rows)]
+            values = {key: np.array([row[key] for row in rows]) for key in there}
+            n = len(rows)
             errors = {key: v.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan for key, v in values.items()}
             spots.append(Spot(kind, strength, {key: float(v.mean()) for key, v in values.items()}, errors))
         return spots
@@ -146,7 +142,7 @@ class Comparison:
             areas = {seed: hypervolume((np.array(at) - low) / span) for seed, at in whole.items()}
             if not areas:
                 continue
-            volumes.append(Volume(kind, _interval(np.array(list(areas.values()))).within(0.0, 1.0), areas))
+            volumes.append(Volume(kind, interval(np.array(list(areas.values()))).within(0.0, 1.0), areas))
         return sorted(volumes, key=lambda volume: -volume.area.value)
 
     @staticmethod
@@ -158,15 +154,8 @@ class Comparison:
         ours = next((volume for volume in self.volumes if volume.kind == kind), None)
         if ours is None:
             return []
-        differences = []
-        for other in (volume for volume in self.volumes if volume.kind != kind):
-            seeds = sorted(ours.by_seed.keys() & other.by_seed.keys())
-            if len(seeds) < 2:
-                continue
-            gaps = np.array([ours.by_seed[seed] - other.by_seed[seed] for seed in seeds])
-            p = float(ttest_1samp(gaps, 0).pvalue) if gaps.std() else float(not gaps.any())
-            differences.append(Difference(other.kind, _interval(gaps), p))
-        return _holm(differences)
+        others = {volume.kind: volume.by_seed for volume in self.volumes if volume.kind != kind}
+        return differences(ours.by_seed, others)
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -180,24 +169,3 @@ def hypervolume(positions: np.ndarray) -> float:
         area += x * max(0.0, y - height)
         height = max(height, y)
     return area
-
-
-def _interval(values: np.ndarray) -> Estimate:
-    """Return the mean of values [n] with its interval of 95 % by Student's t, which is NaN for a single value."""
-    centre = float(values.mean())
-    if len(values) < 2:
-        return Estimate(centre, math.nan, math.nan)
-    if not np.ptp(values):  # scipy would warn
-        return Estimate(centre, centre, centre)
-    low, high = ttest_1samp(values, 0).confidence_interval(statistics.CONFIDENCE)
-    return Estimate(centre, float(low), float(high))
-
-
-def _holm(differences: list[Difference]) -> list[Difference]:
-    """Adjust the p of differences for their number (Holm 1979)."""
-    order = sorted(range(len(differences)), key=lambda number: differences[number].p)
-    adjusted, largest = {}, 0.0
-    for rank, number in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * differences[number].p))
-        adjusted[number] = largest
-    return [difference._replace(p=adjusted[number]) for number, difference in enumerate(differences)]

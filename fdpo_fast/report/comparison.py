@@ -17,7 +17,7 @@ from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.statistics import Estimate
 from fdpo_fast.evaluate.tables import table
 from fdpo_fast.files import replacing
-from fdpo_fast.report import figures, words
+from fdpo_fast.report import figures, moved, words
 from fdpo_fast.report.pages import Part, Samples, Table, short, strip, write
 from fdpo_fast.report.run import Run
 from fdpo_fast.report.verdict import sentences
@@ -74,6 +74,7 @@ def _results(comparison: Comparison) -> Iterator[Part]:
     )
     if comparison.volumes:
         yield _hypervolume(comparison)
+    yield from moved.parts(comparison)
     yield Part(
         "All runs",
         ("Means over the seeds, with the standard error of the mean; of all four figures more is better.",),

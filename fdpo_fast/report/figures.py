@@ -31,7 +31,7 @@ _SIDES = LinearSegmentedColormap.from_list(
 """From blue over nothing to red, so that the middle is whatever the page is."""
 
 
-def _styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
+def styles_of(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Return colour and marker of each divergence, the same in every picture."""
     return {kind: theme.series(number) for number, kind in enumerate(comparison.kinds)}
 
@@ -41,7 +41,7 @@ def _styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 def trade_off(comparison: Comparison, key: str = "alignment") -> Picture:
     """Draw a score against diversity: a curve along the strengths for each divergence, bars of a standard error."""
-    styles, compare = _styles(comparison), comparison.config.comparison
+    styles, compare = styles_of(comparison), comparison.config.comparison
     curves = [(kind, [spot for spot in comparison.spots if spot.kind == kind]) for kind in comparison.kinds]
     base = comparison.base[key], comparison.base["diversity"]
 
@@ -71,7 +71,7 @@ def trade_off(comparison: Comparison, key: str = "alignment") -> Picture:
 
 def volumes(comparison: Comparison) -> Picture:
     """Draw the hypervolume of each divergence with its interval, and that of every seed."""
-    styles, rows = _styles(comparison), comparison.volumes[::-1]
+    styles, rows = styles_of(comparison), comparison.volumes[::-1]
 
     def draw(axes: Axes) -> None:
         for row, volume in enumerate(rows):
@@ -131,7 +131,7 @@ def gradient_fields(comparison: Comparison) -> Picture:
 
 def training(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> Picture:
     """Draw loss, implicit accuracy and the error on preferred images of several runs, one line each."""
-    styles = _styles(comparison)
+    styles = styles_of(comparison)
 
     def draw(key: str, axes: Axes) -> None:
         for kind, run in runs:
@@ -150,7 +150,7 @@ BY_TIMESTEP = ("accuracy", "margin", "delta_w", "delta_l")
 
 def over_timesteps(comparison: Comparison, runs: Sequence[tuple[str, Run]]) -> Picture:
     """Draw where on the scale of timesteps several runs end: means of the last half of each."""
-    styles = _styles(comparison)
+    styles = styles_of(comparison)
 
     def draw(key: str, axes: Axes) -> None:
         for kind, run in runs:

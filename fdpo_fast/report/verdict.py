@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from fdpo_fast.compare.analysis import Comparison, Difference, Volume
+from fdpo_fast.compare.analysis import Comparison, Volume
+from fdpo_fast.compare.paired import Difference
 from fdpo_fast.evaluate.statistics import Estimate
 from fdpo_fast.report.run import Run
 from fdpo_fast.report.words import divergence

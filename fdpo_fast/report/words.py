@@ -50,7 +50,8 @@ DIVERGENCES = {
 
 def divergence(kind: str) -> str:
     """Return what a divergence of a comparison is called; one without a plain name keeps its own."""
-    return DIVERGENCES.get(kind, kind.replace("_", " "))
+    name, comma, others = kind.partition(",")
+    return DIVERGENCES.get(name, name.replace("_", " ")) + comma + others.replace("_", " ")
 
 
 MEASURES = {

@@ -1,6 +1,7 @@
 """A comparison whose figures are given, without a run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,13 +16,30 @@ from tests.helpers import ROOT
 CONFIG = ROOT / "configs/digits_sweep.json"
 
 
-def comparison(tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0, 1, 2), captions=("a", "b")):
-    """Runs whose alignment and diversity are `place(kind, strength, seed)`; the base is at (0, 1)."""
+def comparison(
+    tmp_path, place, kinds=("reverse_kl", "jensen_shannon"), seeds=(0, 1, 2), captions=("a", "b"), looks=None
+):
+    """Runs whose alignment and diversity are `place(kind, strength, seed)`; the base is at (0, 1).
+
+    looks: of the same, (drift, error of the preferred images, share of steep samples) of the last look.
+    """
     words = json.dumps(list(kinds)), json.dumps(list(seeds))
     config = load(CONFIG, [f"compare.divergences={words[0]}", f"compare.seeds={words[1]}", "compare.strengths=[1, 2]"])
     fits = losses(config, config.compare.divergences)
     found = list(points(config, fits, tmp_path / "runs"))
     wanted = config.compare
+    for point in found if looks else ():
+        drift, winner, steep = looks(point.kind.name, point.strength, point.seed)
+        folder = Path(point.config.train.output_dir)
+        folder.mkdir(parents=True)
+        delta_l = 2 * drift / point.config.loss.ratio_scale - winner
+        last = {"delta_w": winner, "delta_l": delta_l, "steep": steep}
+        records = [
+            {"step": 0, "validation/delta_w": 9.0, "validation/delta_l": 9.0, "validation/steep": 0.9},
+            {"step": 1} | {f"validation/{name}": value for name, value in last.items()},
+            {"step": 2},
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     report = Report(2, 2, 0, "captions")
     for model, (alignment, diversity) in {
         "base": (0.0, 1.0),
