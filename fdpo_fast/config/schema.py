@@ -154,7 +154,8 @@ class Reference(Section):
     """What the policy is measured against, and on which draws."""
 
     mode: Literal["cached", "live", "adapter"] = Field(
-        description="errors from a cache, of a second frozen model, or of the policy with its adapter switched off",
+        description="errors from a cache, of a second frozen model, or of the policy with its adapter switched off; "
+        "none follows the policy, as an average of its weights would: no cache could hold its errors",
         json_schema_extra={"left_out": "`adapter` for LoRA, else `cached`"},
     )
     visits: int | None = Field(

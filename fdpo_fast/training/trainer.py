@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,8 +27,9 @@ from fdpo_fast.models.prediction import as_in_training
 from fdpo_fast.optim import build
 from fdpo_fast.progress import progress
 from fdpo_fast.signals import Stopped
-from fdpo_fast.training import checkpoint, policy, resumption
-from fdpo_fast.training.checkpoint import EMA, Checkpoints
+from fdpo_fast.training import policy, resumption
+from fdpo_fast.training.average import EMA, trained
+from fdpo_fast.training.checkpoint import Checkpoints
 from fdpo_fast.training.metrics import FirstMargin, Metrics, Writer, forget_caching, headline
 from fdpo_fast.training.order import PairOrder
 from fdpo_fast.training.records import read_metrics
@@ -231,7 +232,10 @@ class Trainer:
         records = self.metrics.flush()
         if self.policy.movement:
             records[-1] |= self.policy.movement.figures()
-        records[-1] |= {"skipped": self.policy.guard.skipped, **self.validation.look(step, self.policy.denoiser)}
+        records[-1]["skipped"] = self.policy.guard.skipped
+        if self.validation.due(step):
+            with self._exported():
+                records[-1] |= self.validation.look(step, self.policy.denoiser)
         for words in (*self.watch(records), self.start.judged(step)):
             if words:
                 self.warn(words)
@@ -262,7 +266,12 @@ class Trainer:
         """Draw the sample grid of so many steps, if one is due."""
         every = self.config.log.samples_every
         if every and (done % every == 0 or done == self.config.train.max_steps):
-            self.grids.write(self.policy.denoiser, done, self.rank.index)
+            with self._exported():
+                self.grids.write(self.policy.denoiser, done, self.rank.index)
+
+    def _exported(self) -> AbstractContextManager[None]:
+        """Let the denoiser compute by the weights that are exported. Collective."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def _save(self, done: int) -> None:
         self.checkpoints.best = self.validation.kept()
@@ -275,13 +284,13 @@ class Trainer:
 
     def export(self, to: str) -> None:
         """Write the policy, or its average, as a pipeline of diffusers; say so where that keeps less than it learnt."""
-        trained = checkpoint.trained(self.policy.engine, self.average)
+        values = trained(self.policy.engine, self.average)
         if self.rank.index == 0:
             folder, name = self.folder / to, self.config.train.export_dtype
-            rounding = export(self.family, trained, DTYPES[name] if name else None, folder)
+            rounding = export(self.family, values, DTYPES[name] if name else None, folder)
             self.rank.say(f"exported to {folder}")
             if words := rounding.sentence():
                 self.rank.say(f"warning: {words}")
-        for _ in trained:  # the other ranks have their part in each
+        for _ in values:  # the other ranks have their part in each
             pass
         dist.barrier()

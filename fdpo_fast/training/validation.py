@@ -61,9 +61,8 @@ class Validation:
         return None if self.settings.keep_best is None or self.best.step is None else self.best.step + 1
 
     def look(self, step: int, denoiser: Denoiser) -> dict[str, float | list]:
-        """Return what is to be added to a step's record, if it is due. Collective."""
-        if self.data is None or not self.due(step):
-            return {}
+        """Return what is to be added to the record of a step at which it is due. Collective."""
+        assert self.data is not None
         found = self.figures(self.data, denoiser)
         self.best.add({"step": step, **found})
         return found

@@ -143,6 +143,26 @@ def test_an_adapter_is_looked_at_beside_the_base(held, launch):
     assert all(record["validation/margin"] == 0 for record in looked(held))
 
 
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), *(pytest.param(s, 2, marks=pytest.mark.slow) for s in (1, 3))])
+def test_an_average_is_what_is_looked_at(held, launch, stage, ranks):
+    """One that stays at the reference has no margin, whatever the weights do, and they keep every bit."""
+    held["optimizer"]["lr"] = 1e-3
+    held["deepspeed"] = {"zero_optimization": {"stage": stage}}
+    held["train"] |= {"ema_decay": 1 - 1e-12, "pairs_per_micro_batch": 2}
+    held["log"] |= {"every": 1, "samples_every": 2, "prompts": ["a handwritten two"], "sampling_steps": 1}
+    launch(held, ranks=ranks)
+    for record in looked(held):
+        assert abs(record["validation/margin"]) < 1e-9
+    ours = read_records(Path(held["train"]["output_dir"]))
+    assert abs(ours[-1]["margin"]) > 1e-3
+    held["train"] |= {"output_dir": held["train"]["output_dir"] + "_alone", "ema_decay": None, "validate_every": 6}
+    held["log"] |= {"samples_every": 0}
+    launch(held, ranks=ranks)
+    alone = read_records(Path(held["train"]["output_dir"]))
+    assert [record["loss"] for record in ours] == [record["loss"] for record in alone]
+    assert alone[-1]["validation/margin"] != 0
+
+
 @pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_look_together(held, launch, stage):
     held["deepspeed"] = {"zero_optimization": {"stage": stage}}
