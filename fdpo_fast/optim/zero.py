@@ -15,12 +15,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.optim.adamw8bit import AdamW8bit
 from fdpo_fast.optim.update import WEIGHTS
+from fdpo_fast.optim.values import local
 
 GROUP = 100_000_000
 """The most elements of a group of parameters, but for one that is larger by itself."""
@@ -147,3 +149,17 @@ def _number_elements(optimizer: AdamW8bit, masters: list[Tensor]) -> None:
                 group["first_element"] = first_of[master]
 
     optimizer.register_step_pre_hook(set_first)
+
+
+def held_by(parameter: Any) -> Tensor:
+    """Return what this rank holds of a parameter, which its module computes by from now on."""
+    if getattr(parameter, "ds_status", None) is ZeroParamStatus.AVAILABLE:
+        parameter.partition()  # ZeRO-3 keeps small parameters whole: that copy would hide the shard
+    return local(parameter)
+
+
+def gathered(parameter: Parameter) -> Tensor:
+    """Return a parameter on the CPU, whole; not copied where it is that already. Collective."""
+    sharded = hasattr(parameter, "ds_id")
+    with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+        return parameter.detach().to("cpu", copy=sharded)

@@ -7,28 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed import DeepSpeedEngine
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.optim.values import Values, local
+from fdpo_fast.optim.zero import gathered, held_by
 
 
 class EMA:
     """Exponential moving average in float32 of this rank's part of the trainable parameters, under any ZeRO stage.
 
     Args:
-        engine: whose module is averaged; of weights of 24 bits all that its optimizer has of them.
+        module: whose trainable parameters are averaged.
+        values: of these parameters; of weights of 24 bits all that the optimizer has of them.
         decay: what is left of an average after a step.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, decay: float) -> None:
-        self.decay, self._values, module = decay, Values(engine.optimizer), engine.module
+    def __init__(self, module: nn.Module, values: Values, decay: float) -> None:
+        self.decay, self._values = decay, values
         # ZeRO-3 adds methods to parameters
         self.live: dict[str, Any] = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: local(parameter).float().clone() for name, parameter in self.live.items()}
@@ -49,15 +48,15 @@ class EMA:
         kept = {}
         with torch.no_grad():
             for name, parameter in self.live.items():
-                held = _held(parameter)
-                kept[name] = held.to("cpu", copy=True)
-                held.copy_(self.average[name])
+                here = held_by(parameter)
+                kept[name] = here.to("cpu", copy=True)
+                here.copy_(self.average[name])
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, parameter in self.live.items():
-                    _held(parameter).copy_(kept[name])
+                    held_by(parameter).copy_(kept[name])
 
     def whole(self, name: str) -> Tensor:
         """Return the average of a parameter, whole, in float32 and on the CPU. Collective."""
@@ -80,44 +79,29 @@ class EMA:
             self.average[name].copy_(average)
 
 
-def trained(engine: DeepSpeedEngine, average: EMA | None) -> Iterator[tuple[str, Tensor]]:
+def trained(module: nn.Module, values: Values, average: EMA | None) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and values of what is trained, or of its average, whole and on the CPU, one after the other.
 
     In float32 where that is more than the model has: averages, and weights of 24 bits. The values are for rank 0, and
     may be the model's own tensors. Collective: every rank reads to the end.
     """
-    values = Values(engine.optimizer)
     exceed = values.exceed_weights
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad and average:
             yield name, average.whole(name)
         elif parameter.requires_grad:
-            yield name, _whole(parameter, values.local(parameter)) if exceed else _gathered(parameter)
+            yield name, _whole(parameter, values.local(parameter)) if exceed else gathered(parameter)
 
 
 def _whole(parameter: Any, held: Tensor) -> Tensor:
     """Return a parameter's values in float32, of which each rank holds its part, whole and on the CPU. Collective."""
     if not hasattr(parameter, "ds_id"):
         return held.cpu()
-    shard, rest, total = _held(parameter), held.clone(), torch.zeros((), dtype=torch.float32, device="cpu")
+    shard, rest, total = held_by(parameter), held.clone(), torch.zeros((), dtype=torch.float32, device="cpu")
     kept = shard.clone()
     for _ in range(3):  # what gathers a parameter does so in its dtype: a float32 is the sum of three bfloat16s
         shard.copy_(rest)
         rest -= shard.float()
-        total = total + _gathered(parameter).float()
+        total = total + gathered(parameter).float()
     shard.copy_(kept)
     return total
-
-
-def _held(parameter: Any) -> Tensor:
-    """Return what this rank holds of a parameter, which the module computes by from now on."""
-    if getattr(parameter, "ds_status", None) is ZeroParamStatus.AVAILABLE:
-        parameter.partition()  # ZeRO-3 keeps small parameters whole: that copy would hide the shard
-    return local(parameter)
-
-
-def _gathered(parameter: nn.Parameter) -> Tensor:
-    """Return a parameter on the CPU, whole; not copied where it is that already. Collective."""
-    sharded = hasattr(parameter, "ds_id")
-    with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-        return parameter.detach().to("cpu", copy=sharded)

@@ -25,6 +25,7 @@ from fdpo_fast.models.export import export
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.prediction import as_in_training
 from fdpo_fast.optim import build
+from fdpo_fast.optim.values import Values
 from fdpo_fast.progress import progress
 from fdpo_fast.signals import Stopped
 from fdpo_fast.training import policy, resumption
@@ -81,7 +82,8 @@ class Trainer:
         rank.say("loading the base")
         self.policy = policy.make(config, family, rank)
         self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
-        self.average = EMA(self.policy.engine, config.train.ema_decay) if config.train.ema_decay else None
+        self.values, decay = Values(self.policy.engine.optimizer), config.train.ema_decay
+        self.average = EMA(self.policy.denoiser, self.values, decay) if decay else None
         self.options = config.loss.options()
         if resume and not begin:
             rank.say(f"{folder} has no checkpoint: starting at step 0")
@@ -284,7 +286,7 @@ class Trainer:
 
     def export(self, to: str) -> None:
         """Write the policy, or its average, as a pipeline of diffusers; say so where that keeps less than it learnt."""
-        values = trained(self.policy.engine, self.average)
+        values = trained(self.policy.denoiser, self.values, self.average)
         if self.rank.index == 0:
             folder, name = self.folder / to, self.config.train.export_dtype
             rounding = export(self.family, values, DTYPES[name] if name else None, folder)
