@@ -143,17 +143,18 @@ class TrainingSet:
         """Return both sides of a pair as they are stored, [2, ...], in float32."""
         return torch.stack([self.latents.entry("image", at) for at in self.images[position].tolist()]).float()
 
-    def cache_reference(self, load: Callable[[], Denoiser]) -> None:
+    def cache_reference(self, load: Callable[[], Denoiser], denoiser: str | None = None) -> None:
         """Compute the reference errors of `reference.visits` draws per pair once; `batch` gives them from then on.
 
-        `load` gives the reference model, ready to run; it is asked only where something is missing.
+        `load` gives the reference model, ready to run; it is asked only where something is missing. denoiser: the
+        digest of its files; None: it is the base's.
         """
         config, family = self.config, self.family
         visits = config.reference.stored_visits()
         density = None if self.density is None else self.timesteps.model_dump(mode="json", exclude_none=True)
         manifest = {
             "version": VERSION,
-            "unet": family.denoiser_digest(),
+            "unet": denoiser or family.denoiser_digest(),
             "pairs": self.pairs.digest(),
             # names by digest: of images, VAE and geometry; of captions and text encoders
             "latents": self.latents.folder.name,

@@ -38,7 +38,7 @@ class Prepared:
 
 def look_for(config: Config) -> None:
     """Raise UserError where model or pairs are not there: before processes join, which may compile for a minute."""
-    find(config.model)
+    find(config.model, config.reference.model)
     if config.data.source not in EMBEDDED and config.data.format == "auto":
         detect(config.data.source, config.data.split, config.data.outside)
     if isinstance(config.data.validation, str):
@@ -57,19 +57,36 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
     data = TrainingSet(config, family, open_source(config.data), builder)
-    validation, load = None, partial(reference_model, config, family, rank.device)
+    of = reference_family(config, family)
+    validation, load = None, partial(reference_model, config, of, rank.device)
     if config.data.validation is not None:
         own, builder = for_validation(config), replace(builder, part="validation", resumed={})
         validation = TrainingSet(own, family, open_source(own.data), builder, held=True)
-        validation.cache_reference(load)
+        validation.cache_reference(load, of.denoiser_digest())
         data.report["validation"] = validation.report
     if config.reference.mode == "cached":
-        data.cache_reference(load)
+        data.cache_reference(load, of.denoiser_digest())
     return Prepared(config, family, data, validation)
 
 
+def reference_family(config: Config, family: Family) -> Family:
+    """Return the family over the pipeline whose denoiser is the reference: that of the base, unless another is named.
+
+    Raises UserError where the other's denoiser is of another shape.
+    """
+    if not config.reference.model:
+        return family
+    other = load_family(config.model.replace({"base": config.reference.model}))
+    if other.denoiser_shape() != family.denoiser_shape():
+        raise UserError(
+            f"reference.model '{config.reference.model}' has a {family.denoiser_name} of another shape than model.base "
+            f"'{config.model.base}': errors of the two cannot be compared"
+        )
+    return other
+
+
 def reference_model(config: Config, family: Family, device: torch.device) -> Denoiser:
-    """Return the base's denoiser for a device, made ready as the policy is, so that both round alike.
+    """Return the reference's denoiser for a device, made ready as the policy is, so that both round alike.
 
     Where the policy's parameters stay on the host, so do its own: a layer comes to the device when it is its turn.
     """
@@ -93,7 +110,7 @@ def cache_root(config: Config) -> Path:
 
 def resolve_embedded(config: Config, rank: Rank) -> Config:
     """Replace the names of embedded bases by the paths of their pipelines and pairs, made now if need be."""
-    if EMBEDDED.keys().isdisjoint((config.model.base, config.data.source)):
+    if EMBEDDED.keys().isdisjoint((config.model.base, config.reference.model, config.data.source)):
         return config
     from fdpo_fast.digits.dataset import resolved
 

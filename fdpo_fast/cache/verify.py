@@ -12,7 +12,7 @@ from torch import Tensor
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import geometry_of, image_encoder
 from fdpo_fast.cache.latents import kept
-from fdpo_fast.cache.open import Prepared, cache_root, caches_of, look_for, reference_model
+from fdpo_fast.cache.open import Prepared, cache_root, caches_of, look_for, reference_family, reference_model
 from fdpo_fast.cache.pairs import Refused
 from fdpo_fast.cache.report import describe
 from fdpo_fast.config.errors import UserError
@@ -92,7 +92,7 @@ def differences(prepared: Prepared, rank: Rank, pairs: int, seed: int) -> dict[s
         del encoder
         collect()  # the reference takes their place
     if data.reference is not None:
-        denoiser = reference_model(config, family, rank.device)
+        denoiser = reference_model(config, reference_family(config, family), rank.device)
         pieces = []
         for position in positions:
             visit = torch.randint(

@@ -90,6 +90,8 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
 
     Raises UserError where nothing has moved, or there are too few pairs.
     """
+    if config.reference.model:
+        raise UserError("calibration measures how far model.base is moved: leave out reference.model")
     rank = single_process()
     quiet_libraries()
     config = resolve_embedded(config, rank)

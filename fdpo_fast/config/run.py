@@ -63,6 +63,10 @@ class Config(Section):
             raise ValueError(
                 "reference.mode 'adapter' needs model.train 'lora': full tuning has no adapter to switch off"
             )
+        if self.reference.mode == "adapter" and self.reference.model:
+            raise ValueError(
+                "reference.model needs reference.mode 'cached' or 'live': the policy without its adapter is model.base"
+            )
         if self.reference.mode == "cached":
             self.reference.stored_visits()
         if self.train.pairs_per_step % self.train.pairs_per_micro_batch:

@@ -158,6 +158,11 @@ class Reference(Section):
         "none follows the policy, as an average of its weights would: no cache could hold its errors",
         json_schema_extra={"left_out": "`adapter` for LoRA, else `cached`"},
     )
+    model: str | None = Field(
+        None,
+        description="diffusers folder or hub name of a pipeline whose denoiser is the reference, where training starts "
+        "from another one; null: model.base",
+    )
     visits: int | None = Field(
         None,
         ge=1,

@@ -53,7 +53,11 @@ def name_of(base: str, recipe: DigitsRecipe) -> str:
 
 def resolved(config: Config) -> Config:
     """Replace the names of embedded bases by the paths of their pipelines and pairs, made now if need be."""
-    named = {"model.base": (config.model.base, "pipeline"), "data.source": (config.data.source, "pairs.parquet")}
+    named = {
+        "model.base": (config.model.base, "pipeline"),
+        "reference.model": (config.reference.model, "pipeline"),
+        "data.source": (config.data.source, "pairs.parquet"),
+    }
     data = config.data
     return config.replace(
         {

@@ -71,11 +71,15 @@ def check(model: Model) -> None:
             hub.check_name(key, name)
 
 
-def find(model: Model) -> None:
-    """Raise UserError where there is no base, or VAE, of the family; fetches from the hub what is not here."""
+def find(model: Model, reference: str | None = None) -> None:
+    """Raise UserError where there is no base, or VAE, of the family; fetches from the hub what is not here.
+
+    reference: the value of `reference.model`, which is held to the same.
+    """
     cls = family_class(model)
-    if model.base not in EMBEDDED:
-        hub.pipeline_folder(model.base, cls.pipelines, cls.components)
+    for key, base in (("model.base", model.base), ("reference.model", reference)):
+        if base and base not in EMBEDDED:
+            hub.pipeline_folder(base, cls.pipelines, cls.components, key)
     if model.vae:
         hub.vae_folder(model.vae)
 

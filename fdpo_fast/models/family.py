@@ -126,6 +126,11 @@ class Family(ABC):
         """Return the SHA-256 over the denoiser's files."""
         return self.digest(self.denoiser_name)
 
+    def denoiser_shape(self) -> dict[str, Any]:
+        """Return the configuration of the denoiser, without what tells where it is from."""
+        found = read_json(self.base / self.denoiser_name / "config.json")
+        return {key: value for key, value in found.items() if not key.startswith("_") or key == "_class_name"}
+
     @cached_property
     def facts(self) -> Facts:
         """What the caches need to know of the pipeline, with the digests of its files."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdpo_fast.cache.build import Builder
 from fdpo_fast.cache.dataset import Batch
-from fdpo_fast.cache.open import cache_root, caches_of, look_for, reference_model
+from fdpo_fast.cache.open import cache_root, caches_of, look_for, reference_family, reference_model
 from fdpo_fast.cache.report import describe, warnings
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
@@ -76,12 +76,13 @@ class Trainer:
                 f"{config.train.pairs_per_step}: a step of such a shape repeats pairs"
             )
 
+        reference = reference_family(config, family)
         if config.model.train == "lora" or config.reference.mode == "live":  # a cache would tell of another denoiser
-            self.checkpoints.base = agreed(lambda: None if rank.index else family.denoiser_digest())[0]
+            self.checkpoints.base = agreed(lambda: None if rank.index else reference.denoiser_digest())[0]
         forget_caching(rank.device)
         rank.say("loading the base")
         self.policy = policy.make(config, family, rank)
-        self.frozen = reference_model(config, family, rank.device) if config.reference.mode == "live" else None
+        self.frozen = reference_model(config, reference, rank.device) if config.reference.mode == "live" else None
         self.values, decay = Values(self.policy.engine.optimizer), config.train.ema_decay
         self.average = EMA(self.policy.denoiser, self.values, decay) if decay else None
         self.options = config.loss.options()
@@ -99,7 +100,8 @@ class Trainer:
             config.log, family, folder / "samples", config.data.resolution, config.train.seed, rank.device
         )
         self.watch = Watch(config, read_metrics(folder, self.first_step).records)
-        self.start = FirstMargin(rank.device, self.first_step == 0, config.optimizer.warmup_steps)
+        at_reference = self.first_step == 0 and not config.reference.model
+        self.start = FirstMargin(rank.device, at_reference, config.optimizer.warmup_steps)
         self.last_finite = self.first_step - 1
         self.began = False
         """Whether a step has been taken."""
@@ -207,7 +209,7 @@ class Trainer:
             )
         if self.average:
             self.average.update()
-        if step == 0 and (apart := self.start.apart()):
+        if step == 0 and self.start.open and (apart := self.start.apart()):
             self.warn(apart)
         self.metrics.end_step(step, rate, self.policy.grad_norm())
         if self.policy.watch:
