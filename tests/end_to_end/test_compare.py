@@ -56,7 +56,7 @@ def test_a_comparison_that_is_stopped_goes_on(raw_config, write_config, tmp_path
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=600)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "stopped; the same command goes on where it was" in said
     kept = {done: done.stat().st_mtime_ns for done in images.glob("*/*.png")}
 
