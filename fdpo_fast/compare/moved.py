@@ -47,19 +47,21 @@ class At(NamedTuple):
 
 
 def at_equal_drift(comparison: Comparison) -> list[At]:
-    """Compare the divergences at drifts that every one of them reaches with every seed; empty where there are none.
+    """Compare the divergences at drifts that every one of them reaches with every seed; empty where fewer than two do.
 
-    Between its strengths, and between the base (drift 0) and the weakest, a seed's curve is taken for straight.
+    Left out are those that were not looked at, or came nearer to the pairs than the base is with some seed. Between its
+    strengths, and between the base (drift 0) and the weakest, a seed's curve is taken for straight.
     """
     curves: dict[str, dict[int, list[dict]]] = {}
     for point, row in zip(comparison.points, comparison.rows, strict=True):
         if row["drift"] is not None and math.isfinite(row["drift"]):
             curves.setdefault(point.kind.name, {}).setdefault(point.seed, []).append(row)
-    if curves.keys() != set(comparison.kinds):
+    reach = {kind: min(max(row["drift"] for row in rows) for rows in seeds.values()) for kind, seeds in curves.items()}
+    curves = {kind: seeds for kind, seeds in curves.items() if reach[kind] > 0}
+    if len(curves) < 2:
         return []
-    reached = min(max(row["drift"] for row in rows) for seeds in curves.values() for rows in seeds.values())
     found = []
-    for drift in [share * reached for share in SHARES] if reached > 0 else []:
+    for drift in [share * min(reach[kind] for kind in curves) for share in SHARES]:
         at = {
             kind: {seed: _interpolated(comparison.base, rows, drift) for seed, rows in seeds.items()}
             for kind, seeds in curves.items()
