@@ -17,8 +17,8 @@ from tests.helpers import RECIPE, ROOT, TOLD
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
 
-# How long a case takes is the machine's business, and no test's. The same cases are drawn every time, so that what fails
-# is the change at hand; `--hypothesis-profile explore` draws others.
+# How long a case takes is the machine's business, and no test's. The same cases are drawn every time, so that what
+# fails is the change at hand; `--hypothesis-profile explore` draws others.
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same")
@@ -68,7 +68,7 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def embedded_folder(cache_dir):
-    from fdpo_fast.config.schema import DigitsRecipe
+    from fdpo_fast.config.digits import DigitsRecipe
     from fdpo_fast.digits.dataset import embedded
 
     return embedded("digits", DigitsRecipe(**RECIPE), cache_dir)

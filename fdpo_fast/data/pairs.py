@@ -93,7 +93,9 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-TIE = "a tie"
+TIE, UNLABELLED = "a tie", "no label in data.labels"
+BY_CHOICE = (TIE, UNLABELLED)
+"""Reasons that are the user's wish, and no fault of a row."""
 MISSING = "an image is missing"
 OUTSIDE = "outside data.source, which takes data.outside"
 """How reasons end of what lies elsewhere, by a link, by `..` or by a whole path."""
