@@ -95,12 +95,13 @@ def run(
         raise UserError("--choose unsure takes a --config, and the policy that is unsure by --policy, or its --margins")
     with imports():
         from fdpo_fast.label.choose import Choice, order
-        from fdpo_fast.label.galleries import OfGalleries, beside_galleries
         from fdpo_fast.label.questions import OfSource, Questions, beside, section
         from fdpo_fast.label.run import Desk, label
 
     questions: Questions
     if compare:
+        with imports():
+            from fdpo_fast.label.galleries import OfGalleries, beside_galleries
         first, second = (folder.expanduser() for folder in compare)
         questions, labels = OfGalleries(first, second, seed), labels or beside_galleries(first, second)
     else:

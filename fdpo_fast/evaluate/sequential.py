@@ -60,8 +60,9 @@ def win_rate(outcomes: Sequence[float]) -> Estimate:
         return float(log_evidence(total, count, rate)) - enough
 
     tiny = 1e-12
-    low = brentq(beyond, tiny, centre) if beyond(tiny) > 0 else 0.0
-    high = brentq(beyond, centre, 1 - tiny) if beyond(1 - tiny) > 0 else 1.0
+    least = min(max(centre, tiny), 1 - tiny)  # where the evidence is least
+    low = brentq(beyond, tiny, least) if beyond(tiny) > 0 else 0.0
+    high = brentq(beyond, least, 1 - tiny) if beyond(1 - tiny) > 0 else 1.0
     return Estimate(centre, float(low), float(high))
 
 

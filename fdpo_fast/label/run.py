@@ -103,6 +103,7 @@ def _listener(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOSTS[0], port))
+        listener.listen()  # a browser may come before the server does
     except OSError as error:
         listener.close()
         why = "in use" if error.errno == errno.EADDRINUSE else str(error.strerror)

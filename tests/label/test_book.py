@@ -85,15 +85,14 @@ def test_the_file_says_what_was_answered(tmp_path_factory, actions):
 
 def test_a_kill_leaves_an_answer_or_none(tmp_path):
     """And a power cut: at each operation on files, what is on the disk is the file before the answer or after it."""
-    path = write(tmp_path, BOB)
     with recorded(tmp_path) as record:
         ann = book(tmp_path)
-        record.sync(os.open(path, os.O_RDONLY), os.fsync)
-        record.sync(os.open(tmp_path, os.O_RDONLY), os.fsync)
-        before = path.read_bytes()
+        ann.add(ASKED[2], 0.0, 0)
+        before = ann.path.read_bytes()
+        record.states.clear()
         ann.add(ASKED[5], 1.0, 0)
-    after = path.read_bytes()
-    found = {dict(state).get(path.name) for state in record.states}
+    after = ann.path.read_bytes()
+    found = {dict(state).get(ann.path.name) for state in record.states}
     assert before in found
     assert found <= {before, after}
 
@@ -118,7 +117,9 @@ def test_what_cannot_be_written_is_not_taken_for_answered(tmp_path, call):
 
 def test_a_file_of_another_source_is_refused(tmp_path):
     write(tmp_path, [Label(0, "row 0", "another caption", 1.0, "bob")])
-    with pytest.raises(UserError, match=r"is of another source: pair 0 has the caption .* name another file by --labels"):
+    with pytest.raises(
+        UserError, match=r"is of another source: pair 0 has the caption .* name another file by --labels"
+    ):
         book(tmp_path)
 
 
@@ -152,7 +153,8 @@ def test_one_process_labels_a_file(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written \(.*\): name another file by --labels"), alone(
-        Path(tmp_path / "file/x.jsonl")
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(.*\): name another file by --labels"),
+        alone(Path(tmp_path / "file/x.jsonl")),
     ):
         pass
