@@ -54,6 +54,27 @@ class Evaluate(Section):
     )
 
 
+class Pairs(Section):
+    """How `fdpo pairs` and `fdpo relabel` make labels of the scores of `evaluate.scorers`."""
+
+    combine: Literal["mean", "majority"] = Field(
+        "mean",
+        description="of several scorers: the weighted mean of their standardised scores, or a vote of each; of one its "
+        "own score counts",
+    )
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="of scorers by name, in the mean or of their votes; one that is not named has 1"
+    )
+    tie_below: float = Field(
+        0.0, ge=0, description="gap that still is a tie: of one scorer's scores, of several in standard deviations"
+    )
+    which: Literal["best_worst", "adjacent", "all"] = Field(
+        "best_worst",
+        description="pairs of a caption's images that `fdpo pairs` writes: the best and the worst, neighbours in the "
+        "ranking, or every two",
+    )
+
+
 class Kind(Section):
     """A divergence of a comparison."""
 

@@ -75,17 +75,19 @@ class Question(NamedTuple):
     ordered: bool
     """Whether the source lists its images in an order that does not follow from the label."""
     text: int
+    models: tuple[str, str] | None
+    """What drew image 0 and image 1, where the source says it."""
 
 
 def question(pair: Pair) -> Question | None:
     """Return what a pair, read `AS_JUDGED`, asks; None for the mirrored half of another one."""
     if pair.id % 2:
         return None
-    images, label = (pair.preferred, pair.dispreferred), pair.weight
+    images, label, models = (pair.preferred, pair.dispreferred), pair.weight, pair.models
     if pair.first is False:
-        images, label = images[::-1], 1 - label
+        images, label, models = images[::-1], 1 - label, models and models[::-1]
     ordered = pair.first is not None or pair.weight == 0.5
-    return Question(pair.id, pair.row, pair.place, pair.caption, images, label, ordered, pair.text)
+    return Question(pair.id, pair.row, pair.place, pair.caption, images, label, ordered, pair.text, models)
 
 
 def questions(items: Iterable[Pair | Rejected]) -> Iterator[Question]:
@@ -228,8 +230,10 @@ class Labelled:
                 f"the caption {short(asked.caption)} here and {short(vote.caption)} there"
             )
         share = asked.label if vote is None else vote.label
-        pairs = compared(asked.row, asked.id, asked.place, asked.caption, asked.images, (share, 1 - share), self.rules)
-        for pair in pairs:
+        labels, models = (share, 1 - share), asked.models or (None, None)
+        for pair in compared(
+            asked.row, asked.id, asked.place, asked.caption, asked.images, labels, self.rules, models=models
+        ):
             if isinstance(pair, Pair):
                 pair = replace(pair, text=asked.text, first=pair.first if asked.ordered else None)
             yield pair

@@ -23,3 +23,15 @@ def first(images, prompts):
 
 def second(images, prompts):
     return [float(sum(image.getpixel((16, 16)))) for image in images]
+
+
+def darkness(images, prompts):
+    return [-score for score in brightness(images, prompts)]
+
+
+def nan(images, prompts):
+    return [float("nan")] * len(images)
+
+
+def flat(images, prompts):
+    return [1.0] * len(images)

@@ -162,7 +162,8 @@ class JSONRecords:
                 where = place if len(images) == 2 else f"{place} images {i} and {j}"
                 id = (row << 20 | i << 10 | j) << 1
                 two = (sides[i], sides[j]), (labels[i], labels[j])
-                found = compared(row, id, where, record.caption, *two, self.rules, record.votes)
+                models = (record.models[i], record.models[j]) if record.models else (None, None)
+                found = compared(row, id, where, record.caption, *two, self.rules, record.votes, models)
                 yield from record.ordered(found)
 
     def _records(self, start: int, stop: int) -> Iterator[tuple[int, Record | str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fdpo_fast.data.pairs import Pair, Rejected, number, short
@@ -46,6 +46,8 @@ class Record:
     """Whether the labels are numbers of votes, or their shares."""
     listed: bool = True
     """Whether the order of its images says nothing of which is preferred."""
+    models: list = field(default_factory=list)
+    """What drew each image of a ranking; empty where it does not say so."""
 
     def ordered(self, pairs: Iterable[Pair | Rejected]) -> Iterator[Pair | Rejected]:
         """Yield pairs of this record, without an order of their images where that is the label."""
@@ -76,7 +78,10 @@ def parse(raw: Any) -> Record:
         raise UnusableError(f"neither a pair nor a ranking: found the keys {', '.join(raw) or 'none'}; {_LOOKED_FOR}")
     if len(images) < 2 or len(images) != len(labels):
         raise UnusableError(f"neither a pair nor a ranking: found {len(images)} images and {len(labels)} labels")
-    return Record(images, labels, caption)
+    models = record.get("models")
+    return Record(
+        images, labels, caption, models=models if isinstance(models, list) and len(models) == len(images) else []
+    )
 
 
 def _shares(record: dict) -> list:
