@@ -91,8 +91,10 @@ def run(
     if compare and (choose != CHOOSE[0] or config_file):
         raise UserError("--compare asks captions at random, and takes neither --choose nor --config")
     config = read_config(config_file, overrides) if config_file else None
-    if choose == "unsure" and (config is None or (policy is None and margins is None)):
-        raise UserError("--choose unsure takes a --config, and the policy that is unsure by --policy, or its --margins")
+    if config and source:
+        config = config.replace({"data.source": source})
+    if choose == "unsure" and (config is None or policy is None) and margins is None:
+        raise UserError("--choose unsure takes a --config and the --policy that is unsure, or a file of its --margins")
     with imports():
         from fdpo_fast.label.choose import Choice, order
         from fdpo_fast.label.questions import OfSource, Questions, beside, section

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.labels import read_labels
-from fdpo_fast.label.order import Order, by_disagreement, random_order
+from fdpo_fast.label.margins import margins, sureness
+from fdpo_fast.label.order import Order, by_disagreement, order_by, random_order
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ def _disagreement(choice: Choice) -> Order:
     return by_disagreement(choice.seed, read_labels(choice.scores.expanduser()) if choice.scores else None)
 
 
+def _unsure(choice: Choice) -> Order:
+    policy, file = (path and path.expanduser() for path in (choice.policy, choice.margins))
+    return order_by(sureness(margins(choice.config, policy, choice.pairs, file)), choice.seed)
+
+
 _ORDERS: dict[str, Callable[[Choice], Order]] = {
     "random": lambda choice: random_order(choice.seed),
     "disagreement": _disagreement,
+    "unsure": _unsure,
 }

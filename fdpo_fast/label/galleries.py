@@ -45,6 +45,10 @@ class OfGalleries:
             self.every.append(Asked(id, place, caption))
             self._files[id] = [model.files[number][image] for model in models]
 
+    def scores(self) -> dict[int, dict[str, tuple[float, float]]]:
+        """Return no scores: a comparison asks captions at random."""
+        return {}
+
     def picture(self, id: int, image: int) -> bytes:
         """Return the bytes of the image of the first model, 0, or of the second, 1.
 

@@ -10,10 +10,13 @@ import numpy as np
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.labels import Label
-from fdpo_fast.label.questions import Asked
+from fdpo_fast.data.pairs import number, short
+from fdpo_fast.label.questions import Asked, Questions
 
-Order: TypeAlias = Callable[[Sequence[Asked], Sequence[Label]], list[Asked]]
+Order: TypeAlias = Callable[[Questions, Sequence[Label]], list[Asked]]
 """What brings pairs into an order; it may look at what the file of labels says of them already."""
+Scores: TypeAlias = Mapping[int, Mapping[str, tuple[float, float]]]
+"""By pair's id and scorer, the scores of image 0 and image 1."""
 
 
 def number_of(seed: int, what: str, id: int) -> int:
@@ -42,38 +45,52 @@ def first_of(questions: Iterable[Asked], keys: Mapping[int, float], seed: int) -
 
 def random_order(seed: int) -> Order:
     """Return the random order of `at_random`."""
-    return lambda questions, labels: at_random(questions, seed)
+    return lambda questions, labels: at_random(questions.every, seed)
 
 
 def order_by(keys: Mapping[int, float], seed: int) -> Order:
     """Return the order of `first_of`."""
-    return lambda questions, labels: first_of(questions, keys, seed)
+    return lambda questions, labels: first_of(questions.every, keys, seed)
 
 
 def by_disagreement(seed: int, scored: Sequence[Label] | None) -> Order:
     """Return the order that asks first what scorers contradict one another about most.
 
-    Their scores are in lines of `fdpo relabel`: those given, or those of the file that the answers go to.
+    Scores are taken from lines of `fdpo relabel`, those given, or of the file that the answers go to; where these have
+    none, from the source.
     """
-    return lambda questions, labels: first_of(questions, disagreement(gaps(scored or labels)), seed)
+
+    def order(questions: Questions, labels: Sequence[Label]) -> list[Asked]:
+        scores = in_lines(labels if scored is None else scored) or questions.scores()
+        return first_of(questions.every, disagreement(scores), seed)
+
+    return order
 
 
-def gaps(labels: Iterable[Label]) -> dict[int, dict[str, float]]:
-    """Return what scorers give image 0 more than image 1, by pair's id and scorer, of the lines that have scores."""
-    found: dict[int, dict[str, float]] = {}
+def in_lines(labels: Iterable[Label]) -> Scores:
+    """Return the scores of the lines that have some; UserError where they are not as `fdpo relabel` writes them."""
+    found: dict[int, dict[str, tuple[float, float]]] = {}
     for label in labels:
-        for name, (first, second) in label.more.get("scores", {}).items():
-            found.setdefault(label.id, {})[name] = first - second
+        raw = label.more.get("scores", {})
+        for name, both in raw.items() if isinstance(raw, dict) else [("", raw)]:
+            values = [value for score in both if (value := number(score)) is not None] if isinstance(both, list) else []
+            if len(values) != 2:
+                raise UserError(
+                    f"the scores of pair {label.id} by {short(label.by)} are {short(raw)}, and are to be two numbers "
+                    "for each scorer, as `fdpo relabel` writes them"
+                )
+            found.setdefault(label.id, {})[name] = (values[0], values[1])
     return found
 
 
-def disagreement(gaps: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+def disagreement(scores: Scores) -> dict[int, float]:
     """Say how far scorers contradict one another about each pair.
 
-    gaps: by pair's id and scorer, the score of image 0 less that of image 1. Each scorer's gaps are brought to a root
-    mean square of 1; then the gaps in favour of either image are summed, and the smaller sum is what they contradict
-    one another by: 0 where all agree. Raises UserError where no pair has scores of two scorers.
+    A scorer's gaps, of image 0 less image 1, are brought to a root mean square of 1; then the gaps in favour of either
+    image are summed, and the smaller sum is what they contradict one another by: 0 where all agree. Raises UserError
+    where no pair has scores of two scorers.
     """
+    gaps = {id: {name: one - other for name, (one, other) in found.items()} for id, found in scores.items()}
     if not any(len(found) > 1 for found in gaps.values()):
         raise UserError("no pair has scores of two scorers, so none can disagree: name their file by --scores")
     scorers = sorted({name for found in gaps.values() for name in found})

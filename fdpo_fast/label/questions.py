@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,7 +14,8 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.labels import Question, question, to_be_judged
 from fdpo_fast.data.pairs import Pair, Picture, Rejected
-from fdpo_fast.data.readers.detect import open_source
+from fdpo_fast.data.readers.detect import Spread, open_source
+from fdpo_fast.data.readers.jsonl import JSONRecords
 from fdpo_fast.data.reading import UnusableError
 from fdpo_fast.progress import progress
 
@@ -50,14 +52,16 @@ class Questions(Protocol):
         Raises UnusableError for what is stored and cannot be used, UnreachableError where it cannot be read now.
         """
 
+    def scores(self) -> Mapping[int, Mapping[str, tuple[float, float]]]:
+        """Return the scores of image 0 and image 1 that the source has, by pair's id and scorer."""
+
 
 def section(source: str | None, config: Config | None) -> Data:
-    """Return the section of a source of pairs, by its name or by a configuration; a name goes before the latter's.
+    """Return the section of a source of pairs, by a configuration, or else by its name.
 
     The pairs of an embedded base are made now if need be.
     """
     data = config.data if config else Data(source=source or "")
-    data = data.replace({"source": source or data.source})
     if data.source in EMBEDDED:
         from fdpo_fast.digits.dataset import embedded
 
@@ -117,6 +121,11 @@ class OfSource:
             if isinstance(item, Pair) and item.id == id and (asked := question(item)):
                 return asked
         raise UnusableError("its row gives no pair any more: the source has changed")
+
+    def scores(self) -> Mapping[int, Mapping[str, tuple[float, float]]]:
+        """Return the scores of image 0 and image 1 that the source has, as one of `fdpo pairs` does."""
+        source = self._source.source if isinstance(self._source, Spread) else self._source
+        return dict(source.scores()) if isinstance(source, JSONRecords) else {}
 
     def picture(self, id: int, image: int) -> bytes:
         """Return the stored bytes of image 0 or 1 of a pair.

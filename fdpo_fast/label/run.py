@@ -49,7 +49,7 @@ def label(questions: Questions, order: Order, desk: Desk) -> None:
     """
     with alone(desk.labels):
         book = Book(desk.labels, desk.by, questions.every)
-        asked = order(questions.every, book.labels)
+        asked = order(questions, book.labels)
         session = Session(questions, asked, book, desk.seed, lambda: results.note(book, questions))
         if questions.refused:
             say(f"{questions.refused} rows give no pair to look at: `fdpo data check` says why")

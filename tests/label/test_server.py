@@ -216,7 +216,7 @@ def test_a_full_disk_is_named_and_the_question_stays(folder, tmp_path):
     (["--as", "x"], "name a SOURCE of pairs, or a --config"),
     (["a", "--compare", "a", "b", "--as", "x"], "name a SOURCE of pairs, or a --config"),
     (["--compare", "a", "b", "--as", "x", "--choose", "disagreement"], "--compare asks captions at random"),
-    (["a", "--as", "x", "--choose", "unsure"], "--choose unsure takes a --config"),
+    (["a", "--as", "x", "--choose", "unsure"], "--choose unsure takes a --config and the --policy"),
     (["--compare", "/none/a", "/none/b", "--as", "x"], "has no index.parquet"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_named(words, says):

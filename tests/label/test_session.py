@@ -1,5 +1,6 @@
 """What a person is asked and on which sides, and what the answers say: without a server."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,13 +19,16 @@ from tests.helpers.pictures import BLUE, RED, as_folders, as_jsonl, as_latents, 
 ASKED = [Asked(2 * n, f"row {n}", f"caption {n}", 1.0) for n in range(400)]
 
 
-def questions(every=ASKED, models=None):
-    return SimpleNamespace(every=every, name="some", models=models, picture=lambda id, image: f"{id}/{image}".encode())
+def questions(every=ASKED, models=None, scores=dict):
+    def picture(id, image):
+        return f"{id}/{image}".encode()
+
+    return SimpleNamespace(every=every, name="some", models=models, scores=scores, picture=picture)
 
 
-def session(path, by="ann", every=ASKED, seed=0, order=None):
+def session(path, by="ann", every=ASKED, seed=0):
     book = Book(path, by, every)
-    asked = (order or random_order(seed))(every, book.labels)
+    asked = random_order(seed)(questions(every), book.labels)
     return Session(questions(every), asked, book, seed, lambda: "")
 
 
@@ -109,28 +113,57 @@ def test_what_there_is_not_is_named(tmp_path, id, choice, words):
 
 def test_scorers_disagree_where_both_are_sure():
     """By hand: of each scorer the root mean square is 2, and 200."""
-    gaps = {
-        0: {"a": 2.0, "b": -200.0},  # one against one
-        2: {"a": 2.0, "b": 200.0},  # none
-        4: {"a": 2.0, "b": -20.0},  # a tenth
-        6: {"a": -2.0},
-        8: {"b": 282.1347195933176},
+    scores = {
+        0: {"a": (3.0, 1.0), "b": (0.0, 200.0)},  # one against one
+        2: {"a": (2.0, 0.0), "b": (200.0, 0.0)},  # none
+        4: {"a": (1.0, -1.0), "b": (0.0, 20.0)},  # a tenth
+        6: {"a": (1.0, 3.0)},
+        8: {"b": (282.1347195933176, 0.0)},
     }
-    found = disagreement(gaps)
+    found = disagreement(scores)
     assert found == pytest.approx({0: 1.0, 2: 0.0, 4: 0.1, 6: 0.0, 8: 0.0})
     assert [one.id for one in first_of(ASKED[:5], found, 0)][:2] == [0, 4]
     with pytest.raises(UserError, match="no pair has scores of two scorers"):
-        disagreement({0: {"a": 1.0}})
+        disagreement({0: {"a": (1.0, 0.0)}})
 
 
 def test_pairs_that_scorers_disagree_about_come_first(tmp_path):
     scores = {4: {"a": [1, 0], "b": [0, 1]}, 10: {"a": [1, 0], "b": [0, 3]}, 2: {"a": [1, 0], "b": [3, 0]}}
     scored = [Label(id, "", f"caption {id // 2}", 1.0, "a+b", {"scores": found}) for id, found in scores.items()]
-    asked = by_disagreement(0, scored)(ASKED, [])
+    asked = by_disagreement(0, scored)(questions(), [])
     assert {one.id for one in asked[:2]} == {4, 10}
     assert asked[2].id == 2  # scored, though none disagree
-    assert by_disagreement(0, None)(ASKED, scored) == asked
+    assert by_disagreement(0, None)(questions(), scored) == asked
+    assert by_disagreement(0, None)(questions(scores=lambda: scores), scored[:0]) == asked
     assert sorted(asked) == sorted(ASKED)
+
+
+@pytest.mark.parametrize("scores", [1, {"a": 1}, {"a": [1]}, {"a": [1, 2, 3]}, {"a": [1, "x"]}, {"a": [1, None]}])
+def test_scores_that_are_none_are_named(scores):
+    labels = [Label(4, "", "caption 2", 1.0, "a+b", {"scores": scores})]
+    with pytest.raises(UserError, match="the scores of pair 4 by 'a\\+b' are"):
+        by_disagreement(0, labels)(questions(), [])
+
+
+def test_a_source_of_rankings_has_scores(tmp_path):
+    """As `fdpo pairs` writes them; pair's ids are those of the reader, and image 0 is the one that is listed first."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(RED)
+    record = {"images": ["0.jpg", "1.jpg", "2.jpg"], "caption": "x", "rank": [2, 1, 3]}
+    scores = {"a": [1, 2, 0], "b": [5, 3, 4], "bad": [1, 2], "worse": "x"}
+    rows = [record, record | {"scores": scores}, record | {"scores": [1, 2, 3]}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = OfSource(Data(source=str(tmp_path)))
+    places = {one.id: one.place for one in found.every}
+    assert {places[id]: own for id, own in found.scores().items()} == {
+        "metadata.jsonl record 1 images 0 and 1": {"a": (1, 2), "b": (5, 3)},
+        "metadata.jsonl record 1 images 0 and 2": {"a": (1, 0), "b": (5, 4)},
+        "metadata.jsonl record 1 images 1 and 2": {"a": (2, 0), "b": (3, 4)},
+    }
+    part = OfSource(Data(source=str(tmp_path), max_rows=2))
+    assert part.scores() == found.scores()
+    (first, *_) = by_disagreement(0, None)(found, [])
+    assert first.place == "metadata.jsonl record 1 images 0 and 1"
 
 
 def test_judges_agreement_is_told(tmp_path):

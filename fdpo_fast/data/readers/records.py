@@ -48,6 +48,8 @@ class Record:
     """Whether the order of its images says nothing of which is preferred."""
     models: list = field(default_factory=list)
     """What drew each image of a ranking; empty where it does not say so."""
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    """The scores of a ranking's images by scorer, as `fdpo pairs` writes them; empty where there are none."""
 
     def ordered(self, pairs: Iterable[Pair | Rejected]) -> Iterator[Pair | Rejected]:
         """Yield pairs of this record, without an order of their images where that is the label."""
@@ -79,9 +81,15 @@ def parse(raw: Any) -> Record:
     if len(images) < 2 or len(images) != len(labels):
         raise UnusableError(f"neither a pair nor a ranking: found {len(images)} images and {len(labels)} labels")
     models = record.get("models")
-    return Record(
-        images, labels, caption, models=models if isinstance(models, list) and len(models) == len(images) else []
-    )
+    models = models if isinstance(models, list) and len(models) == len(images) else []
+    return Record(images, labels, caption, models=models, scores=_scores(record.get("scores"), len(images)))
+
+
+def _scores(raw: object, count: int) -> dict[str, list[float]]:
+    """Return the scores of so many images by scorer, of those scorers that have a number for each."""
+    lists = {name: own for name, own in raw.items() if isinstance(own, list)} if isinstance(raw, dict) else {}
+    found = {name: [value for score in own if (value := number(score)) is not None] for name, own in lists.items()}
+    return {name: own for name, own in found.items() if len(own) == count == len(lists[name])}
 
 
 def _shares(record: dict) -> list:
