@@ -55,6 +55,8 @@ COMMANDS = (
     completion,
 )
 """A module each, in the order in which they are used; its `add` makes the parsers and says what they run."""
+EXTRAS = dict.fromkeys(("starlette", "uvicorn"), "train,eval,label")
+"""The extras that bring a package, where not the usual ones do."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,7 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"fdpo {name}: {error}")
     except MissingPackageError as error:
-        sys.exit(f"fdpo {name} needs the package '{error}': pip install 'fdpo_fast[train,eval]'")
+        extras = EXTRAS.get(str(error), "train,eval")
+        sys.exit(f"fdpo {name} needs the package '{error}': pip install 'fdpo_fast[{extras}]'")
     except signals.Stopped as stop:
         if signals.speaks():
             print("\n" * sys.stderr.isatty() + f"fdpo {name}: {str(stop) or f'stopped; {left}'}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -96,7 +97,7 @@ class OfSource:
         self.refused = 0
         self._rows: dict[int, int] = {}
         self._of_files: dict[int, Question] = {}
-        self._again = lru_cache(maxsize=8)(self._read)
+        self._again, self._reading = lru_cache(maxsize=8)(self._read), threading.Lock()
         rows = self._source.read(0, len(self._source))
         for item in progress(rows, desc="pairs", total=len(self._source), unit=" pairs", leave=False):
             self._add(item)
@@ -132,6 +133,9 @@ class OfSource:
 
         Raises UnusableError for what is stored and cannot be used, UnreachableError where it cannot be read now.
         """
-        side = (self._of_files.get(id) or self._again(id)).images[image]
+        if (asked := self._of_files.get(id)) is None:
+            with self._reading:  # a reader goes about in its open files
+                asked = self._again(id)
+        side = asked.images[image]
         assert isinstance(side, Picture)
         return side.read()

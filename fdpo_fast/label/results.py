@@ -15,7 +15,7 @@ from fdpo_fast.label.session import CHOICES
 
 SOURCE = "the source"
 """What the source's own labels are called among the judges."""
-_LARGEST = 10  # judges of a file whose every two are compared
+_MOST = 10  # judges of a file whose every two are compared
 
 
 def heading(book: Book, questions: Questions) -> str:
@@ -85,7 +85,8 @@ def _agreements(book: Book, questions: Questions) -> Iterator[str]:
     said = _answers(book, questions)
     known = {question.id: question.known for question in questions.every if question.known is not None}
     judges: dict[str, Mapping[int, float | None]] = {
-        **dict(list(said.items())[:_LARGEST]),
+        **({book.by: said[book.by]} if book.by in said else {}),
+        **dict(list(said.items())[:_MOST]),
         **({SOURCE: known} if known else {}),
     }
     for (one, ours), (other, theirs) in combinations(judges.items(), 2):
