@@ -176,7 +176,7 @@ def test_judges_agreement_is_told(tmp_path):
     path.write_text("".join(label.line() for label in labels))
     told = results.words(Book(path, "bob", ASKED), questions())
     # of four pairs three agree; by chance 2/4 * 1/4 + 1/4 * 2/4 + 1/4 * 1/4 = 5/16
-    assert f"ann and bob agree on 75.0% of 4 pairs; Cohen's kappa is {(3 / 4 - 5 / 16) / (1 - 5 / 16):.2f}." in told
+    assert f"bob and ann agree on 75.0% of 4 pairs; Cohen's kappa is {(3 / 4 - 5 / 16) / (1 - 5 / 16):.2f}." in told
     assert "bob and cyd agree on 100.0% of 1 pairs; Cohen's kappa is not defined, as both say always the same." in told
     assert any(words.startswith("ann and the source agree on 50.0% of 4 pairs") for words in told)
     assert not any("ann and cyd" in words for words in told)
