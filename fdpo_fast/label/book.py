@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.labels import Label, read_labels
 from fdpo_fast.data.pairs import short
-from fdpo_fast.files import clear_partial, make_folder, replacing
+from fdpo_fast.files import clear_partial, make_folder, replacing, stamp
 from fdpo_fast.label.questions import Asked
 
 
@@ -28,7 +28,7 @@ class Book:
         Raises UserError where it is broken, a pair has another caption in it than among the questions, or the
         lines by this name are those of scorers.
         """
-        self.path, self.by = path, by
+        self.path, self.by, self._seen = path, by, stamp(path)
         self.labels = read_labels(path) if path.exists() and path.stat().st_size else []
         self._lines = {(label.id, label.by): label.line() for label in self.labels}
         captions = {question.id: question.caption for question in questions}
@@ -49,7 +49,8 @@ class Book:
     def add(self, question: Asked, label: float | None, left: int) -> None:
         """Write an answer, in place of one to the same question before; `left` is the image that was on the left.
 
-        Raises OSError where it cannot be written: then the book is as it was.
+        Raises OSError where it cannot be written, UserError where another program has changed the file; the book is
+        then as it was.
         """
         new = Label(question.id, question.place, question.caption, label, self.by, {"left": left})
         self._write([*self._without(question.id), new])
@@ -57,7 +58,7 @@ class Book:
     def undo(self) -> int | None:
         """Take the person's last answer out and return the pair's id; None where there is none.
 
-        Raises OSError where the file cannot be written: then the book is as it was.
+        Raises as `add` does.
         """
         last = next(reversed(self.own), None)
         if last is not None:
@@ -71,9 +72,13 @@ class Book:
     def _write(self, labels: list[Label]) -> None:
         keys = [(label.id, label.by) for label in labels]
         lines = {key: self._lines.get(key) or label.line() for key, label in zip(keys, labels, strict=True)}
+        if self.path.exists() and stamp(self.path) != self._seen:
+            raise UserError(
+                f"{self.path} has been changed by another program: start this command again, to read it anew"
+            )
         with replacing(self.path) as partial:
             partial.write_text("".join(lines.values()), encoding="utf-8", newline="\n")
-        self.labels, self._lines = labels, lines
+        self.labels, self._lines, self._seen = labels, lines, stamp(self.path)
 
 
 @contextmanager

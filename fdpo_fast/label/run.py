@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fdpo_fast.config.errors import UserError
+from fdpo_fast.data.reading import printable
 from fdpo_fast.label import results
 from fdpo_fast.label.book import Book, alone
 from fdpo_fast.label.order import Order
@@ -60,9 +61,8 @@ def label(questions: Questions, order: Order, desk: Desk) -> None:
         try:
             serve(lambda token, end: app(session, shown, token, questions.megapixels, end), desk)
         finally:
-            say(results.heading(book, questions))
-            for words in results.words(book, questions):
-                say(words)
+            for words in (results.heading(book, questions), *results.words(book, questions)):
+                say(printable(words))  # a file may name anybody
             say(f"labels: {desk.labels}")
 
 

@@ -25,6 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fdpo_fast import faults
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.data.decode import Unreadable, decode
 from fdpo_fast.data.reading import UnreachableError, UnusableError
 from fdpo_fast.label.session import Session, UnknownError
@@ -155,6 +156,10 @@ def _unreachable(request: Request, error: Exception) -> Response:
     return _error(str(error), 503)
 
 
+def _changed(request: Request, error: Exception) -> Response:
+    return _error(f"The answer is not kept: {error}", 409)
+
+
 def _refused(request: Request, error: Exception) -> Response:
     return _error(f"The answer is not kept: {faults.of_machine(error) or error}", 507)
 
@@ -164,6 +169,7 @@ HANDLERS: dict[Any, Callable[[Request, Exception], Response]] = {
     Unreadable: _unusable,
     UnusableError: _unusable,
     UnreachableError: _unreachable,
+    UserError: _changed,
     OSError: _refused,
 }
 """What is answered to an error, by its class; another is a slip of ours, which the terminal shows."""

@@ -137,6 +137,19 @@ def test_an_empty_file_is_a_beginning(tmp_path):
     assert book(tmp_path).own == {}
 
 
+def test_a_file_that_another_program_has_changed_stays_as_it_is(tmp_path):
+    ann = book(tmp_path)
+    ann.add(ASKED[0], 1.0, 0)
+    write(tmp_path, BOB)
+    for change in (lambda: ann.add(ASKED[1], 1.0, 0), ann.undo):
+        with pytest.raises(UserError, match="has been changed by another program: start this command again"):
+            change()
+    assert ann.path.read_text(encoding="utf-8") == "".join(label.line() for label in BOB)
+    ann.path.unlink()  # what is gone is written again
+    ann.add(ASKED[1], 1.0, 0)
+    assert [line["id"] for line in lines(ann.path)] == [0, 2]
+
+
 def test_one_process_labels_a_file(tmp_path):
     path = tmp_path / "new/x.labels.jsonl"
     with alone(path):

@@ -212,6 +212,25 @@ def test_a_full_disk_is_named_and_the_question_stays(folder, tmp_path):
     assert len(lines(file)) == 2
 
 
+def test_what_a_file_says_commands_no_terminal(folder, tmp_path):
+    """Nor does another program's change of the file get lost, and the page says so."""
+    file = tmp_path / "x.jsonl"
+    line = {"id": 0, "place": "", "caption": f"{HOSTILE} 0", "label": 1.0, "by": "\x1b[31mbob"}
+    file.write_text(json.dumps(line) + "\n")
+    with labelling(folder, "--labels", file) as page:
+        while (state := page.ask("state"))["question"]:
+            page.ask("answer", {"id": state["question"]["id"], "choice": "left"})
+        file.write_text(json.dumps(line) + "\n")
+        status, _, body = page.request(page.path + "undo", {})
+        page.ask("end", {})
+        said = page.run.end()
+    assert status == 409
+    assert "has been changed by another program" in json.loads(body)["error"]
+    assert "bob agree on" in said
+    assert "\x1b[31m" not in said
+    assert lines(file) == [line]
+
+
 @pytest.mark.parametrize(("words", "says"), [
     (["--as", "x"], "name a SOURCE of pairs, or a --config"),
     (["a", "--compare", "a", "b", "--as", "x"], "name a SOURCE of pairs, or a --config"),
