@@ -11,6 +11,7 @@ import threading
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -48,7 +49,7 @@ def label(questions: Questions, order: Order, desk: Desk) -> None:
     Raises UserError where another process is at work on the file of labels, the file is of another source, or the port
     is taken.
     """
-    with alone(desk.labels):
+    with alone(desk.labels), _listener(desk.port) as listener:
         book = Book(desk.labels, desk.by, questions.every)
         asked = order(questions, book.labels)
         session = Session(questions, asked, book, desk.seed, lambda: results.note(book, questions))
@@ -59,38 +60,38 @@ def label(questions: Questions, order: Order, desk: Desk) -> None:
             return {"heading": results.heading(book, questions), "words": results.words(book, questions)}
 
         try:
-            serve(lambda token, end: app(session, shown, token, questions.megapixels, end), desk)
+            build = partial(app, session, shown, questions.megapixels)
+            serve(build, listener, desk.browse)
         finally:
             for words in (results.heading(book, questions), *results.words(book, questions)):
                 say(printable(words))  # a file may name anybody
             say(f"labels: {desk.labels}")
 
 
-def serve(build: Callable[[str, Callable[[], None]], ASGIApp], desk: Desk) -> None:
-    """Serve the application that `build` makes of a token, and of what ends it, on the loopback address."""
-    with _listener(desk.port) as listener:
-        token = secrets.token_hex(16)
+def serve(build: Callable[[str, Callable[[], None]], ASGIApp], listener: socket.socket, browse: bool) -> None:
+    """Serve the application that `build` makes of a token, and of what ends it, where `listener` listens."""
+    token = secrets.token_hex(16)
 
-        def end() -> None:
-            server.should_exit = True
+    def end() -> None:
+        server.should_exit = True
 
-        server = uvicorn.Server(
-            uvicorn.Config(
-                build(token, end),
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=_PATIENCE,
-            )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build(token, end),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=_PATIENCE,
         )
-        address = f"http://{HOSTS[0]}:{listener.getsockname()[1]}/{token}/"
-        say(f"open {address} (Ctrl-C ends; every answer is kept at once)")
-        if desk.browse and _has_screen():
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        server.run(sockets=[listener])
+    )
+    address = f"http://{HOSTS[0]}:{listener.getsockname()[1]}/{token}/"
+    say(f"open {address} (Ctrl-C ends; every answer is kept at once)")
+    if browse and _has_screen():
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+    server.run(sockets=[listener])
 
 
 def _has_screen() -> bool:

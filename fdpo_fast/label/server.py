@@ -71,9 +71,12 @@ def _error(words: str, status: int) -> JSONResponse:
 
 
 def app(
-    session: Session, results: Callable[[], dict[str, Any]], token: str, megapixels: float, end: Callable[[], None]
+    session: Session, results: Callable[[], dict[str, Any]], megapixels: float, token: str, end: Callable[[], None]
 ) -> Starlette:
-    """Build the application. `results` says what the answers have shown, `end` ends the server."""
+    """Build the application. `results` says what the answers have shown, `end` ends the server.
+
+    An image of more than `megapixels` millions of pixels is not shown.
+    """
 
     @lru_cache(maxsize=8)  # a pair, the next one, and those that an undo asks for
     def png(id: int, side: str) -> bytes:
