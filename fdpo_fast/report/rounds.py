@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from fdpo_fast.compare.rounds import Made
 from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate.gallery import PICTURES, ROWS
+from fdpo_fast.evaluate.statistics import Estimate
 from fdpo_fast.files import replacing
+from fdpo_fast.report import theme
 from fdpo_fast.report.pages import Part, Samples, Table, short, strip, write
+from fdpo_fast.report.pictures import Panel, Picture
 
 PAGE = "index.html"
 
@@ -36,6 +46,8 @@ def parts(config: Config, made: Made) -> Iterator[Part]:
             f"{report.captions} captions with {report.images_per_prompt} images each, from the same noise for all; "
             "intervals of 95 % by a bootstrap. Drift is the root mean square of the difference to the base's image.",
         ),
+        picture=curves(made),
+        file="rounds.png",
         table=Table(("measure", *names), tuple(_rows(made, names)), "l" + "r" * len(names)),
     )
     if report.failures:
@@ -49,7 +61,7 @@ def parts(config: Config, made: Made) -> Iterator[Part]:
             for row, caption in enumerate(captions)
         ),
     )
-    links = (("runs", "runs, each with its own page by `fdpo report`"), ("pairs", "pairs"), ("images", "all images"))
+    links = (("runs", "runs"), ("pairs", "pairs"), ("images", "all images"))
     yield Part("Files", links=(*links, ("evaluation.json", "figures"), ("logs", "logs")))
 
 
@@ -61,3 +73,25 @@ def _rows(made: Made, names: list[str]) -> Iterator[tuple[str, ...]]:
     for name, found in summaries["diversity"].items():
         yield f"diversity: {short(name)}", *(str(found[own].mean) for own in names)
     yield "drift from the base", *(f"{made.drift[own]:.4f}" for own in names)
+
+
+def curves(made: Made) -> Picture:
+    """Draw each figure over the rounds, the base at 0, with bars of its interval."""
+    names = [model.model for model in made.galleries]
+    panels = []
+    for kind, by_name in made.report.summaries.items():
+        for name, found in by_name.items():
+            title = ("diversity: " * (kind == "diversity")) + short(name)
+            panels.append(Panel(partial(_curve, [found[own].mean for own in names]), title, "more is better"))
+    drift = [Estimate(made.drift[own], math.nan, math.nan) for own in names]
+    panels.append(Panel(partial(_curve, drift), "drift from the base", "of the images, in [0, 1]"))
+    return Picture(tuple(panels))
+
+
+def _curve(estimates: list[Estimate], axes: Axes) -> None:
+    values = np.array([each.value for each in estimates])
+    ends = np.abs(np.nan_to_num([[each.value - each.low, each.high - each.value] for each in estimates]))
+    style: dict[str, Any] = theme.series(0)
+    axes.errorbar(range(len(values)), values, ends.T, elinewidth=0.7, **style)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

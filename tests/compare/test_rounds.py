@@ -147,6 +147,7 @@ def test_rounds_that_are_killed_go_on(raw, tmp_path, reference, train):
     assert "round-02" in done.stdout
     page = (tmp_path / "whole/index.html").read_text()
     assert "drift from the base" in page
+    assert Image.open(tmp_path / "whole/rounds.png").width > 500
     assert page.count("data:image/webp") == 3 * len(PROMPTS)
     killed = tmp_path / "killed"
     signs = ["images/base/model.json", "pairs/round-01/base/model.json", "runs/round-01/metrics.jsonl"]
