@@ -75,6 +75,20 @@ class Pairs(Section):
     )
 
 
+class Rounds(Section):
+    """Rounds of drawing, ranking and training, for `fdpo rounds`."""
+
+    count: int = Field(3, ge=1, description="rounds, each of train.max_steps steps")
+    prompts: str | list[str] = Field(description="captions that pairs are made of, as evaluate.prompts")
+    images_per_prompt: int = Field(4, ge=2, description="images of each caption that a round ranks")
+    scorers: list[Named] = Field(min_length=1, description="that rank them, combined as the section `pairs` says")
+    reference: Literal["previous", "base"] = Field(
+        "previous",
+        description="what a round starts from and is measured against: the policy of the round before, or the base",
+    )
+    keep_pairs: int = Field(0, ge=0, description="earlier rounds whose pairs a round is trained on too")
+
+
 class Kind(Section):
     """A divergence of a comparison."""
 

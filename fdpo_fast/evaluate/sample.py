@@ -73,6 +73,7 @@ def draw(
     studio = Studio(config, family, prompts, folder, rank)
     for model in policies:
         studio.draw(model)
+    rank.barrier()  # the first rank has written the last index
     return names
 
 

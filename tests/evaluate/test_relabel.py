@@ -216,7 +216,7 @@ def test_parts_are_shared_between_ranks(tmp_path):
 
     def of_rank(index):
         rank = Rank(index, 2, single_process().device, lambda: None)
-        return parts.in_parts(tmp_path, {"a": 1}, [1] * 5, part, "scores", rank)
+        return list(parts.in_parts(tmp_path, {"a": 1}, [1] * 5, part, "scores", rank))
 
     with pytest.raises(UserError, match=r"000001\.json cannot be read"):
         of_rank(0)

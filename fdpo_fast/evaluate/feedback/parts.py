@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from fdpo_fast.progress import progress
 
 def in_parts(
     root: Path, of: dict[str, Any], sizes: list[int], make: Callable[[int], dict[str, Any]], about: str, rank: Rank
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Return what `make` gives for each part, as JSON; what is kept already is read, and not made again. Collective.
+
+    The parts are all made at the return, and read one by one.
 
     of: all that the parts depend on, by which their folder in `root` is named. sizes: the items of each part, for the
     bar, whose words are `about`.
@@ -38,4 +40,4 @@ def in_parts(
                 partial.write_text(json.dumps(content))
             bar.update(sizes[number])
     rank.barrier()
-    return [read_json(file) for file in files]
+    return (read_json(file) for file in files)

@@ -100,8 +100,9 @@ def judge(config: Config, tools: list[Tool], rank: Rank) -> tuple[list[Judged], 
     for one in tools:
         of = {"judge": one.identity, "batch": config.evaluate.batch, "source": source.identity(), "rows": ROWS}
         parts = in_parts(cache_root(config), of, sizes, _scoring(config, one, source), one.name, rank)
-        refused = sum(part["refused"] for part in parts)
+        refused = 0
         for part in parts:
+            refused += part["refused"]
             for pair, both in zip(part["pairs"], part["scores"], strict=True):
                 found[pair["id"]] = pair
                 scores.setdefault(pair["id"], {})[one.name] = (both[0], both[1])
