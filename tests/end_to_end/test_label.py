@@ -12,7 +12,7 @@ from benchmarks.common.browser import CHROMIUM, SCHEMES, WIDTHS, browser, opened
 from fdpo_fast.data.labels import read_labels
 from fdpo_fast.report.theme import DARK, LIGHT
 from tests.helpers.colours import contrast
-from tests.helpers.labelling import labelling, lines
+from tests.helpers.labelling import drawn, labelling, lines
 from tests.helpers.looks import PROBE
 from tests.helpers.pictures import BLUE, RED, as_folders, as_pickapic, noisy_jpeg
 
@@ -233,6 +233,33 @@ def test_an_image_that_cannot_be_shown_says_why(chromium, tmp_path):
     (words,) = (words for found in shown.values() for words in found)
     assert words.startswith("this image cannot be shown (")
     assert words.endswith("): skip the pair")
+
+
+@in_browser
+def test_a_comparison_says_when_the_answers_suffice_and_not_for_whom(chromium, tmp_path):
+    """The one who answers prefers what is blue, the second model's."""
+    for model, content in {"base": RED, "policy": BLUE}.items():
+        for path in drawn(tmp_path, model, [f"caption {number}" for number in range(12)], images=1).glob("*.png"):
+            path.write_bytes(content)
+    words = ("--compare", tmp_path / "base", tmp_path / "policy")
+    with labelling(*words) as served, opened(chromium, served.address, 390, "light") as (page, said):
+        id, notes = asked(page), []
+        for _ in range(11):
+            notes.append(page.inner_text("#message"))
+            page.keyboard.press("ArrowRight" if page.evaluate(LEFT_IS_RED) else "ArrowLeft")
+            id = asked(page, id)
+            assert "policy" not in page.inner_text("main:not([hidden])")
+        page.click("#stop")
+        page.wait_for_selector("#results:not([hidden])")
+        told = page.inner_text("#results")
+        page.click("#on")
+        assert asked(page) == id
+    assert notes[:6] == [""] * 6
+    assert "you may stop here" in notes[-1]
+    assert "policy" not in notes[-1]
+    assert "ann prefers policy to base in 100.0% [" in told
+    assert "policy is preferred" in told
+    assert said == []
 
 
 def test_kills_lose_nothing(tmp_path):

@@ -6,6 +6,7 @@ import re
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from fdpo_fast.evaluate import gallery
 from tests.helpers.commands import begun
 
 
@@ -45,3 +46,19 @@ def labelling(*words, by="ann", **environment):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def drawn(root, model, prompts=("a cat", "a dog", "a red car"), images=2, seed=0, weights="0123456789"):
+    """A folder as `fdpo sample` leaves it; the content of an image tells which it is."""
+    folder = root / model
+    folder.mkdir(parents=True)
+    rows = []
+    for number, prompt in enumerate(prompts):
+        for image in range(images):
+            file = f"{number:05d}-{image}.png"
+            (folder / file).write_bytes(f"{model} {number} {image}".encode())
+            row = {"model": model, "prompt_number": number, "prompt": prompt, "image": image, "file": f"{model}/{file}"}
+            rows.append(row | {"seed": seed + 10 * number + image})
+    gallery.write(folder / gallery.NAME, rows)
+    (folder / "model.json").write_text(json.dumps({"weights": weights}))
+    return folder

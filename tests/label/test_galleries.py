@@ -8,26 +8,9 @@ from PIL import Image
 
 from fdpo_fast.cli import main
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.evaluate import gallery
 from fdpo_fast.label.galleries import OfGalleries, beside_galleries
-from tests.helpers.labelling import labelling, lines
+from tests.helpers.labelling import drawn, labelling, lines
 from tests.helpers.pictures import jpeg
-
-
-def drawn(root, model, prompts=("a cat", "a dog", "a red car"), images=2, seed=0, weights="0123456789"):
-    """A folder as `fdpo sample` leaves it; the content of an image tells which it is."""
-    folder = root / model
-    folder.mkdir(parents=True)
-    rows = []
-    for number, prompt in enumerate(prompts):
-        for image in range(images):
-            file = f"{number:05d}-{image}.png"
-            (folder / file).write_bytes(f"{model} {number} {image}".encode())
-            row = {"model": model, "prompt_number": number, "prompt": prompt, "image": image, "file": f"{model}/{file}"}
-            rows.append(row | {"seed": seed + 10 * number + image})
-    gallery.write(folder / gallery.NAME, rows)
-    (folder / "model.json").write_text(json.dumps({"weights": weights}))
-    return folder
 
 
 def test_each_caption_is_asked_once_with_both_models_images_of_one_noise(tmp_path):
