@@ -9,6 +9,8 @@ import pytest
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.labels import Label
+from fdpo_fast.data.pairs import Pair
+from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.label import results
 from fdpo_fast.label.book import Book
 from fdpo_fast.label.order import at_random, by_disagreement, disagreement, first_of, left_image, random_order
@@ -213,6 +215,25 @@ def test_images_have_the_numbers_of_the_source(tmp_path, form):
         assert labels == {"caption 0": 1.0, "caption 1": 0.0, "caption 2": 0.5, "caption 3": 1.0}
         assert [found.picture(one.id, image) for one in found.every for image in (0, 1)] == [RED, BLUE] * 4
     assert found.refused == 0
+
+
+@pytest.mark.parametrize("form", [as_pickapic, as_jsonl, as_folders])
+def test_what_was_answered_is_what_is_trained_on(tmp_path, form):
+    """Whatever the source's own labels are: red is preferred, then blue, then neither, and the last is skipped."""
+    source, file = str(form(tmp_path, ROWS)), tmp_path / "x.jsonl"
+    found = OfSource(Data(source=source))
+    ann = Session(found, found.every, Book(file, "ann", found.every), 0, str)
+    for number, one in enumerate(found.every):
+        red = "left" if ann.picture(one.id, "left") == RED else "right"
+        ann.answer(one.id, (red, ({"left", "right"} - {red}).pop(), "tie", "skip")[number])
+    data = Data(source=source, labels=str(file), unlabelled="drop", ties="half")
+    pairs = [pair for pair in open_source(data).read(0, 9) if isinstance(pair, Pair)]
+    preferred = [(pair.id, pair.preferred.read(), pair.weight) for pair in pairs]
+    ids = [one.id for one in found.every]
+    expected = [(ids[0], RED, 1.0), (ids[1], BLUE, 1.0)]
+    assert preferred[:2] == expected
+    assert [weight for _, _, weight in preferred[2:]] == [0.5, 0.5]
+    assert {content for _, content, _ in preferred[2:]} == {RED, BLUE}
 
 
 def test_a_source_of_latents_is_refused(tmp_path):
