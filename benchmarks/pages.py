@@ -1,7 +1,7 @@
 """Screenshots of pages, as wide as a phone and a screen, light and dark.
 
-`python -m benchmarks.pages run=RUN_DIR/report.html comparison=DIR/report/index.html` writes
-results/pages/NAME-WIDTH-SCHEME.png, in a browser that is on the PATH.
+`python -m benchmarks.pages run=RUN_DIR/report.html comparison=DIR/report/index.html label=http://127.0.0.1:PORT/TOKEN/`
+writes results/pages/NAME-WIDTH-SCHEME.png, in a browser that is on the PATH.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ COLOURS = 52
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pages", nargs="+", metavar="NAME=FILE", help="pages by the name of their pictures")
+    parser.add_argument(
+        "pages", nargs="+", metavar="NAME=PLACE", help="files or addresses by the name of their pictures"
+    )
     RESULTS.mkdir(parents=True, exist_ok=True)
     with browser() as chromium:
-        for name, _, file in (page.partition("=") for page in parser.parse_args().pages):
+        for name, _, place in (page.partition("=") for page in parser.parse_args().pages):
+            at = place if place.startswith("http://") else Path(place)
             for width in WIDTHS:
                 for scheme in SCHEMES:
-                    with opened(chromium, Path(file), width, scheme) as (page, _):
+                    with opened(chromium, at, width, scheme) as (page, _):
                         shot = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
                     target = RESULTS / f"{name}-{width}-{scheme}.png"
                     shot.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(

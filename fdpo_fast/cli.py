@@ -23,8 +23,12 @@ from fdpo_fast.commands import (
     demo,
     evaluate,
     init,
+    label,
+    pairs,
     plan,
+    relabel,
     report,
+    rounds,
     sample,
     train,
     verify,
@@ -35,7 +39,10 @@ from fdpo_fast.config.errors import UserError, did_you_mean
 COMMANDS = (
     init,
     config,
+    pairs,
     data,
+    relabel,
+    label,
     plan,
     cache,
     train,
@@ -43,12 +50,15 @@ COMMANDS = (
     sample,
     evaluate,
     compare,
+    rounds,
     report,
     verify,
     demo,
     completion,
 )
 """A module each, in the order in which they are used; its `add` makes the parsers and says what they run."""
+EXTRAS = dict.fromkeys(("starlette", "uvicorn"), "train,eval,label")
+"""The extras that bring a package, where not the usual ones do."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,7 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"fdpo {name}: {error}")
     except MissingPackageError as error:
-        sys.exit(f"fdpo {name} needs the package '{error}': pip install 'fdpo_fast[train,eval]'")
+        extras = EXTRAS.get(str(error), "train,eval")
+        sys.exit(f"fdpo {name} needs the package '{error}': pip install 'fdpo_fast[{extras}]'")
     except signals.Stopped as stop:
         if signals.speaks():
             print("\n" * sys.stderr.isatty() + f"fdpo {name}: {str(stop) or f'stopped; {left}'}", file=sys.stderr)

@@ -68,7 +68,7 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def embedded_folder(cache_dir):
-    from fdpo_fast.config.schema import DigitsRecipe
+    from fdpo_fast.config.digits import DigitsRecipe
     from fdpo_fast.digits.dataset import embedded
 
     return embedded("digits", DigitsRecipe(**RECIPE), cache_dir)

@@ -63,7 +63,8 @@ def test_ranks_stop_behind_the_last_step_too(asked, tmp_path):
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_every_command_says_what_it_leaves(module):
     name = module.__name__.rpartition(".")[2].replace("data", "data check")
-    alone = {"report": ["folder"], "verify": ["folder"], "init": [], "completion": ["bash"]}
+    alone = {"label": ["pairs", "--as", "ann"], "relabel": ["--config", "x", "--output", "y"]}
+    alone |= {"report": ["folder"], "verify": ["folder"], "init": [], "completion": ["bash"]}
     words = [*name.split(), *alone.get(name, ["--config", "x"])]
     assert len(parse(words)[2]["left"]) > 10
 

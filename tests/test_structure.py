@@ -123,6 +123,15 @@ def test_commands_without_their_packages_say_what_to_install():
     assert "fdpo train needs the package 'pydantic': pip install 'fdpo_fast[train,eval]'" in done.stderr
 
 
+def test_the_labelling_page_has_an_extra_of_its_own():
+    script = (
+        "import sys; sys.modules['uvicorn'] = None; from fdpo_fast.cli import main; main(['label', 'x', '--as', 'ann'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "fdpo label needs the package 'uvicorn': pip install 'fdpo_fast[train,eval,label]'" in done.stderr
+
+
 def test_fallback_without_the_compiled_part_warns_once():
     script = (
         "import importlib.util as u, warnings; find = u.find_spec\n"

@@ -29,13 +29,13 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, file: Path, width: int, scheme: Scheme) -> Iterator[tuple[Page, list[str]]]:
-    """Open a file; what its console and its dialogs say is in the list."""
+def opened(browser: Browser, place: Path | str, width: int, scheme: Scheme) -> Iterator[tuple[Page, list[str]]]:
+    """Open a file or an address; what its console and its dialogs say is in the list."""
     page, said = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.on("requestfailed", lambda request: said.append(request.url))
-    page.goto(file.resolve().as_uri())
+    page.goto(place.resolve().as_uri() if isinstance(place, Path) else place, wait_until="networkidle")
     yield page, said
     page.close()

@@ -31,7 +31,8 @@ _MANIFEST, _REQUESTED = "manifest.json", "requested.json"
 
 def lineage(config: Config) -> dict[str, str]:
     """Return what a user calls the same data and model."""
-    return {"data.source": config.data.source, "model.base": config.model.base}
+    labels = {"data.labels": config.data.labels} if config.data.labels is not None else {}
+    return {"data.source": config.data.source, **labels, "model.base": config.model.base}
 
 
 @dataclass(frozen=True)

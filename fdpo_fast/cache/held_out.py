@@ -47,5 +47,5 @@ def for_validation(config: Config) -> Config:
     }
     if isinstance(config.data.validation, str):
         changes |= {"data.source": config.data.validation, "data.format": "auto", "data.split": "all"}
-        changes["data.max_rows"] = None
+        changes |= {"data.max_rows": None, "data.labels": None, "data.unlabelled": "keep"}
     return config.replace(changes)

@@ -8,7 +8,7 @@ from fdpo_fast.cache.pairs import Pairs
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.found import named, reasons, shapes
-from fdpo_fast.data.pairs import TIE, PairSource
+from fdpo_fast.data.pairs import BY_CHOICE, TIE, UNLABELLED, PairSource
 
 LOUD = 0.02
 """The share of refused rows that is worth a warning."""
@@ -17,15 +17,16 @@ LOUD = 0.02
 def report(pairs: Pairs, source: PairSource, left: dict[str, dict], data: Data) -> dict:
     """Return what became of the source's rows, for JSON.
 
-    That is rows, pairs, ties dropped, rows without a pair, each refused row with place and reason, the files that are
-    `left` out, by reason, and how much of the images is cut off. Raises UserError where no pair is left, or more rows
-    than `data.max_refused` are refused.
+    That is rows, pairs, ties and pairs without a label dropped, rows without a pair, each refused row with place and
+    reason, the files that are `left` out, by reason, and how much of the images is cut off. Raises UserError where no
+    pair is left, or more rows than `data.max_refused` are refused.
     """
-    corrupt = [row for row in pairs.refused if row.reason != TIE]
+    corrupt = [row for row in pairs.refused if row.reason not in BY_CHOICE]
     found: dict[str, Any] = {
         "rows": len(source),
         "pairs": len(pairs),
-        "ties_dropped": len(pairs.refused) - len(corrupt),
+        "ties_dropped": sum(row.reason == TIE for row in pairs.refused),
+        "unlabelled_dropped": sum(row.reason == UNLABELLED for row in pairs.refused),
         "refused_rows": len({row.row for row in corrupt} - set(pairs.row.tolist())),
         "refused": [{"place": row.place, "reason": row.reason} for row in corrupt],
         "split": source.split,
@@ -60,6 +61,8 @@ def describe(found: dict) -> str:
     words = (
         f"{found['rows']} rows, {found['pairs']} pairs, {found['ties_dropped']} ties dropped, refused: {reasons(found)}"
     )
+    if unlabelled := found["unlabelled_dropped"]:
+        words += f"; {unlabelled} pairs without a label dropped"
     if found["split"]:
         words += f"; split {found['split']} (data.split chooses)"
     others = (f"{entry['files']} x {reason} ({named(entry)})" for reason, entry in found["left_out"].items())

@@ -18,7 +18,7 @@ from fdpo_fast.cache.report import describe
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.images import Geometry
-from fdpo_fast.data.pairs import TIE, Pair, ReadyLatents, Rejected, brought_by
+from fdpo_fast.data.pairs import BY_CHOICE, Pair, ReadyLatents, Rejected, brought_by
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.data.reading import UnusableError
 from fdpo_fast.distributed import Rank, start_processes
@@ -108,7 +108,7 @@ def usable_now(prepared: Prepared) -> tuple[list[Refused], int]:
     """Look again at the rows that were refused; returns those of which a pair can be used now, and their number."""
     config, pairs = prepared.config, prepared.data.pairs
     source, geometry = open_source(config.data), geometry_of(config, prepared.family.facts)
-    before = {one.row: one for one in reversed(pairs.refused) if one.reason != TIE}
+    before = {one.row: one for one in reversed(pairs.refused) if one.reason not in BY_CHOICE}
     usable = []
     for row in progress(sorted(before), desc="looking at refused rows", leave=False):
         good = sum(_reason(item, geometry) is None for item in source.read(row, row + 1))

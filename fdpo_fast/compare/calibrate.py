@@ -77,6 +77,8 @@ class Drift(NamedTuple):
 
     delta: Tensor
     """The error less the reference error, [n, 2] float64: preferred, dispreferred."""
+    id: Tensor
+    """The ids of the pairs, [n] int64."""
     timesteps: Tensor
     """The timesteps of the draws as the denoiser is told them, [n]."""
     steps: int
@@ -113,7 +115,7 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
     positions = torch.randperm(
         len(data), generator=torch.Generator().manual_seed(config.train.seed), dtype=torch.int64, device="cpu"
     )
-    measured = positions[: min(pairs, len(data) - len(data) // 4)]
+    measured = positions[: min(pairs, len(data) - (0 if policy else len(data) // 4))]
     delta = _delta(config, family, data, measured, positions[len(measured) :], steps, policy)
     if not delta.any():
         what = "it is the reference" if policy else "raise --steps or optimizer.lr"
@@ -122,7 +124,7 @@ def drift(config: Config, pairs: int, steps: int, policy: Path | None = None) ->
     drawn = noise.timesteps(draws, family.steps, density)
     shapes = [data.pair_latents(position).shape for position in measured.tolist()]
     fed = torch.stack([family.process(shape, draws.device).fed[t] for shape, t in zip(shapes, drawn, strict=True)])
-    return Drift(delta, fed, family.steps, math.prod(shapes[0][-3:]))
+    return Drift(delta, data.id[measured], fed, family.steps, math.prod(shapes[0][-3:]))
 
 
 def _delta(

@@ -54,6 +54,41 @@ class Evaluate(Section):
     )
 
 
+class Pairs(Section):
+    """How `fdpo pairs` and `fdpo relabel` make labels of the scores of `evaluate.scorers`."""
+
+    combine: Literal["mean", "majority"] = Field(
+        "mean",
+        description="of several scorers: the weighted mean of their standardised scores, or a vote of each; of one its "
+        "own score counts",
+    )
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="of scorers by name, in the mean or of their votes; one that is not named has 1"
+    )
+    tie_below: float = Field(
+        0.0, ge=0, description="gap that still is a tie: of one scorer's scores, of several in standard deviations"
+    )
+    which: Literal["best_worst", "adjacent", "all"] = Field(
+        "best_worst",
+        description="pairs of a caption's images that `fdpo pairs` writes: the best and the worst, neighbours in the "
+        "ranking, or every two",
+    )
+
+
+class Rounds(Section):
+    """Rounds of drawing, ranking and training, for `fdpo rounds`."""
+
+    count: int = Field(3, ge=1, description="rounds, each of train.max_steps steps")
+    prompts: str | list[str] = Field(description="captions that pairs are made of, as evaluate.prompts")
+    images_per_prompt: int = Field(4, ge=2, description="images of each caption that a round ranks")
+    scorers: list[Named] = Field(min_length=1, description="that rank them, combined as the section `pairs` says")
+    reference: Literal["previous", "base"] = Field(
+        "previous",
+        description="what a round starts from and is measured against: the policy of the round before, or the base",
+    )
+    keep_pairs: int = Field(0, ge=0, description="earlier rounds whose pairs a round is trained on too")
+
+
 class Kind(Section):
     """A divergence of a comparison."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.evaluation import Compare, Evaluate
+from fdpo_fast.config.evaluation import Compare, Evaluate, Pairs, Rounds
 from fdpo_fast.config.schema import Data, Log, Loss, Model, Optimizer, Reference, Train
 from fdpo_fast.config.section import Section
 
@@ -38,7 +38,9 @@ class Config(Section):
     train: Train
     log: Log = Log()
     evaluate: Evaluate = Evaluate()
+    pairs: Pairs = Pairs()
     compare: Compare | None = None
+    rounds: Rounds | None = None
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
         description="DeepSpeed's own keys, passed on as they stand; a key that repeats one of ours is refused.",
@@ -99,6 +101,9 @@ class Config(Section):
         self._check_graphs()
         self._check_optimizer()
         self._check_validation()
+        names = [scorer.name for scorer in (*self.evaluate.scorers, *(self.rounds.scorers if self.rounds else ()))]
+        if unknown := [name for name in self.pairs.weights if name not in names]:
+            raise ValueError(f"pairs.weights has '{unknown[0]}', which evaluate.scorers has not: {', '.join(names)}")
         if self.log.samples_every and not self.log.prompts:
             raise ValueError("log.samples_every is set but log.prompts is empty: give the captions to draw")
         return self

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from fdpo_fast.config.digits import DigitsRecipe
 from fdpo_fast.config.embedded import NAMES
 from fdpo_fast.config.section import Section
 from fdpo_fast.config.timesteps import Timesteps
@@ -67,27 +68,6 @@ class Model(Section):
     )
 
 
-class DigitsRecipe(Section):
-    """What an embedded base is made with: its pipeline, and the stated rule that ranks the pairs it draws.
-
-    score = correct_weight * [the judge reads the digit asked for] + stroke_weight * mean ink;
-    the image with the larger score + N(0, noise^2) is preferred; a gap below `tie_below` is a tie.
-    """
-
-    vae_steps: int = Field(400, ge=1, description="steps that train the VAE")
-    unet_steps: int = Field(1000, ge=1, description="steps that train the UNet of `digits`")
-    flow_steps: int = Field(425, ge=1, description="steps that train the transformer of `digits-flow`")
-    batch: int = Field(64, ge=1, description="images a step of both")
-    pairs: int = Field(1280, ge=1, description="pairs that the base draws")
-    sampling_steps: int = Field(15, ge=1, description="of each image drawn")
-    guidance: float = Field(2.0, ge=0, description="classifier-free, of each image drawn")
-    correct_weight: float = Field(1.0, description="in the score, of the digit being the one asked for")
-    stroke_weight: float = Field(4.0, description="in the score, of the mean ink")
-    noise: float = Field(0.1, ge=0, description="standard deviation of what is added to a score")
-    tie_below: float = Field(0.02, ge=0, description="gap of two scores that still is a tie")
-    seed: int = Field(0, ge=0, lt=2**32, description="of weights, images and noise")
-
-
 class Data(Section):
     """The pairs, and the caches that are made of them."""
 
@@ -119,6 +99,12 @@ class Data(Section):
         description="what shares of votes do, as 0.7 and 0.3: the larger decides; their difference weighs the loss; "
         "each order of the pair is kept at the weight of its share",
     )
+    labels: str | None = Field(
+        None, description="file of labels that take the place of the source's own, as `fdpo relabel` writes it"
+    )
+    unlabelled: Literal["keep", "drop"] = Field(
+        "keep", description="pairs of which data.labels says nothing: they keep the source's label, or are left out"
+    )
     validation: Annotated[float, Field(gt=0, lt=1)] | str | None = Field(
         None, description="held out: a share of the pairs, by captions that then occur nowhere else, or a source"
     )
@@ -143,6 +129,12 @@ class Data(Section):
     shard_rows: int = Field(1024, ge=1, description="rows of a cache's file: what a kill loses at most")
     workers: int = Field(4, ge=1, description="threads that decode images")
     digits: DigitsRecipe = DigitsRecipe()
+
+    @model_validator(mode="after")
+    def _of_labels(self) -> Data:
+        if self.unlabelled == "drop" and self.labels is None:
+            raise ValueError("data.unlabelled 'drop' needs data.labels: without it every pair would be left out")
+        return self
 
     @property
     def encoded_at_once(self) -> int:

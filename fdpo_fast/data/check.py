@@ -16,7 +16,7 @@ from fdpo_fast.config.schema import Data
 from fdpo_fast.data.decode import Unreadable, decode
 from fdpo_fast.data.found import shapes
 from fdpo_fast.data.images import Geometry, Placed, cut
-from fdpo_fast.data.pairs import TIE, Pair, Picture, ReadyLatents, Rejected
+from fdpo_fast.data.pairs import BY_CHOICE, UNLABELLED, Pair, Picture, ReadyLatents, Rejected
 from fdpo_fast.data.prefetch import ahead
 from fdpo_fast.data.reading import UnreachableError, UnusableError
 
@@ -31,6 +31,8 @@ class Findings:
     rows: int = 0
     pairs: int = 0
     ties: int = 0
+    unlabelled: int = 0
+    """Pairs that are dropped for want of a label in data.labels."""
     first_preferred: int = 0
     second_preferred: int = 0
     same_image_twice: int = 0
@@ -109,7 +111,8 @@ def examine(
         if isinstance(sides, Rejected) or isinstance(row, Rejected):
             refused = sides if isinstance(sides, Rejected) else row
             entry = {"place": refused.place, "reason": refused.reason}
-            if refused.reason != TIE and entry not in findings.refused[-1:]:
+            findings.unlabelled += refused.reason == UNLABELLED
+            if refused.reason not in BY_CHOICE and entry not in findings.refused[-1:]:
                 findings.refused.append(entry)
                 if len(sheet.refused) < SHOWN_REFUSED:
                     sheet.refused.append(Shown(f"{refused.place}: {refused.reason}", shown))

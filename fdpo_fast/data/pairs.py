@@ -68,6 +68,8 @@ class Pair:
     row: int = field(default=0, compare=False)
     text: int = field(default=0, compare=False)
     """What tells the embeddings of one caption apart; 0 where captions are encoded."""
+    models: tuple[str, str] | None = field(default=None, compare=False)
+    """What drew the preferred and the dispreferred image, where the source says it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-TIE = "a tie"
+TIE, UNLABELLED = "a tie", "no label in data.labels"
+BY_CHOICE = (TIE, UNLABELLED)
+"""Reasons that are the user's wish, and no fault of a row."""
 MISSING = "an image is missing"
 OUTSIDE = "outside data.source, which takes data.outside"
 """How reasons end of what lies elsewhere, by a link, by `..` or by a whole path."""
@@ -157,13 +161,15 @@ def compared(
     labels: tuple[object, object],
     rules: Rules,
     votes: bool = True,
+    models: tuple[object, object] = (None, None),
 ) -> Iterator[Pair | Rejected]:
     """Yield the pair of two images by how each was judged: the larger label is preferred, equal ones are a tie.
 
     In place of an image, or of the caption, stands the reason why there is none. A tie is dropped, or ("half") kept
     both ways at half weight. Labels that are `votes`, or shares of them, decide; or ("weight") the difference of the
     shares weighs the loss; or ("conservative") the pair is kept both ways, each at the weight of its share: the loss of
-    a label that is right with that probability. The mirrored half has `id` + 1, so ids go in twos.
+    a label that is right with that probability. The mirrored half has `id` + 1, so ids go in twos. `models` drew the
+    images, where both are named.
     """
     values = [value for label in labels if (value := number(label)) is not None]
     there = [side for side in sides if not isinstance(side, str)]
@@ -182,13 +188,14 @@ def compared(
         yield Rejected(place, reason, row, tuple(side for side in there if isinstance(side, Picture)))
         return
     (first, second), (one, other) = values, there
+    named = (models[0], models[1]) if isinstance(models[0], str) and isinstance(models[1], str) else None
     if second > first:
-        one, other = other, one
+        one, other, named = other, one, named and named[::-1]
     in_order = None if first == second else first > second
     more, less = _weights(max(first, second), min(first, second), rules if votes else Rules())
-    yield Pair(id, place, str(caption), one, other, more, in_order, row)
+    yield Pair(id, place, str(caption), one, other, more, in_order, row, models=named)
     if less:
-        yield Pair(id + 1, place, str(caption), other, one, less, None, row)
+        yield Pair(id + 1, place, str(caption), other, one, less, None, row, models=named and named[::-1])
 
 
 def _weights(larger: float, smaller: float, rules: Rules) -> tuple[float, float]:

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fdpo_fast.cache.build import reading, writing
+from fdpo_fast.config.digits import DigitsRecipe
 from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.data.readers.pickapic import write_pairs
 from fdpo_fast.digits.maker import SIZE, model_of
 from fdpo_fast.digits.pipeline import build_pipeline

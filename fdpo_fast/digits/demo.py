@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdpo_fast.config.digits import DigitsRecipe
 from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
-from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.digits.dataset import CAPTIONS, Sampler, embedded, family_of, ink, name_of, read_digits, score
 from fdpo_fast.evaluate import statistics, tables
 from fdpo_fast.files import replacing

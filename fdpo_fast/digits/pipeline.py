@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from fdpo_fast.config.digits import DigitsRecipe
 from fdpo_fast.config.embedded import EMBEDDED
-from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.digits.maker import TOKENS, maker, model_of
 from fdpo_fast.files import replacing
 from fdpo_fast.models import family_class

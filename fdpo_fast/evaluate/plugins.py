@@ -27,8 +27,11 @@ def named(name: str, ours: dict[str, Tool], key: str, options: dict[str, Any] | 
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # a console script does not look there by itself
     try:
-        return partial(getattr(import_module(module), function), **(options or {}))
+        found = getattr(import_module(module), function)
     except ImportError as error:
         raise UserError(f"{key} '{name}': {error}") from None
     except AttributeError:
         raise UserError(f"{key} '{name}': the module {module} has no '{function}'") from None
+    if not callable(found):
+        raise UserError(f"{key} '{name}' is no function, but {type(found).__name__}")
+    return partial(found, **(options or {}))

@@ -96,28 +96,29 @@ class Policy:
         return family.sampler(denoiser.eval().to(device), device)
 
 
-def policy(text: str, family: Family) -> Policy:
+def policy(text: str, family: Family, option: str = "--checkpoint") -> Policy:
     """Find the policy of `[NAME=]PATH`: a pipeline folder, a run's folder (its export), a checkpoint, or a hub name.
 
-    Without a name it is "policy". Raises UserError where there is none, or the name is no folder's.
+    Without a name it is "policy". Raises UserError, with the `option` that gave it, where there is none, or the name is
+    no folder's.
     """
     name, sign, path = text.partition("=")
     if not sign or Path(text).expanduser().is_dir():
         name, path = "policy", text
     if not name or "/" in name or name.startswith(".") or name == BASE:
-        raise UserError(f"--checkpoint '{text}': '{name}' cannot name a policy")
+        raise UserError(f"{option} '{text}': '{name}' cannot name a policy")
     folder = Path(path).expanduser()
     if (folder / "export").is_dir():
         folder /= "export"
     if (folder / _STATES).is_file() or has_adapter(folder):
         return Policy(name, folder)
     if any(folder.glob("zero_pp_rank_*_model_states.pt")):
-        raise UserError(f"--checkpoint '{path}' is in the parts of ZeRO-3: let the run finish, and give its export")
+        raise UserError(f"{option} '{path}' is in the parts of ZeRO-3: let the run finish, and give its export")
     if not folder.is_dir() and folder.parent.is_dir() and "/" in path:
-        raise UserError(f"--checkpoint '{path}': there is no folder of that name in {folder.parent}")
+        raise UserError(f"{option} '{path}': there is no folder of that name in {folder.parent}")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(
-            f"--checkpoint '{path}' is no pipeline, adapter or checkpoint: give a run's folder, its export, or one of "
+            f"{option} '{path}' is no pipeline, adapter or checkpoint: give a run's folder, its export, or one of "
             "its checkpoints/step-N"
         )
-    return Policy(name, pipeline_folder(str(folder), family.pipelines, family.components, "--checkpoint"))
+    return Policy(name, pipeline_folder(str(folder), family.pipelines, family.components, option))

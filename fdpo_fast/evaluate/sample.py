@@ -40,23 +40,41 @@ def sample(config: Config, prompts: list[str], checkpoints: list[str], output: P
     quiet_libraries()
     find(config.model)
     rank = start_processes() if under_launcher() else single_process()
+    folder = (output or Path(config.train.output_dir) / "evaluation").expanduser()
+    names = draw(config, prompts, checkpoints, folder, base, rank)
+    if rank.index == 0:
+        gallery.merge(folder)
+        gallery.sheet(folder, names)
+    rank.barrier()
+    rank.say(f"images: {folder}")
+
+
+def draw(
+    config: Config,
+    prompts: list[str],
+    checkpoints: list[str],
+    folder: Path,
+    base: bool,
+    rank: Rank,
+    option: str = "--checkpoint",
+) -> list[str]:
+    """Draw what `sample` draws, into the models' folders alone, and return their names. Collective.
+
+    option: what the user has given the checkpoints by, for sentences.
+    """
     config = resolve_embedded(config, rank)
     family = load_family(config.model)
-    policies = [policy(text, family) for text in checkpoints]
+    policies = [policy(text, family, option) for text in checkpoints]
     if base:
         policies.insert(0, Policy(BASE, family.base))
     names = [model.name for model in policies]
     if len(names) != len(set(names)) or not names:
-        raise UserError(f"nothing to draw, or one name twice: {', '.join(names)}; give --checkpoint NAME=PATH")
-    output = output or Path(config.train.output_dir) / "evaluation"
-    studio = Studio(config, family, prompts, output.expanduser(), rank)
+        raise UserError(f"nothing to draw, or one name twice: {', '.join(names)}; give {option} NAME=PATH")
+    studio = Studio(config, family, prompts, folder, rank)
     for model in policies:
         studio.draw(model)
-    if rank.index == 0:
-        gallery.merge(studio.folder)
-        gallery.sheet(studio.folder, names)
-    rank.barrier()
-    rank.say(f"images: {studio.folder}")
+    rank.barrier()  # the first rank has written the last index
+    return names
 
 
 def seed_of(seed: int, prompt: str, number: int) -> int:

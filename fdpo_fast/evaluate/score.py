@@ -11,12 +11,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.evaluation import Evaluate, Measure
@@ -25,6 +24,7 @@ from fdpo_fast.distributed import single_process
 from fdpo_fast.evaluate import gallery, statistics
 from fdpo_fast.evaluate.diversity import MEASURES
 from fdpo_fast.evaluate.gallery import Gallery
+from fdpo_fast.evaluate.judging import Tool, scored, tool
 from fdpo_fast.evaluate.plugins import named
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.sample import seed_of
@@ -185,57 +185,34 @@ def measure(config: Config, galleries: list[Gallery]) -> Report:
     for (kind, measures, ours), (values_of, into) in zip(_kinds(settings), taken, strict=True):
         for entry in measures:
             try:
-                about, tool = _tool(entry, kind, ours, device)
-                key = {"measure": entry.name, "checkpoint": about, "files": _files(entry)}
-                values = partial(values_of, entry.name, tool, settings.batch)
-                into[entry.name] = {sampled.model: _kept(sampled, kind, key, values) for sampled in galleries}
-                report.checkpoints[entry.name] = about
+                found = tool(entry, kind, ours, device)
+                values = partial(values_of, found, settings.batch)
+                into[entry.name] = {
+                    sampled.model: _kept(sampled, kind, found.identity, values) for sampled in galleries
+                }
+                report.checkpoints[entry.name] = found.about
             except Exception as error:  # from the user's function, or any library: the other measures go on
                 what = (str(error).splitlines() or [type(error).__name__])[0]
                 report.failures.append(f"{kind} '{entry.name}': {what}")
     return report
 
 
-def _tool(entry: Measure, kind: str, ours: dict, device: torch.device) -> tuple[str, Callable[[], Callable]]:
-    """Return the checkpoint in words, and what makes the tool: it is loaded where there is something to measure."""
-    if entry.name not in ours:
-        tool = named(entry.name, ours, kind, entry.options)
-        return json.dumps(entry.options) if entry.options else "yours", lambda: tool
-    about = entry.model or ours[entry.name].published
-    return about, cache(lambda: ours[entry.name](about, device))
-
-
-def _scores(name: str, make: Callable[[], Callable], batch: int, sampled: Gallery) -> np.ndarray:
+def _scores(found: Tool, batch: int, sampled: Gallery) -> np.ndarray:
     """Score every image of a gallery: [captions, images]."""
-    judge, rows = make(), []
-    for number, prompt in enumerate(progress(sampled.prompts, desc=f"{name}, {sampled.model}", leave=False)):
+    judge, rows = found.make(), []
+    for number, prompt in enumerate(progress(sampled.prompts, desc=f"{found.name}, {sampled.model}", leave=False)):
         images = sampled.images(number)
-        parts = [images[at : at + batch] for at in range(0, len(images), batch)]
-        scores = [torch.as_tensor(judge(part, [prompt] * len(part))).detach().cpu().double().numpy() for part in parts]
-        rows.append(np.concatenate([part.reshape(-1) for part in scores]))
-        if len(rows[-1]) != len(images):
-            raise UserError(f"gave {len(rows[-1])} scores for {len(images)} images")
+        rows.append(scored(judge, images, [prompt] * len(images), batch))
     return np.stack(rows)
 
 
-def _spreads(name: str, make: Callable[[], Callable], batch: int, sampled: Gallery) -> np.ndarray:
+def _spreads(found: Tool, batch: int, sampled: Gallery) -> np.ndarray:
     """Measure the diversity of every caption of a gallery: [captions]."""
     if sampled.images_per_prompt < 2:
         raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
-    spread, numbers = make(), range(len(sampled.prompts))
-    bar = progress(numbers, desc=f"{name}, {sampled.model}", leave=False)
+    spread, numbers = found.make(), range(len(sampled.prompts))
+    bar = progress(numbers, desc=f"{found.name}, {sampled.model}", leave=False)
     return np.array([float(spread(sampled.images(number))) for number in bar])
-
-
-def _files(entry: Measure) -> list:
-    """List what tells another function, or other weights, behind the same name without reading them."""
-    weights = Path(entry.model or "").expanduser()
-    files = sorted(weights.rglob("*")) if entry.model and weights.is_dir() else [weights] if weights.is_file() else []
-    for name in (entry.name, entry.model or ""):
-        module = sys.modules.get(name.partition(":")[0]) if ":" in name else None
-        if module and module.__file__:
-            files.append(Path(module.__file__))
-    return [stamp(path) for path in files]
 
 
 def _kept(sampled: Gallery, kind: str, key: dict, values_of: Callable[[Gallery], np.ndarray]) -> np.ndarray:

@@ -74,12 +74,13 @@ def lines(findings: Findings, source: str, ties: str) -> list[tuple[str, str]]:
         f"{findings.different_shapes:,} pairs differ; cut off: {findings.cut_preferred:.1%} of the preferred images, "
         f"{findings.cut_dispreferred:.1%} of the others"
     )
+    without = f"; {findings.unlabelled:,} have none in data.labels and are dropped" if findings.unlabelled else ""
     return [
         ("source", source + (f", split {findings.split} (data.split chooses)" if findings.split else "")),
         ("rows", f"{findings.rows:,}"),
         ("pairs", f"{findings.pairs:,}"),
         ("ties", f"{findings.ties:,}, {kept}"),
-        ("labels", balance if judged else "the format has no order of images"),
+        ("labels", (balance if judged else "the format has no order of images") + without),
         ("duplicates", f"{findings.repeated_pairs:,} repeated pairs, {findings.same_image_twice:,} of one image twice"),
         ("captions", f"{findings.distinct_captions:,} distinct, {findings.empty_captions:,} empty, {long}"),
         ("images", f"{findings.distinct_images:,} distinct of {findings.images:,}, "

@@ -31,7 +31,7 @@ _TRANSPORT = {
 }
 """Keys of ZeRO that do not decide what of the states lies where; the stage is looked at by itself."""
 _NO_STEP = re.compile(
-    r"(log|evaluate|compare)\.|data\.(cache_dir|workers|encode_batch|shard_rows):"
+    r"(log|evaluate|compare|pairs|rounds)\.|data\.(cache_dir|workers|encode_batch|shard_rows):"
     r"|train\.(output_dir|checkpoint_every|keep_checkpoints|export_dtype|validate_every|validation_visits|keep_best"
     r"|patience):"
 )

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from fdpo_fast.cache.build import Builder, Cache, writing
 from fdpo_fast.cache.open import cache_root
 from fdpo_fast.cache.shards import Shard, Shards
+from fdpo_fast.config.digits import DigitsRecipe
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.load import load
-from fdpo_fast.config.schema import DigitsRecipe
 from fdpo_fast.digits.dataset import embedded, name_of
 from fdpo_fast.distributed import Rank
 from fdpo_fast.files import read_json

@@ -76,7 +76,8 @@ def test_a_variant_says_only_what_differs(path):
 def test_the_tables_of_keys_are_the_schemas():
     page = (ROOT / "configs/README.md").read_text()
     assert renewed(page) == page, "run `python -m fdpo_fast.config.table configs/README.md`"
-    for key in leaves(json.loads(load(ROOT / "configs/digits_sweep.json").dumps())):
+    sweep, rounds = (json.loads(load(ROOT / f"configs/digits_{name}.json").dumps()) for name in ("sweep", "rounds"))
+    for key in leaves(sweep | {"rounds": rounds["rounds"]}):
         assert f"| `{'.'.join(key)}` |" in page, key
 
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from fdpo_fast.cli import main
+from fdpo_fast.config.digits import DigitsRecipe
 from fdpo_fast.config.embedded import EMBEDDED
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.schema import DigitsRecipe, Model
+from fdpo_fast.config.schema import Model
 from fdpo_fast.digits import dataset, pipeline
 from fdpo_fast.digits.maker import model_of
 from fdpo_fast.models import FAMILIES, check

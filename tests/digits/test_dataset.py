@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fdpo_fast.config.schema import DigitsRecipe
+from fdpo_fast.config.digits import DigitsRecipe
 from fdpo_fast.data.decode import decode
 from fdpo_fast.data.readers.pickapic import SCHEMA, PickAPic
 from fdpo_fast.digits import dataset, pipeline

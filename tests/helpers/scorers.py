@@ -1,5 +1,7 @@
 """Scorers as a user writes them."""
 
+import time
+
 import numpy as np
 
 
@@ -23,3 +25,20 @@ def first(images, prompts):
 
 def second(images, prompts):
     return [float(sum(image.getpixel((16, 16)))) for image in images]
+
+
+def darkness(images, prompts):
+    return [-score for score in brightness(images, prompts)]
+
+
+def nan(images, prompts):
+    return [float("nan")] * len(images)
+
+
+def flat(images, prompts):
+    return [1.0] * len(images)
+
+
+def patient(images, prompts):
+    time.sleep(0.01 * len(images))
+    return brightness(images, prompts)

@@ -12,6 +12,7 @@ import numpy as np
 from fdpo_fast.bounds import Bounds
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import Data
+from fdpo_fast.data.labels import AS_JUDGED, labelled
 from fdpo_fast.data.pairs import OUTSIDE, EmbeddedSource, LeftOut, Pair, PairSource, Rejected, Rules, brought_by
 from fdpo_fast.data.readers.folders import Folders, folders_of_pairs
 from fdpo_fast.data.readers.jsonl import METADATA, SUFFIXES, JSONRecords, files_of_records
@@ -39,15 +40,18 @@ PARTS: dict[str, tuple[Callable[[Path, Bounds], list[str]], Callable[[str, Rules
 def open_source(data: Data) -> PairSource:
     """Open the reader of the configuration's data.
 
-    Raises UserError where the source is in no known format, or has no row.
+    Raises UserError where the source is in no known format, or has no row, and where `data.labels` are none.
     """
     name = detect(data.source, data.split, data.outside) if data.format == "auto" else data.format
     rules = Rules(data.ties, data.votes, data.split, data.outside)
     listed, read = PARTS.get(name, (None, None))
     parts = listed(local(data.source), Bounds(local(data.source), data.outside)) if listed and data.split == ALL else []
-    source = Joined(data.source, parts, read, rules) if read and len(parts) > 1 else READERS[name](data.source, rules)
+    own = rules if data.labels is None else replace(rules, ties=AS_JUDGED.ties, votes=AS_JUDGED.votes)
+    source = Joined(data.source, parts, read, own) if read and len(parts) > 1 else READERS[name](data.source, own)
     if not len(source):
         raise UserError(f"data.source '{data.source}' has no row")
+    if data.labels is not None:
+        source = labelled(source, data, rules)
     return Spread(source, data.max_rows) if data.max_rows and data.max_rows < len(source) else source
 
 

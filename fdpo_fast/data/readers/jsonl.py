@@ -160,10 +160,18 @@ class JSONRecords:
             sides = [self._side(image) for image in images]
             for i, j in combinations(range(len(images)), 2):
                 where = place if len(images) == 2 else f"{place} images {i} and {j}"
-                id = (row << 20 | i << 10 | j) << 1
+                id = _id(row, i, j)
                 two = (sides[i], sides[j]), (labels[i], labels[j])
-                found = compared(row, id, where, record.caption, *two, self.rules, record.votes)
+                models = (record.models[i], record.models[j]) if record.models else (None, None)
+                found = compared(row, id, where, record.caption, *two, self.rules, record.votes, models)
                 yield from record.ordered(found)
+
+    def scores(self) -> Iterator[tuple[int, dict[str, tuple[float, float]]]]:
+        """Yield the id of each pair of a ranking that has scores, with those of its two images by scorer."""
+        for row, record in self._records(0, len(self)):
+            if not isinstance(record, str) and record.scores and len(record.images) <= _IMAGES_AT_MOST:
+                for i, j in combinations(range(len(record.images)), 2):
+                    yield _id(row, i, j), {name: (own[i], own[j]) for name, own in record.scores.items()}
 
     def _records(self, start: int, stop: int) -> Iterator[tuple[int, Record | str]]:
         """Yield (row, record) of the rows [start, stop), in place of one that is none the reason."""
@@ -206,6 +214,11 @@ class JSONRecords:
                 return path
         self.path.stat()  # OSError where even the records are not there, as with a disk that is gone
         return None
+
+
+def _id(row: int, i: int, j: int) -> int:
+    """Return the id of the pair of images i and j of a record."""
+    return (row << 20 | i << 10 | j) << 1
 
 
 def files_of_records(root: Path, bounds: Bounds) -> list[str]:

@@ -73,6 +73,12 @@ class ParquetRows:
         """List the column names of all files."""
         return list(dict.fromkeys(name for file in self.files for name in file.parquet.schema_arrow.names))
 
+    @property
+    def shared(self) -> set[str]:
+        """Return the column names that every file has, once each."""
+        counts = [Counter(file.parquet.schema_arrow.names) for file in self.files]
+        return set.intersection(*({name for name, count in names.items() if count == 1} for names in counts))
+
     def identity(self) -> list[dict]:
         """List name, size and footer of each file."""
         return [file.identity for file in self.files]

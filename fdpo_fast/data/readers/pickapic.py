@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]
+_MODELS = ("model_0", "model_1")  # which some files lack
 
 
 class PickAPic(ParquetPairs):
@@ -54,7 +55,8 @@ class PickAPic(ParquetPairs):
 
     def read(self, start: int, stop: int) -> Iterator[Pair | Rejected]:
         """Yield the pairs of the rows [start, stop); a row without image, caption or valid labels is rejected."""
-        for row, place, record in self.rows.read(start, stop, COLUMNS):
+        named = [name for name in _MODELS if name in self.rows.shared]
+        for row, place, record in self.rows.read(start, stop, [*COLUMNS, *named]):
             if isinstance(record, Rejected):
                 yield record
                 continue
@@ -62,7 +64,8 @@ class PickAPic(ParquetPairs):
             labels, caption = (record["label_0"], record["label_1"]), record["caption"]
             if isinstance(caption, bytes):
                 caption = _text(caption)
-            yield from compared(row, 2 * row, place, caption, sides, labels, self.rules)
+            models = record.get(_MODELS[0]), record.get(_MODELS[1])
+            yield from compared(row, 2 * row, place, caption, sides, labels, self.rules, models=models)
 
 
 def _text(caption: bytes) -> str | UnusableError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fdpo_fast.data.pairs import Pair, Rejected, number, short
@@ -46,6 +46,10 @@ class Record:
     """Whether the labels are numbers of votes, or their shares."""
     listed: bool = True
     """Whether the order of its images says nothing of which is preferred."""
+    models: list = field(default_factory=list)
+    """What drew each image of a ranking; empty where it does not say so."""
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    """The scores of a ranking's images by scorer, as `fdpo pairs` writes them; empty where there are none."""
 
     def ordered(self, pairs: Iterable[Pair | Rejected]) -> Iterator[Pair | Rejected]:
         """Yield pairs of this record, without an order of their images where that is the label."""
@@ -76,7 +80,16 @@ def parse(raw: Any) -> Record:
         raise UnusableError(f"neither a pair nor a ranking: found the keys {', '.join(raw) or 'none'}; {_LOOKED_FOR}")
     if len(images) < 2 or len(images) != len(labels):
         raise UnusableError(f"neither a pair nor a ranking: found {len(images)} images and {len(labels)} labels")
-    return Record(images, labels, caption)
+    models = record.get("models")
+    models = models if isinstance(models, list) and len(models) == len(images) else []
+    return Record(images, labels, caption, models=models, scores=_scores(record.get("scores"), len(images)))
+
+
+def _scores(raw: object, count: int) -> dict[str, list[float]]:
+    """Return the scores of so many images by scorer, of those scorers that have a number for each."""
+    lists = {name: own for name, own in raw.items() if isinstance(own, list)} if isinstance(raw, dict) else {}
+    found = {name: [value for score in own if (value := number(score)) is not None] for name, own in lists.items()}
+    return {name: own for name, own in found.items() if len(own) == count == len(lists[name])}
 
 
 def _shares(record: dict) -> list:

@@ -1,0 +1,173 @@
+"""Train on pairs of the policy's own, again and again: `fdpo rounds --config configs/digits_rounds.json`.
+
+Everything is made with the public commands. In `train.output_dir`, for round N of `rounds.count`:
+
+    pairs/round-N/        `fdpo pairs`: rounds.prompts drawn by the policy of round N - 1, at first the base, and ranked
+    pairs/round-N.jsonl   those pairs, and those of the `rounds.keep_pairs` rounds before: the data.source of the round
+    runs/round-N/         `fdpo train`: from the export of round N - 1, which is its reference, too; or, where
+                          rounds.reference is "base", from the base, with the base as reference
+    images/round-N/       `fdpo sample`: evaluate.prompts from the same noise as the base's in images/base/
+
+Then all rounds are evaluated together. Each stage is skipped where what it makes is there, and goes on where it was
+stopped, so a kill loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fdpo_fast.compare.jobs import Crew
+from fdpo_fast.config.errors import UserError
+from fdpo_fast.config.evaluation import Rounds
+from fdpo_fast.config.load import load
+from fdpo_fast.config.run import Config
+from fdpo_fast.data.readers.jsonl import METADATA
+from fdpo_fast.evaluate import gallery, score
+from fdpo_fast.evaluate.gallery import Gallery
+from fdpo_fast.evaluate.judging import judges
+from fdpo_fast.evaluate.policies import BASE
+from fdpo_fast.evaluate.prompts import read_prompts
+from fdpo_fast.evaluate.score import Report
+from fdpo_fast.files import clear_partial, replacing
+from fdpo_fast.progress import Bar, progress
+from fdpo_fast.training.lock import at_work
+
+
+class Made(NamedTuple):
+    """What came of all rounds: the galleries, the base first, their figures, and how far each is from the base."""
+
+    galleries: list[Gallery]
+    report: Report
+    drift: dict[str, float]
+    """The root mean square of the difference to the base's image from the same noise, in [0, 1], by model."""
+
+
+def rounds(config: Config, settings: Rounds) -> Made:
+    """Run what is missing of all rounds, and evaluate them.
+
+    Raises UserError for what would only show after hours, where a command fails, or the folder holds other rounds.
+    """
+    read_prompts(config.evaluate.prompts)
+    read_prompts(settings.prompts)
+    score.check(config.evaluate)
+    judges(config.evaluate.replace({"scorers": [one.model_dump() for one in settings.scorers]}), torch.device("cpu"))
+    folder = Path(config.train.output_dir).expanduser()
+    for own in ("pairs", "runs", "images", "configs"):
+        (folder / own).mkdir(parents=True, exist_ok=True)
+    with at_work(folder):
+        claim(folder, config)
+        crew = Crew(folder / "logs", 1)
+        numbers = range(1, settings.count + 1)
+        done = sum(_is_drawn(folder, number) for number in numbers)
+        bar = progress(total=settings.count, initial=done, desc="rounds", unit=" rounds")
+        with bar:
+            shared = ["--config", str(folder / "rounds.json"), "--output", str(folder / "images")]
+            if not (folder / "images" / BASE / gallery.NAME).is_file():
+                crew.run(bar, BASE, ("sample", [*shared, "--no-policy"]))
+            for number in numbers:
+                if not _is_drawn(folder, number):
+                    _round(config, settings, folder, number, crew, bar)
+                    bar.update()
+        models = [gallery.gallery(folder / "images" / name) for name in (BASE, *map(_name, numbers))]
+        return Made(models, score.measure(config, models), {model.model: drift(model, models[0]) for model in models})
+
+
+def _round(config: Config, settings: Rounds, folder: Path, number: int, crew: Crew, bar: Bar) -> None:
+    """Make a round: its pairs, its run, and its images."""
+    name, before = _name(number), folder / "runs" / _name(number - 1)
+    source = folder / "pairs" / f"{name}.jsonl"
+    if not source.is_file():
+        own = _written(folder / "configs" / f"{name}-pairs.json", drawing(config, settings, number))
+        policy = [] if number == 1 else ["--no-base", "--policy", f"{before.name}={before}"]
+        crew.run(bar, f"{name}-pairs", ("pairs", ["--config", own, "--output", str(folder / "pairs" / name), *policy]))
+        join(folder / "pairs", number, settings.keep_pairs)
+    run = training(config, settings, folder, number)
+    sampling = ["--config", str(folder / "rounds.json"), "--output", str(folder / "images"), "--no-base"]
+    sampling += ["--checkpoint", f"{name}={run.train.output_dir}"]
+    own = _written(folder / "configs" / f"{name}.json", run)
+    crew.run(bar, name, ("train", ["--config", own, "--resume"]), ("sample", sampling))
+
+
+def drawing(config: Config, settings: Rounds, number: int) -> Config:
+    """Return the configuration that draws and ranks a round's pairs: by seeds of its own, none that of evaluation."""
+    return config.replace(
+        {
+            "evaluate.prompts": settings.prompts,
+            "evaluate.images_per_prompt": settings.images_per_prompt,
+            "evaluate.scorers": [one.model_dump() for one in settings.scorers],
+            "evaluate.seed": (config.evaluate.seed + number) % 2**32,
+        }
+    )
+
+
+def training(config: Config, settings: Rounds, folder: Path, number: int) -> Config:
+    """Return the configuration that a round is trained by."""
+    changes = {
+        "data.source": str(folder / "pairs" / f"{_name(number)}.jsonl"),
+        "data.format": "jsonl",
+        "data.split": None,
+        "data.max_rows": None,
+        "data.labels": None,
+        "data.unlabelled": "keep",
+        "train.output_dir": str(folder / "runs" / _name(number)),
+    }
+    if settings.reference == "previous" and number > 1:
+        changes["model.base"] = str(folder / "runs" / _name(number - 1) / "export")
+    return config.replace(changes)
+
+
+def join(folder: Path, number: int, keep: int) -> None:
+    """Write the records of a round and of the `keep` rounds before it into one file beside their folders."""
+    lines = []
+    for one in range(max(1, number - keep), number + 1):
+        for line in (folder / _name(one) / METADATA).read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            record["images"] = [f"{_name(one)}/{image}" for image in record["images"]]
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    with replacing(folder / f"{_name(number)}.jsonl") as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
+
+
+def drift(model: Gallery, base: Gallery) -> float:
+    """Return the root mean square of the difference between a model's images and the base's, in [0, 1]."""
+    squares = []
+    for caption in range(len(base.prompts)):
+        both = (np.stack([np.asarray(image) for image in one.images(caption)]) / 255 for one in (model, base))
+        squares.append(np.mean(np.subtract(*both) ** 2))
+    return float(np.sqrt(np.mean(squares)))
+
+
+_FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|resample):|rounds\.count:")
+"""Keys that no finished round depends on."""
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Refuse a folder whose rounds are of another configuration; measures of them, and their number, may change."""
+    for own in (folder, folder / "pairs", folder / "configs"):
+        clear_partial(own)
+    file = folder / "rounds.json"
+    if file.is_file():
+        changes = [change for change in load(file).differences(config) if not _FREE.match(change)]
+        if changes:
+            raise UserError(f"{folder} holds rounds with another {changes[0]}: name another train.output_dir")
+    _written(file, config)
+
+
+def _written(file: Path, config: Config) -> str:
+    with replacing(file) as partial:
+        partial.write_text(config.dumps())
+    return str(file)
+
+
+def _name(number: int) -> str:
+    return f"round-{number:02d}"
+
+
+def _is_drawn(folder: Path, number: int) -> bool:
+    return (folder / "images" / _name(number) / gallery.NAME).is_file()

@@ -1,0 +1,97 @@
+"""The page over all rounds of `fdpo rounds`, and their figures as a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fdpo_fast.compare.rounds import Made
+from fdpo_fast.config.run import Config
+from fdpo_fast.evaluate.gallery import PICTURES, ROWS
+from fdpo_fast.evaluate.statistics import Estimate
+from fdpo_fast.files import replacing
+from fdpo_fast.report import theme
+from fdpo_fast.report.pages import Part, Samples, Table, short, strip, write
+from fdpo_fast.report.pictures import Panel, Picture
+
+PAGE = "index.html"
+
+
+def write_rounds(config: Config, made: Made, folder: Path) -> Path:
+    """Write `index.html` and `evaluation.json` into the folder of the rounds; returns the page."""
+    with replacing(folder / "evaluation.json") as partial:
+        partial.write_text(json.dumps({**made.report.figures(), "drift": made.drift}, indent=2) + "\n")
+    write(folder / PAGE, "Rounds", parts(config, made))
+    return folder / PAGE
+
+
+def parts(config: Config, made: Made) -> Iterator[Part]:
+    """Yield the parts of the page."""
+    names = [model.model for model in made.galleries]
+    report = made.report
+    assert config.rounds is not None
+    yield Part(
+        "What came of the rounds",
+        (
+            f"Each round is {config.train.max_steps} steps on pairs that the policy of the round before has drawn; its "
+            f"reference is the {'policy before' if config.rounds.reference == 'previous' else 'base'}. Means over "
+            f"{report.captions} captions with {report.images_per_prompt} images each, from the same noise for all; "
+            "intervals of 95 % by a bootstrap. Drift is the root mean square of the difference to the base's image.",
+        ),
+        picture=curves(made),
+        file="rounds.png",
+        table=Table(("measure", *names), tuple(_rows(made, names)), "l" + "r" * len(names)),
+    )
+    if report.failures:
+        yield Part("What could not be measured", tuple(report.failures))
+    captions = made.galleries[0].prompts[:ROWS]
+    yield Part(
+        "Samples",
+        ("The same captions and noise.",),
+        samples=tuple(
+            Samples(short(caption), tuple(strip(one.model, one.images(row)[:PICTURES]) for one in made.galleries))
+            for row, caption in enumerate(captions)
+        ),
+    )
+    links = (("runs", "runs"), ("pairs", "pairs"), ("images", "all images"))
+    yield Part("Files", links=(*links, ("evaluation.json", "figures"), ("logs", "logs")))
+
+
+def _rows(made: Made, names: list[str]) -> Iterator[tuple[str, ...]]:
+    summaries = made.report.summaries
+    for name, found in summaries["scores"].items():
+        yield short(name), *(str(found[own].mean) for own in names)
+        yield f"{short(name)}: win rate", *(str(found[own].win_rate or "") for own in names)
+    for name, found in summaries["diversity"].items():
+        yield f"diversity: {short(name)}", *(str(found[own].mean) for own in names)
+    yield "drift from the base", *(f"{made.drift[own]:.4f}" for own in names)
+
+
+def curves(made: Made) -> Picture:
+    """Draw each figure over the rounds, the base at 0, with bars of its interval."""
+    names = [model.model for model in made.galleries]
+    panels = []
+    for kind, by_name in made.report.summaries.items():
+        for name, found in by_name.items():
+            title = ("diversity: " * (kind == "diversity")) + short(name)
+            panels.append(Panel(partial(_curve, [found[own].mean for own in names]), title, "more is better"))
+    drift = [Estimate(made.drift[own], math.nan, math.nan) for own in names]
+    panels.append(Panel(partial(_curve, drift), "drift from the base", "of the images, in [0, 1]"))
+    return Picture(tuple(panels))
+
+
+def _curve(estimates: list[Estimate], axes: Axes) -> None:
+    values = np.array([each.value for each in estimates])
+    ends = np.abs(np.nan_to_num([[each.value - each.low, each.high - each.value] for each in estimates]))
+    style: dict[str, Any] = theme.series(0)
+    axes.errorbar(range(len(values)), values, ends.T, elinewidth=0.7, **style)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
