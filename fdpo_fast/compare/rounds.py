@@ -4,8 +4,8 @@ Everything is made with the public commands. In `train.output_dir`, for round N 
 
     pairs/round-N/        `fdpo pairs`: rounds.prompts drawn by the policy of round N - 1, at first the base, and ranked
     pairs/round-N.jsonl   those pairs, and those of the `rounds.keep_pairs` rounds before: the data.source of the round
-    runs/round-N/         `fdpo train`: from the export of round N - 1, which is its reference, too; or, where
-                          rounds.reference is "base", from the base, with the base as reference
+    runs/round-N/         `fdpo train`: from the export of round N - 1, which is its reference, too, unless
+                          rounds.reference is "base"
     images/round-N/       `fdpo sample`: evaluate.prompts from the same noise as the base's in images/base/
 
 Then all rounds are evaluated together. Each stage is skipped where what it makes is there, and goes on where it was
@@ -27,6 +27,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.evaluation import Rounds
 from fdpo_fast.config.load import load
 from fdpo_fast.config.run import Config
+from fdpo_fast.config.schema import VISITS
 from fdpo_fast.data.readers.jsonl import METADATA
 from fdpo_fast.evaluate import gallery, score
 from fdpo_fast.evaluate.gallery import Gallery
@@ -117,8 +118,12 @@ def training(config: Config, settings: Rounds, folder: Path, number: int) -> Con
         "data.unlabelled": "keep",
         "train.output_dir": str(folder / "runs" / _name(number)),
     }
-    if settings.reference == "previous" and number > 1:
+    if number > 1:
         changes["model.base"] = str(folder / "runs" / _name(number - 1) / "export")
+    if number > 1 and settings.reference == "base":
+        changes["reference.model"] = config.model.base
+        if config.reference.mode == "adapter":  # without which the policy is that of the round before
+            changes |= {"reference.mode": "cached", "reference.visits": config.reference.visits or VISITS}
     return config.replace(changes)
 
 

@@ -84,7 +84,7 @@ class Rounds(Section):
     scorers: list[Named] = Field(min_length=1, description="that rank them, combined as the section `pairs` says")
     reference: Literal["previous", "base"] = Field(
         "previous",
-        description="what a round starts from and is measured against: the policy of the round before, or the base",
+        description="of a round: the policy of the round before, which it starts from, or the base",
     )
     keep_pairs: int = Field(0, ge=0, description="earlier rounds whose pairs a round is trained on too")
 

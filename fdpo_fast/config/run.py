@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.evaluation import Compare, Evaluate, Pairs, Rounds
-from fdpo_fast.config.schema import Data, Log, Loss, Model, Optimizer, Reference, Train
+from fdpo_fast.config.schema import VISITS, Data, Log, Loss, Model, Optimizer, Reference, Train
 from fdpo_fast.config.section import Section
 
 # DeepSpeed keys that restate one of ours: a second copy could only contradict the first.
@@ -56,7 +56,7 @@ class Config(Section):
         lora = isinstance(model, dict) and model.get("train") == "lora"
         reference = {"mode": "adapter" if lora else "cached", **raw.get("reference", {})}
         if reference["mode"] == "cached":
-            reference.setdefault("visits", 4)
+            reference.setdefault("visits", VISITS)
         return {**raw, "reference": reference}
 
     @model_validator(mode="after")

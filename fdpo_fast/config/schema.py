@@ -142,6 +142,10 @@ class Data(Section):
         return self.encode_batch or max(1, min(16, 2 * 1024**2 // self.resolution**2))
 
 
+VISITS = 4
+"""Draws of a pair where the configuration does not say how many are cached."""
+
+
 class Reference(Section):
     """What the policy is measured against, and on which draws."""
 

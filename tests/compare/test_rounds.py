@@ -39,14 +39,25 @@ def made(raw, **rounds):
     return checked(Config, raw | {"rounds": raw["rounds"] | rounds})
 
 
-def test_a_round_starts_from_the_one_before_or_from_the_base(raw, tmp_path):
-    for reference, base in (("previous", str(tmp_path / "runs/round-01/export")), ("base", "digits")):
-        config = made(raw, reference=reference)
-        assert training(config, config.rounds, tmp_path, 1).model.base == "digits"
-        second = training(config, config.rounds, tmp_path, 2)
-        assert second.model.base == base
-        assert second.data.source == str(tmp_path / "pairs/round-02.jsonl")
-        assert second.train.output_dir == str(tmp_path / "runs/round-02")
+@pytest.mark.parametrize("train", ["full", "lora"])
+@pytest.mark.parametrize(("reference", "model"), [("previous", None), ("base", "digits")])
+def test_a_round_starts_from_the_one_before_and_is_measured_against_it_or_the_base(
+    raw, tmp_path, reference, model, train
+):
+    raw["model"] |= {"train": train}
+    if train == "lora":
+        del raw["reference"]
+    config = made(raw, reference=reference)
+    first = training(config, config.rounds, tmp_path, 1)
+    assert first.model.base == "digits"
+    assert first.reference == config.reference
+    for number in (2, 3):
+        own = training(config, config.rounds, tmp_path, number)
+        assert own.model.base == str(tmp_path / f"runs/round-{number - 1:02d}/export")
+        assert own.reference.model == model
+        assert own.reference.mode == ("adapter" if train == "lora" and not model else "cached")
+        assert own.data.source == str(tmp_path / f"pairs/round-{number:02d}.jsonl")
+        assert own.train.output_dir == str(tmp_path / f"runs/round-{number:02d}")
 
 
 def test_rounds_draw_by_seeds_of_their_own(raw):
