@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def drawing(config: Config, settings: Rounds, number: int) -> Config:
 
 def training(config: Config, settings: Rounds, folder: Path, number: int) -> Config:
     """Return the configuration that a round is trained by."""
-    changes = {
+    changes: dict[str, Any] = {
         "data.source": str(folder / "pairs" / f"{_name(number)}.jsonl"),
         "data.format": "jsonl",
         "data.split": None,
