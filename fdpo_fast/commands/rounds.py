@@ -31,3 +31,5 @@ def run(config_file: str, overrides: list[str]) -> None:
     page = write_rounds(config, made, Path(config.train.output_dir).expanduser())
     print("\n".join(made.report.markdown()))
     print(f"\npage: {page}")
+    for failure in made.report.failures:
+        print(f"warning: {failure}")

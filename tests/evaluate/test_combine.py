@@ -141,6 +141,16 @@ def test_the_images_of_each_record(panel, which):
         assert len({image for own in chosen for image in own}) == count
 
 
+def test_a_judge_who_says_the_same_of_all_has_no_say():
+    """Also where rounding gives equal scores a spread, and where that of unequal ones is too small to divide by."""
+    combination = Combination(Pairs(), ("a", "b"))
+    for flat in ([0.1] * 3, [0.0, 0.0, 5e-324]):
+        scores = np.array([[flat], [[1.0, 2.0, 4.0]]])
+        z = combination.standardised(scores)
+        np.testing.assert_array_equal(z[0], 0)
+        assert combination.ranks(combination.values(z[:, 0])).tolist() == [3, 2, 1]
+
+
 def test_images_that_beat_one_another_in_a_circle_are_equal():
     combination = Combination(Pairs(combine="majority"), ("a", "b", "c"))
     scores = np.array([[3.0, 2.0, 1.0, 0.0], [1.0, 3.0, 2.0, 0.0], [2.0, 1.0, 3.0, 0.0]])

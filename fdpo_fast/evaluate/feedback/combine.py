@@ -34,7 +34,8 @@ class Combination:
         axes = tuple(range(1, scores.ndim))
         centred = scores - scores.mean(axes, keepdims=True)
         spread = scores.std(axes, keepdims=True)
-        varied = scores.max(axes, keepdims=True) > scores.min(axes, keepdims=True)
+        # rounding gives equal scores a spread, and underflow takes that of others
+        varied = (scores.max(axes, keepdims=True) > scores.min(axes, keepdims=True)) & (spread > 0)
         return np.where(varied, centred / np.where(varied, spread, 1), 0.0)
 
     def labels(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -27,8 +27,9 @@ def in_parts(
     if rank.index == 0:
         make_folder(folder)
         clear_partial(folder)
-        with replacing(folder / "manifest.json") as partial:
-            partial.write_text(json.dumps(of, indent=2) + "\n")
+        if not (folder / "manifest.json").is_file():
+            with replacing(folder / "manifest.json") as partial:
+                partial.write_text(json.dumps(of, indent=2) + "\n")
     rank.barrier()
     mine = range(rank.index, len(sizes), rank.count)
     missing = [number for number in mine if not files[number].is_file()]
