@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +45,8 @@ def look_for(config: Config) -> None:
         detect(config.data.source, config.data.split, config.data.outside)
     if isinstance(config.data.validation, str):
         own = for_validation(config).data
-        detect(own.source, own.split, own.outside)
+        with _told_of_validation(config):
+            detect(own.source, own.split, own.outside)
 
 
 def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Prepared:
@@ -61,12 +64,24 @@ def caches_of(config: Config, rank: Rank, builder: Builder | None = None) -> Pre
     validation, load = None, partial(reference_model, config, of, rank.device)
     if config.data.validation is not None:
         own, builder = for_validation(config), replace(builder, part="validation", resumed={})
-        validation = TrainingSet(own, family, open_source(own.data), builder, held=True)
+        with _told_of_validation(config):
+            validation = TrainingSet(own, family, open_source(own.data), builder, held=True)
         validation.cache_reference(load, of.denoiser_digest())
         data.report["validation"] = validation.report
     if config.reference.mode == "cached":
         data.cache_reference(load, of.denoiser_digest())
     return Prepared(config, family, data, validation)
+
+
+@contextmanager
+def _told_of_validation(config: Config) -> Iterator[None]:
+    """Name the key that a source is the value of, in what is said within the block of a source by itself."""
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(config.data.validation, str):
+            raise
+        raise UserError(str(error).replace("data.source", "data.validation")) from None
 
 
 def reference_family(config: Config, family: Family) -> Family:

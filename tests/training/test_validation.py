@@ -260,7 +260,7 @@ def test_the_first_of_equal_ones_is_the_best():
         ({"validation": None, "validate_every": 0, "patience": 3}, r"train\.patience needs data\.validation"),
         ({"validation": 1.0}, r"'data\.validation' must be a number > 0, < 1 or string"),
         ({"validation": "nowhere/here"}, "nowhere/here"),
-        ({"validation": ""}, "data.source"),
+        ({"validation": ""}, "data.validation"),
     ],
 )
 def test_what_does_not_go_together_is_told(held, command, changes, words):
