@@ -17,8 +17,8 @@ from tests.helpers import RECIPE, ROOT, TOLD
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton at its import
 
-# How long a case takes is the machine's business, and no test's. The same cases are drawn every time, so that what fails
-# is the change at hand; `--hypothesis-profile explore` draws others.
+# How long a case takes is the machine's business, and no test's. The same cases are drawn every time, so that what
+# fails is the change at hand; `--hypothesis-profile explore` draws others.
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same")
