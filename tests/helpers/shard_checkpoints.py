@@ -172,3 +172,19 @@ def own_state_dict():
         fresh.load_state_dict(states)
         stepped(again, fresh, UNEVEN, torch.float32, (2, 3))
         assert same(model, again)
+
+
+def takes_copies():
+    """Two optimizers that share a state dict do not step each other's states, unless they are told to take them."""
+    with mesh():
+        model, optimizer = made(EVEN, torch.bfloat16, weights="bf16+8")
+        stepped(model, optimizer, EVEN, torch.bfloat16, range(2))
+        before = copy.deepcopy(optimizer.state_dict()["state"])
+        for wanted in (True, False):
+            again, fresh = made(EVEN, torch.bfloat16, weights="bf16+8")
+            fresh.load_state_dict(optimizer.state_dict(), copy=wanted)
+            stepped(again, fresh, EVEN, torch.bfloat16, (5,))
+            for number, state in optimizer.state_dict()["state"].items():
+                for name in ("state1", "absmax1", "state2", "absmax2", "low"):
+                    kept = torch.equal(state[name].to_local(), before[number][name].to_local())
+                    assert kept == wanted, (number, name)

@@ -69,6 +69,10 @@ def test_a_rank_resumes_from_its_own_state_dict(on_ranks):
     on_ranks(3, shard_checkpoints.own_state_dict)
 
 
+def test_loaded_states_of_a_rank_are_copies(on_ranks):
+    on_ranks(2, shard_checkpoints.takes_copies)
+
+
 def test_a_checkpoint_of_another_number_of_ranks_is_refused(on_ranks, tmp_path):
     folder = str(tmp_path / "saved")
     on_ranks(2, shard_checkpoints.saves, folder, [(7, 9)])
