@@ -107,7 +107,7 @@ def beyond(rows: Rows) -> list[str]:
             if found["judge"]:
                 cells = [spread(values, "+") for values in found.values()]
                 lines.append((strength, weight_decay, str(len(found["judge"])), *cells))
-    return table(("ratio_scale", "weight_decay", "seeds", *COMPARED), lines)
+    return list(table(("ratio_scale", "weight_decay", "seeds", *COMPARED), lines))
 
 
 def main() -> None:

@@ -116,14 +116,15 @@ def differences(rows: Rows, columns: Name, plain_of: Callable[[Name], Name]) -> 
     """
     names = columns.index(FIGURES[0]) - 1
     lines = []
-    for of in sorted({name[:-1] for name in rows}, key=lambda of: (plain_of(of), of != plain_of(of))):
+    for of in sorted({name[:-1] for name in rows}, key=lambda of: (plain_of(of), of != plain_of(of), of)):
         plain = plain_of(of)
         seeds = [name[-1] for name in rows if name[:-1] == of and (*plain, name[-1]) in rows]
+        if not seeds:
+            continue
         cells = []
         for i in range(len(columns) - names - 1):
             own, theirs = ([rows[(*setting, seed)][i] for seed in seeds] for setting in (of, plain))
             less = [a - b for a, b in zip(own, theirs, strict=True)]
             cells.append(spread(own) if of == plain else spread(less, "+"))
-        if seeds:
-            lines.append((*of, str(len(seeds)), *cells))
-    return table((*columns[:names], "seeds", *columns[names + 1 :]), lines)
+        lines.append((*of, str(len(seeds)), *cells))
+    return list(table((*columns[:names], "seeds", *columns[names + 1 :]), lines))
