@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.accumulation import SumOfSquares
-from benchmarks.anchor import STOPS, Anchored, beyond, stopped
+from benchmarks.anchor import Anchored, beside, rivals
 from benchmarks.common.digits import FIGURES, differences, filled
 
 RATES = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8}
@@ -81,12 +81,11 @@ def test_differences_are_of_the_same_seed():
     assert cells[2:] == [["plain", "2", "2 ± 1", "4 ± 0"], ["x", "2", "+2 ± 1", "-1 ± 0"]]
 
 
-def test_an_anchored_run_is_compared_where_the_plain_one_had_moved_as_far():
-    def row(moved, judge):
-        return [0.0, 0.0, 0.0, judge, 0.0, 0.0, 0.0, moved]
-
-    rows = {("200", "", "0", str(steps), "0"): row(steps / 100, steps / 1000) for steps in STOPS}
-    assert stopped(rows, "200", "0", 0.75)["judge"] == pytest.approx(0.075)
-    rows[("200", "reference", "667", "150", "0")] = row(0.75, 0.1)
-    (line,) = beyond(rows)[2:]
-    assert [cell.strip() for cell in line.split("|")[1:-1]][:7] == ["200", "667", "1", "+0", "+0", "+0", "+0.025"]
+def test_anchored_runs_are_compared_with_other_ways_of_holding_a_policy_back():
+    assert rivals("200") == [("200", "", "0", "50"), ("200", "", "0", "100"), ("1000", "", "0", "150")]
+    assert rivals("1000") == [("1000", "", "0", "50"), ("1000", "", "0", "100")]
+    rows = {("200", "", "0", "50", "0"): [1.0] * 8, ("200", "reference", "667", "150", "0"): [3.0] * 8}
+    rows |= {("1000", "reference", "667", "150", "0"): [7.0] * 8, ("200", "zero", "0.1", "150", "0"): [7.0] * 8}
+    told = beside(rows, "200", ("200", "", "0", "50"))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told[2:]]
+    assert cells == [["200", "", "0", "50", "1", *["1"] * 8], ["200", "reference", "667", "150", "1", *["+2"] * 8]]
