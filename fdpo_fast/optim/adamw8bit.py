@@ -63,7 +63,8 @@ class AdamW8bit(Optimizer):
         backend: "cpp" | "triton" | "eager"; None takes the best for each parameter's device.
 
     Raises:
-        TypeError: a parameter or gradient of another dtype, or sparse; a float16 parameter with weights "bf16+8".
+        TypeError: a parameter or gradient of another dtype, or sparse; a float16 parameter with weights "bf16+8"; a
+            seed that is no integer.
         ValueError: a number out of range, an unknown rounding or backend; states that do not fit, in `load_state_dict`.
     """
 

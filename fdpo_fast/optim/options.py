@@ -36,7 +36,10 @@ def options_of(group: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def check_options(group: dict[str, Any]) -> None:
-    """Raise ValueError for a number out of range, an unknown name, and a key that would be ignored."""
+    """Raise ValueError for a number out of range, an unknown name, and a key that would be ignored.
+
+    Raises TypeError for a seed or a first element that is no integer.
+    """
     if ignored := group.keys() & {"backend", "min_8bit_size"}:
         raise ValueError(f"{ignored.pop()} is an option of the optimizer, not of a group: it would be ignored")
     for name, ours in _ELSEWHERE.items():

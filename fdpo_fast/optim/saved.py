@@ -42,7 +42,7 @@ class Saved:
         sharded.check_saved(state, parameter, (*elements, *absmax), self.number)
         placed: dict[str, Any] = {"step": int(state["step"])}
         if sharded.is_sharded(parameter):
-            return placed | sharded.placed(state, parameter, (*elements, *absmax))
+            return placed | sharded.placed(state, parameter, (*elements, *absmax), self.copy)
         for signed, name in ((True, "qmap1"), (False, "qmap2")):
             if coded and name in state:
                 ours = dynamic_map(signed).values

@@ -131,10 +131,10 @@ def check_saved(state: dict[str, Any], parameter: Tensor, names: Sequence[str], 
         )
 
 
-def placed(state: dict[str, Any], parameter: DTensor, names: Sequence[str]) -> dict[str, Any]:
-    """Return the saved tensors of a parameter's state, which are split as it is."""
+def placed(state: dict[str, Any], parameter: DTensor, names: Sequence[str], copy: bool) -> dict[str, Any]:
+    """Return the saved tensors of a parameter's state, which are split as it is; copies of them, where wanted."""
     device = parameter.to_local().device
-    return {LAYOUT: state[LAYOUT]} | {name: state[name].detach().to(device) for name in names}
+    return {LAYOUT: state[LAYOUT]} | {name: state[name].detach().to(device, copy=copy) for name in names}
 
 
 def layout(parameter: DTensor) -> str:

@@ -84,6 +84,34 @@ def test_the_optimizer_is_clean():
     assert all(row.endswith("[]") for row in rows), rows
 
 
+def test_the_bytes_of_the_optimizer_are_counted(tmp_path):
+    # weights of two bytes and two codes both ways, a gradient of two bytes, two absmax of four bytes to 256 elements
+    script = (
+        "import benchmarks.static_optimizer as own\n"
+        "def again(cubin, bits):\n"
+        "    sass = read(cubin)\n"
+        "    sass.loads[bits] += 1\n"
+        "    return sass\n"
+        "def narrow(cubin):\n"
+        "    sass = read(cubin)\n"
+        "    sass.stores.update({64: -1, 32: 2})\n"
+        "    return sass\n"
+        "read, case = own.disassemble, next(case for case in own.CASES if case.name == 'bf16, stochastic')\n"
+        "print(own.check(case, 90)[0])\n"
+        "own.disassemble = lambda cubin: again(cubin, 128)\n"
+        "print(own.check(case, 90)[1])\n"
+        "own.disassemble = narrow\n"
+        "print(own.check(case, 90)[1])\n"
+    )
+    done = run("-c", script, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    fine, twice, narrow = done.stdout.splitlines()
+    least = 2 * (2 + 1 + 1) + 2 + 2 * 2 * 4 / 256
+    assert [cell.strip() for cell in fine.split("|")[-3:-1]] == [f"{least:.2f}", "1.0000"]
+    assert f"{(least + 2) / least:.4f} times the least bytes" in twice
+    assert f"{(least - 1) / least:.4f} times the least bytes, so some by less than 64 bits" in narrow
+
+
 @pytest.mark.slow
 def test_the_optimizer_on_every_target():
     done = run("-m", "benchmarks.static_optimizer")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import shards
+from tests.helpers import shard_checkpoints, shards
 from tests.helpers.ranks import together
 
 
@@ -53,19 +53,32 @@ def test_uneven_and_empty_parts(on_ranks, dtype, weights):
     ],
 )
 def test_a_run_resumes_from_a_distributed_checkpoint(on_ranks, tmp_path, ranks, shapes, dtype, weights):
-    on_ranks(ranks, shards.resumes, str(tmp_path / "saved"), shapes, dtype, weights)
+    on_ranks(ranks, shard_checkpoints.resumes, str(tmp_path / "saved"), shapes, dtype, weights)
+
+
+@pytest.mark.parametrize("of_before", [False, True])
+def test_a_distributed_checkpoint_without_low_bytes_loads(on_ranks, tmp_path, of_before):
+    on_ranks(2, shard_checkpoints.begins_low_bytes, str(tmp_path / "saved"), of_before)
+
+
+def test_low_bytes_of_a_distributed_checkpoint_that_nobody_asks_for(on_ranks, tmp_path):
+    on_ranks(2, shard_checkpoints.takes_no_low_bytes, str(tmp_path / "saved"))
 
 
 def test_a_rank_resumes_from_its_own_state_dict(on_ranks):
-    on_ranks(3, shards.own_state_dict)
+    on_ranks(3, shard_checkpoints.own_state_dict)
+
+
+def test_loaded_states_of_a_rank_are_copies(on_ranks):
+    on_ranks(2, shard_checkpoints.takes_copies)
 
 
 def test_a_checkpoint_of_another_number_of_ranks_is_refused(on_ranks, tmp_path):
     folder = str(tmp_path / "saved")
-    on_ranks(2, shards.saves, folder, [(7, 9)])
-    on_ranks(3, shards.refuses_other_ranks, folder, [(7, 9)], "were split as '0:2', it is split as '0:3'")
-    on_ranks(2, shards.saves, folder + "8", [(4, 2000)])
-    on_ranks(3, shards.refuses_other_ranks, folder + "8", [(4, 2000)], "ize mismatch|were split as")
+    on_ranks(2, shard_checkpoints.saves, folder, [(7, 9)])
+    on_ranks(3, shard_checkpoints.refuses_other_ranks, folder, [(7, 9)], "were split as '0:2', it is split as '0:3'")
+    on_ranks(2, shard_checkpoints.saves, folder + "8", [(4, 2000)])
+    on_ranks(3, shard_checkpoints.refuses_other_ranks, folder + "8", [(4, 2000)], "ize mismatch|were split as")
 
 
 def test_what_lies_otherwise_over_the_ranks_is_refused(on_ranks):
@@ -78,8 +91,8 @@ def test_columns_and_repeated_parameters(on_ranks, backend, weights):
 
 
 def test_fully_shard_around_tensor_parallelism(on_ranks, tmp_path):
-    on_ranks(4, shards.both_ways, str(tmp_path / "saved"))
+    on_ranks(4, shard_checkpoints.both_ways, str(tmp_path / "saved"))
 
 
 def test_gathered_states_go_back_to_as_many_ranks(on_ranks):
-    on_ranks(2, shards.gathered)
+    on_ranks(2, shard_checkpoints.gathered)
