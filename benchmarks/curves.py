@@ -33,7 +33,14 @@ from fdpo_fast.training.states import windows
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 BASE = ROOT / "configs/digits_js.json"
-SHARED = {"data.validation": 0.2, "train.validate_every": 10, "log.samples_every": 0, "log.tensorboard": False}
+SHARED = {
+    "loss.beta": 1.0,
+    "loss.winner_preserving": None,
+    "data.validation": 0.2,
+    "train.validate_every": 10,
+    "log.samples_every": 0,
+    "log.tensorboard": False,
+}
 NEAR = {"loss.ratio_scale": 1000.0, "optimizer.lr": 2e-6}
 """A log-ratio that counts early, and a low rate: the policy stays near the reference."""
 RUNS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,6 @@ were rounded to the same bits in the end. Intervals are Student's at 95 %. Write
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.device import machine
+from benchmarks.common.digits import plain
 from benchmarks.common.tables import write_csv
 from fdpo_fast.evaluate.tables import table
 
@@ -41,7 +41,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def settings(kind: str, seed: int, steps: int, output_dir: Path) -> dict[str, Any]:
     """Return the digits' configuration with weights of a kind."""
-    raw = json.loads((ROOT / "configs/digits_js.json").read_text())
+    raw = plain()
     optimizer, deepspeed = KINDS[kind]
     raw["model"]["dtype"] = "bf16"
     raw["optimizer"] |= {"type": "adamw8bit", **optimizer}
