@@ -23,7 +23,6 @@ from fdpo_fast.report.words import divergence
 PANELS = (
     ("alignment", "Alignment", "more is better"),
     ("diversity", "Diversity", "more is better"),
-    ("winner", "Error on preferred images", "held out, minus the reference's; lower is better"),
     ("steep", "Steep samples", "share of the held-out: there the link is over ten times as steep as at the reference"),
 )
 
@@ -52,7 +51,7 @@ def parts(comparison: Comparison) -> Iterator[Part]:
 
 
 def over_drift(comparison: Comparison) -> Picture:
-    """Draw alignment, diversity, the preferred images' error and the share of steep samples over the drift."""
+    """Draw alignment, diversity and, where there are any, the share of steep samples over the drift."""
     styles = styles_of(comparison)
 
     def draw(key: str, axes: Axes) -> None:
@@ -65,7 +64,9 @@ def over_drift(comparison: Comparison) -> Picture:
             axes.errorbar(x, y, *reversed(list(errors)), elinewidth=0.7, **styles[kind])
         axes.set_xlabel("drift")
 
-    panels = tuple(Panel(partial(draw, key), title, about) for key, title, about in PANELS)
+    steep = any(spot.mean.get("steep") for spot in comparison.spots)
+    shown = [panel for panel in PANELS if panel[0] != "steep" or steep]
+    panels = tuple(Panel(partial(draw, key), title, about) for key, title, about in shown)
     return Picture(panels, tuple((divergence(kind), style) for kind, style in styles.items()))
 
 

@@ -19,6 +19,9 @@ from fdpo_fast.report.theme import LIGHT, VARIABLES
 PANEL, DESK, PHONE = (3.5, 2.1), (7.4, 4.8), (3.5, 3.9)
 """Sizes in inches: of one panel among others, and of one that stands alone, on a screen and on a phone."""
 
+LETTER, LINE = 4.8, 50
+"""Points that a letter of a key takes on average, and a line with the space around it."""
+
 RULES = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names are users'
@@ -80,7 +83,10 @@ class Picture:
                 panel.draw(axes)
             if self.key:
                 lines = [Line2D([], [], label=name, **style) for name, style in self.key]
-                figure.legend(handles=lines, loc="outside lower center", ncols=min(5, len(lines)), fontsize=8)
+                longest = max(len(name) for name, _ in self.key)
+                room = int(72 * size[0] / (LETTER * longest + LINE))
+                columns = max(1, min(5, len(lines), room))
+                figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", facecolor="white")
         return buffer.getvalue()

@@ -11,7 +11,8 @@ EVERY, PAIRS = 10, 32
 
 def configured(*changes):
     """The configuration of the digits, changed by settings."""
-    return load(ROOT / "configs/digits_js.json", list(changes))
+    plain = ["loss.beta=1.0", "loss.winner_preserving=null"]
+    return load(ROOT / "configs/digits_js.json", [*plain, *changes])
 
 
 def records(steps=200, **figures):
