@@ -14,7 +14,7 @@ START = {
     "zsh": (["zsh", "-f", "-i"], 'autoload -U compinit; compinit -D -u; eval "$(fdpo completion zsh)"'),
     "fish": (["fish", "--no-config", "--interactive"], "fdpo completion fish | source"),
 }
-REFERENCE = [f"reference.{key}" for key in ("mode", "visits", "seed", "timesteps")]
+REFERENCE = [f"reference.{key}" for key in ("mode", "model", "visits", "seed", "timesteps")]
 REFERENCE += [f"reference.timesteps.{key}" for key in Timesteps.model_fields]
 
 
