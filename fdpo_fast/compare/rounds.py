@@ -120,8 +120,9 @@ def training(config: Config, settings: Rounds, folder: Path, number: int) -> Con
     }
     if number > 1:
         changes["model.base"] = str(folder / "runs" / _name(number - 1) / "export")
+        changes["reference.model"] = None
     if number > 1 and settings.reference == "base":
-        changes["reference.model"] = config.model.base
+        changes["reference.model"] = config.reference.model or config.model.base
         if config.reference.mode == "adapter":  # without which the policy is that of the round before
             changes |= {"reference.mode": "cached", "reference.visits": config.reference.visits or VISITS}
     return config.replace(changes)

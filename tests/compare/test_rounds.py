@@ -60,6 +60,14 @@ def test_a_round_starts_from_the_one_before_and_is_measured_against_it_or_the_ba
         assert own.train.output_dir == str(tmp_path / f"runs/round-{number:02d}")
 
 
+@pytest.mark.parametrize(("reference", "model"), [("previous", None), ("base", "mine")])
+def test_a_reference_of_ones_own_is_the_first_rounds_and_of_rounds_from_the_base(raw, tmp_path, reference, model):
+    raw["reference"] |= {"model": "mine"}
+    config = made(raw, reference=reference)
+    assert training(config, config.rounds, tmp_path, 1).reference.model == "mine"
+    assert training(config, config.rounds, tmp_path, 2).reference.model == model
+
+
 def test_rounds_draw_by_seeds_of_their_own(raw):
     config = made(raw)
     found = [drawing(config, config.rounds, number).evaluate for number in (1, 2)]
