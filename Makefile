@@ -22,9 +22,16 @@ $(VENV)/.installed: $(SOURCES) constraints.txt
 	$(BIN)/python -m compileall -q fdpo_fast
 	touch $@
 
+# Rounds make their own pairs, and their page is before and after.
+ROUNDS = $(shell grep -s '"rounds"' $(CONFIG))
+
 demo: setup
+ifeq ($(ROUNDS),)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m deepspeed.launcher.runner fdpo_fast/train.py --config $(CONFIG) --resume
 	$(BIN)/fdpo demo --config $(CONFIG)
+else
+	$(BIN)/fdpo rounds --config $(CONFIG)
+endif
 
 test: setup
 	$(PYTEST)

@@ -54,7 +54,7 @@ class Crew:
         if mine:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         else:
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+            environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // self.jobs))  # of ours, if told
         if len(mine) > 1:
             command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(mine))]
         with path.open("a") as output:

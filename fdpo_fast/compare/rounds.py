@@ -19,9 +19,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
+from fdpo_fast.compare.drift import WHOLE, drift
 from fdpo_fast.compare.jobs import Crew
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.evaluation import Rounds
@@ -35,6 +35,7 @@ from fdpo_fast.evaluate.judging import judges
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.evaluate.score import Report
+from fdpo_fast.evaluate.statistics import Estimate
 from fdpo_fast.files import clear_partial, replacing
 from fdpo_fast.progress import Bar, progress
 from fdpo_fast.training.lock import at_work
@@ -45,8 +46,8 @@ class Made(NamedTuple):
 
     galleries: list[Gallery]
     report: Report
-    drift: dict[str, float]
-    """The root mean square of the difference to the base's image from the same noise, in [0, 1], by model."""
+    drift: dict[str, Estimate]
+    """How far each is from the base, by model; empty where it could not be measured, see `compare.drift`."""
 
 
 def rounds(config: Config, settings: Rounds) -> Made:
@@ -76,7 +77,8 @@ def rounds(config: Config, settings: Rounds) -> Made:
                     _round(config, settings, folder, number, crew, bar)
                     bar.update()
         models = [gallery.gallery(folder / "images" / name) for name in (BASE, *map(_name, numbers))]
-        return Made(models, score.measure(config, models), {model.model: drift(model, models[0]) for model in models})
+        exports = {_name(number): folder / "runs" / _name(number) / "export" for number in numbers}
+        return Made(models, score.measure(config, models), drift(config, models[0], exports))
 
 
 def _round(config: Config, settings: Rounds, folder: Path, number: int, crew: Crew, bar: Bar) -> None:
@@ -109,13 +111,8 @@ def drawing(config: Config, settings: Rounds, number: int) -> Config:
 
 def training(config: Config, settings: Rounds, folder: Path, number: int) -> Config:
     """Return the configuration that a round is trained by."""
-    changes: dict[str, Any] = {
+    changes: dict[str, Any] = WHOLE | {
         "data.source": str(folder / "pairs" / f"{_name(number)}.jsonl"),
-        "data.format": "jsonl",
-        "data.split": None,
-        "data.max_rows": None,
-        "data.labels": None,
-        "data.unlabelled": "keep",
         "train.output_dir": str(folder / "runs" / _name(number)),
     }
     if number > 1:
@@ -138,15 +135,6 @@ def join(folder: Path, number: int, keep: int) -> None:
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     with replacing(folder / f"{_name(number)}.jsonl") as partial:
         partial.write_text("".join(lines), encoding="utf-8")
-
-
-def drift(model: Gallery, base: Gallery) -> float:
-    """Return the root mean square of the difference between a model's images and the base's, in [0, 1]."""
-    squares = []
-    for caption in range(len(base.prompts)):
-        both = (np.stack([np.asarray(image) for image in one.images(caption)]) / 255 for one in (model, base))
-        squares.append(np.mean(np.subtract(*both) ** 2))
-    return float(np.sqrt(np.mean(squares)))
 
 
 _FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|resample):|rounds\.count:")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,8 @@ PAGE = "index.html"
 def write_rounds(config: Config, made: Made, folder: Path) -> Path:
     """Write `index.html` and `evaluation.json` into the folder of the rounds; returns the page."""
     with replacing(folder / "evaluation.json") as partial:
-        partial.write_text(json.dumps({**made.report.figures(), "drift": made.drift}, indent=2) + "\n")
+        drift = {name: found.figures() for name, found in made.drift.items()}
+        partial.write_text(json.dumps({**made.report.figures(), "drift": drift}, indent=2) + "\n")
     write(folder / PAGE, "Rounds", parts(config, made))
     return folder / PAGE
 
@@ -44,7 +44,8 @@ def parts(config: Config, made: Made) -> Iterator[Part]:
             f"Each round is {config.train.max_steps} steps on pairs that the policy of the round before has drawn; its "
             f"reference is the {'policy before' if config.rounds.reference == 'previous' else 'base'}. Means over "
             f"{report.captions} captions with {report.images_per_prompt} images each, from the same noise for all; "
-            "intervals of 95 % by a bootstrap. Drift is the root mean square of the difference to the base's image.",
+            "intervals of 95 % by a bootstrap. Drift is minus the mean log-ratio to the base on images that the base "
+            "has drawn: it estimates KL(base || policy), with intervals by Student's t.",
         ),
         picture=curves(made),
         file="rounds.png",
@@ -72,7 +73,8 @@ def _rows(made: Made, names: list[str]) -> Iterator[tuple[str, ...]]:
         yield f"{short(name)}: win rate", *(str(found[own].win_rate or "") for own in names)
     for name, found in summaries["diversity"].items():
         yield f"diversity: {short(name)}", *(str(found[own].mean) for own in names)
-    yield "drift from the base", *(f"{made.drift[own]:.4f}" for own in names)
+    if made.drift:
+        yield "drift from the base", *(str(made.drift[own]) for own in names)
 
 
 def curves(made: Made) -> Picture:
@@ -83,8 +85,9 @@ def curves(made: Made) -> Picture:
         for name, found in by_name.items():
             title = ("diversity: " * (kind == "diversity")) + short(name)
             panels.append(Panel(partial(_curve, [found[own].mean for own in names]), title, "more is better"))
-    drift = [Estimate(made.drift[own], math.nan, math.nan) for own in names]
-    panels.append(Panel(partial(_curve, drift), "drift from the base", "of the images, in [0, 1]"))
+    if made.drift:
+        drift = [made.drift[own] for own in names]
+        panels.append(Panel(partial(_curve, drift), "drift from the base", "minus the mean log-ratio"))
     return Picture(tuple(panels))
 
 

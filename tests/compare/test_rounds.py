@@ -1,24 +1,21 @@
 """`fdpo rounds`: whose pairs a round is trained on, from what, what is refused, and a whole run that is killed."""
 
 import json
-import math
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from fdpo_fast.compare.rounds import claim, drawing, drift, join, training
+from fdpo_fast.compare.rounds import claim, drawing, join, training
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.readers.detect import open_source
-from fdpo_fast.evaluate.gallery import Gallery
 from tests.helpers import ROOT
 
 PROMPTS = ["a handwritten two", "a handwritten five"]
@@ -89,22 +86,6 @@ def test_the_pairs_of_rounds_before_are_kept(tmp_path, keep, rounds):
     assert [pair.caption for pair in pairs] == [f"größe {number}" for number in rounds]
     colours = [Image.open(pair.preferred.content).getpixel((0, 0)) for pair in pairs]
     assert colours == [(number, 1, 0) for number in rounds]
-
-
-def test_drift_is_the_rms_of_the_difference(tmp_path):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (2, 3, 2, 8, 8, 3), dtype=np.uint8)
-    models = []
-    for number, own in enumerate(pixels):
-        files = [[tmp_path / f"{number}-{caption}-{image}.png" for image in range(2)] for caption in range(3)]
-        for caption in range(3):
-            for image in range(2):
-                Image.fromarray(own[caption, image]).save(files[caption][image])
-        models.append(Gallery(str(number), tmp_path, ["a", "b", "c"], files, [[0, 1]] * 3))
-    differences = [(int(a) - int(b)) / 255 for a, b in zip(pixels[0].ravel(), pixels[1].ravel(), strict=True)]
-    expected = math.sqrt(sum(value**2 for value in differences) / len(differences))
-    assert drift(models[1], models[0]) == pytest.approx(expected, rel=1e-12)
-    assert drift(models[0], models[0]) == 0
 
 
 def test_a_folder_of_other_rounds(raw, tmp_path):
