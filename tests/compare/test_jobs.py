@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from benchmarks import launcher
-from fdpo_fast.compare.jobs import _new, _reason
+from fdpo_fast.compare.jobs import Crew, _new, _reason
+from fdpo_fast.progress import progress
 from fdpo_fast.signals import FOLLOWED
 from fdpo_fast.training.lock import at_work
 from tests.helpers import ROOT
@@ -111,3 +112,21 @@ with at_work(Path({str(tmp_path)!r})):
     with at_work(tmp_path):
         assert other.wait(timeout=1) == 0
     other.stdout.close()
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, "6"), (2, "3"), (9, "1")])
+def test_commands_share_out_the_threads_that_were_given(tmp_path, monkeypatch, jobs, threads):
+    """A crew within a crew has its share of a share, whatever the machine has."""
+    started = []
+
+    class Started(subprocess.Popen):
+        def __init__(self, *arguments, env, **options):
+            started.append(env["OMP_NUM_THREADS"])
+            super().__init__(*arguments, env=env, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with progress(total=1, desc="keys") as bar:
+        Crew(tmp_path, jobs).run(bar, "keys", ("config", ["--explain", "loss.beta"]))
+    assert started == [threads]
