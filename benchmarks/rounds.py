@@ -2,9 +2,11 @@
 
 Every arm takes 150 steps of 32 pairs, and draws about as many pairs, within 4 % before ties: all of 22 images a caption
 by the base (231 pairs), of 16 in each of two rounds (240), of 13 in each of three (234). The loss and its strength are
-those of configs/digits_rounds.json. A seed is that of the training and of all drawing, so the arms of a seed share the
-images of their base. Each arm is a folder of `fdpo rounds` in `--folder`, which goes on where it was stopped. Figures
-by round are written to results/rounds.csv, and the differences from the offline run of the same seed are printed.
+those of configs/digits_rounds.json. Rounds go farther from the base than one run does, so two offline runs that go
+farther stand beside them: one of twice the steps, one with a third of `loss.ratio_scale`. A seed is that of the
+training and of all drawing, so the arms of a seed share the images of their base. Each arm is a folder of `fdpo rounds`
+in `--folder`, which goes on where it was stopped. Figures by round are written to results/rounds.csv, and the
+differences from the offline run of the same seed are printed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ RESULTS = Path(__file__).parent / "results/rounds.csv"
 CONFIG = Path(__file__).parent.parent / "configs/digits_rounds.json"
 FIGURES = ("preference", "unseen", "win_rate", "rmse", "vendi", "drift")
 """The rule's score and its win rate against the base, the unseen classifier's accuracy in the mean probability of the
-digit asked for, two diversities, and the drift from the base in log-ratio."""
+digit asked for, two diversities, and the drift from the base in log-ratio at the strength of the configuration."""
 STEPS = 150
 
 
@@ -40,6 +42,10 @@ class Arm(NamedTuple):
     images: int
     """Of each caption and round; all pairs of them are taken."""
     reference: str = "previous"
+    steps: int = STEPS
+    """Of all rounds together."""
+    weaker: float = 1.0
+    """By which `loss.ratio_scale` is divided."""
 
 
 ARMS = (
@@ -48,17 +54,21 @@ ARMS = (
     Arm("three rounds", 3, 13),
     Arm("two rounds, base as reference", 2, 16, "base"),
     Arm("three rounds, base as reference", 3, 13, "base"),
+    Arm("offline, twice the steps", 1, 22, steps=2 * STEPS),
+    Arm("offline, a third of the strength", 1, 22, weaker=3.0),
 )
 
 
 def written(arm: Arm, seed: int, folder: Path) -> Path:
     """Write the configuration of an arm and a seed beside its folder; returns the file."""
     own = folder / f"{arm.name.replace(', ', ' ').replace(' ', '-')}-{seed}"
-    config = load(CONFIG).replace(
+    plain = load(CONFIG)
+    config = plain.replace(
         {
             "train.output_dir": str(own),
             "train.seed": seed,
-            "train.max_steps": STEPS // arm.count,
+            "train.max_steps": arm.steps // arm.count,
+            "loss.ratio_scale": plain.loss.ratio_scale / arm.weaker,
             "evaluate.seed": 20_000 + 1_000 * seed,
             "rounds.count": arm.count,
             "rounds.images_per_prompt": arm.images,
@@ -83,7 +93,7 @@ def figures(arm: Arm, seed: int, folder: Path) -> list[tuple[str, ...]]:
             scores["fdpo_fast.digits:unseen"][model]["mean"]["value"],
             rule["win_rate"]["value"] if rule["win_rate"] else 0.5,
             *(own[model]["mean"]["value"] for own in diversity.values()),
-            found["drift"][model]["value"],
+            found["drift"][model]["value"] * arm.weaker,
         )
         ranked = (folder / f"pairs/round-{number:02d}.jsonl") if number else None
         pairs = sum(_pairs(json.loads(line)["rank"]) for line in ranked.open()) if ranked else 0
