@@ -127,26 +127,24 @@ def main() -> None:
         row for (arm, seed), file in zip(wanted, files, strict=True) for row in figures(arm, seed, file.with_suffix(""))
     ]
     write_csv(RESULTS, ("arm", "seed", "round", "pairs", *FIGURES), rows)
-    print("\n".join(beside_offline(rows)))
+    for rival in ("offline", "offline, a third of the strength"):
+        print("\n".join(beside(rows, rival)))
 
 
-def beside_offline(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return a table of the last rounds' figures, and their paired differences from the offline run's."""
+def beside(rows: list[tuple[str, ...]], rival: str) -> list[str]:
+    """Return a table of the last rounds' figures, and their differences from a rival's, paired by seed."""
     last: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for arm, seed, _, _, *values in rows:  # the rounds of an arm and a seed are in order
         for name, value in zip(FIGURES, values, strict=True):
             last[name][arm][int(seed)] = float(value)
     lines = []
     for arm in ARMS:
-        cells = []
-        for name in FIGURES:
-            own = last[name][arm.name]
-            cells.append(spread([*own.values()]))
-            if arm is not ARMS[0]:
-                (gap,) = differences(own, {"offline": last[name]["offline"]}) or [None]
-                cells[-1] += f" ({gap.gap.value:+.3g}, p {gap.p:.2g})" if gap else ""
+        cells = [spread([*last[name][arm.name].values()]) for name in FIGURES]
+        for at, name in enumerate(FIGURES if arm.name != rival else ()):
+            for found in differences(last[name][arm.name], {rival: last[name][rival]}):
+                cells[at] += f" ({found.gap.value:+.3g}, p {found.p:.2g})"
         lines.append((arm.name, *cells))
-    return list(table(("arm", *FIGURES), lines))
+    return [f"differences from: {rival}", "", *table(("arm", *FIGURES), lines), ""]
 
 
 if __name__ == "__main__":
