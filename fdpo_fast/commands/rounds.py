@@ -26,10 +26,11 @@ def run(config_file: str, overrides: list[str]) -> None:
         raise UserError(f"{config_file} has no section 'rounds': see configs/digits_rounds.json")
     with imports():
         from fdpo_fast.compare.rounds import rounds
-        from fdpo_fast.report.rounds import write_rounds
+        from fdpo_fast.report.rounds import verdict, write_rounds
     made = rounds(config, config.rounds)
     page = write_rounds(config, made, Path(config.train.output_dir).expanduser())
     print("\n".join(made.report.markdown()))
+    print("", *verdict(config.rounds, made.report), sep="\n")
     print(f"\npage: {page}")
     for failure in made.report.failures:
         print(f"warning: {failure}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fdpo_fast.compare.rounds import Made
+from fdpo_fast.config.evaluation import Rounds
 from fdpo_fast.config.run import Config
+from fdpo_fast.evaluate import statistics
 from fdpo_fast.evaluate.gallery import PICTURES, ROWS
+from fdpo_fast.evaluate.score import Report
 from fdpo_fast.evaluate.statistics import Estimate
 from fdpo_fast.files import replacing
 from fdpo_fast.report import theme
@@ -46,6 +50,7 @@ def parts(config: Config, made: Made) -> Iterator[Part]:
             f"{report.captions} captions with {report.images_per_prompt} images each, from the same noise for all; "
             "intervals of 95 % by a bootstrap. Drift is minus the mean log-ratio to the base on images that the base "
             "has drawn: it estimates KL(base || policy), with intervals by Student's t.",
+            *verdict(config.rounds, report),
         ),
         picture=curves(made),
         file="rounds.png",
@@ -64,6 +69,40 @@ def parts(config: Config, made: Made) -> Iterator[Part]:
     )
     links = (("runs", "runs"), ("pairs", "pairs"), ("images", "all images"))
     yield Part("Files", links=(*links, ("evaluation.json", "figures"), ("logs", "logs")))
+
+
+def verdict(settings: Rounds, report: Report) -> Iterator[str]:
+    """Say what each round has changed of the scores, image by image, and where those that do not rank last rise."""
+    names = list(next(iter(report.scores.values()), {}))
+    risen = {}
+    for before, after in pairwise(names):
+        gaps = {
+            name: statistics.mean(scores[after] - scores[before], report.resample)
+            for name, scores in report.scores.items()
+        }
+        told = "; ".join(f"{short(name)} {_way(gap)}: {_signed(gap)}" for name, gap in gaps.items())
+        yield f"{after} beside {before}, image by image: {told}."
+        risen[after] = [name for name, gap in gaps.items() if gap.low > 0]
+    ranks = {scorer.name for scorer in settings.scorers}
+    if not report.scores.keys() - ranks:
+        yield (
+            "Nothing judges the rounds but what ranks their pairs, which a policy learns to please: add another scorer "
+            "to `evaluate.scorers`."
+        )
+        return
+    last = next((name for name in reversed(names[1:]) if set(risen[name]) - ranks), None)
+    if last is None:
+        yield "Of the scorers that rank no pairs none rises in any round: what is gained is what ranks alone."
+    elif last != names[-1]:
+        yield f"Behind {last} none rises but those that rank the pairs: take it, unless they are all that counts."
+
+
+def _way(gap: Estimate) -> str:
+    return "rises" if gap.low > 0 else "falls" if gap.high < 0 else "cannot be told to have changed"
+
+
+def _signed(gap: Estimate) -> str:
+    return f"{gap.value:+.4g} [{gap.low:+.4g}, {gap.high:+.4g}]"
 
 
 def _rows(made: Made, names: list[str]) -> Iterator[tuple[str, ...]]:
