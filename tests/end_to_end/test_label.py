@@ -272,9 +272,7 @@ def test_kills_lose_nothing(tmp_path):
             state = page.ask("state")
             on_disk = {label.id for label in read_labels(file)} if file.exists() else set()
             assert set(confirmed) <= on_disk
-            assert (
-                len(on_disk) <= len(confirmed) + killed
-            )  # of an answer that was written, the kill came before the word
+            assert len(on_disk) <= len(confirmed) + killed  # written, and killed before the word
             assert state["question"] is None or int(state["question"]["id"]) not in on_disk
             assert state["done"] == len(on_disk)
             # by answers, as a machine may be fast or slow, and a part of the time that one takes
