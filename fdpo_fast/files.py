@@ -124,6 +124,15 @@ def make_folder(path: Path) -> None:
         flush(folder.parent)
 
 
+def made(path: Path, key: str) -> Path:
+    """Make a folder that is the value of a key, where it is missing; UserError where it cannot be. Returns it."""
+    try:
+        make_folder(path)
+    except OSError as error:
+        raise UserError(f"{key} '{path}' cannot be made: {error.strerror}") from None
+    return path
+
+
 def flush(path: Path) -> None:
     """Return once the bytes of a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

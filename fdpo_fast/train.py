@@ -20,7 +20,7 @@ if __name__ == "__main__":
 from fdpo_fast import cli, faults, signals
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
-from fdpo_fast.files import clear_partial, make_folder
+from fdpo_fast.files import clear_partial, made
 from fdpo_fast.training import trackers
 from fdpo_fast.training.lock import DATA_PAGE, LOCK, at_work, gone
 
@@ -51,10 +51,7 @@ def check_output(folder: Path, resume: bool | str) -> None:
 
     The first rank alone looks into it: what the others find may be its own already.
     """
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise UserError(f"train.output_dir '{folder}' cannot be made: {error.strerror}") from None
+    made(folder, "train.output_dir")
     if not signals.speaks():
         return
     try:

@@ -18,7 +18,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.run import Config
 from fdpo_fast.data.readers.detect import detect, open_source
 from fdpo_fast.distributed import Rank, check_shared
-from fdpo_fast.files import expanded, make_folder
+from fdpo_fast.files import expanded, made
 from fdpo_fast.models import find, load_family, quiet_libraries, trainable
 from fdpo_fast.models.denoiser import Denoiser
 from fdpo_fast.models.family import Family
@@ -115,12 +115,7 @@ def reference_model(config: Config, family: Family, device: torch.device) -> Den
 
 def cache_root(config: Config) -> Path:
     """Return the folder of the caches, made now; UserError where it cannot be."""
-    root = expanded(config.data.cache_dir, "data.cache_dir")
-    try:
-        make_folder(root)
-    except OSError as error:
-        raise UserError(f"data.cache_dir '{root}' cannot be made: {error.strerror}") from None
-    return root
+    return made(expanded(config.data.cache_dir, "data.cache_dir"), "data.cache_dir")
 
 
 def resolve_embedded(config: Config, rank: Rank) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from fdpo_fast.commands.common import (
@@ -57,11 +58,13 @@ def run(
     captions = read_prompts(prompts or config.evaluate.prompts)
     check_model(config)
     with imports():
-        from fdpo_fast.evaluate.feedback.make import make
+        from fdpo_fast.evaluate.feedback.make import READ_AS, make
     if images_per_prompt:
         config = config.replace({"evaluate.images_per_prompt": images_per_prompt})
     folder = (output or Path(config.train.output_dir) / "pairs").expanduser()
     make(config, captions, policies, folder, base)
-    keys = {"source": str(folder)} | ({"labels": "null"} if config.data.labels is not None else {})
-    words = (word for key, value in keys.items() for word in ("--set", f"data.{key}={value}"))
+    keys = {"data.source": str(folder)}
+    now = {key: getattr(config.data, key.removeprefix("data.")) for key in READ_AS}
+    keys |= {key: json.dumps(to) for key, to in READ_AS.items() if now[key] not in (to, "auto")}
+    words = (word for key, value in keys.items() for word in ("--set", f"{key}={value}"))
     say_next(*training(), *given(config_file, overrides), *words)

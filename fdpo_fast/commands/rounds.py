@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from fdpo_fast.commands.common import Commands, add_config, imports, read_config
@@ -20,7 +21,7 @@ def add(commands: Commands) -> None:
 
 
 def run(config_file: str, overrides: list[str]) -> None:
-    """Run what is missing of all rounds, and write a page about them."""
+    """Run what is missing of all rounds, and write a page about them; status 1, at the end, where a measure failed."""
     config = read_config(config_file, overrides)
     if config.rounds is None:
         raise UserError(f"{config_file} has no section 'rounds': see configs/digits_rounds.json")
@@ -30,7 +31,9 @@ def run(config_file: str, overrides: list[str]) -> None:
     made = rounds(config, config.rounds)
     page = write_rounds(config, made, Path(config.train.output_dir).expanduser())
     print("\n".join(made.report.markdown()))
-    print("", *verdict(config.rounds, made.report), sep="\n")
+    drift = "; ".join(f"{name} {found}" for name, found in made.drift.items())
+    print("", f"drift from the base: {drift or 'not measured, of a single image a caption'}", sep="\n")
+    print(*verdict(config.rounds, made.report), sep="\n")
     print(f"\npage: {page}")
-    for failure in made.report.failures:
-        print(f"warning: {failure}")
+    if made.report.failures:
+        sys.exit("\n".join(f"fdpo rounds: {failure}" for failure in made.report.failures))

@@ -23,7 +23,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.evaluate import gallery, score
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
-from fdpo_fast.files import clear_partial, replacing
+from fdpo_fast.files import clear_partial, made, replacing
 from fdpo_fast.progress import progress, say
 from fdpo_fast.report.comparison import write_comparison
 from fdpo_fast.training import trackers
@@ -44,7 +44,7 @@ def compare(config: Config, jobs: int, report_only: bool) -> None:
         if not (folder / "calibration.json").is_file():
             raise UserError(f"no run of {folder} is finished yet")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        made(folder, "train.output_dir")
         with at_work(folder):
             claim(folder, config)
             failures = run_grid(config, folder, Crew(folder / "logs", jobs))
@@ -87,8 +87,7 @@ def check(config: Config) -> None:
         if name not in known:
             raise UserError(f"compare.{key} '{name}' is not among the evaluated ones: {', '.join(known)}")
     score.check(settings)
-    if settings.images_per_prompt < 2:
-        raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
+    score.check_images(settings)
     if config.loss.type != "sigmoid":
         raise UserError(f"strengths are calibrated for loss.type 'sigmoid', not '{config.loss.type}'")
     names = [point.name for point in grid.points(config, grid.losses(config, compare.divergences), Path())]

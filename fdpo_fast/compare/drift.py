@@ -16,20 +16,12 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import VISITS
 from fdpo_fast.data.readers.detect import open_source
 from fdpo_fast.distributed import single_process
+from fdpo_fast.evaluate.feedback.make import READ_AS
 from fdpo_fast.evaluate.gallery import Gallery
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.statistics import Estimate
 from fdpo_fast.files import replacing
 from fdpo_fast.models import load_family, quiet_libraries
-
-WHOLE = {
-    "data.format": "jsonl",
-    "data.split": None,
-    "data.max_rows": None,
-    "data.labels": None,
-    "data.unlabelled": "keep",
-}
-"""How a source of our own making is read: all of it, by the labels it has."""
 
 
 def drift(config: Config, base: Gallery, policies: dict[str, Path]) -> dict[str, Estimate]:
@@ -72,7 +64,7 @@ def paired(base: Gallery) -> Path:
 
 def _changes(source: Path) -> dict[str, object]:
     """Return what a configuration of training has otherwise, to look at a source with several references."""
-    return WHOLE | {
+    return READ_AS | {
         "data.source": str(source),
         "data.validation": None,
         "train.validate_every": 0,

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fdpo_fast.compare.drift import WHOLE, drift
+from fdpo_fast.cache.open import cache_root
+from fdpo_fast.compare.drift import drift
 from fdpo_fast.compare.jobs import Crew
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.evaluation import Rounds
@@ -30,15 +31,28 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.config.schema import VISITS
 from fdpo_fast.data.readers.jsonl import METADATA
 from fdpo_fast.evaluate import gallery, score
+from fdpo_fast.evaluate.feedback.make import READ_AS
 from fdpo_fast.evaluate.gallery import Gallery
-from fdpo_fast.evaluate.judging import judges
+from fdpo_fast.evaluate.judging import judges, try_out
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.prompts import read_prompts
 from fdpo_fast.evaluate.score import Report
 from fdpo_fast.evaluate.statistics import Estimate
-from fdpo_fast.files import clear_partial, replacing
-from fdpo_fast.progress import Bar, progress
+from fdpo_fast.files import clear_partial, digest, made, read_json, replacing
+from fdpo_fast.progress import Bar, progress, say
 from fdpo_fast.training.lock import at_work
+
+FIRST = "round-01.jsonl"
+"""The pairs of the first round: before they are there, nothing is lost by another configuration."""
+
+
+class Inputs(NamedTuple):
+    """What decides about rounds and is not in the configuration itself."""
+
+    captions: dict[str, str]
+    """Digests of the captions, by the key that gives them."""
+    scorers: dict[str, str]
+    """Digests of what ranks, by name: of a function its file as it is, not what it says."""
 
 
 class Made(NamedTuple):
@@ -55,15 +69,12 @@ def rounds(config: Config, settings: Rounds) -> Made:
 
     Raises UserError for what would only show after hours, where a command fails, or the folder holds other rounds.
     """
-    read_prompts(config.evaluate.prompts)
-    read_prompts(settings.prompts)
-    score.check(config.evaluate)
-    judges(config.evaluate.replace({"scorers": [one.model_dump() for one in settings.scorers]}), torch.device("cpu"))
-    folder = Path(config.train.output_dir).expanduser()
+    inputs = check(config, settings)
+    folder = made(Path(config.train.output_dir).expanduser(), "train.output_dir")
     for own in ("pairs", "runs", "images", "configs"):
-        (folder / own).mkdir(parents=True, exist_ok=True)
+        made(folder / own, "train.output_dir")
     with at_work(folder):
-        claim(folder, config)
+        claim(folder, config, inputs)
         crew = Crew(folder / "logs", 1)
         numbers = range(1, settings.count + 1)
         done = sum(_is_drawn(folder, number) for number in numbers)
@@ -79,6 +90,23 @@ def rounds(config: Config, settings: Rounds) -> Made:
         models = [gallery.gallery(folder / "images" / name) for name in (BASE, *map(_name, numbers))]
         exports = {_name(number): folder / "runs" / _name(number) / "export" for number in numbers}
         return Made(models, score.measure(config, models), drift(config, models[0], exports))
+
+
+def check(config: Config, settings: Rounds) -> Inputs:
+    """Raise UserError for mistakes that would only show after hours; return what else decides about the rounds."""
+    captions = {
+        key: digest(read_prompts(prompts, key))
+        for key, prompts in (("evaluate.prompts", config.evaluate.prompts), ("rounds.prompts", settings.prompts))
+    }
+    score.check(config.evaluate)
+    score.check_images(config.evaluate)
+    cache_root(config)
+    ranking = judges(settings.scorers, torch.device("cpu"), "rounds.scorers")
+    if not (Path(config.train.output_dir).expanduser() / "pairs" / FIRST).is_file():
+        try_out(ranking, "rounds.scorers")
+        if config.evaluate.scorers:
+            try_out(judges(config.evaluate.scorers, torch.device("cpu")))
+    return Inputs(captions, {one.name: digest(one.identity) for one in ranking})
 
 
 def _round(config: Config, settings: Rounds, folder: Path, number: int, crew: Crew, bar: Bar) -> None:
@@ -111,7 +139,7 @@ def drawing(config: Config, settings: Rounds, number: int) -> Config:
 
 def training(config: Config, settings: Rounds, folder: Path, number: int) -> Config:
     """Return the configuration that a round is trained by."""
-    changes: dict[str, Any] = WHOLE | {
+    changes: dict[str, Any] = READ_AS | {
         "data.source": str(folder / "pairs" / f"{_name(number)}.jsonl"),
         "train.output_dir": str(folder / "runs" / _name(number)),
     }
@@ -137,20 +165,35 @@ def join(folder: Path, number: int, keep: int) -> None:
         partial.write_text("".join(lines), encoding="utf-8")
 
 
-_FREE = re.compile(r"log\.|evaluate\.(scorers|diversity|resample):|rounds\.count:")
+_FREE = re.compile(
+    r"log\.|evaluate\.(scorers|diversity|resample|batch):|rounds\.count:|data\.(cache_dir|workers|encode_batch):"
+    r"|train\.(output_dir|checkpoint_every|keep_checkpoints):"
+)
 """Keys that no finished round depends on."""
 
 
-def claim(folder: Path, config: Config) -> None:
-    """Refuse a folder whose rounds are of another configuration; measures of them, and their number, may change."""
+def claim(folder: Path, config: Config, inputs: Inputs) -> None:
+    """Refuse a folder whose rounds are of another configuration or other captions, and warn of scorers that changed.
+
+    Measures of them, and how they are computed, may change; a number may grow. While no pairs are there, all may.
+    """
     for own in (folder, folder / "pairs", folder / "configs"):
         clear_partial(own)
-    file = folder / "rounds.json"
-    if file.is_file():
+    file, other = folder / "rounds.json", folder / "inputs.json"
+    if (folder / "pairs" / FIRST).is_file() and file.is_file():
         changes = [change for change in load(file).differences(config) if not _FREE.match(change)]
+        before = Inputs(**read_json(other)) if other.is_file() else inputs
+        changes += [f"content of {key}" for key in inputs.captions if inputs.captions[key] != before.captions[key]]
         if changes:
             raise UserError(f"{folder} holds rounds with another {changes[0]}: name another train.output_dir")
+        assert config.rounds is not None
+        if config.rounds.count < (there := len(list(folder.glob("pairs/round-*.jsonl")))):
+            raise UserError(f"{folder} holds {there} rounds: set rounds.count to {there} or more")
+        if changed := [name for name, own in inputs.scorers.items() if before.scorers[name] != own]:
+            say(f"warning: {changed[0]} is another file than it was when earlier rounds were ranked")
     _written(file, config)
+    with replacing(other) as partial:
+        partial.write_text(json.dumps(inputs._asdict(), indent=2) + "\n")
 
 
 def _written(file: Path, config: Config) -> str:

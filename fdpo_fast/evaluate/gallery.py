@@ -60,6 +60,8 @@ class Gallery:
 
 def gallery(folder: Path) -> Gallery:
     """Read a model's folder. Raises UserError where `fdpo sample` has not finished it."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: `fdpo sample` makes one of each model")
     if not (folder / NAME).is_file():
         raise UserError(f"{folder} has no {NAME}: `fdpo sample` has not finished it")
     rows = pq.read_table(folder / NAME).to_pylist()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from fdpo_fast.config.errors import UserError
-from fdpo_fast.config.evaluation import Evaluate, Measure
-from fdpo_fast.evaluate.plugins import named
+from fdpo_fast.config.evaluation import Measure
+from fdpo_fast.data.pairs import short
+from fdpo_fast.evaluate.plugins import fault, named
 from fdpo_fast.evaluate.scorers import SCORERS
 from fdpo_fast.files import stamp
 
@@ -32,8 +33,12 @@ class Tool:
     """Its checkpoint in words."""
     files: list
     """What tells another function, or other weights, behind the same name without reading them."""
-    make: Callable[[], Callable]
-    """Loads it, once."""
+    load: Callable[[], Callable]
+
+    @cached_property
+    def judge(self) -> Callable:
+        """The loaded tool, which stays in memory."""
+        return self.load()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -48,14 +53,26 @@ def tool(entry: Measure, kind: str, ours: dict, device: torch.device) -> Tool:
         about = json.dumps(entry.options) if entry.options else "yours"
         return Tool(entry.name, about, _files(entry), lambda: function)
     about = entry.model or ours[entry.name].published
-    return Tool(entry.name, about, _files(entry), cache(lambda: ours[entry.name](about, device)))
+    return Tool(entry.name, about, _files(entry), lambda: ours[entry.name](about, device))
 
 
-def judges(settings: Evaluate, device: torch.device) -> list[Tool]:
-    """Return the scorers of a configuration. Raises UserError where there is none, or one that is not known."""
-    if not settings.scorers:
-        raise UserError(f"{KEY} is empty: name at least one that judges")
-    return [tool(entry, KEY, SCORERS, device) for entry in settings.scorers]
+def judges(scorers: Sequence[Measure], device: torch.device, key: str = KEY) -> list[Tool]:
+    """Return the scorers that are the value of a key. Raises UserError where there is none, or one is not known."""
+    if not scorers:
+        raise UserError(f"{key} is empty: name at least one that judges")
+    return [tool(entry, key, SCORERS, device) for entry in scorers]
+
+
+def try_out(tools: Sequence[Tool], key: str = KEY) -> None:
+    """Load each tool and let it go again, as its weights may not be there; the UserError names it.
+
+    What costs hours before it comes to a tool asks this first.
+    """
+    for one in tools:
+        try:
+            one.load()
+        except Exception as error:  # from the user's function, or any library
+            raise UserError(f"{key} '{one.name}' cannot be loaded: {fault(error, one.name)}") from None
 
 
 def scored(judge: Callable, images: list[Image.Image], captions: list[str], batch: int) -> np.ndarray:
@@ -67,7 +84,11 @@ def scored(judge: Callable, images: list[Image.Image], captions: list[str], batc
     for at in range(0, len(images), batch):
         some = images[at : at + batch]
         figures = judge(some, captions[at : at + batch])
-        parts.append(torch.as_tensor(figures).detach().cpu().double().numpy().reshape(-1))
+        try:
+            numbers = torch.as_tensor(figures).detach().cpu().double()
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"gave {short(figures)} in place of {len(some)} scores") from None
+        parts.append(numbers.numpy().reshape(-1))
         if len(parts[-1]) != len(some):
             raise UserError(f"gave {len(parts[-1])} scores for {len(some)} images")
     scores = np.concatenate(parts)
@@ -80,10 +101,9 @@ def scored(judge: Callable, images: list[Image.Image], captions: list[str], batc
 def judged(judge: Tool, images: list[Image.Image], captions: list[str], batch: int) -> np.ndarray:
     """Score images as `scored` does; whatever goes wrong, the UserError names the scorer."""
     try:
-        return scored(judge.make(), images, captions, batch)
+        return scored(judge.judge, images, captions, batch)
     except Exception as error:  # from the user's function, or any library
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{KEY} '{judge.name}': {what}") from None
+        raise UserError(f"{KEY} '{judge.name}': {fault(error, judge.name)}") from None
 
 
 def _files(entry: Measure) -> list:

@@ -14,9 +14,14 @@ from fdpo_fast.config.errors import UserError
 COLUMNS = ("prompt", "Prompt", "caption", "text")
 """The names that a column, or a key, of captions may have; PartiPrompts has "Prompt", Pick-a-Pic "caption"."""
 
+SAID = {"evaluate.prompts": ", or give --prompts FILE"}
+"""How else the captions that are the value of a key can be given."""
 
-def read_prompts(prompts: str | list[str]) -> list[str]:
+
+def read_prompts(prompts: str | list[str], key: str = "evaluate.prompts") -> list[str]:
     """Read the captions of a list, or of a file: one a line (txt), a table (tsv, csv, parquet), json or jsonl.
+
+    key: what a list is the value of.
 
     Each once: repeated, it would give the same images again, and count as a caption of its own.
 
@@ -25,8 +30,8 @@ def read_prompts(prompts: str | list[str]) -> list[str]:
     if isinstance(prompts, list):
         captions = [prompt.strip() for prompt in prompts]
         if not captions:
-            raise UserError("no captions to draw: give --prompts FILE, or set evaluate.prompts")
-        where = "evaluate.prompts"
+            raise UserError(f"no captions to draw: set {key}{SAID.get(key, '')}")
+        where = key
     else:
         path = Path(prompts).expanduser()
         where = str(path)

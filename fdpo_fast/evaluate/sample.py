@@ -23,7 +23,7 @@ from fdpo_fast.config.run import Config
 from fdpo_fast.distributed import Rank, single_process, start_processes, under_launcher
 from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.policies import BASE, Policy, policy
-from fdpo_fast.files import clear_partial, digest, read_json, replacing
+from fdpo_fast.files import clear_partial, digest, made, read_json, replacing
 from fdpo_fast.models import find, load_family, quiet_libraries
 from fdpo_fast.models.family import Family, Pipeline
 from fdpo_fast.models.placement import collect
@@ -77,6 +77,10 @@ def draw(
     return names
 
 
+CAPTIONS = "captions, seeds or numbers of them"
+"""The key of what the images of a folder are of, as a sentence calls it."""
+
+
 def seed_of(seed: int, prompt: str, number: int) -> int:
     """Return the seed of image `number` of a caption, whatever other captions and images there are."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{prompt}".encode()).digest()[:6], "big")
@@ -121,7 +125,7 @@ class Studio:
             **({"quantization": config.model.quantization} if config.model.quantization else {}),
         }
         self._claim(
-            folder / "sampling.json", {**self.settings, "images": digest([asdict(task) for task in self.tasks])}
+            folder / "sampling.json", {**self.settings, CAPTIONS: digest([asdict(task) for task in self.tasks])}
         )
 
     def _claim(self, path: Path, content: dict) -> None:
@@ -131,7 +135,7 @@ class Studio:
         before = read_json(path) if path.is_file() and any(path.parent.rglob("*.png")) else None
         self.rank.barrier()
         if before is None and self.rank.index == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            made(path.parent, "--output")
             with replacing(path) as partial:
                 partial.write_text(json.dumps(content, indent=2) + "\n")
         changed = [key for key in content if before is not None and before.get(key) != content[key]]

@@ -25,7 +25,7 @@ from fdpo_fast.evaluate import gallery, statistics
 from fdpo_fast.evaluate.diversity import MEASURES
 from fdpo_fast.evaluate.gallery import Gallery
 from fdpo_fast.evaluate.judging import Tool, scored, tool
-from fdpo_fast.evaluate.plugins import named
+from fdpo_fast.evaluate.plugins import fault, named
 from fdpo_fast.evaluate.policies import BASE
 from fdpo_fast.evaluate.sample import seed_of
 from fdpo_fast.evaluate.scorers import SCORERS
@@ -55,7 +55,7 @@ def evaluate(config: Config, images: Path | None) -> None:
 
 
 def check(settings: Evaluate) -> None:
-    """Raise UserError where scorers, or measures of diversity, are none that are known and no functions to be found."""
+    """Raise UserError where a scorer, or a measure of diversity, is none that is known and no function to be found."""
     mistakes = []
     for key, measures, ours in _kinds(settings):
         for entry in measures:
@@ -65,6 +65,15 @@ def check(settings: Evaluate) -> None:
                 mistakes.append(str(error))
     if mistakes:
         raise UserError("\n".join(mistakes))
+
+
+def check_images(settings: Evaluate) -> None:
+    """Raise UserError where fewer images of a caption are to be drawn than its measures of diversity take."""
+    if settings.diversity and settings.images_per_prompt < 2:
+        raise UserError(ALONE)
+
+
+ALONE = "diversity takes at least two images a caption: raise evaluate.images_per_prompt"
 
 
 def _kinds(settings: Evaluate) -> tuple[tuple[str, list[Measure], dict[str, Any]], ...]:
@@ -192,14 +201,13 @@ def measure(config: Config, galleries: list[Gallery]) -> Report:
                 }
                 report.checkpoints[entry.name] = found.about
             except Exception as error:  # from the user's function, or any library: the other measures go on
-                what = (str(error).splitlines() or [type(error).__name__])[0]
-                report.failures.append(f"{kind} '{entry.name}': {what}")
+                report.failures.append(f"{kind} '{entry.name}': {fault(error, entry.name)}")
     return report
 
 
 def _scores(found: Tool, batch: int, sampled: Gallery) -> np.ndarray:
     """Score every image of a gallery: [captions, images]."""
-    judge, rows = found.make(), []
+    judge, rows = found.judge, []
     for number, prompt in enumerate(progress(sampled.prompts, desc=f"{found.name}, {sampled.model}", leave=False)):
         images = sampled.images(number)
         rows.append(scored(judge, images, [prompt] * len(images), batch))
@@ -209,8 +217,8 @@ def _scores(found: Tool, batch: int, sampled: Gallery) -> np.ndarray:
 def _spreads(found: Tool, batch: int, sampled: Gallery) -> np.ndarray:
     """Measure the diversity of every caption of a gallery: [captions]."""
     if sampled.images_per_prompt < 2:
-        raise UserError("diversity takes at least two images a caption: raise evaluate.images_per_prompt")
-    spread, numbers = found.make(), range(len(sampled.prompts))
+        raise UserError(ALONE)
+    spread, numbers = found.judge, range(len(sampled.prompts))
     bar = progress(numbers, desc=f"{found.name}, {sampled.model}", leave=False)
     return np.array([float(spread(sampled.images(number))) for number in bar])
 

@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
         return Estimate(self.value, *np.clip([self.low, self.high], low, high).tolist())  # NaN stays
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}" + ("" if math.isnan(self.low) else f" [{self.low:.4g}, {self.high:.4g}]")
 
 
 def _mean(*samples: np.ndarray, axis: int) -> np.ndarray:

@@ -180,6 +180,19 @@ def _save_adapter(unet: Denoiser, family: Family, folder: Path) -> None:
     pipeline = getattr(diffusers, family.pipelines[0])
     name = family.denoiser_name
     pipeline.save_lora_weights(folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": about})
+    sort_metadata(folder / ADAPTER)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, which its library writes in another one each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def trained_on(folder: Path) -> str | None:

@@ -37,6 +37,24 @@ def write_rounds(config: Config, made: Made, folder: Path) -> Path:
     return folder / PAGE
 
 
+DRIFT = (
+    "Drift is minus the mean log-ratio to the base on images that the base has drawn: it estimates KL(base || policy), "
+    "with intervals by Student's t."
+)
+WITHOUT = (
+    "The drift from the base is not measured: it takes at least two images a caption (`evaluate.images_per_prompt`)."
+)
+
+
+def counted(number: int, thing: str) -> str:
+    """Write a number of things, in the plural where there is not one."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def _kept(settings: Rounds) -> str:
+    return f", and on those of up to {counted(settings.keep_pairs, 'round')} before" if settings.keep_pairs else ""
+
+
 def parts(config: Config, made: Made) -> Iterator[Part]:
     """Yield the parts of the page."""
     names = [model.model for model in made.galleries]
@@ -45,11 +63,12 @@ def parts(config: Config, made: Made) -> Iterator[Part]:
     yield Part(
         "What came of the rounds",
         (
-            f"Each round is {config.train.max_steps} steps on pairs that the policy of the round before has drawn; its "
-            f"reference is the {'policy before' if config.rounds.reference == 'previous' else 'base'}. Means over "
-            f"{report.captions} captions with {report.images_per_prompt} images each, from the same noise for all; "
-            "intervals of 95 % by a bootstrap. Drift is minus the mean log-ratio to the base on images that the base "
-            "has drawn: it estimates KL(base || policy), with intervals by Student's t.",
+            f"Each round is {counted(config.train.max_steps, 'step')} on pairs that the policy of the round before has "
+            f"drawn{_kept(config.rounds)}; its reference is the "
+            f"{'policy before' if config.rounds.reference == 'previous' else 'base'}. Means over "
+            f"{counted(report.captions, 'caption')} with {counted(report.images_per_prompt, 'image')} each, from the "
+            f"same noise for all; intervals of 95 % by a bootstrap over {report.resample}, of diversity over captions.",
+            DRIFT if made.drift else WITHOUT,
             *verdict(config.rounds, report),
         ),
         picture=curves(made),
@@ -58,10 +77,14 @@ def parts(config: Config, made: Made) -> Iterator[Part]:
     )
     if report.failures:
         yield Part("What could not be measured", tuple(report.failures))
-    captions = made.galleries[0].prompts[:ROWS]
+    base = made.galleries[0]
+    captions, pictures = base.prompts[:ROWS], min(PICTURES, base.images_per_prompt)
     yield Part(
         "Samples",
-        ("The same captions and noise.",),
+        (
+            f"{len(captions)} of {counted(len(base.prompts), 'caption')}, {pictures} of "
+            f"{counted(base.images_per_prompt, 'image')} each, from the same noise.",
+        ),
         samples=tuple(
             Samples(short(caption), tuple(strip(one.model, one.images(row)[:PICTURES]) for one in made.galleries))
             for row, caption in enumerate(captions)
@@ -109,7 +132,7 @@ def _rows(made: Made, names: list[str]) -> Iterator[tuple[str, ...]]:
     summaries = made.report.summaries
     for name, found in summaries["scores"].items():
         yield short(name), *(str(found[own].mean) for own in names)
-        yield f"{short(name)}: win rate", *(str(found[own].win_rate or "") for own in names)
+        yield f"{short(name)}: win rate against the base", *(str(found[own].win_rate or "") for own in names)
     for name, found in summaries["diversity"].items():
         yield f"diversity: {short(name)}", *(str(found[own].mean) for own in names)
     if made.drift:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fdpo_fast.compare.rounds import claim, drawing, join, training
+from fdpo_fast.compare.rounds import Inputs, check, claim, drawing, join, training
 from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.mistakes import checked
 from fdpo_fast.config.run import Config
@@ -88,22 +88,112 @@ def test_the_pairs_of_rounds_before_are_kept(tmp_path, keep, rounds):
     assert colours == [(number, 1, 0) for number in rounds]
 
 
-def test_a_folder_of_other_rounds(raw, tmp_path):
+INPUTS = Inputs({"evaluate.prompts": "a", "rounds.prompts": "b"}, {"mine:scorer": "c"})
+
+
+@pytest.fixture
+def claimed(raw, tmp_path):
+    """Claim a folder for the configuration with some sections changed, and other inputs."""
     for own in ("pairs", "configs"):
         (tmp_path / own).mkdir()
-    claim(tmp_path, made(raw))
-    claim(tmp_path, made(raw, count=3))
-    for changes in ({"images_per_prompt": 4}, {"reference": "base"}, {"keep_pairs": 1}):
-        with pytest.raises(UserError, match=f"holds rounds with another rounds.{min(changes)}"):
-            claim(tmp_path, made(raw, count=3, **changes))
+
+    def claimed(inputs=INPUTS, train=None, evaluate=None, data=None, **rounds):
+        changed = {name: raw[name] | (own or {}) for name, own in (("train", train), ("data", data))}
+        claim(tmp_path, made(raw | changed | {"evaluate": raw["evaluate"] | (evaluate or {})}, **rounds), inputs)
+
+    return claimed
+
+
+@pytest.fixture
+def first(tmp_path, claimed):
+    """A folder in which the first of two rounds has its pairs."""
+    claimed()
+    (tmp_path / "pairs/round-01.jsonl").touch()
+
+
+def test_before_pairs_are_there_nothing_is_lost_by_another_configuration(claimed):
+    claimed()
+    claimed(images_per_prompt=4, scorers=["fdpo_fast.digits:unseen"], train={"max_steps": 4})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": 3},
+        {"train": {"output_dir": "elsewhere", "checkpoint_every": 1}},
+        {"evaluate": {"batch": 1, "scorers": [], "resample": "images"}},
+        {"data": {"cache_dir": "elsewhere", "encode_batch": 1}},
+    ],
+)
+def test_what_changes_no_round_may_change(claimed, first, changes):
+    claimed(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"images_per_prompt": 4}, "rounds with another rounds.images_per_prompt: 3 -> 4"),
+        ({"reference": "base"}, "rounds with another rounds.reference"),
+        ({"keep_pairs": 1}, "rounds with another rounds.keep_pairs"),
+        ({"train": {"max_steps": 4}}, "rounds with another train.max_steps"),
+        ({"evaluate": {"seed": 4}}, "rounds with another evaluate.seed"),
+        (
+            {"inputs": INPUTS._replace(captions=INPUTS.captions | {"rounds.prompts": "d"})},
+            "rounds with another content of rounds.prompts: name another train.output_dir",
+        ),
+        (
+            {"inputs": INPUTS._replace(captions=INPUTS.captions | {"evaluate.prompts": "d"})},
+            "rounds with another content of evaluate.prompts: name another train.output_dir",
+        ),
+    ],
+)
+def test_a_folder_of_other_rounds(claimed, first, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        claimed(**changes)
+    claimed()  # nothing was written
+
+
+def test_a_number_of_rounds_does_not_fall_below_those_that_are_there(claimed, first, tmp_path):
+    (tmp_path / "pairs/round-02.jsonl").touch()
+    with pytest.raises(UserError, match=r"holds 2 rounds: set rounds\.count to 2 or more"):
+        claimed(count=1)
+
+
+def test_another_file_of_a_scorer_is_told_once(claimed, first, capsys):
+    other = INPUTS._replace(scorers={"mine:scorer": "d"})
+    said = []
+    for _ in range(2):
+        claimed(other)
+        said.append(capsys.readouterr())
+    words = "warning: mine:scorer is another file than it was when earlier rounds were ranked"
+    assert [words in one.out + one.err for one in said] == [True, False]
+
+
+def test_inputs_tell_other_content_behind_equal_names(raw, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module, prompts = tmp_path / "ranks_by_constant.py", tmp_path / "prompts.txt"
+    module.write_text("def scorer(images, prompts):\n    return [0.0] * len(images)\n")
+    prompts.write_text("a\nb\n")
+    config = made(raw, scorers=["ranks_by_constant:scorer"], prompts=str(prompts))
+    before = check(config, config.rounds)
+    assert check(config, config.rounds) == before
+    prompts.write_text("a\nc\n")
+    module.write_text(module.read_text().replace("0.0", "10.0"))
+    after = check(config, config.rounds)
+    assert after.captions["rounds.prompts"] != before.captions["rounds.prompts"]
+    assert after.captions["evaluate.prompts"] == before.captions["evaluate.prompts"]
+    assert after.scorers.keys() == before.scorers.keys() == {"ranks_by_constant:scorer"}
+    assert after.scorers != before.scorers
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"prompts": []}, "no captions to draw"),
+        ({"prompts": []}, "no captions to draw: set rounds.prompts$"),
+        ({"prompts": ["a", ""]}, "rounds.prompts: caption 2 is empty"),
         ({"prompts": "none.txt"}, "the prompt file none.txt does not exist"),
-        ({"scorers": ["nonsense"]}, "has no 'nonsense': use clip"),
+        ({"scorers": ["nonsense"]}, "rounds.scorers has no 'nonsense': use clip"),
+        ({"scorers": [{"name": "clip", "model": "/nowhere"}]}, "rounds.scorers 'clip' cannot be loaded: .*/nowhere"),
         ({"images_per_prompt": 1}, "rounds.images_per_prompt"),
         (None, "has no section 'rounds': see configs/digits_rounds.json"),
     ],

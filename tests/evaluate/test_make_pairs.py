@@ -1,7 +1,9 @@
 """`fdpo pairs`: what it draws, ranks, keeps and refuses, and that its folder is trained on as it is."""
 
 import json
+import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fdpo_fast import files
+from fdpo_fast.config.load import load
 from fdpo_fast.config.schema import Data
 from fdpo_fast.data.pairs import Pair
 from fdpo_fast.data.readers.detect import detect, open_source
@@ -85,6 +88,19 @@ def test_base_and_policy_ranked_within_a_caption(drawn, raw, other, tmp_path, wh
     assert f"data.source={folder}" in said
 
 
+def test_the_command_that_comes_next_reads_the_pairs(drawn, raw, tmp_path, write_config):
+    """However the configuration reads its own source."""
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text('{"id": 0, "caption": "?", "label": 1, "by": "ann"}\n')
+    raw["data"] |= {"format": "pickapic", "split": "test", "max_rows": 1, "labels": str(labels), "unlabelled": "drop"}
+    _, said = drawn(raw)
+    (line,) = [line for line in said.splitlines() if line.startswith("next: ")]
+    words = shlex.split(line)
+    changes = [word for before, word in pairwise(words) if before == "--set"]
+    source = open_source(load(write_config(raw), changes).data)
+    assert len([item for item in source.read(0, len(source)) if isinstance(item, Pair)]) == len(PROMPTS)
+
+
 def test_a_policy_alone_and_fewer_images(drawn, raw, other):
     records, _ = drawn(raw, "--policy", f"mine={other}", "--no-base", "--images-per-prompt", "2")
     assert {model for record in records for model in record["models"]} == {"mine"}
@@ -159,7 +175,12 @@ def test_a_kill_at_any_file_costs_nothing(drawn, raw, tmp_path, monkeypatch, at)
         ({"scorers": ["tests.helpers.scorers:flat"]}, [], "all images of every caption tie within pairs.tie_below 0"),
         ({"scorers": []}, [], r"evaluate\.scorers is empty"),
         ({"scorers": ["nonsense"]}, [], "has no 'nonsense': use clip"),
-        ({"prompts": []}, [], "no captions to draw: give --prompts FILE"),
+        (
+            {"scorers": [{"name": "clip", "model": "/nowhere"}]},
+            [],
+            "evaluate.scorers 'clip' cannot be loaded: .*/nowhere",
+        ),
+        ({"prompts": []}, [], "no captions to draw: set evaluate.prompts, or give --prompts FILE"),
         ({}, ["--prompts", "none.txt"], "does not exist"),
         ({"images_per_prompt": 1}, [], "one image of a caption makes no pair: raise --images-per-prompt"),
         ({}, ["--no-base"], "nothing to draw, or one name twice: ; give --policy NAME=PATH"),

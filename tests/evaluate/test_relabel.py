@@ -166,7 +166,10 @@ def test_labels_of_others_stay(raw, relabelled, command, tmp_path):
             r"evaluate\.scorers 'tests.helpers.scorers:nan': gave nan for an image of 'a 0', and is to give finite",
         ),
         ("short", r"evaluate\.scorers 'tests.helpers.scorers:short': gave 1 scores for 3 images"),
-        ("broken", r"evaluate\.scorers 'tests.helpers.scorers:broken': 'no such caption'"),
+        (
+            "broken",
+            r"evaluate\.scorers 'tests.helpers.scorers:broken': KeyError: 'no such caption' \(.*, line 14\)",
+        ),
         ("missing", r"evaluate\.scorers 'tests.helpers.scorers:missing': the module .* has no 'missing'"),
         ("np", r"evaluate\.scorers 'tests.helpers.scorers:np' is no function"),
     ],

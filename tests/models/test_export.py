@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fdpo_fast import checksums
@@ -17,7 +18,7 @@ from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.schema import LoRA, Model
 from fdpo_fast.files import read_json
 from fdpo_fast.models import load_family
-from fdpo_fast.models.export import _write, export, trained_on
+from fdpo_fast.models.export import _write, export, sort_metadata, trained_on
 from fdpo_fast.models.family import ADAPTER
 from fdpo_fast.models.precision import DTYPES
 from fdpo_fast.models.presets import build, vae
@@ -252,3 +253,19 @@ def test_files_are_the_librarys_byte_for_byte(tmp_path_factory, parts):
     cast = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     save_file(cast, folder / "theirs", {"format": "pt"})
     assert (folder / "ours").read_bytes() == (folder / "theirs").read_bytes()
+
+
+def test_metadata_are_in_order_whatever_order_the_library_writes(tmp_path):
+    tensors = {"größe": torch.arange(6.0).view(2, 3), "b": torch.ones(1, dtype=torch.bfloat16)}
+    about = {name: f'{name} "é\n\\/' for name in "zyxwvutsrq"}
+    found = set()
+    for number in range(8):
+        file = tmp_path / f"{number}.safetensors"
+        save_file(tensors, file, about)
+        sort_metadata(file)
+        found.add(file.read_bytes())
+        with safe_open(file, "pt") as opened:
+            assert opened.metadata() == about
+        for name, tensor in load_file(file).items():
+            assert torch.equal(tensor, tensors[name])
+    assert len(found) == 1

@@ -24,7 +24,7 @@ from fdpo_fast.evaluate import gallery
 from fdpo_fast.evaluate.feedback.combine import Combination
 from fdpo_fast.evaluate.feedback.parts import in_parts
 from fdpo_fast.evaluate.gallery import Gallery
-from fdpo_fast.evaluate.judging import Tool, judged, judges
+from fdpo_fast.evaluate.judging import Tool, judged, judges, try_out
 from fdpo_fast.evaluate.sample import draw
 from fdpo_fast.files import digest, replacing, stamp
 from fdpo_fast.models import find, quiet_libraries
@@ -33,6 +33,14 @@ from fdpo_fast.training.samples import side_by_side
 CAPTIONS = 8
 """Captions to a file of scores: what a kill costs at most."""
 SHEET = "best_and_worst.png"
+READ_AS = {
+    "data.format": "jsonl",
+    "data.split": None,
+    "data.max_rows": None,
+    "data.labels": None,
+    "data.unlabelled": "keep",
+}
+"""How a source that is made here is read: all of it, by the labels it has."""
 
 
 def make(config: Config, prompts: list[str], policies: list[str], folder: Path, base: bool) -> None:
@@ -44,9 +52,11 @@ def make(config: Config, prompts: list[str], policies: list[str], folder: Path, 
     quiet_libraries()
     find(config.model)
     rank = start_processes() if under_launcher() else single_process()
-    tools = judges(config.evaluate, rank.device)
+    tools = judges(config.evaluate.scorers, rank.device)
     if config.evaluate.images_per_prompt * (len(policies) + base) == 1:
         raise UserError("one image of a caption makes no pair: raise --images-per-prompt, or name another --policy")
+    if not (folder / METADATA).is_file():
+        try_out(tools)  # hours of drawing come first
     names = draw(config, prompts, policies, folder, base, rank, "--policy")
     models = [gallery.gallery(folder / name) for name in names]
     combination = Combination(config.pairs, tuple(judge.name for judge in tools))

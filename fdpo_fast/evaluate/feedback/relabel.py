@@ -60,7 +60,7 @@ def relabel(config: Config, output: Path) -> None:
     """
     quiet_libraries()
     rank = start_processes() if under_launcher() else single_process()
-    tools = judges(config.evaluate, rank.device)
+    tools = judges(config.evaluate.scorers, rank.device)
     combination = Combination(config.pairs, tuple(judge.name for judge in tools))
     by = " + ".join(combination.judges)
     _check(output, by)
