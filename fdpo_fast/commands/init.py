@@ -29,7 +29,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("file", nargs="?", type=output_file, default="fdpo.json", help="to write (default fdpo.json)")
     parser.add_argument("--model", help="diffusers folder or hub name of the pipeline to align")
     parser.add_argument("--family", help="sd, sdxl, sd3, flux or z_image, where the model is not here to say so")
-    parser.add_argument("--pairs", help="file, folder or hub data set of the pairs; data.source")
+    parser.add_argument(
+        "--pairs",
+        help="file, folder or hub data set of the pairs, or the folder that "
+        "`fdpo pairs --output` is to make; data.source",
+    )
     parser.add_argument("--train", choices=("lora", "full"), help="an adapter, or all weights (default lora)")
     parser.add_argument("--gpu", type=size, metavar="24GB", help="memory of one GPU")
     parser.add_argument("--card", type=card, choices=CARDS, metavar="NAME", help=f"or your GPU: {', '.join(CARDS)}")
