@@ -143,8 +143,17 @@ def test_another_combination_judges_nothing_again(raw, relabelled, tmp_path, mon
     source = as_pickapic(tmp_path, rows_of(VALUES, [1.0] * 5))
     _, labels = relabelled(raw(source))
     monkeypatch.setattr(scorers, "brightness", scorers.broken)
-    _, others = relabelled(raw(source, tie_below=1000.0))
-    assert {label.label for label in others} == {0.5} != {label.label for label in labels}
+    _, others = relabelled(raw(source, tie_below=5.0))
+    assert [label.label for label in others].count(0.5) == 2 > [label.label for label in labels].count(0.5)
+
+
+def test_all_ties_are_refused_and_labels_that_are_there_stay(raw, relabelled, tmp_path):
+    source = as_pickapic(tmp_path, rows_of(VALUES, [1.0] * 5))
+    relabelled(raw(source))
+    before = (tmp_path / "labels.jsonl").read_bytes()
+    with pytest.raises(SystemExit, match=r"tie within pairs\.tie_below 1000: there is nothing to train on; lower it, "):
+        relabelled(raw(source, tie_below=1000.0))
+    assert (tmp_path / "labels.jsonl").read_bytes() == before
 
 
 def test_labels_of_others_stay(raw, relabelled, command, tmp_path):

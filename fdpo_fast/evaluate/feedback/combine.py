@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fdpo_fast.config.errors import UserError
 from fdpo_fast.config.evaluation import Pairs
 
 
@@ -23,6 +24,15 @@ class Combination:
 
     settings: Pairs
     judges: tuple[str, ...]
+
+    def all_tie(self) -> UserError:
+        """Return what is to be said where every two images that are compared tie."""
+        below = self.settings.tie_below
+        within, lower = (f" within pairs.tie_below {below:g}", "lower it, ") if below else ("", "")
+        return UserError(
+            f"all images of every caption tie{within}: there is nothing to train on; {lower}take other images, or "
+            "another scorer"
+        )
 
     def standardised(self, scores: np.ndarray) -> np.ndarray:
         """Return scores [judges, ...] in standard deviations from the mean over all; those of one judge as they are.

@@ -102,10 +102,7 @@ def write(folder: Path, models: list[Gallery], scores: np.ndarray, combination: 
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
             ties += len(set(record["rank"])) == 1
     if ties == len(lines):
-        raise UserError(
-            f"all images of every caption tie within pairs.tie_below {combination.settings.tie_below:g}: there is "
-            "nothing to train on; lower it, draw more images, or take another scorer"
-        )
+        raise combination.all_tie()
     with replacing(folder / METADATA) as partial:
         partial.write_text("".join(lines), encoding="utf-8")
     with replacing(folder / SHEET) as partial:

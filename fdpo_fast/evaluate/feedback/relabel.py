@@ -55,8 +55,8 @@ class Judged:
 def relabel(config: Config, output: Path) -> None:
     """Judge every pair of a configuration's source by `evaluate.scorers`, write their labels, and say how they agree.
 
-    Raises UserError where the source has no images, a scorer fails, or `output` holds another judge's labels.
-    Collective over the launcher's ranks.
+    Raises UserError where the source has no images, a scorer fails, all images tie, or `output` holds another judge's
+    labels. Collective over the launcher's ranks.
     """
     quiet_libraries()
     rank = start_processes() if under_launcher() else single_process()
@@ -69,6 +69,8 @@ def relabel(config: Config, output: Path) -> None:
     if not pairs:
         raise UserError(f"data.source '{config.data.source}' gives no pair with two images to look at")
     labels = labels_of(pairs, combination)
+    if (labels == 0.5).all():
+        raise combination.all_tie()
     if rank.index == 0:
         with replacing(output) as partial, partial.open("w", encoding="utf-8") as file:
             for pair, label in zip(pairs, labels.tolist(), strict=True):
