@@ -23,7 +23,7 @@ $(VENV)/.installed: $(SOURCES) constraints.txt
 	touch $@
 
 # Rounds make their own pairs, and their page is before and after.
-ROUNDS = $(shell grep -s '"rounds"' $(CONFIG))
+ROUNDS = $(shell grep -qs '"rounds"' $(CONFIG) && echo yes)
 
 demo: setup
 ifeq ($(ROUNDS),)

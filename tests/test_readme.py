@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,3 +229,18 @@ def test_the_plan_is_drawn(monkeypatch, capsys):
         fdpo(["plan", "--config", config])
         drawn = re.search(rf"^{rung} +([\d.]+) +([\d.]+) +([\d.]+)", capsys.readouterr().out, re.M).groups()
         assert [float(size) for size in drawn] == pytest.approx([float(size) for size in sizes], abs=0.06), rung
+
+
+@pytest.mark.parametrize(
+    ("config", "commands"),
+    [
+        ("digits_js", ["fdpo_fast/train.py --config {} --resume", "fdpo demo --config {}"]),
+        ("digits_rounds", ["fdpo rounds --config {}"]),
+    ],
+)
+def test_the_demo_is_a_run_or_rounds(config, commands):
+    words = ["make", "-n", "-o", ".venv/.installed", "demo", f"CONFIG=configs/{config}.json"]
+    lines = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == len(commands)
+    for line, command in zip(lines, commands, strict=True):
+        assert line.endswith(command.format(f"configs/{config}.json"))
