@@ -84,5 +84,9 @@ def test_a_comparison_is_blind_and_ends_in_a_win_rate(tmp_path):
 
 def test_a_folder_that_is_none_is_named(tmp_path):
     drawn(tmp_path, "base")
+    words = ["label", "--compare", str(tmp_path / "base"), str(tmp_path / "policy"), "--as", "ann"]
+    with pytest.raises(SystemExit, match=r"there is no folder .*/policy: `fdpo sample` makes one of each model"):
+        main(words)
+    (tmp_path / "policy").mkdir()
     with pytest.raises(SystemExit, match=r"policy has no index\.parquet: `fdpo sample` has not finished it"):
-        main(["label", "--compare", str(tmp_path / "base"), str(tmp_path / "policy"), "--as", "ann"])
+        main(words)

@@ -236,7 +236,7 @@ def test_what_a_file_says_commands_no_terminal(folder, tmp_path):
     (["a", "--compare", "a", "b", "--as", "x"], "name a SOURCE of pairs, or a --config"),
     (["--compare", "a", "b", "--as", "x", "--choose", "disagreement"], "--compare asks captions at random"),
     (["a", "--as", "x", "--choose", "unsure"], "--choose unsure takes a --config and the --policy"),
-    (["--compare", "/none/a", "/none/b", "--as", "x"], "has no index.parquet"),
+    (["--compare", "/none/a", "/none/b", "--as", "x"], "there is no folder /none/a"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_named(words, says):
     with pytest.raises(SystemExit, match=says):
