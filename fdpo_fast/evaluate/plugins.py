@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fdpo_fast.config.errors import UserError
@@ -51,7 +52,12 @@ def fault(error: Exception, name: str) -> str:
         return words
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
-    path = module.replace(".", os.sep)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if path in frame.filename]
+    own = tuple(module.split("."))
+    ends = (own, (*own, "__init__"))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename).with_suffix("").parts[-len(end) :] == end for end in ends)
+    ]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return words if isinstance(error, ImportError) and not frames else f"{type(error).__name__}: {words}{place}"

@@ -77,8 +77,8 @@ def draw(
     return names
 
 
-CAPTIONS = "captions, seeds or numbers of them"
-"""The key of what the images of a folder are of, as a sentence calls it."""
+CALLED = {"images": "captions, seeds or numbers of images"}
+"""How a sentence calls what images are of, where the key in `sampling.json` does not say it."""
 
 
 def seed_of(seed: int, prompt: str, number: int) -> int:
@@ -125,7 +125,7 @@ class Studio:
             **({"quantization": config.model.quantization} if config.model.quantization else {}),
         }
         self._claim(
-            folder / "sampling.json", {**self.settings, CAPTIONS: digest([asdict(task) for task in self.tasks])}
+            folder / "sampling.json", {**self.settings, "images": digest([asdict(task) for task in self.tasks])}
         )
 
     def _claim(self, path: Path, content: dict) -> None:
@@ -138,7 +138,7 @@ class Studio:
             made(path.parent, "--output")
             with replacing(path) as partial:
                 partial.write_text(json.dumps(content, indent=2) + "\n")
-        changed = [key for key in content if before is not None and before.get(key) != content[key]]
+        changed = [CALLED.get(key, key) for key in content if before is not None and before.get(key) != content[key]]
         if changed:
             raise UserError(
                 f"{path.parent} holds images of other {', '.join(changed)}: name another folder by --output, or delete "

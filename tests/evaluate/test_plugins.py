@@ -1,5 +1,7 @@
 """A user's own function by `module:function`: found, or one line that says what is wrong, and where."""
 
+import sys
+
 import pytest
 
 from fdpo_fast.config.errors import UserError
@@ -48,6 +50,18 @@ def test_a_module_that_cannot_be_read(module, content, words, line):
     name, file = module(content)
     with pytest.raises(UserError, match=rf"^key '{name}:f': {words} \({file}, line {line}\)$"):
         named(f"{name}:f", OURS, "key")
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_short_name_is_told_from_the_files_it_occurs_in(tmp_path, monkeypatch, package):
+    """`e` is in every path; the fault is deep in a library, and its place is where the user's code called it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "e", raising=False)
+    file = tmp_path / ("e/__init__.py" if package else "e.py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("import json\n\n\njson.loads('{')\n")
+    with pytest.raises(UserError, match=rf"^key 'e:f': JSONDecodeError: .* \({file}, line 4\)$"):
+        named("e:f", OURS, "key")
 
 
 def test_what_is_not_in_a_module(module):

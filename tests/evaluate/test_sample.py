@@ -92,7 +92,7 @@ def test_another_setting_or_checkpoint_is_refused(command, raw, other, pipelines
     changed = {**raw, "evaluate": {**raw["evaluate"], "guidance": 4.0}}
     with pytest.raises(SystemExit, match="images of other guidance"):
         command(changed, "sample", "--no-policy")
-    with pytest.raises(SystemExit, match="images of other captions, seeds or numbers of them: name"):
+    with pytest.raises(SystemExit, match="images of other captions, seeds or numbers of images: name"):
         command({**raw, "evaluate": {**raw["evaluate"], "prompts": PROMPTS[:2]}}, "sample", "--no-policy")
     command(raw, "sample", "--no-base", "--checkpoint", f"mine={other}")
     with pytest.raises(SystemExit, match="images of other weights"):
